@@ -1,0 +1,79 @@
+"""The one vocabulary of paths, relative to the workspace, so that a command reads the same on the host and in a container."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import PurePosixPath as Path
+
+from deberta import contract
+from deberta.contract import SEQUENCE_LENGTH
+
+
+def record_of(artifact: Path) -> Path:
+    """The record beside an artifact (a file or a folder)."""
+    return artifact.with_name(artifact.name + ".record.json")
+
+
+def limited(name: str, limit: int) -> str:
+    """A run over the first rows only never shares a name with a whole one."""
+    return f"{name}_limit{limit}" if limit else name
+
+
+@dataclass(frozen=True)
+class Artifacts:
+    """Artifact paths of one profile and backend. `limit` > 0: a run over the first `limit` rows."""
+
+    profile: str
+    backend: str = "cpu"
+    limit: int = 0
+    length: int = SEQUENCE_LENGTH
+
+    @property
+    def models(self) -> Path:
+        return Path("models", self.profile)
+
+    @property
+    def data(self) -> Path:
+        return Path("data", self.profile)
+
+    @property
+    def results(self) -> Path:
+        return Path("results", self.profile, self.backend)
+
+    @property
+    def onnx(self) -> Path:
+        return self.models / f"dynamic{self._of_length}.onnx"
+
+    def compiled(self, batch_size: int) -> Path:
+        """A file named .om is always ATC's; the cpu backend's is an OpenVINO model (.xml, weights in .bin)."""
+        suffix = "om" if self.backend == "ascend" else "xml"
+        return self.models / self.backend / f"{self._named('deberta', batch_size)}.{suffix}"
+
+    def bins(self, batch_size: int, version: str) -> Path:
+        return self.data / limited(self._named("pre_mnli", batch_size), self.limit) / version
+
+    def outputs(self, batch_size: int, version: str) -> Path:
+        return self.results / f"{limited(self._named('outputs', batch_size), self.limit)}_om" / version
+
+    def performance(self, batch_size: int, version: str) -> Path:
+        return self.results / f"{self._named('perf', batch_size)}_om" / version
+
+    def evaluation(self, batch_size: int, version: str) -> Path:
+        """The guide's accuracy text; exact counts are in the .json of the same name."""
+        return self.results / f"{limited(self._named('eval', batch_size), self.limit)}_{version}.txt"
+
+    def timing_log(self, batch_size: int, version: str) -> Path:
+        return self.results / f"{self._named('msame', batch_size)}_{version}.txt"
+
+    def report(self, suffix: str = "md") -> Path:
+        return self.results / f"report.{suffix}"
+
+    def log(self, step: str) -> Path:
+        return self.results / "logs" / f"{step}.log"
+
+    def _named(self, what: str, batch_size: int) -> str:
+        return f"{what}_bs{batch_size}{self._of_length}"
+
+    @property
+    def _of_length(self) -> str:
+        return "" if self.length == contract.SEQUENCE_LENGTH else f"_s{self.length}"

@@ -1,0 +1,83 @@
+"""What every stage agrees on: the model's inputs, outputs and labels, and the names and sizes of the guide's files."""
+
+from __future__ import annotations
+
+import re
+from typing import Optional, Union
+
+from deberta.errors import ConfigError
+
+SEQUENCE_LENGTH = 256
+INPUTS = ("input_ids", "input_mask")  # int32 [batch, 256], in the order that msame passes them
+OUTPUT = "logits"  # float32 [batch, 3]
+LABELS = ("contradiction", "neutral", "entailment")
+VERSIONS = ("match", "mismatch")
+DEV_FILES = {"match": "dev_matched.tsv", "mismatch": "dev_mismatched.tsv"}
+BATCH_SIZES = (1, 4, 8, 16, 32, 64)  # the guide's table
+PERFORMANCE_LOOPS = 100  # the guide's performance run; msame refuses more
+BACKENDS = ("ascend", "cpu")
+EXECUTORS = ("docker", "local")
+ONNX_OPSET = 12  # proven by the guide's own ATC run; ATC 5.1.RC2 reads opset 9-13
+ONNX_IR_VERSION = 7
+ONNX_MAX_BYTES = 2**31 - 1  # one protobuf file
+
+_INPUT_FILE = re.compile(r"input_(\d+)\.bin")
+_OUTPUT_FILE = re.compile(r"input_(\d+)_output_0\.bin")
+
+
+def input_file(index: int) -> str:
+    return f"input_{index}.bin"
+
+
+def output_file(index: int) -> str:
+    """The name that msame gives to output 0 of `input_<index>.bin`."""
+    return f"input_{index}_output_0.bin"
+
+
+def input_index(name: str) -> Optional[int]:
+    """The index in a bin's name, or None for any other name."""
+    match = _INPUT_FILE.fullmatch(name)
+    return int(match[1]) if match else None
+
+
+def output_index(name: str) -> Optional[int]:
+    """The index in an output's name, or None for any other name."""
+    match = _OUTPUT_FILE.fullmatch(name)
+    return int(match[1]) if match else None
+
+
+def input_bytes(batch_size: int, length: int = SEQUENCE_LENGTH) -> int:
+    """Bytes of one input bin: int32 [batch_size, length]."""
+    return batch_size * length * 4
+
+
+def output_bytes(batch_size: int) -> int:
+    """Bytes of one output file: float32 [batch_size, 3]."""
+    return batch_size * len(LABELS) * 4
+
+
+def batch_count(rows: int, batch_size: int) -> int:
+    """Batches that hold `rows` rows; the last one is filled with all-zero rows."""
+    return -(-rows // batch_size)
+
+
+def parse_batch_size(value: Union[str, int, None], default: int = 1) -> int:
+    """A batch size from the command line, 1 to 1024. Raises ConfigError."""
+    return parse_integer("--bs", value, default, 1, 1024)
+
+
+def parse_integer(option: str, value: Union[str, int, None], default: int, low: int, high: int) -> int:
+    """An integer option within [low, high], `default` when it was not given. Raises ConfigError."""
+    if value is None:
+        return default
+    text = str(value).strip()
+    if not re.fullmatch(r"-?\d+", text) or not low <= int(text) <= high:
+        raise ConfigError(f"{option} {text!r} is not a whole number from {low} to {high}")
+    return int(text)
+
+
+def parse_version(value: str) -> str:
+    """`match` or `mismatch`, as in the guide. Raises ConfigError."""
+    if value not in VERSIONS:
+        raise ConfigError(f"--version {value!r} is not one of: {', '.join(VERSIONS)}")
+    return value

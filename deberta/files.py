@@ -1,0 +1,101 @@
+"""Files and folders that appear whole or not at all, and their digests."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+from pathlib import Path
+from typing import IO, Iterator
+
+TEMPORARY = ".tmp-"
+
+
+def temporary_beside(path: Path) -> Path:
+    """A name in the same folder (so that a rename is atomic) that cannot be taken for an artifact."""
+    return path.with_name(f".{path.name}{TEMPORARY}{os.getpid()}")
+
+
+def remove(path: Path) -> None:
+    """Remove a file, link or folder; nothing happens if it does not exist."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove what a killed process left of earlier attempts to make `path`."""
+    if path.parent.is_dir():
+        for name in os.listdir(path.parent):
+            if name.startswith(f".{path.name}{TEMPORARY}"):
+                remove(path.parent / name)
+
+
+@contextlib.contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path; rename it to `path` if the block succeeds, remove it if it does not."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(path)
+    temporary = temporary_beside(path)
+    try:
+        yield temporary
+        with open(temporary, "rb") as written:
+            os.fsync(written.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder that takes the place of `path`, old content included, if the block succeeds."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(path)
+    temporary = temporary_beside(path)
+    temporary.mkdir()
+    try:
+        yield temporary
+        remove(path)
+        os.replace(temporary, path)
+    finally:
+        if temporary.exists():
+            shutil.rmtree(temporary)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text with \\n line ends, whole or not at all."""
+    with new_file(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as file:
+        file.write(text)
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with open(path, "rb") as file:
+        return sha256_of_stream(file)
+
+
+def sha256_of_stream(file: IO[bytes]) -> str:
+    digest = hashlib.sha256()
+    while chunk := file.read(1 << 20):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def files_in(folder: Path) -> "list[str]":
+    """The regular files below a folder, as sorted POSIX paths relative to it; temporary names are left out."""
+    found = []
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if TEMPORARY not in name]
+        relative = os.path.relpath(parent, folder)
+        found += [name if relative == "." else f"{relative}/{name}" for name in names if TEMPORARY not in name]
+    return sorted(found)
+
+
+def folder_digest(folder: Path) -> str:
+    """The in-toto `dirHash` of a folder: SHA-256 over the sorted lines `<sha256>  <path>\\n` (Go's h1, as hexadecimal)."""
+    listing = hashlib.sha256()
+    for name in files_in(folder):
+        listing.update(f"{sha256_of(folder / name)}  {name}\n".encode())
+    return listing.hexdigest()

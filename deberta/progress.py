@@ -1,0 +1,57 @@
+"""Progress of anything over two seconds: a line that rewrites itself on a terminal, plain lines elsewhere.
+
+A stage's standard output is a pipe when the host runs it, so there it prints lines of a fixed form which the host
+draws on its own terminal.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from typing import NamedTuple, Optional, TextIO
+
+_LINE = re.compile(r"\[progress\] (?P<what>.+): (?P<done>\d+)/(?P<total>\d+)(?: (?P<unit>\S+))?(?: (?P<note>.+))?")
+
+
+class Update(NamedTuple):
+    """One parsed progress line."""
+
+    what: str
+    done: int
+    total: int
+    text: str
+
+
+def parse(line: str) -> Optional[Update]:
+    """The update in a line printed by `Progress`, or None for any other line."""
+    match = _LINE.fullmatch(line.rstrip())
+    if not match:
+        return None
+    return Update(match["what"], int(match["done"]), int(match["total"]), line.rstrip()[len("[progress] ") :])
+
+
+class Progress:
+    """Counts `done` of `total` and prints at most twice a second. `done` never goes back."""
+
+    def __init__(self, what: str, total: int, unit: str = "", stream: Optional[TextIO] = None) -> None:
+        self.what, self.total, self.unit = what, total, unit
+        self._stream = sys.stdout if stream is None else stream
+        self._started = time.monotonic()
+        self._printed = self._started  # nothing is printed in the first half second
+
+    def update(self, done: int, note: str = "") -> None:
+        now = time.monotonic()
+        if now - self._printed < 0.5 and done < self.total:
+            return
+        if done >= self.total and self._printed == self._started:
+            return  # it was over before it could matter
+        self._printed = now
+        left = (now - self._started) / done * (self.total - done) if done else 0.0
+        unit = f" {self.unit}" if self.unit else ""
+        text = f"[progress] {self.what}: {done}/{self.total}{unit} {note + ', ' if note else ''}{left:.0f} s left"
+        if self._stream.isatty():
+            self._stream.write(f"\r\x1b[K{text[len('[progress] ') :]}" + ("\n" if done >= self.total else ""))
+        else:
+            self._stream.write(text + "\n")
+        self._stream.flush()
