@@ -1,0 +1,169 @@
+"""Reads and writes checkpoints: Microsoft's `.bin` state dicts and Hugging Face folders. No pickled code is ever executed."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from deberta import files
+from deberta.contract import LABELS
+from deberta.errors import ConfigError, DataError, MissingError
+from deberta.stages.config import ModelConfig
+from deberta.stages.model import Deberta
+
+POSITION_EMBEDDINGS = "deberta.embeddings.position_embeddings.weight"
+_V1_PARTS = ("in_proj", "q_bias", "v_bias", "pos_proj", "pos_q_proj")
+_LANGUAGE_MODEL_HEADS = ("lm_predictions.", "mask_predictions.")
+_FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model whose logits are in the contract's label order, and what its checkpoint held beyond it."""
+
+    model: Deberta
+    labels: tuple[str, ...]  # the checkpoint's own order
+    extras: tuple[str, ...]  # accepted and not used
+
+
+def load(path: Path, config: ModelConfig, labels: Sequence[str] | None = None) -> Loaded:
+    """Load a checkpoint into a model of `config`, every key and shape checked, logits in the contract's order.
+
+    `labels` is the checkpoint's label order; without it the config's id2label is taken. Raises MissingError, DataError
+    (all missing, unexpected and misshapen tensors in one message) and ConfigError (label order).
+    """
+    order = tuple(labels or config.labels or ())
+    permutation = label_permutation(order)
+    with torch.device("meta"):
+        model = Deberta(config, len(LABELS))
+    state, extras = select(read_state_dict(path), model.state_dict(), config, path)
+    for name in ("classifier.weight", "classifier.bias"):
+        state[name] = state[name][permutation]
+    model.load_state_dict(state, assign=True)
+    return Loaded(model.eval(), order, extras)
+
+
+def label_permutation(labels: Sequence[str]) -> list[int]:
+    """For each label of the contract, its index in a checkpoint's order. Raises ConfigError."""
+    names = [label.strip().lower() for label in labels]
+    if sorted(names) != sorted(LABELS):
+        raise ConfigError(
+            f"the checkpoint's label order is {', '.join(labels) or 'not known'}; it must be an order of {', '.join(LABELS)}. "
+            "Set `labels` in the profile (invoke.yaml)"
+        )
+    return [names.index(label) for label in LABELS]
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """The tensors of a .bin, a .safetensors or a Hugging Face folder, with the key prefixes of Microsoft's code resolved.
+
+    A leading `module.` is dropped and `bert.` becomes `deberta.`; a top-level `config` dict is left out.
+    Raises MissingError and DataError.
+    """
+    if path.is_dir():
+        found = [path / name for name in _FOLDER_FILES if (path / name).is_file()]
+        if not found:
+            raise MissingError(f"{path} holds none of: {', '.join(_FOLDER_FILES)} (a checkpoint in shards is not supported)")
+        path = found[0]
+    if not path.is_file():
+        raise MissingError(f"{path} is missing. Run: invoke fetch, or put the checkpoint there")
+    values = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    state: dict[str, Tensor] = {}
+    for key, value in values.items():
+        if key == "config" and not isinstance(value, Tensor):
+            continue
+        if not isinstance(value, Tensor):
+            raise DataError(f"{path}: {key!r} is a {type(value).__name__}, not a tensor; this is no plain state dict")
+        name = key.removeprefix("module.")
+        name = "deberta." + name.removeprefix("bert.") if name.startswith("bert.") else name
+        if name in state:
+            raise DataError(f"{path}: two tensors are called {name} once prefixes are resolved")
+        state[name] = value
+    return state
+
+
+def select(
+    state: Mapping[str, Tensor], expected: Mapping[str, Tensor], config: ModelConfig, path: Path
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The tensors that a model needs, as float32, and the names of known extras. Raises DataError listing every problem."""
+    v1 = sorted(key for key in state if any(part in key.split(".") for part in _V1_PARTS))
+    if v1:
+        raise DataError(
+            f"{path} is a DeBERTa v1 checkpoint ({', '.join(v1[:3])} and the like: {len(v1)} tensors); v2 or v3 is needed"
+        )
+    extras = tuple(sorted(key for key in state if key not in expected and is_known_extra(key, config)))
+    missing = [key for key in expected if key not in state]
+    unexpected = sorted(key for key in state if key not in expected and key not in extras)
+    misshapen = [
+        f"{key} {tuple(state[key].shape)} instead of {tuple(expected[key].shape)}"
+        for key in expected
+        if key in state and state[key].shape != expected[key].shape
+    ]
+    problems = [
+        f"{len(names)} {kind}: {', '.join(names)}"
+        for kind, names in (("missing", missing), ("unexpected", unexpected), ("misshapen", misshapen))
+        if names
+    ]
+    if problems:
+        raise DataError(f"{path} does not fit its config: {'; '.join(problems)}")
+    selected = {key: state[key].to(torch.float32) for key in expected}
+    if broken := [key for key, value in selected.items() if not torch.isfinite(value).all()]:
+        raise DataError(f"{path} holds NaN or infinite weights: {', '.join(broken)}")
+    return selected, extras
+
+
+def is_known_extra(key: str, config: ModelConfig) -> bool:
+    """Tensors that published checkpoints carry and this model does not use."""
+    return (
+        key.startswith(_LANGUAGE_MODEL_HEADS)
+        or (key == POSITION_EMBEDDINGS and not config.position_biased_input)
+        or key == "deberta.embeddings.position_ids"  # a buffer that older transformers saved
+    )
+
+
+def save(path: Path, model: Deberta) -> None:
+    """Write a model's state dict in Microsoft's layout; the same weights give the same bytes.
+
+    Microsoft's code always saves position embeddings, so they are there (zeros) when the model has none.
+    """
+    state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    if POSITION_EMBEDDINGS not in state:
+        state[POSITION_EMBEDDINGS] = torch.zeros(model.config.max_position_embeddings, model.config.embedding_size)
+    with files.new_file(path) as temporary, open(temporary, "wb") as file:
+        torch.save(state, file)  # given a file object, torch does not store the file's name
+
+
+def _read_safetensors(path: Path) -> Mapping[str, Any]:
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise DataError(f"{path} is truncated or not a safetensors file ({error}). Fetch it again") from None
+
+
+def _read_torch(path: Path) -> Mapping[str, Any]:
+    with open(path, "rb") as file:
+        zipped = file.read(2) == b"PK"
+    try:
+        values = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped or None)
+    except pickle.UnpicklingError as error:
+        reason = str(error).split("Unsupported ")[-1].split("was not an allowed")[0].strip()
+        if "Unsupported" not in str(error) and "weights_only" not in str(error) and "Weights only" not in str(error):
+            raise DataError(f"{path} is not a checkpoint: {error}. Fetch it again") from None
+        raise DataError(
+            f"{path} holds more than tensors and was not loaded, since that would run code from the file ({reason}). "
+            "Save it again as a plain state dict: torch.save(model.state_dict(), FILE)"
+        ) from None
+    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(f"{path} is truncated or not a checkpoint ({first}). Fetch it again") from None
+    if not isinstance(values, Mapping):
+        raise DataError(f"{path} holds a {type(values).__name__}, not a state dict")
+    return values

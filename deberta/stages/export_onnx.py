@@ -1,0 +1,164 @@
+"""export-onnx: from a checkpoint to `dynamic.onnx`, the clean graph that ATC gets; validated before it is kept."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+import torch
+from onnx import TensorProto
+
+from deberta import contract, files
+from deberta.contract import INPUTS, LABELS, ONNX_IR_VERSION, ONNX_MAX_BYTES, ONNX_OPSET, OUTPUT
+from deberta.cpus import effective_cpus
+from deberta.errors import ConfigError, StageError, run_stage
+from deberta.stages import checkpoint, config
+from deberta.stages.model import Deberta
+
+TOLERANCE = 1e-4  # largest difference of a logit between PyTorch and the exported graph, float32 both
+FORBIDDEN = ("Shape", "GatherElements", "GatherND", "Where", "Expand", "Tile", "ScatterND", "NonZero", "Loop", "If")
+# Rows of the validation batches, by tokens: MNLI's median, p90 and p99, the whole length, a very short row, an empty one.
+_BATCHES = ((38,), (67, 105, 256), (0, 3, 256, 38))
+
+Batch = tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(prog="export_onnx", description=__doc__)
+    parser.add_argument("--checkpoint", type=Path, required=True, help=".bin state dict or Hugging Face folder")
+    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--labels", help="the checkpoint's label order, comma separated; default: the config's id2label")
+    parser.add_argument("--sequence-length", type=int, default=contract.SEQUENCE_LENGTH)
+    parser.add_argument("--summary", type=Path)
+    options = parser.parse_args(argv)
+    torch.set_num_threads(effective_cpus())
+    model_config = config.read(options.config)
+    if not 0 < options.sequence_length <= model_config.max_position_embeddings:
+        raise ConfigError(f"--sequence-length {options.sequence_length} is not within 1 to {model_config.max_position_embeddings}")
+    labels = options.labels.split(",") if options.labels else None
+    print(f"loading {options.checkpoint}", flush=True)
+    loaded = checkpoint.load(options.checkpoint, model_config, labels)
+    batches = validation_batches(options.sequence_length, model_config.vocab_size)
+    print("running the PyTorch model on the validation batches", flush=True)
+    expected = [_run_torch(loaded.model, batch) for batch in batches]
+    print("exporting", flush=True)
+    with files.new_file(options.output) as temporary:
+        export(loaded.model, temporary, options.sequence_length)
+        nodes = check_graph(temporary)
+        print("validating against PyTorch", flush=True)
+        difference = validate(temporary, batches, expected)
+        size = temporary.stat().st_size
+    print(f"{options.output}: {size} bytes, {sum(nodes.values())} nodes, max |logit difference| {difference:.2e}", flush=True)
+    if options.summary:
+        summary = {
+            "bytes": size,
+            "nodes": dict(sorted(nodes.items())),
+            "max_logit_difference": difference,
+            "tolerance": TOLERANCE,
+            "validation_rows": sum(len(ids) for ids, _ in batches),
+            "checkpoint_labels": loaded.labels,
+            "extra_tensors": loaded.extras,
+            "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        }
+        files.write_text(options.summary, json.dumps(summary, indent=2) + "\n")
+
+
+def validation_batches(length: int, vocabulary: int) -> list[Batch]:
+    """Token ids and masks, int32 [rows, length]: fixed pseudo-random ids, real lengths, one all-zero row."""
+    random = np.random.default_rng(0)
+    batches = []
+    for lengths in _BATCHES:
+        mask = np.array([[int(i < tokens) for i in range(length)] for tokens in lengths], dtype=np.int32)
+        ids = random.integers(0, vocabulary, mask.shape, dtype=np.int32) * mask
+        batches.append((ids, mask))
+    return batches
+
+
+def export(model: Deberta, path: Path, length: int) -> None:
+    """Fold `model` (in place) and write it as ONNX opset 12, IR 7, batch dynamic. The same weights give the same bytes."""
+    model.fold(length)
+    zeros = torch.zeros(1, length, dtype=torch.int32)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # the TorchScript exporter is the one that writes opset 12
+        torch.onnx.export(
+            model,
+            (zeros, zeros),
+            str(path),
+            dynamo=False,
+            opset_version=ONNX_OPSET,
+            input_names=list(INPUTS),
+            output_names=[OUTPUT],
+            dynamic_axes={name: {0: "batch"} for name in (*INPUTS, OUTPUT)},
+        )
+
+
+def check_graph(path: Path) -> Counter[str]:
+    """Check a file against the contract and return its nodes by type. Raises StageError naming everything that is off."""
+    if path.stat().st_size > ONNX_MAX_BYTES:
+        raise StageError(f"the ONNX file has {path.stat().st_size} bytes; ATC reads one file of at most {ONNX_MAX_BYTES}")
+    model = onnx.load(str(path), load_external_data=False)
+    onnx.checker.check_model(model)
+    nodes = Counter(node.op_type for node in model.graph.node)
+    problems = [f"{nodes[op]} {op} nodes" for op in FORBIDDEN if nodes[op]]
+    opsets = [(entry.domain, entry.version) for entry in model.opset_import]
+    if opsets != [("", ONNX_OPSET)] or model.ir_version != ONNX_IR_VERSION:
+        problems.append(f"opset {opsets}, IR {model.ir_version} instead of opset {ONNX_OPSET}, IR {ONNX_IR_VERSION}")
+    shapes = {value.name: _signature(value) for value in (*model.graph.input, *model.graph.output)}
+    integers = {name: (TensorProto.INT32, 2) for name in INPUTS}
+    if shapes != {**integers, OUTPUT: (TensorProto.FLOAT, 2)}:
+        problems.append(f"inputs and outputs are {shapes}")
+    casts = [node.input[0] for node in model.graph.node if node.op_type == "Cast" and node.input[0] not in INPUTS]
+    if casts:
+        problems.append(f"casts inside the graph: {', '.join(casts)}")
+    if problems:
+        raise StageError(f"the exported graph is not the clean graph that ATC needs: {'; '.join(problems)}")
+    return nodes
+
+
+def validate(path: Path, batches: Sequence[Batch], expected: Sequence[npt.NDArray[np.float32]]) -> float:
+    """The largest logit difference between ONNX Runtime and `expected`. Raises StageError above the tolerance."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = effective_cpus()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    worst = 0.0
+    for (ids, mask), reference in zip(batches, expected, strict=True):
+        logits = session.run([OUTPUT], dict(zip(INPUTS, (ids, mask), strict=True)))[0]
+        if logits.shape != reference.shape or not np.isfinite(logits).all():
+            raise StageError(f"the exported graph gives logits {logits.shape}, finite: {bool(np.isfinite(logits).all())}")
+        difference = float(np.abs(logits - reference).max())
+        flips = int((logits.argmax(axis=1) != reference.argmax(axis=1)).sum())
+        if difference > TOLERANCE or flips:
+            raise StageError(
+                f"the exported graph differs from PyTorch: max |logit difference| {difference:.3e} (allowed {TOLERANCE:.0e}), "
+                f"{flips} of {len(reference)} predictions differ, batch of {len(reference)}"
+            )
+        worst = max(worst, difference)
+    return worst
+
+
+def _run_torch(model: Deberta, batch: Batch) -> npt.NDArray[np.float32]:
+    with torch.no_grad():
+        logits: npt.NDArray[np.float32] = model(*(torch.from_numpy(values) for values in batch)).numpy()
+    if logits.shape != (len(batch[0]), len(LABELS)) or not np.isfinite(logits).all():
+        raise StageError("the PyTorch model gives NaN or infinite logits on the validation batches; check the checkpoint")
+    return logits
+
+
+def _signature(value: onnx.ValueInfoProto) -> tuple[int, int]:
+    return value.type.tensor_type.elem_type, len(value.type.tensor_type.shape.dim)
+
+
+if __name__ == "__main__":
+    sys.exit(run_stage(main))
