@@ -1,0 +1,1 @@
+"""What orchestrates the stages. May import docker; never torch."""

@@ -1,0 +1,149 @@
+"""What each task does: the steps it needs, in order, and the numbers that it prints at the end."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import PurePosixPath
+from typing import Optional, Sequence
+
+from deberta import mnli, msame, records
+from deberta.artifacts import record_of
+from deberta.errors import ConfigError, MissingError
+from deberta.host import pipeline, report, steps
+from deberta.host.pipeline import Session
+from deberta.host.steps import Plan, Step
+
+
+def export(session: Session, plan: Plan) -> None:
+    """checkpoint -> dynamic.onnx."""
+    _run_all(session, [steps.export_onnx(plan)])
+
+
+def build(session: Session, plan: Plan, batch_size: int) -> None:
+    """checkpoint -> compiled model; the export runs first if need be."""
+    _run_all(session, [steps.export_onnx(plan), steps.build_om(plan, batch_size)])
+
+
+def preprocess(session: Session, plan: Plan, batch_size: int, version: Optional[str]) -> None:
+    """MNLI's tsv -> bins. Without a version: every one whose tsv is there; one that is not is named."""
+    wanted = [version] if version else list(plan.profile.rows)
+    present = [v for v in wanted if (session.workspace / plan.profile.data_path(v)).exists()]
+    if version is None and present:
+        for absent in sorted(set(wanted) - set(present)):
+            needed = plan.source(plan.profile.data_path(absent))
+            print(f"{needed.path} is missing, so {absent} is left out. To have it: {needed.command}")
+        wanted = present
+    _run_all(session, [steps.preprocess(plan, batch_size, v) for v in wanted])
+
+
+def infer(session: Session, plan: Plan, batch_size: int, version: str) -> PurePosixPath:
+    """Everything up to the model's outputs; returns their folder."""
+    before = _before_inference(plan, batch_size, version)
+    pipeline.check_sources(session, before)
+    made = [pipeline.run(session, step) for step in before]
+    counted = records.summary(made[-1]).get("rows", 0) if made[-1] else 0
+    step = steps.infer(plan, batch_size, version, int(counted))
+    record = pipeline.run(session, step)
+    if not record:  # a dry run: the folder is named by the time of the run
+        return plan.artifacts.outputs(batch_size, version) / "T"
+    assert step.inference is not None
+    return pipeline.outputs_folder(record, step.inference)
+
+
+def postprocess(session: Session, plan: Plan, batch_size: int, version: str, outputs: Optional[str]) -> None:
+    """Outputs -> accuracy. Without `outputs`: the folder of infer's record, or the only one that is there."""
+    folder = PurePosixPath(outputs) if outputs else _known_outputs(session, plan, batch_size, version)
+    pipeline.run(session, steps.postprocess(plan, batch_size, version, folder))
+    if not session.dry:
+        _print_evaluation(session, plan, batch_size, version)
+
+
+def evaluate(session: Session, plan: Plan, batch_size: int, version: str) -> None:
+    """The whole chain for one version."""
+    before = _before_inference(plan, batch_size, version)
+    pipeline.check_sources(session, before)
+    folder = infer(session, plan, batch_size, version)
+    pipeline.run(session, steps.postprocess(plan, batch_size, version, folder))
+    if not session.dry:
+        _print_evaluation(session, plan, batch_size, version)
+
+
+def perf(session: Session, plan: Plan, batch_size: int, version: str, loops: int) -> None:
+    """The guide's performance run: the first bin, `loops` times, and throughput from the average without the first."""
+    whole = replace(plan, limit=0)
+    step = steps.perf(whole, batch_size, version, loops)
+    _run_all(session, [*_before_inference(whole, batch_size, version), step])
+    if session.dry:
+        return
+    timing_log = whole.artifacts.timing_log(batch_size, version)
+    run = msame.parse((session.workspace / timing_log).read_text(encoding="utf-8"))
+    times = ", ".join(f"{name} {value:.3f} ms" for name, value in msame.percentiles(run).items())
+    print(
+        f"perf bs={batch_size} {version} on {plan.backend}: {msame.fps(batch_size, run.average_without_first_ms):.3f} fps "
+        f"({loops} loops, average without first {run.average_without_first_ms} ms, {times})\n  {timing_log}"
+    )
+
+
+def write_report(session: Session, plan: Plan, batch_sizes: Sequence[int]) -> None:
+    """results/.../report.md from what has been measured so far; the table is printed too."""
+    text = report.render(plan, report.collect(session, plan, batch_sizes))
+    path = plan.artifacts.report()
+    if session.dry:
+        print(f"would write {path}")
+        return
+    report.write(session.workspace / path, text)
+    print(f"{text}\n{path}")
+
+
+def demo(session: Session, plan: Plan) -> None:
+    """Both versions and two batch sizes of the demo profile, then the report."""
+    for version in plan.profile.rows:
+        evaluate(session, plan, 8, version)
+    for batch_size in (1, 8):
+        perf(session, plan, batch_size, "match", 100)
+    write_report(session, plan, (1, 8))
+
+
+def _run_all(session: Session, planned: Sequence[Step]) -> None:
+    pipeline.check_sources(session, planned)
+    for step in planned:
+        pipeline.run(session, step)
+
+
+def _before_inference(plan: Plan, batch_size: int, version: str) -> list[Step]:
+    """The bins' step comes last: its record counts the rows."""
+    return [
+        steps.export_onnx(plan),
+        steps.build_om(plan, batch_size),
+        steps.preprocess(plan, batch_size, version),
+    ]
+
+
+def _known_outputs(session: Session, plan: Plan, batch_size: int, version: str) -> PurePosixPath:
+    parent = plan.artifacts.outputs(batch_size, version)
+    command = plan.command("infer", f" --bs {batch_size} --version {version}")
+    record = records.read(session.workspace / record_of(parent))
+    if record is not None:
+        inference = steps.infer(plan, batch_size, version, 0).inference
+        assert inference is not None
+        return pipeline.outputs_folder(record, inference)
+    folder = session.workspace / parent
+    found = sorted(entry.name for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else []
+    if not found:
+        raise MissingError(f"there are no outputs in {parent}. Run: {command}")
+    if len(found) > 1:
+        raise ConfigError(f"{parent} holds {len(found)} folders ({', '.join(found)}) and no record. Name one: --outputs DIR")
+    return parent / found[0]
+
+
+def _print_evaluation(session: Session, plan: Plan, batch_size: int, version: str) -> None:
+    path = plan.artifacts.evaluation(batch_size, version)
+    result = report.read_evaluation(session.workspace / path.with_suffix(".json"))
+    partial = f" (only the first {plan.limit} rows: no result)" if plan.limit else ""
+    print(
+        f"accuracy {version} bs={batch_size} on {plan.backend}: "
+        f"{result['accuracy']} = {result['correct']}/{result['rows']}{partial}"
+    )
+    for genre, counts in result["genres"].items():
+        print(f"  {genre}: {counts['accuracy']} = {counts['correct']}/{counts['rows']}")
+    print(f"  {path}\n  {path.with_suffix('.json')}")

@@ -1,0 +1,53 @@
+"""clean: removes what the commands made, and only that."""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath
+from typing import Sequence
+
+from deberta import files, records
+from deberta.errors import DataError
+from deberta.host.pipeline import Session
+
+RECORD = ".record.json"
+
+
+def clean(session: Session, profiles: Sequence[str]) -> None:
+    """Remove every artifact that has a record of ours, with the record, and what killed runs left.
+
+    A file without a record is the user's: checkpoints, data sets, a compiled model that was dropped in.
+    """
+    roots = [session.workspace / kind / name for kind in ("models", "data", "results") for name in profiles]
+    doomed: list[Path] = []
+    for root in roots:
+        for path in sorted(root.rglob(f"*{RECORD}")):
+            doomed += [*_subjects(session, path), path]
+        doomed += [path for path in sorted(root.rglob(f".*{files.TEMPORARY}*"))]
+    doomed += [root / backend / "logs" for root in roots for backend in ("cpu", "ascend") if (root / backend / "logs").exists()]
+    doomed += sorted(path for root in roots for path in root.glob("*/report.*"))
+    for path in doomed:
+        if path.exists():
+            print(f"{'would remove' if session.dry else 'removing'} {path.relative_to(session.workspace)}")
+            if not session.dry:
+                files.remove(path)
+    if not session.dry:
+        _remove_empty(roots)
+
+
+def _subjects(session: Session, record_path: Path) -> list[Path]:
+    try:
+        record = records.read(record_path)
+    except DataError:
+        return []  # the damaged record goes, what it spoke of stays
+    names = records.digests(record["subject"]) if record else {}
+    inside = [PurePosixPath(name) for name in names]
+    return [session.workspace / path for path in inside if not path.is_absolute() and ".." not in path.parts]
+
+
+def _remove_empty(roots: Sequence[Path]) -> None:
+    """Folders that nothing is left in, deepest first; a folder that holds anything stays."""
+    for root in roots:
+        folders = sorted((path for path in root.rglob("*") if path.is_dir()), reverse=True)
+        for folder in [*folders, root]:
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()

@@ -1,0 +1,51 @@
+"""What the user sees of a running step."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Optional, TextIO
+
+from deberta import progress
+
+PLAIN_SECONDS = 15.0  # between progress lines where there is no terminal
+
+
+class Console:
+    """Prints a step's lines under its title; progress rewrites one line on a terminal, else comes every few seconds."""
+
+    def __init__(self, title: str, stream: Optional[TextIO] = None) -> None:
+        self._title = title
+        self._stream = sys.stdout if stream is None else stream
+        self._terminal = self._stream.isatty()
+        self._open = False  # a progress line without its line end is on the terminal
+        self._last = time.monotonic()
+
+    def line(self, text: str) -> None:
+        """Show one line of a stage's output."""
+        update = progress.parse(text)
+        if update is None:
+            self.say(text)
+        elif self._terminal:
+            self._stream.write(f"\r\x1b[K[{self._title}] {update.text}")
+            self._stream.flush()
+            self._open = True
+        elif time.monotonic() - self._last >= PLAIN_SECONDS:
+            self._last = time.monotonic()
+            self.say(update.text)
+
+    def quiet(self, text: str) -> None:
+        """Show progress only: for msame and its twin, which print several lines per batch."""
+        if progress.parse(text) is not None:
+            self.line(text)
+
+    def say(self, text: str) -> None:
+        """Print a line of our own under the title."""
+        self.close()
+        print(f"[{self._title}] {text}", file=self._stream, flush=True)
+
+    def close(self) -> None:
+        """End a progress line that is still open."""
+        if self._open:
+            self._stream.write("\r\x1b[K")
+            self._open = False

@@ -1,0 +1,207 @@
+"""The pipeline as data: each function plans one step, and nothing here touches a file.
+
+checkpoint -> export-onnx -> build-om -> infer -> postprocess; MNLI's tsv -> preprocess -> infer and perf.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import PurePosixPath as Path
+from typing import Mapping, Optional
+
+from deberta import contract
+from deberta.artifacts import Artifacts
+from deberta.contract import INPUTS
+from deberta.host.profiles import Profile
+
+
+@dataclass(frozen=True)
+class Input:
+    """Something a step reads, and the command that makes or gets it."""
+
+    path: Path
+    command: str
+
+
+@dataclass(frozen=True)
+class Inference:
+    """A step that msame or its twin runs: it writes `<output>/<T>/`, which is judged before it counts.
+
+    `expected` maps output file names to bytes; `times` is the number of inferences; `log_copy` keeps its output.
+    """
+
+    output: Path
+    expected: Mapping[str, int]
+    times: int
+    log_copy: Optional[Path] = None
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command in a stage: `python -m <module> <arguments>`, run in the workspace."""
+
+    name: str  # unique in a profile and backend; names the log
+    title: str
+    module: str
+    arguments: tuple[str, ...]
+    inputs: tuple[Input, ...]
+    outputs: tuple[Path, ...]  # the first one's name carries the record
+    log: Path
+    inference: Optional[Inference] = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that names a run: paths, profile and options."""
+
+    profile: Profile
+    backend: str
+    limit: int = 0
+
+    @property
+    def artifacts(self) -> Artifacts:
+        return Artifacts(self.profile.name, self.backend, self.limit)
+
+    def command(self, task: str, options: str = "") -> str:
+        """The command that runs one of our tasks for this profile, to be named in messages."""
+        limit = f" --limit {self.limit}" if self.limit and task != "export-onnx" else ""
+        return f"invoke {task}{options} --profile {self.profile.name}{limit}"
+
+    def source(self, path: Path) -> Input:
+        """A file that the user brings."""
+        commands = {"mnli": "invoke fetch --profile mnli", "demo": "invoke demo --remake"}
+        return Input(path, commands.get(self.profile.name, f"put it there, or change profile {self.profile.name} in invoke.yaml"))
+
+    def rows(self, version: str, counted: int) -> int:
+        """Rows that a run reads: the limit, or all that the tsv holds (`counted`)."""
+        return min(self.limit, counted) if self.limit else counted
+
+
+def export_onnx(plan: Plan) -> Step:
+    profile, artifacts = plan.profile, plan.artifacts
+    labels = ("--labels", ",".join(profile.labels)) if profile.labels else ()
+    return Step(
+        name="export-onnx",
+        title="export-onnx",
+        module="deberta.stages.export_onnx",
+        arguments=(
+            *("--checkpoint", str(profile.checkpoint_path), "--config", str(profile.config_path)),
+            *("--output", str(artifacts.onnx), *labels),
+        ),
+        inputs=(plan.source(profile.checkpoint_path), plan.source(profile.config_path)),
+        outputs=(artifacts.onnx,),
+        log=artifacts.log("export-onnx"),
+    )
+
+
+def build_om(plan: Plan, batch_size: int) -> Step:
+    artifacts = plan.artifacts
+    compiled = artifacts.compiled(batch_size)
+    name = f"build-om_bs{batch_size}"
+    return Step(
+        name=name,
+        title=f"build-om bs={batch_size}",
+        module="deberta.stages.compile_cpu",
+        arguments=("--model", str(artifacts.onnx), "--bs", str(batch_size), "--output", str(compiled)),
+        inputs=(Input(artifacts.onnx, plan.command("export-onnx")),),
+        outputs=(compiled, compiled.with_suffix(".bin")),
+        log=artifacts.log(name),
+    )
+
+
+def preprocess(plan: Plan, batch_size: int, version: str) -> Step:
+    profile, artifacts = plan.profile, plan.artifacts
+    bins, data = artifacts.bins(batch_size, version), profile.data_path(version)
+    name = f"preprocess_bs{batch_size}_{version}"
+    return Step(
+        name=name,
+        title=f"preprocess bs={batch_size} {version}",
+        module="deberta.stages.preprocess",
+        arguments=(
+            *("--data", str(data), "--tokenizer", str(profile.tokenizer_path), "--config", str(profile.config_path)),
+            *("--bs", str(batch_size), "--output", str(bins), *_counts(plan, version)),
+        ),
+        inputs=(plan.source(data), plan.source(profile.tokenizer_path), plan.source(profile.config_path)),
+        outputs=(bins,),
+        log=artifacts.log(name),
+    )
+
+
+def infer(plan: Plan, batch_size: int, version: str, rows: int) -> Step:
+    """The guide's accuracy run over every bin; `rows` of data, so ceil(rows / batch_size) output files."""
+    artifacts = plan.artifacts
+    bins, output, model = artifacts.bins(batch_size, version), artifacts.outputs(batch_size, version), artifacts.compiled(batch_size)
+    name = f"infer_bs{batch_size}_{version}"
+    batches = contract.batch_count(rows, batch_size)
+    return Step(
+        name=name,
+        title=f"infer bs={batch_size} {version}",
+        module="deberta.stages.run_cpu",
+        arguments=("--model", str(model), "--input", ",".join(f"{bins / i}/" for i in INPUTS), "--output", str(output)),
+        inputs=(_compiled(plan, batch_size), _bins(plan, batch_size, version)),
+        outputs=(output,),
+        log=artifacts.log(name),
+        inference=Inference(
+            output=output,
+            expected={contract.output_file(i): contract.output_bytes(batch_size) for i in range(batches)},
+            times=batches,
+        ),
+    )
+
+
+def perf(plan: Plan, batch_size: int, version: str, loops: int) -> Step:
+    """The guide's performance run: the first bin alone, `loops` times; its output is kept under the guide's name."""
+    artifacts = plan.artifacts
+    bins, output, model = artifacts.bins(batch_size, version), artifacts.performance(batch_size, version), artifacts.compiled(batch_size)
+    name = f"perf_bs{batch_size}_{version}"
+    first = ",".join(str(bins / i / contract.input_file(0)) for i in INPUTS)
+    timing_log = artifacts.timing_log(batch_size, version)
+    return Step(
+        name=name,
+        title=f"perf bs={batch_size} {version}",
+        module="deberta.stages.run_cpu",
+        arguments=("--model", str(model), "--input", first, "--output", str(output), "--loop", str(loops)),
+        inputs=(_compiled(plan, batch_size), _bins(plan, batch_size, version)),
+        outputs=(timing_log, output),
+        log=artifacts.log(name),
+        inference=Inference(
+            output=output,
+            expected={f"{model.stem}_output_0.bin": contract.output_bytes(batch_size)},
+            times=loops,
+            log_copy=timing_log,
+        ),
+    )
+
+
+def postprocess(plan: Plan, batch_size: int, version: str, outputs: Path) -> Step:
+    """`outputs` is the folder of input_<i>_output_0.bin: that of infer's record, or one that the user names."""
+    artifacts, data = plan.artifacts, plan.profile.data_path(version)
+    evaluation = artifacts.evaluation(batch_size, version)
+    name = f"postprocess_bs{batch_size}_{version}"
+    return Step(
+        name=name,
+        title=f"postprocess bs={batch_size} {version}",
+        module="deberta.stages.postprocess",
+        arguments=(
+            *("--outputs", str(outputs), "--data", str(data), "--bs", str(batch_size)),
+            *("--output", str(evaluation), "--version", version, *_counts(plan, version)),
+        ),
+        inputs=(Input(outputs, plan.command("infer", f" --bs {batch_size} --version {version}")), plan.source(data)),
+        outputs=(evaluation, evaluation.with_suffix(".json")),
+        log=artifacts.log(name),
+    )
+
+
+def _counts(plan: Plan, version: str) -> tuple[str, ...]:
+    expected = plan.profile.rows[version]
+    limit = ("--limit", str(plan.limit)) if plan.limit else ()
+    return (*limit, "--rows", str(expected)) if expected is not None else limit
+
+
+def _compiled(plan: Plan, batch_size: int) -> Input:
+    return Input(plan.artifacts.compiled(batch_size), plan.command("build-om", f" --bs {batch_size}"))
+
+
+def _bins(plan: Plan, batch_size: int, version: str) -> Input:
+    command = plan.command("preprocess", f" --bs {batch_size} --version {version}")
+    return Input(plan.artifacts.bins(batch_size, version), command)

@@ -1,0 +1,147 @@
+"""Records beside artifacts: in-toto statements with SLSA provenance, which say what made an artifact out of what.
+
+Formats: in-toto Statement v1 (https://in-toto.io/Statement/v1), SLSA provenance v1 (https://slsa.dev/provenance/v1).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from datetime import datetime, timezone
+from pathlib import Path, PurePosixPath
+from typing import Any, Mapping, Optional, Sequence
+
+import deberta
+from deberta import files
+from deberta.errors import DataError
+
+STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
+PREDICATE_TYPE = "https://slsa.dev/provenance/v1"
+BUILD_TYPE = "urn:deberta-ascend:step:v1"
+
+Json = Mapping[str, Any]
+
+
+class Digests:
+    """Digests of files and folders below a workspace, remembered by size and modification time.
+
+    Files get {"sha256"}, folders {"dirHash"} (`files.folder_digest`). The memory only saves time: it is not evidence.
+    """
+
+    def __init__(self, workspace: Path) -> None:
+        self._workspace = workspace
+        self._memory = workspace / ".cache" / "digests.json"
+        self._known: dict[str, Any] = {}
+        try:
+            known = json.loads(self._memory.read_text(encoding="utf-8"))
+            self._known = known if isinstance(known, dict) else {}
+        except (OSError, ValueError):
+            pass  # absent or damaged: everything is hashed again
+
+    def of(self, path: PurePosixPath) -> dict[str, str]:
+        """The digest of a file or folder; raises FileNotFoundError."""
+        absolute = self._workspace / path
+        state = self._state(absolute)
+        known = self._known.get(str(path))
+        if known and known["state"] == state:
+            return dict(known["digest"])
+        if absolute.is_dir():
+            digest = {"dirHash": files.folder_digest(absolute)}
+        else:
+            digest = {"sha256": files.sha256_of(absolute)}
+        self._known[str(path)] = {"state": state, "digest": digest}
+        return digest
+
+    def save(self) -> None:
+        files.write_text(self._memory, json.dumps(self._known, indent=0))
+
+    @staticmethod
+    def _state(path: Path) -> str:
+        names = files.files_in(path) if path.is_dir() else [""]
+        state = hashlib.sha256()
+        for name in names:
+            entry = os.stat(path / name if name else path)
+            state.update(f"{name}\0{entry.st_size}\0{entry.st_mtime_ns}\0{entry.st_ino}\n".encode())
+        return state.hexdigest()
+
+
+def resource(path: PurePosixPath, digest: Mapping[str, str]) -> dict[str, Any]:
+    """An in-toto ResourceDescriptor of an artifact, named by its path in the workspace."""
+    return {"name": str(path), "digest": dict(digest)}
+
+
+def statement(
+    subjects: Sequence[Json],
+    dependencies: Sequence[Json],
+    parameters: Json,
+    builder: str,
+    started: datetime,
+    finished: datetime,
+    summary: Optional[Json],
+) -> dict[str, Any]:
+    """A provenance statement. `summary` is what the stage itself counted; it stands among the by-products."""
+    byproducts = [{"name": "summary", "annotations": dict(summary)}] if summary else []
+    return {
+        "_type": STATEMENT_TYPE,
+        "subject": list(subjects),
+        "predicateType": PREDICATE_TYPE,
+        "predicate": {
+            "buildDefinition": {
+                "buildType": BUILD_TYPE,
+                "externalParameters": dict(parameters),
+                "resolvedDependencies": list(dependencies),
+            },
+            "runDetails": {
+                "builder": {"id": builder, "version": {"deberta-ascend": deberta.__version__}},
+                "metadata": {
+                    "startedOn": started.isoformat(timespec="seconds"),
+                    "finishedOn": finished.isoformat(timespec="seconds"),
+                },
+                "byproducts": byproducts,
+            },
+        },
+    }
+
+
+def now() -> datetime:
+    return datetime.now(timezone.utc)
+
+
+def write(path: Path, content: Json) -> None:
+    files.write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def read(path: Path) -> Optional[dict[str, Any]]:
+    """A record, or None if there is none. Raises DataError for a file that is not one of ours."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise DataError(f"{path} is not a record ({error}). Remove it and run the step again") from None
+    if not isinstance(content, dict) or content.get("_type") != STATEMENT_TYPE:
+        raise DataError(f"{path} is not an in-toto statement. Remove it and run the step again")
+    return content
+
+
+def parameters(record: Json) -> dict[str, Any]:
+    """What the step was asked to do."""
+    return dict(record["predicate"]["buildDefinition"]["externalParameters"])
+
+
+def digests(descriptors: Sequence[Json]) -> dict[str, Any]:
+    """Name to digest, of a record's subjects or dependencies."""
+    return {entry["name"]: entry["digest"] for entry in descriptors}
+
+
+def dependencies(record: Json) -> dict[str, Any]:
+    return digests(record["predicate"]["buildDefinition"]["resolvedDependencies"])
+
+
+def summary(record: Json) -> dict[str, Any]:
+    """What the stage counted, or an empty object."""
+    for entry in record["predicate"]["runDetails"]["byproducts"]:
+        if entry["name"] == "summary":
+            return dict(entry["annotations"])
+    return {}

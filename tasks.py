@@ -1,0 +1,331 @@
+"""The commands. Each task parses its options, calls deberta.host, and turns our errors into one line and an exit code."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any, Callable, TypeVar, cast
+
+from invoke import Context, Exit, task
+
+from deberta import contract
+from deberta.errors import INTERRUPTED, ConfigError, DebertaError, StageError, from_os_error, one_line
+from deberta.host import chain, choices, pipeline, profiles, stage_env
+from deberta.host.steps import Plan
+
+PROJECT = Path(__file__).resolve().parent
+HELP = {
+    "bs": "batch size (default 1)",
+    "version": "match or mismatch",
+    "profile": "which model and data: a profile of invoke.yaml",
+    "backend": "cpu, ascend or auto",
+    "executor": "local, docker or auto",
+    "force": "run every step again",
+    "dry": "print the commands, touch nothing",
+    "limit": "the first N rows only; never a result",
+    "loops": "inferences of the performance run, 2 to 100",
+}
+
+_Task = TypeVar("_Task", bound=Callable[..., None])
+
+
+def ours(body: _Task) -> _Task:
+    """Our errors end a task with one line and their exit code; a bug keeps its traceback."""
+
+    @functools.wraps(body)
+    def wrapped(*args: Any, **options: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # being terminated cleans up as Ctrl-C does
+        try:
+            body(*args, **options)
+        except DebertaError as error:
+            raise Exit(f"error: {one_line(str(error))}", error.exit_code) from None
+        except OSError as error:
+            known = from_os_error(error)
+            raise Exit(f"error: {one_line(str(known))}", known.exit_code) from None
+        except KeyboardInterrupt:
+            raise Exit("interrupted; what was finished is kept, run the same command to go on", INTERRUPTED) from None
+
+    return cast(_Task, wrapped)
+
+
+def _task(*names: str) -> Callable[[Callable[..., None]], Any]:
+    """An invoke task with the shared help of the options that it takes."""
+    return lambda body: task(help={name: HELP[name] for name in names})(ours(body))
+
+
+def _workspace(c: Context) -> Path:
+    return (PROJECT / str(c.config.get("workspace") or ".")).resolve()
+
+
+def _profile(c: Context, name: str | None) -> profiles.Profile:
+    return profiles.load(name or c.config.profile, c.config.profiles)
+
+
+def _plan(c: Context, profile: str | None, backend: str | None, limit: str | None = None) -> Plan:
+    rows = contract.parse_integer("--limit", limit, 0, 1, 10**9)
+    return Plan(_profile(c, profile), choices.backend(backend or c.config.backend), rows)
+
+
+def _session(c: Context, executor: str | None, force: bool = False, dry: bool = False) -> pipeline.Session:
+    choices.executor(executor or c.config.executor)
+    prepared = str(c.config.get("stages_python") or "")
+    return pipeline.Session(
+        project=PROJECT,
+        workspace=_workspace(c),
+        python=lambda: stage_env.ensure(PROJECT, python=Path(prepared) if prepared else None),
+        python_name=prepared or str(PROJECT / stage_env.FOLDER / "bin" / "python"),
+        force=force,
+        dry=dry or bool(c.config.run.dry),
+    )
+
+
+def _version(version: str | None, default: str | None = None) -> str:
+    if version is None and default is None:
+        raise ConfigError(f"--version is needed: {' or '.join(contract.VERSIONS)}")
+    return contract.parse_version(version or str(default))
+
+
+@_task("profile", "executor", "force", "dry")
+def export_onnx(
+    c: Context, profile: str | None = None, executor: str | None = None, force: bool = False, dry: bool = False
+) -> None:
+    """Export the checkpoint to models/<profile>/dynamic.onnx, validated against PyTorch."""
+    session, plan = _session(c, executor, force, dry), Plan(_profile(c, profile), "cpu")
+    with pipeline.exclusive(session):
+        chain.export(session, plan)
+
+
+@_task("bs", "version", "limit", "profile", "executor", "force", "dry")
+def preprocess(
+    c: Context,
+    bs: str | None = None,
+    version: str | None = None,
+    limit: str | None = None,
+    profile: str | None = None,
+    executor: str | None = None,
+    force: bool = False,
+    dry: bool = False,
+) -> None:
+    """Turn MNLI's tsv into the guide's bins; without --version, every version whose tsv is there."""
+    rows = contract.parse_integer("--limit", limit, 0, 1, 10**9)
+    batch_size, chosen = contract.parse_batch_size(bs), _version(version) if version else None
+    session, plan = _session(c, executor, force, dry), Plan(_profile(c, profile), "cpu", rows)
+    with pipeline.exclusive(session):
+        chain.preprocess(session, plan, batch_size, chosen)
+
+
+@_task("bs", "profile", "backend", "executor", "force", "dry")
+def build_om(
+    c: Context,
+    bs: str | None = None,
+    profile: str | None = None,
+    backend: str | None = None,
+    executor: str | None = None,
+    force: bool = False,
+    dry: bool = False,
+) -> None:
+    """Compile the model for one batch size; exports it first if need be."""
+    batch_size = contract.parse_batch_size(bs)
+    plan, session = _plan(c, profile, backend), _session(c, executor, force, dry)
+    with pipeline.exclusive(session):
+        chain.build(session, plan, batch_size)
+
+
+@_task("bs", "version", "limit", "profile", "backend", "executor", "force", "dry")
+def infer(
+    c: Context,
+    bs: str | None = None,
+    version: str | None = None,
+    limit: str | None = None,
+    profile: str | None = None,
+    backend: str | None = None,
+    executor: str | None = None,
+    force: bool = False,
+    dry: bool = False,
+) -> None:
+    """Run the compiled model over one version's bins; makes what it needs first."""
+    batch_size, chosen = contract.parse_batch_size(bs), _version(version)
+    plan, session = _plan(c, profile, backend, limit), _session(c, executor, force, dry)
+    with pipeline.exclusive(session):
+        chain.infer(session, plan, batch_size, chosen)
+
+
+@task(help={**{k: v for k, v in HELP.items() if k != "loops"}, "outputs": "folder of input_<i>_output_0.bin, if not infer's own"})
+@ours
+def postprocess(
+    c: Context,
+    bs: str | None = None,
+    version: str | None = None,
+    outputs: str | None = None,
+    limit: str | None = None,
+    profile: str | None = None,
+    backend: str | None = None,
+    executor: str | None = None,
+    force: bool = False,
+    dry: bool = False,
+) -> None:
+    """Work out accuracy, overall and by genre, from the model's outputs."""
+    batch_size, chosen = contract.parse_batch_size(bs), _version(version)
+    plan, session = _plan(c, profile, backend, limit), _session(c, executor, force, dry)
+    with pipeline.exclusive(session):
+        chain.postprocess(session, plan, batch_size, chosen, outputs)
+
+
+@_task("bs", "version", "limit", "profile", "backend", "executor", "force", "dry")
+def evaluate(
+    c: Context,
+    bs: str | None = None,
+    version: str | None = None,
+    limit: str | None = None,
+    profile: str | None = None,
+    backend: str | None = None,
+    executor: str | None = None,
+    force: bool = False,
+    dry: bool = False,
+) -> None:
+    """Run the whole chain for one version and print its accuracy."""
+    batch_size, chosen = contract.parse_batch_size(bs), _version(version)
+    plan, session = _plan(c, profile, backend, limit), _session(c, executor, force, dry)
+    with pipeline.exclusive(session):
+        chain.evaluate(session, plan, batch_size, chosen)
+
+
+@_task("bs", "version", "loops", "profile", "backend", "executor", "force", "dry")
+def perf(
+    c: Context,
+    bs: str | None = None,
+    version: str | None = None,
+    loops: str | None = None,
+    profile: str | None = None,
+    backend: str | None = None,
+    executor: str | None = None,
+    force: bool = False,
+    dry: bool = False,
+) -> None:
+    """The guide's performance run: one batch, 100 times; prints fps and percentiles."""
+    batch_size, chosen = contract.parse_batch_size(bs), _version(version, "match")
+    times = contract.parse_integer("--loops", loops, contract.PERFORMANCE_LOOPS, 2, contract.PERFORMANCE_LOOPS)
+    plan, session = _plan(c, profile, backend), _session(c, executor, force, dry)
+    with pipeline.exclusive(session):
+        chain.perf(session, plan, batch_size, chosen, times)
+
+
+@_task("profile", "backend", "dry")
+def report(c: Context, profile: str | None = None, backend: str | None = None, dry: bool = False) -> None:
+    """Write report.md: the guide's table, published figures beside measured ones."""
+    plan, session = _plan(c, profile, backend), _session(c, "local", dry=dry)
+    with pipeline.exclusive(session):
+        chain.write_report(session, plan, contract.BATCH_SIZES)
+
+
+@task(
+    help={
+        "only": "what to get, comma separated: checkpoint, tokenizer, mnli, pretrained (default: the first three)",
+        "pretrained": "also microsoft/deberta-v3-base, to train from",
+        "from": "take the files from this folder instead of the network",
+        "mirror": "URL of a folder that holds the files; tried first, may be given several times",
+        "accept-new": "replace hashes that were recorded at first use",
+        "profile": HELP["profile"],
+    },
+    iterable=["mirror"],
+)
+@ours
+def fetch(
+    c: Context,
+    only: str | None = None,
+    pretrained: bool = False,
+    from_: str | None = None,
+    mirror: list[str] | None = None,
+    accept_new: bool = False,
+    profile: str | None = None,
+) -> None:
+    """Get the guide's checkpoint, tokenizer and MNLI, checked by SHA-256."""
+    from deberta.host import fetch as fetching
+
+    names = [name.strip() for name in only.split(",")] if only else ["checkpoint", "tokenizer", "mnli"]
+    names += ["pretrained"] if pretrained and "pretrained" not in names else []
+    fetching.fetch(
+        _workspace(c),
+        _profile(c, profile).name,
+        names,
+        from_dir=Path(from_) if from_ else None,
+        mirrors=mirror or (),
+        accept_new=accept_new,
+    )
+
+
+@_task("profile")
+def doctor(c: Context, profile: str | None = None) -> None:
+    """Say what this machine has and lacks, what that blocks, and how to get it."""
+    from deberta.host import doctor as examination
+
+    plan = Plan(_profile(c, profile), "cpu")
+    needed = [
+        (plan.profile.checkpoint_path, "export-onnx, build-om, infer, evaluate, perf"),
+        (plan.profile.config_path, "export-onnx, preprocess, evaluate"),
+        (plan.profile.tokenizer_path, "preprocess, infer, evaluate, perf"),
+        *((plan.profile.data_path(version), f"preprocess and evaluate of {version}") for version in plan.profile.rows),
+    ]
+    inputs = [(Path(path), blocks, plan.source(path).command) for path, blocks in needed]
+    checks = examination.run(PROJECT, _workspace(c), inputs, full_size=plan.profile.name != "demo")
+    print(examination.render(checks))
+    if examination.missing(checks):
+        raise Exit(code=3)
+
+
+@task(help={"remake": "make the demo's data, tokenizer and model again", **{k: HELP[k] for k in ("executor", "force", "dry")}})
+@ours
+def demo(c: Context, remake: bool = False, executor: str | None = None, force: bool = False, dry: bool = False) -> None:
+    """The whole chain on the bundled tiny profile: accuracy of both versions, throughput and the table."""
+    plan, session = Plan(_profile(c, "demo"), "cpu"), _session(c, executor, force, dry)
+    with pipeline.exclusive(session):
+        if remake:
+            chain.remake_demo(session, plan)
+        chain.demo(session, plan)
+
+
+@task(help={"profile": "only this profile's (default: every profile's)", "dry": HELP["dry"], "environments": "also .venv and .venv-stages"})
+@ours
+def clean(c: Context, profile: str | None = None, environments: bool = False, dry: bool = False) -> None:
+    """Remove what the commands made; checkpoints, tokenizers, data sets and foreign files stay."""
+    from deberta.host import cleaning
+
+    names = [_profile(c, profile).name] if profile else sorted(c.config.profiles)
+    session = _session(c, "local", dry=dry)
+    with pipeline.exclusive(session):
+        cleaning.clean(session, names)
+    if environments:
+        for folder in (PROJECT / stage_env.FOLDER, PROJECT / ".venv"):
+            print(f"{'would remove' if session.dry else 'removing'} {folder}")
+            if not session.dry and folder.exists():
+                shutil.rmtree(folder)
+
+
+@task(help={"slow": "also the tests at full size", "k": "only tests whose names match, as pytest -k", "path": "a test file or folder"})
+@ours
+def test(c: Context, slow: bool = False, k: str | None = None, path: str = "tests") -> None:
+    """Run the tests."""
+    python = stage_env.ensure(PROJECT, dev=True)
+    marks = [] if slow else ["-m", "not slow"]
+    _check([str(python), "-m", "pytest", path, *marks, *(["-k", k] if k else [])], "the tests failed")
+
+
+@task
+@ours
+def lint(c: Context) -> None:
+    """Check style and types: ruff and mypy, strict."""
+    python = str(stage_env.ensure(PROJECT, dev=True))
+    _check([python, "-m", "ruff", "check", "."], "ruff found something")
+    _check([python, "-m", "ruff", "format", "--check", "."], "ruff would format something. Run: .venv-stages/bin/ruff format .")
+    _check([python, "-m", "mypy"], "mypy found something")
+
+
+def _check(command: list[str], problem: str) -> None:
+    code = subprocess.run(command, cwd=PROJECT).returncode
+    if code in (130, -signal.SIGINT):
+        raise KeyboardInterrupt
+    if code:
+        raise StageError(f"{problem} (exit code {code})")
