@@ -1,0 +1,263 @@
+"""What this machine has and lacks: every check is made first, and only then is anything shown.
+
+A check looks and never changes anything. It says what is there, what is required, what a lack of it blocks, and how to
+get it; `needed` marks what the cpu backend with the local executor cannot do without.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Dict, List, Optional, Sequence, Tuple
+
+from deberta import cpus
+from deberta.host import stage_env
+
+OK, MISSING, UNKNOWN = "ok", "missing", "unknown"
+GIB = 1 << 30
+FULL_DISK, FULL_MEMORY = 8 * GIB, 4 * GIB  # models, bins and results of the guide's model; its export peaks below 4 GiB
+SMALL_DISK, SMALL_MEMORY = 1 * GIB, 2 * GIB  # the demo's
+SET_ENV = (  # the guide's path, then the default installation's
+    Path("/opt/npu/cann_5.1.rc205/ascend-toolkit/set_env.sh"),
+    Path("/usr/local/Ascend/ascend-toolkit/set_env.sh"),
+)
+MSAME = Path("docker", "bin", "msame")  # below the project
+ENGINE_TIMEOUT = 3  # seconds
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing looked at. `state` is ok, missing or unknown (it could not be told, or is worth knowing)."""
+
+    name: str
+    found: str
+    required: str
+    state: str
+    blocks: str = ""  # what does not work without it
+    get: str = ""  # how to get it
+    needed: bool = False  # the cpu backend with the local executor needs it
+
+
+def run(
+    project: Path, workspace: Path, inputs: Sequence[Tuple[Path, str, str]], full_size: bool = True
+) -> Tuple[Check, ...]:
+    """Every check. `inputs`: (path, relative to the workspace or absolute; what it blocks; command that gets it).
+
+    `full_size` False asks for the disk and memory that the demo needs, not for the guide's model's.
+    """
+    return (
+        host_python(sys.version_info[:3]),
+        stage_environment(project),
+        disk(workspace, FULL_DISK if full_size else SMALL_DISK),
+        memory(FULL_MEMORY if full_size else SMALL_MEMORY),
+        cores(),
+        cpu_features(),
+        *(input_file(workspace / path, str(path), blocks, get) for path, blocks, get in inputs),
+        engine(),
+        cann(),
+        compiler(),
+        msame(project),
+        devices(),
+        npu_smi(),
+    )
+
+
+def missing(checks: Sequence[Check]) -> Tuple[Check, ...]:
+    """What the cpu backend with the local executor needs and does not have; empty: doctor exits 0, else 3."""
+    return tuple(check for check in checks if check.needed and check.state == MISSING)
+
+
+def render(checks: Sequence[Check]) -> str:
+    """Aligned plain text: one line a check, and below what is not there, what that blocks and how to get it."""
+    names = max((len(check.name) for check in checks), default=0)
+    lines = []
+    for check in checks:
+        required = f" ({check.required})" if check.required else ""
+        lines.append(f"{check.state:<7}  {check.name:<{names}}  {check.found}{required}")
+        if check.state != OK:
+            indent = " " * (len("missing") + names + 4)
+            explanation = (("blocks", check.blocks), ("get", check.get))
+            lines += [f"{indent}{label}: {text}" for label, text in explanation if text]
+    lacking = missing(checks)
+    names_lacking = ", ".join(check.name for check in lacking)
+    lines += ["", f"cpu backend, local executor: {'missing ' + names_lacking if lacking else 'ready'}"]
+    return "\n".join(lines)
+
+
+def host_python(version: Sequence[int]) -> Check:
+    found = f"{'.'.join(map(str, version))} at {sys.executable}"
+    state = OK if tuple(version) >= (3, 9) else MISSING
+    return Check("Python, host", found, "3.9 or newer", state, "every command", "install a newer Python", needed=True)
+
+
+def stage_environment(project: Path) -> Check:
+    """ok if the environment is there, or if all is there that makes it on first use."""
+    required = "Python 3.11 with the packages of requirements-stages.lock"
+    python = stage_env.find(project)
+    if python is not None:
+        return Check("Python, stages", str(python), required, OK, needed=True)
+    base = stage_env.find_python()
+    if base is None:
+        blocks = "every stage on the local executor"
+        get = "install Python 3.11 (Debian 12: apt-get install python3.11 python3.11-venv), or use --executor docker"
+        return Check("Python, stages", "no Python 3.11", required, MISSING, blocks, get, needed=True)
+    need = stage_env.DISK_MB * 10**6
+    if _free(project) < need:
+        found = f"not made yet, and {_gib(_free(project))} free where it goes"
+        get = f"free {_gib(need)} on the disk of {project}"
+        return Check("Python, stages", found, required, MISSING, "every stage on the local executor", get, needed=True)
+    found = f"{base}; {stage_env.FOLDER} will be made by the first command that runs a stage"
+    return Check("Python, stages", found, required, OK, needed=True)
+
+
+def disk(workspace: Path, required: int) -> Check:
+    free = _free(workspace)
+    blocks = "models, bins and results of this profile: a step would stop with a full disk"
+    state = OK if free >= required else MISSING
+    get = f"free some space on the disk of {workspace}"
+    return Check("disk, free", _gib(free), f"{_gib(required)} or more", state, blocks, get, needed=True)
+
+
+def memory(required: int, meminfo: Path = Path("/proc/meminfo"), cgroups: Optional[Sequence[Path]] = None) -> Check:
+    """What is available, and at most what this process's cgroup may use (memory.max; v1: memory.limit_in_bytes)."""
+    amounts = _amounts(meminfo)
+    if "MemAvailable" not in amounts:
+        return Check("memory, free", f"no {meminfo}", f"{_gib(required)} or more", UNKNOWN, "export-onnx", needed=True)
+    folders = cpus.cgroup_folders("memory") if cgroups is None else cgroups
+    files = [folder / name for folder in folders for name in ("memory.max", "memory.limit_in_bytes")]
+    limits = [int(text) for text in map(_text, files) if text.isdigit()]
+    available = min([amounts["MemAvailable"], *limits])
+    state = OK if available >= required else MISSING
+    get = "close other programs, or raise the container's memory limit"
+    return Check("memory, free", _gib(available), f"{_gib(required)} or more", state, "export-onnx", get, needed=True)
+
+
+def cores() -> Check:
+    usable, all_of_them = cpus.effective_cpus(), os.cpu_count() or 1
+    note = "" if usable == all_of_them else f" of {all_of_them} (affinity or the cgroup's CPU quota)"
+    return Check("CPU, cores", f"{usable} usable{note}", "1 or more", OK, needed=True)
+
+
+def cpu_features(cpuinfo: Path = Path("/proc/cpuinfo")) -> Check:
+    """Vector units by their Linux flag names. Where bf16 is fast, OpenVINO takes it unless told f32, as we tell it."""
+    text = _text(cpuinfo)
+    words = set(text.split())
+    known = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16", "sve")
+    found = [name for name in known if name in words]
+    if not found:
+        slow = "speed: without AVX2 (x86_64) or ASIMD (aarch64) the cpu backend is several times slower"
+        return Check("CPU, vector units", f"none known on {platform.machine()}", "", UNKNOWN, slow)
+    note = "; bf16 is there, and not used: the precision hint is f32" if any("bf16" in name for name in found) else ""
+    return Check("CPU, vector units", " ".join(found) + note, "", OK)
+
+
+def input_file(path: Path, name: str, blocks: str, get: str) -> Check:
+    if path.is_file() or (path.is_dir() and any(path.iterdir())):
+        size = f"{path.stat().st_size} bytes" if path.is_file() else "a folder"
+        return Check(name, size, "", OK, needed=True)
+    return Check(name, "not there", "", MISSING, blocks, get, needed=True)
+
+
+def engine() -> Check:
+    """Whether a Docker engine answers, at DOCKER_HOST or the default address. Local runs need none."""
+    import docker
+    import docker.errors
+    import requests.exceptions
+
+    blocks = "--executor docker; local runs need no engine"
+    get = "install and start a Docker engine, or set DOCKER_HOST, and see that this user may use it"
+    try:
+        client = docker.from_env(timeout=ENGINE_TIMEOUT)
+        try:
+            client.ping()
+            found = f"{client.version().get('Version', 'version not told')} at {client.api.base_url}"
+        finally:
+            client.close()
+    except (docker.errors.DockerException, requests.exceptions.RequestException, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        return Check("Docker engine", f"no answer: {_shortened(reason)}", "", MISSING, blocks, get)
+    return Check("Docker engine", found, "", OK)
+
+
+def cann(scripts: Sequence[Path] = SET_ENV) -> Check:
+    """CANN's set_env.sh, at the guide's path or the default one."""
+    for path in scripts:
+        if path.is_file():
+            return Check("CANN toolkit", str(path), "", OK)
+    get = "install the CANN toolkit from its vendor (set_env.sh in one of: " + ", ".join(map(str, scripts)) + ")"
+    return Check("CANN toolkit", "no set_env.sh", "", MISSING, "the ascend backend on the local executor", get)
+
+
+def compiler() -> Check:
+    path = shutil.which("atc")
+    if path:
+        return Check("atc", path, "", OK)
+    blocks = "build-om with the ascend backend, unless set_env.sh or an image has it"
+    return Check("atc", "not on PATH", "", MISSING, blocks, "it comes with the CANN toolkit: source set_env.sh")
+
+
+def msame(project: Path) -> Check:
+    path = project / MSAME
+    if os.access(path, os.X_OK) and path.is_file():
+        return Check("msame", str(path), "", OK)
+    get = f"build it from Ascend's tools and put it at {MSAME} (or pass --msame PATH)"
+    found = "not executable" if path.exists() else f"no {MSAME}"
+    return Check("msame", found, "", MISSING, "infer and perf with the ascend backend", get)
+
+
+def devices(folder: Path = Path("/dev")) -> Check:
+    """NPU device nodes: davinci<N>, one a chip (davinci_manager alone is the driver, not a chip)."""
+    names = sorted(path.name for path in folder.glob("davinci[0-9]*"))
+    if names:
+        closed = [name for name in names if not os.access(folder / name, os.R_OK | os.W_OK)]
+        if not closed:
+            return Check("NPU devices", " ".join(names), "", OK)
+        get = "add this user to the group that owns them (often HwHiAiUser)"
+        found = f"no permission: {' '.join(closed)}"
+        return Check("NPU devices", found, "", MISSING, "infer and perf with the ascend backend", get)
+    get = "a machine with an Ascend 310P and its driver"
+    return Check("NPU devices", f"no {folder}/davinci*", "", MISSING, "infer and perf with the ascend backend", get)
+
+
+def npu_smi() -> Check:
+    path = shutil.which("npu-smi")
+    if path:
+        return Check("npu-smi", path, "", OK)
+    blocks, get = "telling the chip's name for soc_version", "it comes with the Ascend driver, in /usr/local/bin"
+    return Check("npu-smi", "not on PATH", "", MISSING, blocks, get)
+
+
+def _free(path: Path) -> int:
+    """Free bytes for this user on the disk that holds `path`, or will."""
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
+def _gib(amount: int) -> str:
+    return f"{amount / GIB:.1f} GiB"
+
+
+def _amounts(meminfo: Path) -> Dict[str, int]:
+    """The amounts in /proc/meminfo, in bytes (there in kB of 1024: man 5 proc)."""
+    amounts: Dict[str, int] = {}
+    for line in _text(meminfo).splitlines():
+        words: List[str] = line.replace(":", " ").split()
+        if len(words) == 3 and words[1].isdigit() and words[2] == "kB":
+            amounts[words[0]] = int(words[1]) * 1024
+    return amounts
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""  # not on this system: the check says that it could not tell
+
+
+def _shortened(text: str, limit: int = 100) -> str:
+    return text if len(text) <= limit else text[: limit - 3] + "..."

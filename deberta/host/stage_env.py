@@ -1,0 +1,168 @@
+"""The stages' Python: `.venv-stages`, made from the locks on first use, or an environment that the user prepared."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Dict, List, Optional, Tuple
+
+from deberta.errors import ConfigError, MissingError
+from deberta.host import venvs
+
+FOLDER = ".venv-stages"
+STAGES_LOCK = "requirements-stages.lock"
+DEV_LOCK = "requirements-dev.lock"
+PYTHON = (3, 11)  # what the stages' lock was resolved for
+DOWNLOAD_MB, DISK_MB = 350, 1500  # measured on x86_64
+TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
+# What a prepared environment is judged by: the packages that the stages import.
+IMPORTED = (
+    "torch", "transformers", "tokenizers", "sentencepiece", "safetensors", "onnx", "onnxruntime", "openvino", "numpy",
+    "protobuf",
+)  # fmt: skip
+_IS_FITTING = f"import sys, venv, ensurepip; sys.exit(sys.version_info[:2] != {PYTHON})"
+_VERSIONS = """
+import importlib.metadata, importlib.util, json, sys
+found = {"python": "%d.%d" % sys.version_info[:2]}
+for name in sys.argv[1:]:
+    try:
+        found[name] = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        continue
+    if name != "protobuf" and importlib.util.find_spec(name) is None:  # installed, but its files are gone
+        del found[name]
+print(json.dumps(found))
+"""
+
+
+def find(project: Path, dev: bool = False) -> Optional[Path]:
+    """The stages' Python if its environment is finished and made from the present locks, else None."""
+    folder = project / FOLDER
+    return venvs.python_of(folder) if venvs.is_current(folder, _locks(project, dev)) else None
+
+
+def ensure(project: Path, dev: bool = False, python: Optional[Path] = None) -> Path:
+    """The stages' Python, its environment made first if need be; with `dev`, the test tools are in it too.
+
+    `python` is the interpreter of an environment that the user prepared: it is checked, never changed.
+    Raises MissingError (no Python 3.11, or pip failed) and ConfigError (a prepared environment that does not fit).
+    """
+    if python is not None:
+        check(project, python)
+        return python
+    found = find(project, dev)
+    if found is None:
+        folder = project / FOLDER
+        with venvs.one_at_a_time(folder):
+            _make(project, folder, dev)  # finds nothing to do if another process just did it
+        found = venvs.python_of(folder)
+    return found
+
+
+def check(project: Path, python: Path) -> None:
+    """Raise ConfigError unless `python` has the packages that the stages import, at the locked versions.
+
+    torch's local version (+cpu) is not compared: on a machine without such a wheel another build does.
+    """
+    found = _versions(python)
+    wanted = {name: version for name, version in locked_versions(project / STAGES_LOCK).items() if name in IMPORTED}
+    problems = [
+        f"{name} {found.get(name, 'is missing')} (needs {version})"
+        for name, version in sorted(wanted.items())
+        if found.get(name, "").partition("+")[0] != version.partition("+")[0]
+    ]
+    wanted_python = ".".join(map(str, PYTHON))
+    if found["python"] != wanted_python:
+        problems.insert(0, f"Python is {found['python']} (needs {wanted_python})")
+    if problems:
+        raise ConfigError(
+            f"{python} does not fit the stages: {'; '.join(problems)}. Install {STAGES_LOCK} in it, "
+            f"or leave the setting out to have {FOLDER} made"
+        )
+
+
+def locked_versions(lock: Path) -> Dict[str, str]:
+    """Name and version of each requirement in a lock that applies to every platform, or to Python 3.11."""
+    versions = {}
+    for name, version, marker in re.findall(r"(?m)^([A-Za-z0-9._-]+)==([^\s;]+)(?: ; (.*?))? \\$", _read(lock)):
+        if "python_full_version >= '3.12'" not in marker and "win32" not in marker:
+            versions[name] = version
+    return versions
+
+
+def find_python() -> Optional[str]:
+    """A Python 3.11 that runs and can make environments (a name on PATH may be a shim that fails), or None."""
+    for name in (sys.executable, "python3.11", "python3"):
+        try:
+            done = subprocess.run(
+                [name, "-c", _IS_FITTING], env=venvs.environment(), stdin=subprocess.DEVNULL, capture_output=True
+            )
+        except OSError:
+            continue
+        if done.returncode == 0:
+            return name
+    return None
+
+
+def _make(project: Path, folder: Path, dev: bool) -> None:
+    stages, *more = _locks(project, dev)
+    if not venvs.is_current(folder, [stages]):
+        python = find_python()
+        if python is None:
+            raise MissingError(
+                "no Python 3.11 with its venv module was found for the stages (python3.11 and python3 were tried). "
+                "Install it (Debian 12, Ubuntu: apt-get install python3.11 python3.11-venv) or put it on PATH, then "
+                "run the same command again; with --executor docker the stages need none"
+            )
+        venvs.say(
+            f"installing the stages' packages in {folder} (CPU builds; about {DOWNLOAD_MB} MB to fetch, "
+            f"{DISK_MB / 1000:.1f} GB on disk; once, a minute or a few) ..."
+        )
+        venvs.create(folder, python)
+        torch = f"torch=={locked_versions(stages)['torch']}"
+        venvs.install(folder, stages, _torch_index(folder, torch), show_progress=True)
+    for lock in more:
+        if not venvs.is_current(folder, [lock]):
+            venvs.say(f"installing the test tools in {folder} (about 30 MB, once) ...")
+            venvs.install(folder, lock)
+
+
+def _torch_index(folder: Path, torch: str) -> Tuple[str, ...]:
+    """pip's option for PyTorch's own index, only where the wheel is not found in the places that pip knows already.
+
+    Nothing is fetched to find out but the list of torch's files (for a wheel in a folder: the wheel is looked into).
+    """
+    try:
+        venvs.pip(folder, ["install", "--dry-run", "--no-deps", "--only-binary", ":all:", torch])
+    except venvs.PipError as error:
+        if any("No matching distribution" in line for line in error.lines):
+            return ("--extra-index-url", TORCH_INDEX)
+        # Anything else will be met again, and reported, by the installation itself.
+    return ()
+
+
+def _versions(python: Path) -> Dict[str, str]:
+    command = [str(python), "-c", _VERSIONS, *IMPORTED]
+    try:
+        done = subprocess.run(
+            command, env=venvs.environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True
+        )
+        return {str(name): str(version) for name, version in json.loads(done.stdout).items()}
+    except (OSError, subprocess.CalledProcessError, ValueError, AttributeError):
+        raise ConfigError(
+            f"{python} does not run as a Python 3.11. Give the Python of a prepared environment"
+        ) from None
+
+
+def _locks(project: Path, dev: bool) -> List[Path]:
+    return [project / STAGES_LOCK, *([project / DEV_LOCK] if dev else [])]
+
+
+def _read(lock: Path) -> str:
+    try:
+        return lock.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise MissingError(f"{lock} is missing. Run: git checkout -- {lock.name}") from None

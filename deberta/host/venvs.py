@@ -1,0 +1,173 @@
+"""Virtual environments made from hash-locked requirements: whole and current, or made again.
+
+`inv` runs this as `python -m deberta.host.venvs PYTHON` to make the host's `.venv`, so it needs nothing but the
+standard library. An environment holds a copy of each lock it was made from, written last: that is how a finished and
+current one is told from all others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import subprocess
+import sys
+from collections import deque
+from pathlib import Path
+from typing import Callable, Deque, Dict, Iterator, List, Optional, Sequence
+
+from deberta.errors import ConfigError, MissingError, run_stage
+from deberta.files import write_text
+from deberta.progress import Progress
+
+HOST_FOLDER = ".venv"
+HOST_LOCK = "requirements-host.lock"
+_TAIL = 15  # lines of pip's output that are shown when it fails
+# What would make pip put packages elsewhere, or Python take them from elsewhere.
+_LEAKS = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "PIP_USER", "PIP_TARGET", "PIP_PREFIX", "PIP_ROOT")
+
+
+class PipError(Exception):
+    """pip ended with an error; `lines` are the last ones it printed."""
+
+    def __init__(self, lines: Sequence[str]) -> None:
+        self.lines = tuple(lines)
+        errors = [line for line in lines if line.startswith("ERROR:")]
+        super().__init__(errors[-1] if errors else (lines[-1] if lines else "no output"))
+
+
+def say(line: str) -> None:
+    """Tell the user what is going on; standard output is left to the command that was asked for."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def python_of(folder: Path) -> Path:
+    return folder / "bin" / "python"
+
+
+def is_current(folder: Path, locks: Sequence[Path]) -> bool:
+    """Whether `folder` is a finished environment of exactly these locks, on a Python that still exists."""
+    return os.access(python_of(folder), os.X_OK) and all(_same(lock, folder / lock.name) for lock in locks)
+
+
+@contextlib.contextmanager
+def one_at_a_time(folder: Path) -> Iterator[None]:
+    """Keep other processes from making `folder` too. The kernel lets go of the lock when its holder dies."""
+    path = folder.parent / ".cache" / f"{folder.name}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"another command is making {folder}; waiting for it ...")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def create(folder: Path, python: str) -> None:
+    """Make an empty environment in place of `folder`; it is not current until `install` has finished."""
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise ConfigError(f"{folder} is not a folder of its own. Remove it, then run the same command again")
+    if folder.is_dir():
+        for stamp in folder.glob("*.lock"):
+            stamp.unlink()  # first, so that a killed run can't leave them in a folder that is half cleared
+    done = subprocess.run(
+        [python, "-m", "venv", "--clear", str(folder)],
+        env=environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
+    )  # fmt: skip
+    if done.returncode:
+        for line in (done.stdout + done.stderr).splitlines()[-_TAIL:]:
+            say(f"  {line}")
+        raise MissingError(
+            f"{python} -m venv {folder} failed. Check the space on the disk, and that Python's venv module is whole "
+            f"(Debian, Ubuntu: apt-get install python3-venv), then run the same command again"
+        )
+
+
+def install(folder: Path, lock: Path, options: Sequence[str] = (), show_progress: bool = False) -> None:
+    """Install the wheels of a hash-locked requirements file, then put its copy in `folder` as the sign that it is done.
+
+    Raises MissingError if pip fails, after showing pip's last lines.
+    """
+    text = lock.read_text(encoding="utf-8")
+    arguments = ["install", "--require-hashes", "--only-binary", ":all:", *options, "-r", str(lock)]
+    try:
+        if show_progress:
+            _with_progress(folder, arguments, len(re.findall(r"(?m)^[A-Za-z0-9]", text)))
+        else:
+            pip(folder, arguments)
+    except PipError as error:
+        for line in error.lines:
+            say(f"  {line}")
+        raise MissingError(
+            f"pip could not install {lock.name} in {folder}: {error}. Check the network, or pip's own settings "
+            f"(PIP_INDEX_URL, PIP_FIND_LINKS, PIP_CERT), then run the same command again"
+        ) from None
+    write_text(folder / lock.name, text)
+
+
+def pip(folder: Path, arguments: Sequence[str], on_line: Optional[Callable[[str], None]] = None) -> None:
+    """Run the environment's pip, with the user's own pip settings. Raises PipError."""
+    command = [str(python_of(folder)), "-m", "pip", "--no-input", "--disable-pip-version-check", *arguments]
+    tail: Deque[str] = deque(maxlen=_TAIL)
+    process = subprocess.Popen(
+        command, env=environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True, errors="replace",
+    )  # fmt: skip
+    with process:
+        assert process.stdout is not None
+        try:
+            for line in process.stdout:
+                if not line.startswith("WARNING: Location"):  # pip's remark on each index folder without a package
+                    tail.append(line.rstrip())
+                if on_line:
+                    on_line(line)
+        except BaseException:
+            process.kill()
+            raise
+    if process.returncode:
+        raise PipError(tail)
+
+
+def environment() -> Dict[str, str]:
+    """This process's environment without what would lead Python or pip astray."""
+    return {name: value for name, value in os.environ.items() if name not in _LEAKS}
+
+
+def main(argv: Sequence[str]) -> None:
+    """Make the host's environment with the interpreter in argv[0], unless another process just did."""
+    project = Path(__file__).resolve().parents[2]
+    folder, lock = project / HOST_FOLDER, project / HOST_LOCK
+    with one_at_a_time(folder):
+        if not is_current(folder, [lock]):
+            say(f"installing invoke and docker in {folder} (about 1 MB, once) ...")
+            create(folder, argv[0])
+            install(folder, lock)
+
+
+def _with_progress(folder: Path, arguments: List[str], packages: int) -> None:
+    progress = Progress("fetching", packages, "packages", sys.stderr)
+    seen = 0
+
+    def count(line: str) -> None:
+        nonlocal seen
+        if line.startswith(("Collecting ", "Processing ", "Requirement already satisfied")):
+            seen = min(seen + 1, packages - 1)  # a lock names some packages of other platforms too
+            progress.update(seen)
+        elif line.startswith("Installing collected"):
+            progress.update(packages)
+            say("unpacking (pip says nothing meanwhile; about half a minute) ...")
+
+    pip(folder, arguments, count)
+
+
+def _same(lock: Path, copy: Path) -> bool:
+    try:
+        return lock.read_bytes() == copy.read_bytes()
+    except FileNotFoundError:
+        return False
+
+
+if __name__ == "__main__":
+    sys.exit(run_stage(main))

@@ -1,0 +1,169 @@
+"""`doctor`: what is not there is told with what it blocks; nothing that is wrong with a machine may break it."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import os
+import socket
+import threading
+from pathlib import Path
+from typing import Iterator
+
+import pytest
+
+from deberta.host import doctor, stage_env
+from deberta.host.doctor import GIB, MISSING, OK, UNKNOWN, Check
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Engine(http.server.BaseHTTPRequestHandler):
+    """As much of a Docker engine's API as a ping takes."""
+
+    def do_GET(self) -> None:
+        body = json.dumps({"Version": "99.1", "ApiVersion": "1.44"}).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_HEAD = do_GET
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing on the tests' output."""
+
+
+@pytest.fixture
+def engine_address() -> Iterator[str]:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Engine) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"tcp://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()
+
+
+def test_an_answering_engine(engine_address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOCKER_HOST", engine_address)
+    check = doctor.engine()
+    assert check.state == OK and "99.1" in check.found
+
+
+@pytest.mark.parametrize("address", ["tcp://127.0.0.1:1", "unix:///nonexistent/docker.sock", "nonsense://x", "tcp://"])
+def test_no_engine_is_told_and_does_not_block_local_runs(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOCKER_HOST", address)
+    check = doctor.engine()
+    assert check.state == MISSING and "no answer" in check.found and "local runs need no engine" in check.blocks
+    assert doctor.missing([check]) == ()
+
+
+def test_an_engine_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setattr(doctor, "ENGINE_TIMEOUT", 0.2)
+        monkeypatch.setenv("DOCKER_HOST", f"tcp://127.0.0.1:{silent.getsockname()[1]}")
+        assert doctor.engine().state == MISSING
+
+
+def test_all_checks_are_made_and_the_missing_input_is_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOCKER_HOST", "unix:///nonexistent/docker.sock")
+    monkeypatch.setattr(doctor, "SMALL_DISK", 1)
+    monkeypatch.setattr(doctor, "SMALL_MEMORY", 1)
+    monkeypatch.setattr(stage_env, "find", lambda project: Path("/stages/python"))
+    (tmp_path / "spm.model").write_bytes(b"model")
+    inputs = [
+        (Path("spm.model"), "preprocess", "invoke fetch"),
+        (Path("models/mnli/pytorch.model-073631.bin"), "export-onnx", "invoke fetch --profile mnli"),
+    ]
+    checks = doctor.run(ROOT, tmp_path, inputs, full_size=False)
+    assert [check.name for check in doctor.missing(checks)] == ["models/mnli/pytorch.model-073631.bin"]
+    by_name = {check.name: check for check in checks}
+    assert by_name["spm.model"].found == "5 bytes"
+    text = doctor.render(checks)
+    assert "get: invoke fetch --profile mnli" in text
+    assert text.splitlines()[-1] == "cpu backend, local executor: missing models/mnli/pytorch.model-073631.bin"
+    assert doctor.missing(doctor.run(ROOT, tmp_path, inputs[:1], full_size=False)) == ()
+
+
+def test_render_aligns_and_explains_only_what_is_not_ok() -> None:
+    checks = [
+        Check("disk", "9 GiB", "8 GiB", OK, blocks="everything", get="free some"),
+        Check("memory, free", "?", "", UNKNOWN, blocks="export"),
+    ]
+    assert doctor.render(checks).splitlines() == [
+        "ok       disk          9 GiB (8 GiB)",
+        "unknown  memory, free  ?",
+        "                       blocks: export",
+        "",
+        "cpu backend, local executor: ready",
+    ]
+
+
+def test_old_python_and_a_full_disk_are_missing(tmp_path: Path) -> None:
+    assert doctor.host_python((3, 8, 10)).state == MISSING
+    assert doctor.host_python((3, 9, 0)).state == OK
+    assert doctor.disk(tmp_path / "not" / "made" / "yet", 1).state == OK
+    full = doctor.disk(tmp_path, 1 << 60)
+    assert doctor.missing([full]) == (full,)
+
+
+def test_memory_is_what_the_cgroup_allows(tmp_path: Path) -> None:
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal:       16000000 kB\nMemAvailable:    8388608 kB\nHugePages_Total:       0\n")
+    assert doctor.memory(4 * GIB, meminfo, []).found == "8.0 GiB"
+    (tmp_path / "memory.max").write_text("2147483648\n")
+    limited = doctor.memory(4 * GIB, meminfo, [tmp_path])
+    assert (limited.state, limited.found) == (MISSING, "2.0 GiB")
+    (tmp_path / "memory.max").write_text("max\n")
+    assert doctor.memory(4 * GIB, meminfo, [tmp_path]).state == OK
+    assert doctor.memory(4 * GIB, tmp_path / "nothing", []).state == UNKNOWN
+
+
+def test_vector_units(tmp_path: Path) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text("flags\t\t: fpu avx2 avx512f avx512_bf16\nflags\t\t: fpu avx2\n")
+    assert doctor.cpu_features(cpuinfo).found.startswith("avx2 avx512f avx512_bf16; bf16 is there, and not used")
+    cpuinfo.write_text("flags\t\t: fpu sse2 notavx2\n")
+    assert doctor.cpu_features(cpuinfo).state == UNKNOWN
+
+
+def test_ascend_is_seen_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    looks = {
+        "cann": lambda: doctor.cann([tmp_path / "nothing", tmp_path / "set_env.sh"]),
+        "atc": doctor.compiler,
+        "msame": lambda: doctor.msame(tmp_path),
+        "devices": lambda: doctor.devices(tmp_path),
+        "npu-smi": doctor.npu_smi,
+    }
+    before = {name: look() for name, look in looks.items()}
+    assert {check.state for check in before.values()} == {MISSING}
+    assert all(check.blocks and check.get and not check.needed for check in before.values())
+    for name in ("set_env.sh", "atc", "npu-smi", "davinci0", "davinci1", "davinci_manager", "docker/bin/msame"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch(mode=0o644)
+    assert doctor.msame(tmp_path).found == "not executable"
+    for name in ("atc", "npu-smi", "docker/bin/msame"):
+        (tmp_path / name).chmod(0o755)
+    assert {check.state for check in (look() for look in looks.values())} == {OK}
+    assert doctor.devices(tmp_path).found == "davinci0 davinci1"
+
+
+def test_a_device_that_may_not_be_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "davinci0").touch()
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # permissions say nothing to root
+    check = doctor.devices(tmp_path)
+    assert check.state == MISSING and "no permission: davinci0" in check.found and "group" in check.get
+
+
+def test_the_stages_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage_env, "find_python", lambda: None)
+    assert doctor.missing([doctor.stage_environment(tmp_path)])
+    monkeypatch.setattr(stage_env, "find_python", lambda: "python3.11")
+    assert "will be made" in doctor.stage_environment(tmp_path).found
+    monkeypatch.setattr(stage_env, "DISK_MB", 10**12)
+    assert "free where it goes" in doctor.missing([doctor.stage_environment(tmp_path)])[0].found
