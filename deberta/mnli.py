@@ -1,0 +1,134 @@
+"""GLUE's MNLI files, row by row: tab separated, never quoted, one header line, UTF-8.
+
+Columns, counted from 0: genre 3, sentence1 8, sentence2 9, gold_label last. The dev files have 16 columns, train.tsv
+12, the test files 10 and no gold label. Every cell is taken as it stands: the texts hold unbalanced double quotes,
+and separators such as U+2028, so only the byte \\n ends a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from deberta.contract import LABELS
+from deberta.errors import DataError, MissingError
+
+DEV_COLUMNS = 16
+TRAIN_COLUMNS = 12
+TEST_COLUMNS = 10
+GENRE, PREMISE, HYPOTHESIS = 3, 8, 9
+
+_KINDS = {DEV_COLUMNS: "dev", TRAIN_COLUMNS: "train", TEST_COLUMNS: "test"}
+_NAMES = {GENRE: "genre", PREMISE: "sentence1", HYPOTHESIS: "sentence2", -1: "gold_label"}
+_LABEL_INDEX = {label: index for index, label in enumerate(LABELS)}
+_SHOWN = 5  # bad rows quoted in one message; the others are counted
+
+
+@dataclass(frozen=True)
+class Row:
+    """One pair; `label` is an index into contract.LABELS."""
+
+    premise: str
+    hypothesis: str
+    genre: str
+    label: int
+
+
+def rows(path: Path, expected_columns: int = DEV_COLUMNS, limit: int = 0) -> Iterator[Row]:
+    """The file's rows in order, the first `limit` only if it is above 0.
+
+    After a bad row nothing more is yielded, but the rest is still checked, so that one error tells all. Raises
+    MissingError for an absent file, DataError (at the end) for anything that is not as GLUE writes it.
+    """
+    if not path.is_file():
+        raise MissingError(f"{path} is missing. Run: invoke fetch")
+    bad: list[str] = []
+    bad_count = read = 0
+    with open(path, "rb") as file:
+        _check_header(path, file.readline(), expected_columns)
+        for number, line in enumerate(file, start=2):
+            if limit and read >= limit:
+                break
+            read += 1
+            try:
+                row = _parse(line, expected_columns)
+            except ValueError as problem:
+                bad_count += 1
+                if len(bad) < _SHOWN:
+                    bad.append(f"line {number}: {problem}")
+            else:
+                if not bad:
+                    yield row
+    if bad:
+        more = f"; and {bad_count - len(bad)} more" if bad_count > len(bad) else ""
+        what = "1 bad row" if bad_count == 1 else f"{bad_count} bad rows"
+        raise DataError(f"{path} has {what} in {read}: {'; '.join(bad)}{more}")
+    if not read:
+        raise DataError(f"{path} has a header line and no rows")
+
+
+def count(path: Path, expected_columns: int = DEV_COLUMNS) -> int:
+    """Read and check the whole file and count its rows. Raises as `rows` does."""
+    return sum(1 for _ in rows(path, expected_columns))
+
+
+def expect_rows(path: Path, rows: int, expected: int) -> None:
+    """Raise DataError unless the file has exactly as many rows as its profile says."""
+    if rows != expected:
+        raise DataError(f"{path} has {rows} rows, expected {expected}. Get the whole file: invoke fetch --force")
+
+
+def _check_header(path: Path, line: bytes, expected_columns: int) -> None:
+    if not line:
+        raise DataError(f"{path} is empty, expected a header line and rows of {expected_columns} columns")
+    try:
+        names = _text(line).split("\t")
+    except ValueError as problem:
+        raise DataError(f"{path}: line 1: {problem}") from None
+    if len(names) == TEST_COLUMNS != expected_columns and "gold_label" not in names:
+        raise DataError(
+            f"{path}: line 1: {TEST_COLUMNS} columns and no gold_label: this is a GLUE test file, which has no labels;"
+            f" expected {_columns(expected_columns)}"
+        )
+    lacking = sorted(set(_NAMES.values()) - set(names))
+    if lacking:
+        raise DataError(f"{path}: line 1: no column named {', '.join(lacking)}; expected GLUE's header line")
+    if len(names) != expected_columns:
+        raise DataError(f"{path}: line 1: {_columns(len(names))}, expected {_columns(expected_columns)}")
+    for index, name in _NAMES.items():
+        if names[index] != name:
+            where = f"column {index % len(names)} (from 0)"
+            raise DataError(f"{path}: line 1: {where} is {names[index][:40]!r}, expected {name}")
+
+
+def _parse(line: bytes, expected_columns: int) -> Row:
+    """One line as a row. Raises ValueError that says what is wrong, without the file's name."""
+    cells = _text(line).split("\t")
+    if cells == [""]:
+        raise ValueError("a blank line")
+    if len(cells) != expected_columns:
+        raise ValueError(f"{len(cells)} columns, expected {expected_columns}")
+    label = _LABEL_INDEX.get(cells[-1])
+    if label is None:
+        hint = " ('-' means no agreed label: GLUE's dev files have none)" if cells[-1] == "-" else ""
+        raise ValueError(f"unknown label {cells[-1][:40]!r}{hint}, expected one of {', '.join(LABELS)}")
+    if not cells[GENRE].isprintable():  # it becomes part of a line in the accuracy text
+        raise ValueError(f"genre {cells[GENRE][:40]!r} has characters that do not print")
+    return Row(cells[PREMISE], cells[HYPOTHESIS], cells[GENRE], label)
+
+
+def _text(line: bytes) -> str:
+    if b"\0" in line:
+        raise ValueError("a NUL byte, expected UTF-8 text")
+    try:
+        text = line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8: byte 0x{line[error.start]:02x} at byte {error.start + 1} of the line") from None
+    if text.endswith("\n"):
+        text = text[:-2] if text.endswith("\r\n") else text[:-1]
+    return text
+
+
+def _columns(number: int) -> str:
+    return f"{number} columns" + (f" (GLUE's {_KINDS[number]} file)" if number in _KINDS else "")

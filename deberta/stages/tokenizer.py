@@ -1,0 +1,173 @@
+"""The guide's tokenizer: the *fast* one that transformers 4 made of DeBERTa's spm.model, built without transformers.
+
+transformers 5's own class gives other ids, so nothing but `tokenizers` is used, and the committed golden ids of
+transformers 4.30.2 (tests/data/tokenizer) say that this is the same. The parts are those of its DebertaV2Converter:
+
+- Unigram over the model's pieces and scores, no byte fallback, the model's own unknown id;
+- special tokens [PAD] 0, [CLS], [SEP], [UNK] from the pieces; [MASK] is appended when it is not a piece (128000 with
+  microsoft/deberta-v3-base). They are matched as specials where a text spells them, and the text between them is
+  normalised piece by piece;
+- Strip, the model's precompiled character map if it has one, runs of blanks to one; Metaspace with a blank always
+  put first; [CLS] A [SEP] B [SEP].
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from sentencepiece import sentencepiece_model_pb2
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
+from tokenizers.models import Unigram
+
+from deberta.errors import DataError, MissingError
+
+SPECIAL = ("[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]")
+PAD_ID = 0  # the bins are filled with zeros, so [PAD] can be nothing else
+TOKENIZER_FILE, MODEL_FILE = "tokenizer.json", "spm.model"
+
+
+def source(path: Path) -> Path:
+    """The one file that `load(path)` reads: `path` itself, or a folder's tokenizer.json, else its spm.model.
+
+    Raises MissingError.
+    """
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise MissingError(f"{path} is missing. Run: invoke fetch")
+    for name in (TOKENIZER_FILE, MODEL_FILE):
+        if (path / name).is_file():
+            return path / name
+    raise MissingError(f"{path} holds neither {TOKENIZER_FILE} nor {MODEL_FILE}. Run: invoke fetch")
+
+
+def load(path: Path) -> Tokenizer:
+    """The guide's tokenizer from a SentencePiece Unigram model, a tokenizer.json, or a folder that holds one of them.
+
+    Pairs are encoded as [CLS] A [SEP] B [SEP], neither padded nor truncated (see `truncate`). Raises MissingError or
+    DataError.
+    """
+    file = source(path)
+    tokenizer = _from_json(file) if file.suffix == ".json" else _from_sentencepiece(file)
+    lacking = [token for token in SPECIAL if token != "[MASK]" and tokenizer.token_to_id(token) is None]
+    if lacking:
+        raise DataError(f"{file} has no {', '.join(lacking)}: it is not a DeBERTa v2 or v3 tokenizer")
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
+    _check_special(file, tokenizer)
+    return tokenizer
+
+
+def truncate(tokenizer: Tokenizer, length: int) -> None:
+    """Cut pairs to `length` tokens, specials included, from the end of the longer text, as truncation=True does."""
+    tokenizer.enable_truncation(max_length=length, stride=0, strategy="longest_first", direction="right")
+
+
+def vocabulary_size(tokenizer: Tokenizer) -> int:
+    """One more than the greatest id that can come out, [MASK] included."""
+    return max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+
+
+def has_character_map(tokenizer: Tokenizer) -> bool:
+    """Whether a precompiled character map is applied, as in every published DeBERTa.
+
+    A tokenizer.json that transformers 5 wrote has lost it: an ellipsis, among others, becomes [UNK].
+    """
+    return tokenizer.normalizer is not None and b"Precompiled" in tokenizer.normalizer.__getstate__()
+
+
+def _from_json(file: Path) -> Tokenizer:
+    try:
+        tokenizer = Tokenizer.from_str(file.read_text(encoding="utf-8"))
+    except Exception as error:  # tokenizers raises nothing narrower for a file that it cannot read
+        raise DataError(f"{file} is not a tokenizer.json of Hugging Face tokenizers: {str(error)[:200]}") from error
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
+@dataclass(frozen=True)
+class _Model:
+    """What the fast tokenizer takes from a SentencePiece model; the character map is empty if there is none."""
+
+    pieces: list[tuple[str, float]]
+    unknown: int
+    character_map: bytes
+
+
+def _from_sentencepiece(file: Path) -> Tokenizer:
+    model = _read_model(file)
+    lower_case, split_by_punctuation = _folder_options(file)
+    tokenizer = Tokenizer(Unigram(model.pieces, unk_id=model.unknown, byte_fallback=False))
+    tokenizer.normalizer = normalizers.Sequence(
+        ([normalizers.Lowercase()] if lower_case else [])
+        + [normalizers.Strip()]
+        + ([normalizers.Precompiled(model.character_map)] if model.character_map else [])
+        + [normalizers.Replace(Regex(" {2,}"), " ")]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        ([pre_tokenizers.Punctuation(behavior="isolated")] if split_by_punctuation else [])
+        + [pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")]
+    )
+    tokenizer.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="always")
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS]:0 $A:0 [SEP]:0",
+        pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",
+        special_tokens=[(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")],
+    )
+    return tokenizer
+
+
+def _folder_options(file: Path) -> tuple[bool, bool]:
+    """do_lower_case and split_by_punct of a folder's tokenizer_config.json; off in all published v2 and v3 models."""
+    config = file.with_name("tokenizer_config.json")
+    if not config.is_file():
+        return False, False
+    try:
+        given = json.loads(config.read_bytes())
+        return bool(given.get("do_lower_case", False)), bool(given.get("split_by_punct", False))
+    except (ValueError, AttributeError) as error:
+        raise DataError(f"{config} is not a JSON object: {error}") from error
+
+
+def _read_model(file: Path) -> _Model:
+    """Parse a SentencePiece model and check that the fast tokenizer can do all that it says. Raises DataError."""
+    model = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
+    content = file.read_bytes()
+    try:
+        model.ParseFromString(content)
+    except DecodeError:
+        model.Clear()
+    if not model.pieces:
+        raise DataError(
+            f"{file} ({len(content)} bytes) is not a SentencePiece model: it starts with {content[:24]!r}."
+            " Get it again: invoke fetch --force"
+        )
+    spec = model.trainer_spec
+    if spec.model_type != spec.UNIGRAM:
+        kind = spec.ModelType.Name(spec.model_type)
+        raise DataError(f"{file} is a SentencePiece model of type {kind}, expected UNIGRAM")
+    if spec.byte_fallback:
+        raise DataError(f"{file} uses byte fallback, which the guide's tokenizer does not have")
+    names = [piece.piece for piece in model.pieces]
+    lacking = [token for token in SPECIAL if token != "[MASK]" and token not in names]
+    if lacking:
+        first = ", ".join(names[:4])
+        raise DataError(f"{file} has no piece {', '.join(lacking)} (it starts with {first}): not DeBERTa v2's or v3's")
+    if len(set(names)) != len(names):
+        raise DataError(f"{file} names {len(names) - len(set(names))} pieces twice")
+    if not 0 <= spec.unk_id < len(names) or names[spec.unk_id] != "[UNK]":
+        raise DataError(f"{file} gives unknown text id {spec.unk_id}, but [UNK] is piece {names.index('[UNK]')}")
+    pieces = [(piece.piece, piece.score) for piece in model.pieces]
+    return _Model(pieces, spec.unk_id, model.normalizer_spec.precompiled_charsmap)
+
+
+def _check_special(file: Path, tokenizer: Tokenizer) -> None:
+    ids = {token: tokenizer.token_to_id(token) for token in SPECIAL}
+    if ids["[PAD]"] != PAD_ID:
+        raise DataError(f"{file} gives [PAD] id {ids['[PAD]']}, expected {PAD_ID}: the bins are filled with zeros")
+    encoded = tokenizer.encode("", "")
+    if encoded.ids != [ids["[CLS]"], ids["[SEP]"], ids["[SEP]"]]:
+        raise DataError(f"{file} encodes an empty pair as {encoded.tokens}, expected [CLS] [SEP] [SEP]")

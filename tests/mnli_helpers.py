@@ -1,0 +1,86 @@
+"""What several tests of the MNLI stages need: a tsv, the committed tokenizer, a stage as a process, a small disk."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Iterator, Sequence
+
+import pytest
+
+REPOSITORY = Path(__file__).parent.parent
+SPM_MODEL = REPOSITORY / "tests" / "data" / "tokenizer" / "spm.model"
+GOLDEN = REPOSITORY / "tests" / "data" / "tokenizer" / "golden.json"
+
+DEV_HEADER = [
+    "index",
+    "promptID",
+    "pairID",
+    "genre",
+    "sentence1_binary_parse",
+    "sentence2_binary_parse",
+    "sentence1_parse",
+    "sentence2_parse",
+    "sentence1",
+    "sentence2",
+    "label1",
+    "label2",
+    "label3",
+    "label4",
+    "label5",
+    "gold_label",
+]
+
+
+def dev_line(
+    premise: str = "A boat.", hypothesis: str = "A ship.", genre: str = "travel", label: str = "neutral"
+) -> str:
+    return "\t".join(["0", "0", "0n", genre, "", "", "", "", premise, hypothesis, label, "", "", "", "", label])
+
+
+def write_dev(path: Path, lines: Sequence[str]) -> Path:
+    path.write_bytes("".join(line + "\n" for line in ["\t".join(DEV_HEADER), *lines]).encode())
+    return path
+
+
+def golden() -> list[tuple[str, str, list[int]]]:
+    """Pairs and the ids that the guide's tokenizer gave for them."""
+    rows = json.loads(GOLDEN.read_bytes())["rows"]
+    return [(row["premise"], row["hypothesis"], row["ids"]) for row in rows]
+
+
+def stage_command(name: str, *arguments: object) -> list[str]:
+    return [sys.executable, "-m", f"deberta.stages.{name}", *map(str, arguments)]
+
+
+def stage_environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+
+
+def run_stage(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run a stage as the host does, in a process of its own."""
+    return subprocess.run(
+        stage_command(name, *arguments), env=stage_environment(), capture_output=True, text=True, check=False
+    )
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, kibibytes: int = 64) -> Iterator[Path]:
+    """A file system of that size at `folder`; the test is skipped where mounting is not allowed."""
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={kibibytes}k", "tmpfs", str(folder)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if mounted.returncode:
+        pytest.skip(f"cannot mount a tmpfs: {mounted.stderr.strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)

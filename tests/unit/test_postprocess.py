@@ -1,0 +1,228 @@
+"""Outputs to accuracy: the guide's text byte for byte, and every way in which outputs can be wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Callable
+
+import numpy as np
+import pytest
+
+from deberta import contract, errors, files
+from deberta.stages import postprocess
+from tests.mnli_helpers import dev_line, small_disk, write_dev
+
+GENRES = ["travel", "fiction", "travel", "a = b", "fiction", "travel", "slate"]
+GOLD = [0, 1, 2, 0, 1, 2, 0]
+GUESSED = [0, 1, 2, 1, 0, 0, 0]
+BATCH = 4
+
+
+def logits(guesses: list[int]) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
+    """Rows whose greatest logit is the guess; the padding row of the last batch is zeros."""
+    values = np.zeros((8, 3), np.float32)
+    for row, guess in enumerate(guesses):
+        values[row] = [-1.5, 0.25, -3.0]
+        values[row, guess] = 2.5
+    return values
+
+
+def write_outputs(folder: Path, values: np.ndarray[tuple[int, int], np.dtype[np.float32]]) -> Path:
+    folder.mkdir()
+    for index in range(len(values) // BATCH):
+        batch = values[index * BATCH : (index + 1) * BATCH].astype("<f4")
+        (folder / f"input_{index}_output_0.bin").write_bytes(batch.tobytes())
+    return folder
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    rows = [dev_line(genre=genre, label=contract.LABELS[gold]) for genre, gold in zip(GENRES, GOLD)]
+    return write_dev(tmp_path / "dev_matched.tsv", rows)
+
+
+@pytest.fixture
+def outputs(tmp_path: Path) -> Path:
+    return write_outputs(tmp_path / "outputs", logits(GUESSED))
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    return tmp_path / "results" / "eval_bs4_match.txt"
+
+
+def main(outputs: Path, data: Path, text: Path, *more: object, bs: int = BATCH) -> int:
+    """The stage in this process; returns its exit code."""
+    arguments = ["--outputs", outputs, "--data", data, "--bs", bs, "--output", text]
+    summary = ["--summary", outputs.parent / "summary.json"]
+    return errors.run_stage(postprocess.main, [str(argument) for argument in [*arguments, *summary, *more]])
+
+
+def test_text_is_the_guides_and_the_json_has_exact_counts(outputs: Path, data: Path, text: Path) -> None:
+    assert main(outputs, data, text, "--rows", 7, "--version", "mismatch") == 0
+    assert text.read_bytes() == (
+        b"accuracy = 0.5714285714285714\n"
+        b"accuracy_a = b = 0.0\n"
+        b"accuracy_fiction = 0.5\n"
+        b"accuracy_slate = 1.0\n"
+        b"accuracy_travel = 0.6666666666666666\n"
+        b"eval_samples = 7\n"
+    )
+    counts = json.loads(text.with_suffix(".json").read_bytes())
+    assert counts == {
+        "version": "mismatch",
+        "batch_size": 4,
+        "rows": 7,
+        "limit": 0,
+        "correct": 4,
+        "accuracy": 4 / 7,
+        "genres": {
+            "a = b": {"correct": 0, "rows": 1, "accuracy": 0.0},
+            "fiction": {"correct": 1, "rows": 2, "accuracy": 0.5},
+            "slate": {"correct": 1, "rows": 1, "accuracy": 1.0},
+            "travel": {"correct": 2, "rows": 3, "accuracy": 2 / 3},
+        },
+        "labels_predicted": {"contradiction": 4, "neutral": 2, "entailment": 1},
+        "labels_gold": {"contradiction": 3, "neutral": 2, "entailment": 2},
+        "confusion": {
+            "contradiction": {"contradiction": 2, "neutral": 1, "entailment": 0},
+            "neutral": {"contradiction": 1, "neutral": 1, "entailment": 0},
+            "entailment": {"contradiction": 1, "neutral": 0, "entailment": 1},
+        },
+        "nan_rows": 0,
+        "padding_nan_rows": 0,
+        "outputs_sha256": files.folder_digest(outputs),
+    }
+    again = text.with_name("again.txt")
+    assert main(outputs, data, again, "--version", "mismatch") == 0
+    assert again.with_suffix(".json").read_bytes() == text.with_suffix(".json").read_bytes()
+    assert sorted(path.name for path in text.parent.iterdir()) == [
+        "again.json",
+        "again.txt",
+        "eval_bs4_match.json",
+        "eval_bs4_match.txt",
+    ]
+
+
+def test_text_has_what_str_of_a_float64_gives() -> None:
+    result = postprocess.Evaluation("match", 1, 9815, 0, 8879, 8879 / 9815, {}, {}, {}, {}, 0, 0, "")
+    assert (
+        postprocess.guide_text(result) == f"accuracy = {np.float64(8879) / np.float64(9815)!s}\neval_samples = 9815\n"
+    )
+
+
+def test_files_are_matched_by_number_and_not_by_name(tmp_path: Path, text: Path) -> None:
+    guesses = [number * 7 % 3 for number in range(12)]
+    rows = [dev_line(label=contract.LABELS[guess]) for guess in guesses]
+    outputs = tmp_path / "outputs"
+    outputs.mkdir()
+    for index, guess in enumerate(guesses):
+        (outputs / f"input_{index}_output_0.bin").write_bytes(np.eye(3, dtype="<f4")[guess].tobytes())
+    assert main(outputs, write_dev(tmp_path / "dev.tsv", rows), text, bs=1) == 0
+    assert text.read_bytes().startswith(b"accuracy = 1.0\n")
+
+
+def test_limit_is_kept_in_the_json(outputs: Path, data: Path, text: Path) -> None:
+    (outputs / "input_1_output_0.bin").unlink()
+    assert main(outputs, data, text, "--limit", 3, "--rows", 7) == 0
+    counts = json.loads(text.with_suffix(".json").read_bytes())
+    assert (counts["limit"], counts["rows"], counts["correct"]) == (3, 3, 3)
+
+
+def test_nan_in_a_padding_row_is_only_counted(tmp_path: Path, data: Path, text: Path) -> None:
+    values = logits(GUESSED)
+    values[7] = np.nan
+    assert main(write_outputs(tmp_path / "outputs", values), data, text) == 0
+    counts = json.loads(text.with_suffix(".json").read_bytes())
+    assert (counts["nan_rows"], counts["padding_nan_rows"], counts["correct"]) == (0, 1, 4)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_nan_or_infinity_says_where_and_why(
+    tmp_path: Path, data: Path, text: Path, value: float, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = logits(GUESSED)
+    values[5, 1] = values[6, 2] = value
+    assert main(write_outputs(tmp_path / "outputs", values), data, text) == 5
+    message = capsys.readouterr().err
+    for part in ("2 of 7 rows", "input_1_output_0.bin row 1", "dev_matched.tsv line 7", "fp16", "precision_mode"):
+        assert part in message
+    assert not text.parent.exists() and not (tmp_path / "summary.json").exists()
+
+
+def remove(folder: Path) -> None:
+    (folder / "input_1_output_0.bin").unlink()
+
+
+def add(name: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).write_bytes(bytes(48))
+
+
+def resize(size: int) -> Callable[[Path], object]:
+    return lambda folder: (folder / "input_1_output_0.bin").write_bytes(bytes(size))
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (remove, "1 missing (input_1_output_0.bin)"),
+        (add("input_2_output_0.bin"), "1 extra (input_2_output_0.bin)"),
+        (add("input_01_output_0.bin"), "1 extra (input_01_output_0.bin)"),
+        (add("notes.txt"), "1 extra (notes.txt)"),
+        (lambda folder: (folder / "input_1_output_0.bin").rename(folder / "deberta_output_0.bin"), "1 missing"),
+        (resize(47), "1 of 2 output files are not 48 bytes (float32 [4, 3]): input_1_output_0.bin has 47"),
+        (resize(96), "input_1_output_0.bin has 96"),
+        (resize(0), "input_1_output_0.bin has 0"),
+    ],
+)
+def test_wrong_outputs_are_named_and_nothing_is_written(
+    outputs: Path,
+    data: Path,
+    text: Path,
+    damage: Callable[[Path], object],
+    says: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    damage(outputs)
+    assert main(outputs, data, text) == 5
+    message = capsys.readouterr().err
+    assert says in message and "invoke infer" in message and message.count("\n") == 1
+    assert not text.parent.exists()
+
+
+def test_many_missing_files_are_counted(
+    outputs: Path, data: Path, text: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(outputs, data, text, bs=1) == 5
+    assert "expected 7 output files at batch size 1: 5 missing (input_2_output_0.bin, " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "code", "says"),
+    [
+        (["--rows", "9815"], 5, "has 7 rows, expected 9815"),
+        (["--version", "foo"], 2, "--version 'foo'"),
+        (["--bs", "x"], 2, "--bs 'x'"),
+        (["--outputs", "/nowhere"], 3, "/nowhere is missing. Run: invoke infer"),
+        (["--data", "/nowhere/dev.tsv"], 3, "invoke fetch"),
+    ],
+)
+def test_refusals(
+    outputs: Path, data: Path, text: Path, more: list[str], code: int, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(outputs, data, text, *more) == code
+    assert says in capsys.readouterr().err
+    assert not text.parent.exists()
+
+
+def test_full_disk_leaves_neither_file(
+    outputs: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with small_disk(tmp_path / "disk") as disk:
+        with open(disk / "filler", "wb", buffering=0) as filler, pytest.raises(OSError, match="No space"):
+            while True:
+                filler.write(bytes(4096))
+        assert main(outputs, data, disk / "eval_bs4_match.txt") == 4
+        assert "the disk is full" in capsys.readouterr().err
+        assert [path.name for path in disk.iterdir()] == ["filler"]

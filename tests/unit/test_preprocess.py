@@ -1,0 +1,205 @@
+"""The bins: byte for byte the guide's, whole or not at all, and never mixed with an earlier run's."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deberta import contract, errors
+from deberta.stages import preprocess
+from deberta.stages import tokenizer as tokenizer_of_guide
+from tests.mnli_helpers import (
+    SPM_MODEL,
+    dev_line,
+    golden,
+    run_stage,
+    small_disk,
+    stage_command,
+    stage_environment,
+    write_dev,
+)
+
+
+def main(data: Path, output: Path, bs: object, *more: object, tokenizer: Path = SPM_MODEL) -> int:
+    """The stage in this process; returns its exit code."""
+    arguments = ["--data", data, "--tokenizer", tokenizer, "--bs", bs, "--output", output]
+    summary = ["--summary", output.parent.parent / "summary.json"]
+    return errors.run_stage(preprocess.main, [str(argument) for argument in [*arguments, *summary, *more]])
+
+
+def summary_of(output: Path) -> dict[str, object]:
+    found = json.loads((output.parent.parent / "summary.json").read_bytes())
+    assert isinstance(found, dict)
+    return found
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    labels = [contract.LABELS[number % 3] for number in range(10)]
+    lines = [dev_line(f'the boat, no. {number} "', "a letter…", label=label) for number, label in enumerate(labels)]
+    return write_dev(tmp_path / "dev_matched.tsv", lines)
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    return tmp_path / "data" / "pre_mnli_bs4" / "match"
+
+
+def test_bins_equal_the_guides_and_the_summary_counts_them(tmp_path: Path, output: Path) -> None:
+    rows = [row for row in golden() if "\t" not in row[0] + row[1]]
+    tsv = write_dev(tmp_path / "dev.tsv", [dev_line(premise, hypothesis) for premise, hypothesis, _ in rows])
+    assert main(tsv, output, 16) == 0
+    batches = -(-len(rows) // 16)
+    ids = np.zeros((batches * 16, 256), "<i4")
+    for index, (_, _, expected) in enumerate(rows):
+        ids[index, : len(expected)] = expected
+    assert {path.name for path in output.iterdir()} == {"input_ids", "input_mask"}
+    for name, values in (
+        ("input_ids", ids),
+        ("input_mask", (np.cumsum(ids[:, ::-1], axis=1)[:, ::-1] > 0).astype("<i4")),
+    ):
+        found = {path.name: path.read_bytes() for path in (output / name).iterdir()}
+        assert found == {f"input_{i}.bin": values[i * 16 : (i + 1) * 16].tobytes() for i in range(batches)}
+    summary = summary_of(output)
+    lengths = sorted(len(row[2]) for row in rows)
+    assert summary["rows"] == len(rows) and summary["batches"] == batches
+    assert summary["padding_rows"] == batches * 16 - len(rows) > 0
+    assert summary["truncated_rows"] == lengths.count(256) == 10
+    assert summary["tokens"] == sum(lengths)
+    assert summary["unknown_tokens"] == sum(row[2].count(3) for row in rows)
+    assert summary["labels"] == {"contradiction": 0, "neutral": len(rows), "entailment": 0}
+    assert summary["length"] == {
+        "median": lengths[-(-len(rows) // 2) - 1],
+        "p90": lengths[-(-len(rows) * 9 // 10) - 1],
+        "max": 256,
+    }
+
+
+def test_chunks_do_not_show_in_the_bins(data: Path, output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert main(data, output, 4) == 0
+    whole = [path.read_bytes() for path in sorted(output.rglob("*.bin"))]
+    monkeypatch.setattr(preprocess, "_CHUNK_ROWS", 4)
+    assert main(data, output, 4) == 0
+    assert [path.read_bytes() for path in sorted(output.rglob("*.bin"))] == whole and len(whole) == 6
+
+
+def test_bins_of_an_earlier_run_do_not_survive(data: Path, output: Path) -> None:
+    assert main(data, output, 1) == 0
+    assert len(list((output / "input_ids").iterdir())) == 10
+    assert main(data, output, 4) == 0
+    for name in contract.INPUTS:
+        assert {path.name: path.stat().st_size for path in (output / name).iterdir()} == {
+            f"input_{i}.bin": 4 * 256 * 4 for i in range(3)
+        }
+    assert [path.name for path in output.parent.iterdir()] == ["match"]
+
+
+def test_limit_and_sequence_length(data: Path, output: Path) -> None:
+    assert main(data, output, 4, "--limit", 5, "--rows", 10, "--sequence-length", 8) == 0
+    sizes = [path.stat().st_size for path in output.rglob("*.bin")]
+    assert sizes == [4 * 8 * 4] * 4
+    summary = summary_of(output)
+    assert (summary["rows"], summary["limit"], summary["padding_rows"]) == (5, 5, 3)
+    assert summary["truncated_rows"] == 5
+
+
+@pytest.mark.parametrize(
+    ("more", "code", "says"),
+    [
+        (["--rows", "9815"], 5, "has 10 rows, expected 9815"),
+        (["--bs", "0"], 2, "--bs '0'"),
+        (["--bs", "-1"], 2, "--bs '-1'"),
+        (["--bs", "x"], 2, "--bs 'x'"),
+        (["--tokenizer", "/nowhere/spm.model"], 3, "/nowhere/spm.model is missing"),
+        (["--data", "/nowhere/dev.tsv"], 3, "invoke fetch"),
+    ],
+)
+def test_refusal_leaves_the_earlier_bins(
+    data: Path, output: Path, more: list[str], code: int, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(data, output, 4) == 0
+    before = {path: path.stat().st_mtime_ns for path in output.rglob("*")}
+    capsys.readouterr()
+    assert main(data, output, 4, *more) == code
+    message = capsys.readouterr().err
+    assert says in message and message.count("\n") == 1
+    assert {path: path.stat().st_mtime_ns for path in output.rglob("*")} == before
+    assert [path.name for path in output.parent.iterdir()] == ["match"]
+
+
+def test_ids_beyond_the_models_vocabulary_are_refused(
+    data: Path, output: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes = {"hidden_size": 8, "num_attention_heads": 1, "num_hidden_layers": 1, "intermediate_size": 8}
+    config = data.with_name("model_config.json")
+    config.write_text(json.dumps({**sizes, "vocab_size": 20}), encoding="utf-8")
+    assert main(data, output, 4, "--config", str(config)) == 5
+    assert "line 2), but the model's vocabulary has 20 entries" in capsys.readouterr().err
+    assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("too\tfew", "line 12: 2 columns, expected 16"),
+        (dev_line(label="-"), "unknown label '-'"),
+        (dev_line().replace("A boat", "A b\udcffat"), "not UTF-8"),
+    ],
+)
+def test_bad_row_in_a_process_of_its_own(data: Path, output: Path, line: str, says: str) -> None:
+    with open(data, "ab") as file:
+        file.write(line.encode(errors="surrogateescape") + b"\n")
+    done = run_stage(
+        "preprocess", "--data", data, "--tokenizer", SPM_MODEL, "--bs", 4, "--output", output, "--summary", "none"
+    )
+    assert done.returncode == 5
+    assert done.stderr.startswith("error: ") and says in done.stderr and done.stderr.count("\n") == 1
+    assert not output.parent.exists()
+
+
+def test_lossy_tokenizer_json_is_said(data: Path, output: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = json.loads(tokenizer_of_guide.load(SPM_MODEL).to_str())
+    del content["normalizer"]["normalizers"][1]
+    folder = data.parent / "lossy"
+    folder.mkdir()
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    assert main(data, output, 4, tokenizer=folder) == 0
+    assert "has no character map" in capsys.readouterr().out
+    assert summary_of(output)["character_map"] is False
+
+
+def test_full_disk_leaves_nothing(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with small_disk(tmp_path / "disk") as disk:
+        output = disk / "data" / "pre_mnli_bs64" / "match"
+        assert main(data, output, 64) == 4
+        assert "the disk is full" in capsys.readouterr().err
+        assert list(output.parent.iterdir()) == []
+
+
+def test_interrupt_leaves_nothing(tmp_path: Path, output: Path) -> None:
+    lines = [dev_line(f"the boat no. {number}", "a letter " * 20) for number in range(60000)]
+    data = write_dev(tmp_path / "dev.tsv", lines)
+    command = stage_command("preprocess", "--data", data, "--tokenizer", SPM_MODEL, "--bs", 1, "--output", output)
+    process = subprocess.Popen(
+        [*command, "--summary", str(tmp_path / "summary.json")],
+        env=stage_environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        # a test run in the background ignores SIGINT, and its children would inherit that
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None,
+    )
+    while not list(output.parent.glob(".match.tmp-*/input_mask/input_0.bin")):
+        assert process.poll() is None, "it ended before it could be interrupted"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == errors.INTERRUPTED
+    assert b"Traceback" not in said
+    assert list(output.parent.iterdir()) == []
+    assert not (tmp_path / "summary.json").exists()
