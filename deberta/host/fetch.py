@@ -1,0 +1,295 @@
+"""`invoke fetch`: checkpoint, tokenizer and data, from the network or a folder; each file is checked before it is kept.
+
+A published SHA-256 is always enforced. Where none is published, the first file's hash is recorded in `fetched.json` and
+shown ("trust on first use"), and enforced from then on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Callable, Optional
+
+from deberta.errors import ConfigError, DataError, MissingError, from_os_error
+from deberta.host import download as http
+from deberta.host import unpack
+from deberta.host.sources import (
+    GUIDE,
+    ON_DEMAND,
+    ZIP,
+    Copy,
+    Download,
+    Item,
+    Product,
+    Sources,
+    root_folder,
+    wrong_start,
+)
+from deberta.host.trust import (
+    Fetched,
+    Job,
+    Pins,
+    Unfit,
+    check_form,
+    check_new,
+    check_present,
+    digest,
+    judge,
+    put,
+    read_record,
+    remember,
+    staged,
+)
+
+_SHOWN = 20  # files listed when a search by hash finds nothing
+
+
+def fetch(
+    workspace: Path,
+    profile: str,
+    names: Sequence[str] = (),
+    *,
+    from_dir: Optional[Path] = None,
+    mirrors: Sequence[str] = (),
+    accept_new: bool = False,
+    sources: Sources = GUIDE,
+    settings: http.Settings = http.SETTINGS,
+    out: Callable[[str], None] = print,
+) -> list[Fetched]:
+    """Bring the named items (default: all but `pretrained`) into the workspace; files that are right already stay.
+
+    `mirrors` are URLs of folders that hold the files under their own names; they are tried first. `accept_new` replaces
+    recorded hashes, never published ones. Raises ConfigError, MissingError (no host answers, or the folder lacks a
+    file), StageError (disk), DataError (a file is not what it should be).
+    """
+    for mirror in mirrors:
+        if not mirror.startswith(("http://", "https://")):
+            raise ConfigError(f"--mirror {mirror!r} is not an http or https URL of a folder")
+    if from_dir is not None and not from_dir.is_dir():
+        raise ConfigError(f"--from {from_dir} is not a folder")
+    fetched: list[Fetched] = []
+    missing: list[str] = []
+    try:
+        for item in _chosen(profile, names, sources):
+            job = Job(item, workspace, profile, tuple(mirrors), accept_new, settings, out)
+            try:
+                fetched += _fetch_item(job, from_dir)
+            except MissingError as error:
+                if from_dir is None:
+                    raise
+                missing.append(str(error))  # what else the folder has is of use all the same
+    except OSError as error:
+        error.filename = error.filename or str(workspace)
+        raise from_os_error(error) from error
+    if missing:
+        raise MissingError(
+            f"{'; '.join(missing)}. What it has was copied. Put the rest there, then run: "
+            f"{job.command('--from', str(from_dir))}"
+        )
+    return fetched
+
+
+def _chosen(profile: str, names: Sequence[str], sources: Sources) -> list[Item]:
+    known = list(dict.fromkeys(item.name for item in sources))
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"fetch does not know {name!r}. It gets: {', '.join(known)}")
+    wanted = list(names) or [name for name in known if name not in ON_DEMAND]
+    if profile == "demo" and set(wanted) - set(ON_DEMAND):
+        raise ConfigError("the demo profile's files come with the repository: nothing to fetch. Run: invoke demo")
+    return [item for item in sources if item.name in wanted]
+
+
+def _fetch_item(job: Job, from_dir: Optional[Path]) -> list[Fetched]:
+    absent, unknown, done = [], [], []
+    for product in job.item.products:
+        target = job.target(product)
+        if not os.path.lexists(target):
+            absent.append(product)
+        elif not target.is_file():
+            raise DataError(f"{target} is there and is not a file. Move it away and run: {job.command()}")
+        elif product.sha256 is None and job.key(product) not in read_record(job.record):
+            unknown.append(product)  # compared with what is fetched, if anything is; recorded as it is otherwise
+        else:
+            done.append(check_present(job, product))
+    if from_dir is not None and (absent or unknown):
+        return done + _from_folder(job, absent + unknown, from_dir)
+    if absent:
+        return done + _from_network(job, absent + unknown)
+    return done + [check_present(job, product) for product in unknown]
+
+
+def _from_network(job: Job, products: list[Product]) -> list[Fetched]:
+    """Try each download at each of its URLs; the first that passes every check gives all products."""
+    failures: list[str] = []
+    wrong = False
+    for download in job.item.downloads:
+        mirrored = [Copy(f"{base.rstrip('/')}/{download.name}") for base in job.mirrors]
+        for copy in [*mirrored, *download.copies]:
+            try:
+                return _get(job, products, download, copy)
+            except http.DownloadFailed as failure:
+                wrong = wrong or failure.wrong
+                failures.append(f"{http.shown(copy.url)}: {failure}")
+                job.out(f"{job.item.name}: {failures[-1]}")
+    message = (
+        f"{', '.join(job.key(product) for product in products)} could not be fetched. Tried: {'; '.join(failures)}. "
+        f"If this machine cannot reach the hosts, copy the file "
+        f"({' or '.join(download.name for download in job.item.downloads)}) from another machine and run: "
+        f"{job.command('--from', 'DIR')}"
+    )
+    raise DataError(message) if wrong else MissingError(message)
+
+
+def _get(job: Job, products: list[Product], download: Download, copy: Copy) -> list[Fetched]:
+    """Download, judge, and put in place. Raises DownloadFailed; a file that is not fit is removed."""
+    part = job.workspace / root_folder(products[0].root, job.profile) / f"{download.name}.part"
+    request = http.Request(
+        copy.url, part, download.name, download.about_bytes, lambda head: wrong_start(download.kind, head)
+    )
+    job.out(f"{download.name}: from {http.shown(copy.url)}")
+    got = http.download(request, job.settings, job.out)
+    problem = _unfit(job, download, part, copy)
+    if problem and got.resumed:
+        job.out(f"{download.name}: the pieces do not fit together ({problem}); getting it again, whole")
+        http.discard(part)
+        got = http.download(request, job.settings, job.out)
+        problem = _unfit(job, download, part, copy)
+    if problem:
+        http.discard(part)
+        raise http.DownloadFailed(f"{problem}; the file was removed", wrong=True)
+    try:
+        if download.kind == ZIP:
+            done = _unpack(job, products, download, part, copy, got.url)
+        else:
+            [product] = products
+            done = [put(job, product, part, check_new(job, product, part, got.url), got.url)]
+    except Unfit as error:
+        http.discard(part)
+        raise http.DownloadFailed(f"{error}; the file was removed", wrong=True) from error
+    http.discard(part)
+    return done
+
+
+def _unfit(job: Job, download: Download, path: Path, copy: Optional[Copy]) -> Optional[str]:
+    """What is wrong with an archive, or a single file, from this place or from a folder; None if nothing is."""
+    key = download.name if download.kind == ZIP else job.key(job.item.products[0])
+    try:
+        check_form(download.kind, path)
+        judge(job, key, digest(job, path), _pins(download, copy))
+    except Unfit as error:
+        return str(error)
+    return None
+
+
+def _pins(download: Download, copy: Optional[Copy]) -> Pins:
+    """A hash binds the place it is published for, and every place if each has one."""
+    return Pins(download.published, bool(copy and copy.sha256) or len(download.published) == len(download.copies))
+
+
+def _unpack(
+    job: Job, products: list[Product], download: Download, archive: Path, copy: Optional[Copy], origin: str
+) -> list[Fetched]:
+    """Put products from a judged archive in their places: all of them, or, if one is not fit, none. Raises Unfit."""
+    with contextlib.ExitStack() as stack:
+        try:
+            names = unpack.names_in(archive)
+            members = {_member_of(job, product, archive): product for product in products}
+            for name in [name for name in members if name not in names and members[name].optional]:
+                job.out(f"{job.key(members.pop(name))}: not in {archive}; only finetune needs it")
+            ready = {name: stack.enter_context(staged(job.target(product))) for name, product in members.items()}
+            http.check_space(archive.parent, unpack.size_of(archive, list(ready)), f"unpacking {download.name}")
+            unpack.extract(archive, ready)
+        except DataError as error:
+            raise Unfit(str(error)) from error
+        hashes = {name: check_new(job, product, ready[name], origin) for name, product in members.items()}
+        remember(job, download.name, origin, archive, digest(job, archive), _pins(download, copy))
+        return [put(job, product, ready[name], hashes[name], f"{origin}#{name}") for name, product in members.items()]
+
+
+def _member_of(job: Job, product: Product, archive: Path) -> str:
+    """A product with a published hash is found by it, whatever its name; any other by its path. Raises DataError."""
+    if product.sha256 is None:
+        return product.path
+    name, seen = unpack.find_in_archive(archive, product.sha256)
+    if name is None:
+        _show_seen(job, archive, seen)
+        raise DataError(f"{archive} holds no file with the sha256 of {product.path}, {product.sha256}")
+    return name
+
+
+def _from_folder(job: Job, products: list[Product], folder: Path) -> list[Fetched]:
+    """Copy what an offline folder has: the files themselves, an archive of them, or a cache, searched by hash."""
+    done, left = [], []
+    for product in products:
+        source = _by_name(folder, job.target(product))
+        if source:
+            done.append(_copy_in(job, product, source))
+        else:
+            left.append(product)
+    for download in job.item.downloads:
+        archive = folder / download.name
+        if left and download.kind == ZIP and archive.is_file():
+            problem = _unfit(job, download, archive, None)
+            if problem:
+                raise DataError(f"{archive} was not used: {problem}")
+            try:
+                return done + _unpack(job, left, download, archive, None, str(archive))
+            except Unfit as error:
+                raise DataError(f"{archive} was not used: {error}") from error
+    missing = []
+    for product in left:
+        found = _by_hash(job, product, folder)
+        if found:
+            done.append(_copy_in(job, product, found))
+        elif job.target(product).is_file():
+            done.append(check_present(job, product))
+        elif product.optional:
+            job.out(f"{job.key(product)}: not in {folder}; only finetune needs it")
+        else:
+            missing.append(product)
+    if missing:
+        names = [product.path for product in missing]
+        archives = [f" nor {download.name}" for download in job.item.downloads if download.kind == ZIP]
+        raise MissingError(f"{folder} has no {', '.join(names)}{''.join(archives)}")
+    return done
+
+
+def _by_name(folder: Path, target: Path) -> Optional[Path]:
+    """A file of this name in the folder, or in its subfolder that is named like the target's (MNLI/dev_matched.tsv)."""
+    for candidate in (folder / target.parent.name / target.name, folder / target.name):
+        if candidate.is_file():
+            return candidate
+    return None
+
+
+def _by_hash(job: Job, product: Product, folder: Path) -> Optional[Path]:
+    if product.sha256 is None:
+        return None
+    found, seen = unpack.find_in_folder(folder, product.sha256)
+    if found is None:
+        _show_seen(job, folder, seen)
+    return found
+
+
+def _show_seen(job: Job, where: Path, seen: list[unpack.Seen]) -> None:
+    job.out(f"{where}: looked at {len(seen)} files; none is the one that was looked for")
+    for one in seen[:_SHOWN]:
+        job.out(f"  {one.name}  {one.url or '(no url beside it)'}  sha256 {one.sha256}")
+
+
+def _copy_in(job: Job, product: Product, source: Path) -> Fetched:
+    """Copy one file to its place. Raises DataError if it is not fit."""
+    target = job.target(product)
+    with staged(target) as temporary:
+        http.check_space(target.parent, source.stat().st_size, product.path)
+        shutil.copyfile(source, temporary)
+        with open(temporary, "rb+") as copied:
+            os.fsync(copied.fileno())
+        try:
+            return put(job, product, temporary, check_new(job, product, temporary, str(source)), str(source))
+        except Unfit as error:
+            raise DataError(f"{source} was not copied: {error}") from error

@@ -1,0 +1,212 @@
+"""What `fetch` accepts: a file's form, its SHA-256 (published, or recorded at first use), and its place."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import zipfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Callable
+
+from deberta import files
+from deberta.errors import DataError
+from deberta.host import download as http
+from deberta.host.sources import HEAD_BYTES, JSON, Item, Product, record_path, wrong_start
+
+_LARGE = 100 << 20  # bytes; hashing more than this takes long enough to be said
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """One entry of fetched.json: what was accepted under this name, and why."""
+
+    url: str  # or the file it was copied from
+    bytes: int
+    sha256: str
+    date: str  # UTC, ISO 8601
+    trust: str  # "published hash" or "first use"
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A file that is in the workspace and was checked in this run; `path` is relative to the workspace."""
+
+    path: str
+    bytes: int
+    sha256: str
+    origin: str  # a URL, a file, or "already there"
+
+
+@dataclass(frozen=True)
+class Pins:
+    """Published hashes; `binding`: one of them must match. Otherwise the first use's hash may vouch, too."""
+
+    hashes: tuple[str, ...]
+    binding: bool
+
+
+@dataclass(frozen=True)
+class Job:
+    """One item, and everything about this run."""
+
+    item: Item
+    workspace: Path
+    profile: str
+    mirrors: tuple[str, ...]
+    accept_new: bool
+    settings: http.Settings
+    out: Callable[[str], None]
+
+    @property
+    def record(self) -> Path:
+        return self.workspace / record_path(self.item, self.profile)
+
+    def target(self, product: Product) -> Path:
+        return self.workspace / product.target(self.profile)
+
+    def key(self, product: Product) -> str:
+        return str(product.target(self.profile))
+
+    def command(self, *options: str) -> str:
+        words = ["invoke fetch", *(["--pretrained"] if self.item.name == "pretrained" else [])]
+        return " ".join([*words, *([] if self.profile == "mnli" else ["--profile", self.profile]), *options])
+
+
+class Unfit(Exception):
+    """A file is not the one that was expected; the message is a clause that starts with "it" or "its"."""
+
+
+def pins_of(product: Product) -> Pins:
+    return Pins((product.sha256,) if product.sha256 else (), bool(product.sha256))
+
+
+def read_record(path: Path) -> dict[str, Recorded]:
+    """The entries of a fetched.json, by path in the workspace or by archive name; none if it does not exist."""
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))["files"]
+        return {str(key): Recorded(**entry) for key, entry in entries.items()}
+    except FileNotFoundError:
+        return {}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{path} is not a record of fetched files ({error}). Move it away and run: invoke fetch; "
+            "hashes are then recorded anew, so compare them with a colleague's"
+        ) from error
+
+
+def check_form(kind: str, path: Path) -> None:
+    """Raise Unfit if the file cannot be of this kind, or is a zip (as checkpoints are) or JSON without its end."""
+    with open(path, "rb") as file:
+        head = file.read(HEAD_BYTES)
+    problem = wrong_start(kind, head)
+    if problem:
+        raise Unfit(problem)
+    if head.startswith(b"PK") and not zipfile.is_zipfile(path):
+        raise Unfit(f"it is a cut-off {kind}: the zip's end is missing")
+    if kind == JSON:
+        try:
+            json.loads(path.read_bytes())
+        except ValueError as error:
+            raise Unfit(f"it is not JSON: {error}") from error
+
+
+def judge(job: Job, key: str, sha256: str, pins: Pins) -> str:
+    """What vouches for this hash, "" if it is the first under this key. Raises Unfit with expected and found."""
+    if sha256 in pins.hashes:
+        return "published hash"
+    if pins.binding:
+        raise Unfit(f"its sha256 is not the published one: expected {' or '.join(pins.hashes)}, found {sha256}")
+    recorded = read_record(job.record).get(key)
+    if recorded is None or (recorded.sha256 != sha256 and job.accept_new):
+        return ""
+    if recorded.sha256 != sha256:
+        raise Unfit(
+            f"its sha256 is not the one recorded on {recorded.date} in {job.record}: "
+            f"expected {recorded.sha256}, found {sha256}; if the change is meant, run: {job.command('--accept-new')}"
+        )
+    return "recorded hash"
+
+
+def remember(job: Job, key: str, origin: str, path: Path, sha256: str, pins: Pins) -> None:
+    """Record and show an accepted hash; one that is recorded already keeps its first record. Raises Unfit."""
+    known = judge(job, key, sha256, pins)
+    entries = read_record(job.record)
+    if known:
+        job.out(f"{key}: sha256 {sha256} matches the {known}")
+    else:
+        replaced = f" in place of {entries[key].sha256}" if key in entries else ""
+        job.out(
+            f"{key}: first use: recorded sha256 {sha256}{replaced} in {record_path(job.item, job.profile)}; "
+            "compare it with a colleague's"
+        )
+    if key not in entries or entries[key].sha256 != sha256:
+        now = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+        entries[key] = Recorded(origin, path.stat().st_size, sha256, now, known or "first use")
+        listing = {"format": 1, "files": {name: asdict(entries[name]) for name in sorted(entries)}}
+        files.write_text(job.record, json.dumps(listing, indent=2) + "\n")
+
+
+def check_present(job: Job, product: Product) -> Fetched:
+    """Check a file that is at its place: it stays as it is, or it is an error (DataError); it is never replaced."""
+    target, key = job.target(product), job.key(product)
+    try:
+        check_form(product.kind, target)
+        sha256 = digest(job, target)
+        known = judge(job, key, sha256, pins_of(product))
+    except Unfit as error:
+        raise DataError(
+            f"{target} is there already, but {error}. It was left alone: "
+            f"to get the right one, move it away and run: {job.command()}"
+        ) from error
+    if known:
+        job.out(f"{key}: already there, sha256 matches the {known}")
+    else:
+        remember(job, key, "already there", target, sha256, pins_of(product))
+    return Fetched(key, target.stat().st_size, sha256, "already there")
+
+
+@contextlib.contextmanager
+def staged(target: Path) -> Iterator[Path]:
+    """A temporary name beside `target`, removed at the end if it is still there."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    files.remove_leftovers(target)
+    temporary = files.temporary_beside(target)
+    try:
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def check_new(job: Job, product: Product, path: Path, origin: str) -> str:
+    """SHA-256 of a file that may take a product's place. Raises Unfit, or DataError if another file is there."""
+    check_form(product.kind, path)
+    sha256 = digest(job, path)
+    judge(job, job.key(product), sha256, pins_of(product))
+    target = job.target(product)
+    if os.path.lexists(target):
+        found = files.sha256_of(target)
+        if found != sha256:
+            raise DataError(
+                f"{target} is there already and differs from {origin}: expected sha256 {sha256}, found {found}. "
+                f"It was left alone: to get the other one, move it away and run: {job.command()}"
+            )
+    return sha256
+
+
+def put(job: Job, product: Product, path: Path, sha256: str, origin: str) -> Fetched:
+    """Rename a file that `check_new` passed to its place, then record it; an equal file that is there stays."""
+    target, key = job.target(product), job.key(product)
+    if not os.path.lexists(target):
+        os.replace(path, target)
+    remember(job, key, origin, target, sha256, pins_of(product))
+    return Fetched(key, target.stat().st_size, sha256, origin)
+
+
+def digest(job: Job, path: Path) -> str:
+    if path.stat().st_size > _LARGE:
+        job.out(f"{path.name}: computing its sha256")
+    return files.sha256_of(path)
