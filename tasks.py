@@ -1,4 +1,4 @@
-"""The commands. Each task parses its options, calls deberta.host, and turns our errors into one line and an exit code."""
+"""The commands: each task parses its options, calls deberta.host, and turns our errors into a line and an exit code."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import subprocess
 from pathlib import Path
 from typing import Any, Callable, TypeVar, cast
 
-from invoke import Context, Exit, task
+from invoke.context import Context
+from invoke.exceptions import Exit
+from invoke.tasks import task
 
 from deberta import contract
 from deberta.errors import INTERRUPTED, ConfigError, DebertaError, StageError, from_os_error, one_line
@@ -37,7 +39,9 @@ def ours(body: _Task) -> _Task:
 
     @functools.wraps(body)
     def wrapped(*args: Any, **options: Any) -> None:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # being terminated cleans up as Ctrl-C does
+        # Being terminated cleans up as Ctrl-C does; and a shell's background job, which ignores SIGINT, can be stopped.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.default_int_handler)
         try:
             body(*args, **options)
         except DebertaError as error:
@@ -51,9 +55,9 @@ def ours(body: _Task) -> _Task:
     return cast(_Task, wrapped)
 
 
-def _task(*names: str) -> Callable[[Callable[..., None]], Any]:
-    """An invoke task with the shared help of the options that it takes."""
-    return lambda body: task(help={name: HELP[name] for name in names})(ours(body))
+def _task(*names: str, **own: str) -> Callable[[Callable[..., None]], Any]:
+    """An invoke task with the shared help of the options that it takes, and the help of `own` ones."""
+    return lambda body: task(help={**{name: HELP[name] for name in names}, **own})(ours(body))
 
 
 def _workspace(c: Context) -> Path:
@@ -153,8 +157,10 @@ def infer(
         chain.infer(session, plan, batch_size, chosen)
 
 
-@task(help={**{k: v for k, v in HELP.items() if k != "loops"}, "outputs": "folder of input_<i>_output_0.bin, if not infer's own"})
-@ours
+@_task(
+    *("bs", "version", "limit", "profile", "backend", "executor", "force", "dry"),
+    outputs="folder of input_<i>_output_0.bin, if not infer's own",
+)
 def postprocess(
     c: Context,
     bs: str | None = None,
@@ -276,8 +282,7 @@ def doctor(c: Context, profile: str | None = None) -> None:
         raise Exit(code=3)
 
 
-@task(help={"remake": "make the demo's data, tokenizer and model again", **{k: HELP[k] for k in ("executor", "force", "dry")}})
-@ours
+@_task("executor", "force", "dry", remake="make the demo's data, tokenizer and model again")
 def demo(c: Context, remake: bool = False, executor: str | None = None, force: bool = False, dry: bool = False) -> None:
     """The whole chain on the bundled tiny profile: accuracy of both versions, throughput and the table."""
     plan, session = Plan(_profile(c, "demo"), "cpu"), _session(c, executor, force, dry)
@@ -287,8 +292,7 @@ def demo(c: Context, remake: bool = False, executor: str | None = None, force: b
         chain.demo(session, plan)
 
 
-@task(help={"profile": "only this profile's (default: every profile's)", "dry": HELP["dry"], "environments": "also .venv and .venv-stages"})
-@ours
+@_task("dry", profile="only this profile's (default: every profile's)", environments="also .venv and .venv-stages")
 def clean(c: Context, profile: str | None = None, environments: bool = False, dry: bool = False) -> None:
     """Remove what the commands made; checkpoints, tokenizers, data sets and foreign files stay."""
     from deberta.host import cleaning
@@ -304,8 +308,7 @@ def clean(c: Context, profile: str | None = None, environments: bool = False, dr
                 shutil.rmtree(folder)
 
 
-@task(help={"slow": "also the tests at full size", "k": "only tests whose names match, as pytest -k", "path": "a test file or folder"})
-@ours
+@_task(slow="also the tests at full size", k="only tests whose names match, as pytest -k", path="a test file or folder")
 def test(c: Context, slow: bool = False, k: str | None = None, path: str = "tests") -> None:
     """Run the tests."""
     python = stage_env.ensure(PROJECT, dev=True)
@@ -313,13 +316,12 @@ def test(c: Context, slow: bool = False, k: str | None = None, path: str = "test
     _check([str(python), "-m", "pytest", path, *marks, *(["-k", k] if k else [])], "the tests failed")
 
 
-@task
-@ours
+@_task()
 def lint(c: Context) -> None:
     """Check style and types: ruff and mypy, strict."""
     python = str(stage_env.ensure(PROJECT, dev=True))
     _check([python, "-m", "ruff", "check", "."], "ruff found something")
-    _check([python, "-m", "ruff", "format", "--check", "."], "ruff would format something. Run: .venv-stages/bin/ruff format .")
+    _check([python, "-m", "ruff", "format", "--check", "."], "run: .venv-stages/bin/python -m ruff format .")
     _check([python, "-m", "mypy"], "mypy found something")
 
 

@@ -1,4 +1,4 @@
-"""The one vocabulary of paths, relative to the workspace, so that a command reads the same on the host and in a container."""
+"""The one vocabulary of paths, relative to the workspace: a command reads the same on the host and in a container."""
 
 from __future__ import annotations
 

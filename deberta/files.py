@@ -83,7 +83,7 @@ def sha256_of_stream(file: IO[bytes]) -> str:
     return digest.hexdigest()
 
 
-def files_in(folder: Path) -> "list[str]":
+def files_in(folder: Path) -> list[str]:
     """The regular files below a folder, as sorted POSIX paths relative to it; temporary names are left out."""
     found = []
     for parent, folders, names in os.walk(folder):
@@ -94,7 +94,7 @@ def files_in(folder: Path) -> "list[str]":
 
 
 def folder_digest(folder: Path) -> str:
-    """The in-toto `dirHash` of a folder: SHA-256 over the sorted lines `<sha256>  <path>\\n` (Go's h1, as hexadecimal)."""
+    """The in-toto `dirHash` of a folder: SHA-256 over its sorted lines `<sha256>  <path>\\n` (Go's h1, in hex)."""
     listing = hashlib.sha256()
     for name in files_in(folder):
         listing.update(f"{sha256_of(folder / name)}  {name}\n".encode())

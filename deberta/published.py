@@ -1,4 +1,4 @@
-"""The figures that the guide publishes for its model (Ascend 310P; its "baseline" is a T4). Shown beside measured ones."""
+"""What the guide publishes for its model (Ascend 310P; its "baseline" is a T4), to be shown beside measured figures."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Optional, Sequence
 
-from deberta import mnli, msame, records
+from deberta import msame, records
 from deberta.artifacts import record_of
 from deberta.errors import ConfigError, MissingError
 from deberta.host import pipeline, report, steps
@@ -78,8 +78,9 @@ def perf(session: Session, plan: Plan, batch_size: int, version: str, loops: int
     timing_log = whole.artifacts.timing_log(batch_size, version)
     run = msame.parse((session.workspace / timing_log).read_text(encoding="utf-8"))
     times = ", ".join(f"{name} {value:.3f} ms" for name, value in msame.percentiles(run).items())
+    fps = msame.fps(batch_size, run.average_without_first_ms)
     print(
-        f"perf bs={batch_size} {version} on {plan.backend}: {msame.fps(batch_size, run.average_without_first_ms):.3f} fps "
+        f"perf bs={batch_size} {version} on {plan.backend}: {fps:.3f} fps "
         f"({loops} loops, average without first {run.average_without_first_ms} ms, {times})\n  {timing_log}"
     )
 
@@ -132,7 +133,9 @@ def _known_outputs(session: Session, plan: Plan, batch_size: int, version: str) 
     if not found:
         raise MissingError(f"there are no outputs in {parent}. Run: {command}")
     if len(found) > 1:
-        raise ConfigError(f"{parent} holds {len(found)} folders ({', '.join(found)}) and no record. Name one: --outputs DIR")
+        raise ConfigError(
+            f"{parent} holds {len(found)} folders ({', '.join(found)}) and no record. Name one: --outputs DIR"
+        )
     return parent / found[0]
 
 

@@ -22,8 +22,10 @@ def clean(session: Session, profiles: Sequence[str]) -> None:
     for root in roots:
         for path in sorted(root.rglob(f"*{RECORD}")):
             doomed += [*_subjects(session, path), path]
-        doomed += [path for path in sorted(root.rglob(f".*{files.TEMPORARY}*"))]
-    doomed += [root / backend / "logs" for root in roots for backend in ("cpu", "ascend") if (root / backend / "logs").exists()]
+        doomed += sorted(root.rglob(f".*{files.TEMPORARY}*"))
+    doomed += [
+        root / backend / "logs" for root in roots for backend in ("cpu", "ascend") if (root / backend / "logs").exists()
+    ]
     doomed += sorted(path for root in roots for path in root.glob("*/report.*"))
     for path in doomed:
         if path.exists():

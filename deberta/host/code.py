@@ -7,7 +7,7 @@ import hashlib
 from pathlib import Path
 
 
-def sources(project: Path, module: str) -> "list[Path]":
+def sources(project: Path, module: str) -> list[Path]:
     """The files of `module` and of every module of ours that it imports, directly or not."""
     found: set[Path] = set()
     waiting = [module]

@@ -60,7 +60,7 @@ def run(command: Sequence[str], workspace: Path, project: Path, log: Path, show:
     return _result(process.returncode, lines, command, log)
 
 
-def _stop(process: "subprocess.Popen[str]") -> None:
+def _stop(process: subprocess.Popen[str]) -> None:
     process.send_signal(signal.SIGINT)
     try:
         process.communicate(timeout=GRACE_SECONDS)

@@ -41,7 +41,7 @@ class Session:
 
 @contextlib.contextmanager
 def exclusive(session: Session) -> Iterator[None]:
-    """Hold the workspace's lock, so that two invocations never write the same artifacts; keep the digests afterwards."""
+    """Hold the workspace's lock: two invocations never write the same artifacts. Keep the digests afterwards."""
     if session.dry:
         yield
         return
@@ -52,8 +52,9 @@ def exclusive(session: Session) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             lock.seek(0)
+            holder = lock.read().strip() or "?"
             raise StageError(
-                f"another invoke (process {lock.read().strip() or '?'}) works in {session.workspace}. Run this again when it is done"
+                f"another invoke (process {holder}) works in {session.workspace}. Run this again when it is done"
             ) from None
         lock.truncate(0)
         lock.write(str(os.getpid()))

@@ -67,7 +67,7 @@ def load(name: str, profiles: Mapping[str, Any]) -> Profile:
             problems.append(f"{key} is missing")
         elif Path(str(value)).is_absolute() or ".." in Path(str(value)).parts:
             problems.append(f"{key} {value!r} leaves the profile's folder")
-    rows = dict(values.get("rows") or {version: None for version in VERSIONS})
+    rows = dict(values.get("rows") or dict.fromkeys(VERSIONS))
     problems += [f"rows names {version!r}, which is no version" for version in rows if version not in VERSIONS]
     problems += [
         f"rows of {version} is {count!r}, not a positive whole number"

@@ -39,7 +39,7 @@ class Measured:
 
 
 def collect(session: Session, plan: Plan, batch_sizes: Sequence[int]) -> tuple[Measured, ...]:
-    """Everything measured for a profile and backend. Raises MissingError if that is nothing, DataError if it was altered."""
+    """Everything measured. Raises MissingError if that is nothing, DataError if a file was altered."""
     found = []
     for batch_size in batch_sizes:
         evaluations = {}
@@ -82,7 +82,12 @@ def render(plan: Plan, measured: Sequence[Measured]) -> str:
     ]
     lines += [_row(plan, entry, guide.get(entry.batch_size)) for entry in measured]
     lines += ["", *_notes(plan), ""]
-    lines += ["## Accuracy by genre", "", "| batch size | version | genre | correct / rows | accuracy |", "|---|---|---|---|---|"]
+    lines += [
+        "## Accuracy by genre",
+        "",
+        "| batch size | version | genre | correct / rows | accuracy |",
+        "|---|---|---|---|---|",
+    ]
     for entry in measured:
         for version, result in entry.evaluations.items():
             cells = {"all": result, **result["genres"]}
@@ -90,7 +95,12 @@ def render(plan: Plan, measured: Sequence[Measured]) -> str:
                 f"| {entry.batch_size} | {version} | {genre} | {c['correct']}/{c['rows']} | {c['accuracy']:.4f} |"
                 for genre, c in cells.items()
             ]
-    lines += ["", "## Performance runs", "", "| batch size | version | loops | fps | average ms | p50 ms | p90 ms | p99 ms |"]
+    lines += [
+        "",
+        "## Performance runs",
+        "",
+        "| batch size | version | loops | fps | average ms | p50 ms | p90 ms | p99 ms |",
+    ]
     lines += ["|---|---|---|---|---|---|---|---|"]
     for entry in measured:
         lines += [
@@ -130,11 +140,14 @@ def _notes(plan: Plan) -> list[str]:
         about = f"Published figures: {published.SOURCE}. {published.NOTE}"
     else:
         about = f"Nothing is published for profile {plan.profile.name}; the guide's figures belong to its own model."
-    notes = [about, "fps = batch size * 1000 / average time without the first, in ms: inference alone, no reading or writing."]
+    notes = [
+        about,
+        "fps = batch size * 1000 / average time without the first, in ms: inference alone, no reading or writing.",
+    ]
     if plan.backend == "cpu":
         notes.append(
-            f"Measured on the CPU backend ({platform.machine()}, {effective_cpus()} threads): no Ascend device was used, and "
-            "its fps says nothing about one."
+            f"Measured on the CPU backend ({platform.machine()}, {effective_cpus()} threads): "
+            "no Ascend device was used, and its fps says nothing about one."
         )
     return notes
 

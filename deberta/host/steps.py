@@ -70,7 +70,9 @@ class Plan:
     def source(self, path: Path) -> Input:
         """A file that the user brings."""
         commands = {"mnli": "invoke fetch --profile mnli", "demo": "invoke demo --remake"}
-        return Input(path, commands.get(self.profile.name, f"put it there, or change profile {self.profile.name} in invoke.yaml"))
+        return Input(
+            path, commands.get(self.profile.name, f"put it there, or change profile {self.profile.name} in invoke.yaml")
+        )
 
     def rows(self, version: str, counted: int) -> int:
         """Rows that a run reads: the limit, or all that the tsv holds (`counted`)."""
@@ -130,7 +132,11 @@ def preprocess(plan: Plan, batch_size: int, version: str) -> Step:
 def infer(plan: Plan, batch_size: int, version: str, rows: int) -> Step:
     """The guide's accuracy run over every bin; `rows` of data, so ceil(rows / batch_size) output files."""
     artifacts = plan.artifacts
-    bins, output, model = artifacts.bins(batch_size, version), artifacts.outputs(batch_size, version), artifacts.compiled(batch_size)
+    bins, output, model = (
+        artifacts.bins(batch_size, version),
+        artifacts.outputs(batch_size, version),
+        artifacts.compiled(batch_size),
+    )
     name = f"infer_bs{batch_size}_{version}"
     batches = contract.batch_count(rows, batch_size)
     return Step(
@@ -152,7 +158,11 @@ def infer(plan: Plan, batch_size: int, version: str, rows: int) -> Step:
 def perf(plan: Plan, batch_size: int, version: str, loops: int) -> Step:
     """The guide's performance run: the first bin alone, `loops` times; its output is kept under the guide's name."""
     artifacts = plan.artifacts
-    bins, output, model = artifacts.bins(batch_size, version), artifacts.performance(batch_size, version), artifacts.compiled(batch_size)
+    bins, output, model = (
+        artifacts.bins(batch_size, version),
+        artifacts.performance(batch_size, version),
+        artifacts.compiled(batch_size),
+    )
     name = f"perf_bs{batch_size}_{version}"
     first = ",".join(str(bins / i / contract.input_file(0)) for i in INPUTS)
     timing_log = artifacts.timing_log(batch_size, version)

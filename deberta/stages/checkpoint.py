@@ -1,4 +1,4 @@
-"""Reads and writes checkpoints: Microsoft's `.bin` state dicts and Hugging Face folders. No pickled code is ever executed."""
+"""Reads and writes checkpoints: Microsoft's `.bin` files and Hugging Face folders. Pickled code is never executed."""
 
 from __future__ import annotations
 
@@ -56,14 +56,14 @@ def label_permutation(labels: Sequence[str]) -> list[int]:
     names = [label.strip().lower() for label in labels]
     if sorted(names) != sorted(LABELS):
         raise ConfigError(
-            f"the checkpoint's label order is {', '.join(labels) or 'not known'}; it must be an order of {', '.join(LABELS)}. "
-            "Set `labels` in the profile (invoke.yaml)"
+            f"the checkpoint's label order is {', '.join(labels) or 'not known'}; "
+            f"it must be an order of {', '.join(LABELS)}. Set `labels` in the profile (invoke.yaml)"
         )
     return [names.index(label) for label in LABELS]
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """The tensors of a .bin, a .safetensors or a Hugging Face folder, with the key prefixes of Microsoft's code resolved.
+    """The tensors of a .bin, a .safetensors or a Hugging Face folder, prefixes resolved as Microsoft's code does.
 
     A leading `module.` is dropped and `bert.` becomes `deberta.`; a top-level `config` dict is left out.
     Raises MissingError and DataError.
@@ -71,7 +71,9 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     if path.is_dir():
         found = [path / name for name in _FOLDER_FILES if (path / name).is_file()]
         if not found:
-            raise MissingError(f"{path} holds none of: {', '.join(_FOLDER_FILES)} (a checkpoint in shards is not supported)")
+            raise MissingError(
+                f"{path} holds none of: {', '.join(_FOLDER_FILES)} (a checkpoint in shards is not supported)"
+            )
         path = found[0]
     if not path.is_file():
         raise MissingError(f"{path} is missing. Run: invoke fetch, or put the checkpoint there")
@@ -93,11 +95,12 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 def select(
     state: Mapping[str, Tensor], expected: Mapping[str, Tensor], config: ModelConfig, path: Path
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """The tensors that a model needs, as float32, and the names of known extras. Raises DataError listing every problem."""
+    """The tensors that a model needs, as float32, and the known extras. Raises DataError listing all that is wrong."""
     v1 = sorted(key for key in state if any(part in key.split(".") for part in _V1_PARTS))
     if v1:
         raise DataError(
-            f"{path} is a DeBERTa v1 checkpoint ({', '.join(v1[:3])} and the like: {len(v1)} tensors); v2 or v3 is needed"
+            f"{path} is a DeBERTa v1 checkpoint ({', '.join(v1[:3])} and the like: {len(v1)} tensors). "
+            "A v2 or v3 checkpoint is needed"
         )
     extras = tuple(sorted(key for key in state if key not in expected and is_known_extra(key, config)))
     missing = [key for key in expected if key not in state]

@@ -111,7 +111,9 @@ def from_dict(values: Mapping[str, Any]) -> ModelConfig:
         acts["conv_act"] = values.get("conv_act", "tanh")
         if conv % 2 == 0:
             problems.append(f"conv_kernel_size {conv} is even")
-    problems += [f"{key} {act!r} is not one of {', '.join(ACTIVATIONS)}" for key, act in acts.items() if act not in ACTIVATIONS]
+    problems += [
+        f"{key} {act!r} is not one of {', '.join(ACTIVATIONS)}" for key, act in acts.items() if act not in ACTIVATIONS
+    ]
     names = values.get("id2label")
     labels = tuple(str(names[k]) for k in sorted(names, key=int)) if isinstance(names, dict) and names else None
     config = ModelConfig(

@@ -54,7 +54,8 @@ def _slices(x: Array, axis: int, bits: int) -> tuple[Array, Array]:
 
 def _round_to(x: Array, exponent: npt.NDArray[Any]) -> Array:
     """x rounded to multiples of 2^exponent; scaling by powers of two is exact."""
-    return np.ldexp(np.rint(np.ldexp(x, -exponent)), exponent)
+    rounded: Array = np.ldexp(np.rint(np.ldexp(x, -exponent)), exponent)
+    return rounded
 
 
 def _array(x: Tensor) -> Array:

@@ -27,7 +27,7 @@ from deberta.stages.model import Deberta
 
 TOLERANCE = 1e-4  # largest difference of a logit between PyTorch and the exported graph, float32 both
 FORBIDDEN = ("Shape", "GatherElements", "GatherND", "Where", "Expand", "Tile", "ScatterND", "NonZero", "Loop", "If")
-# Rows of the validation batches, by tokens: MNLI's median, p90 and p99, the whole length, a very short row, an empty one.
+# Tokens of the validation batches' rows: MNLI's median, p90 and p99, all of the length, a very short and an empty row.
 _BATCHES = ((38,), (67, 105, 256), (0, 3, 256, 38))
 
 Batch = tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]
@@ -38,14 +38,18 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--checkpoint", type=Path, required=True, help=".bin state dict or Hugging Face folder")
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--labels", help="the checkpoint's label order, comma separated; default: the config's id2label")
+    parser.add_argument(
+        "--labels", help="the checkpoint's label order, comma separated; default: the config's id2label"
+    )
     parser.add_argument("--sequence-length", type=int, default=contract.SEQUENCE_LENGTH)
     parser.add_argument("--summary", type=Path)
     options = parser.parse_args(argv)
     torch.set_num_threads(effective_cpus())
     model_config = config.read(options.config)
     if not 0 < options.sequence_length <= model_config.max_position_embeddings:
-        raise ConfigError(f"--sequence-length {options.sequence_length} is not within 1 to {model_config.max_position_embeddings}")
+        raise ConfigError(
+            f"--sequence-length {options.sequence_length} is not within 1 to {model_config.max_position_embeddings}"
+        )
     labels = options.labels.split(",") if options.labels else None
     print(f"loading {options.checkpoint}", flush=True)
     loaded = checkpoint.load(options.checkpoint, model_config, labels)
@@ -59,7 +63,10 @@ def main(argv: Sequence[str]) -> None:
         print("validating against PyTorch", flush=True)
         difference = validate(temporary, batches, expected)
         size = temporary.stat().st_size
-    print(f"{options.output}: {size} bytes, {sum(nodes.values())} nodes, max |logit difference| {difference:.2e}", flush=True)
+    print(
+        f"{options.output}: {size} bytes, {sum(nodes.values())} nodes, max |logit difference| {difference:.2e}",
+        flush=True,
+    )
     if options.summary:
         summary = {
             "bytes": size,
@@ -86,7 +93,7 @@ def validation_batches(length: int, vocabulary: int) -> list[Batch]:
 
 
 def export(model: Deberta, path: Path, length: int) -> None:
-    """Fold `model` (in place) and write it as ONNX opset 12, IR 7, batch dynamic. The same weights give the same bytes."""
+    """Fold `model` (in place) and write it as ONNX, batch dynamic. The same weights give the same bytes."""
     model.fold(length)
     zeros = torch.zeros(1, length, dtype=torch.int32)
     with torch.no_grad(), warnings.catch_warnings():
@@ -104,9 +111,11 @@ def export(model: Deberta, path: Path, length: int) -> None:
 
 
 def check_graph(path: Path) -> Counter[str]:
-    """Check a file against the contract and return its nodes by type. Raises StageError naming everything that is off."""
+    """Check a file against the contract and return its nodes by type. Raises StageError naming all that is off."""
     if path.stat().st_size > ONNX_MAX_BYTES:
-        raise StageError(f"the ONNX file has {path.stat().st_size} bytes; ATC reads one file of at most {ONNX_MAX_BYTES}")
+        raise StageError(
+            f"the ONNX file has {path.stat().st_size} bytes; ATC reads one file of at most {ONNX_MAX_BYTES}"
+        )
     model = onnx.load(str(path), load_external_data=False)
     onnx.checker.check_model(model)
     nodes = Counter(node.op_type for node in model.graph.node)
@@ -115,7 +124,7 @@ def check_graph(path: Path) -> Counter[str]:
     if opsets != [("", ONNX_OPSET)] or model.ir_version != ONNX_IR_VERSION:
         problems.append(f"opset {opsets}, IR {model.ir_version} instead of opset {ONNX_OPSET}, IR {ONNX_IR_VERSION}")
     shapes = {value.name: _signature(value) for value in (*model.graph.input, *model.graph.output)}
-    integers = {name: (TensorProto.INT32, 2) for name in INPUTS}
+    integers = dict.fromkeys(INPUTS, (TensorProto.INT32, 2))
     if shapes != {**integers, OUTPUT: (TensorProto.FLOAT, 2)}:
         problems.append(f"inputs and outputs are {shapes}")
     casts = [node.input[0] for node in model.graph.node if node.op_type == "Cast" and node.input[0] not in INPUTS]
@@ -136,13 +145,15 @@ def validate(path: Path, batches: Sequence[Batch], expected: Sequence[npt.NDArra
     for (ids, mask), reference in zip(batches, expected, strict=True):
         logits = session.run([OUTPUT], dict(zip(INPUTS, (ids, mask), strict=True)))[0]
         if logits.shape != reference.shape or not np.isfinite(logits).all():
-            raise StageError(f"the exported graph gives logits {logits.shape}, finite: {bool(np.isfinite(logits).all())}")
+            raise StageError(
+                f"the exported graph gives logits {logits.shape}, finite: {bool(np.isfinite(logits).all())}"
+            )
         difference = float(np.abs(logits - reference).max())
         flips = int((logits.argmax(axis=1) != reference.argmax(axis=1)).sum())
         if difference > TOLERANCE or flips:
             raise StageError(
-                f"the exported graph differs from PyTorch: max |logit difference| {difference:.3e} (allowed {TOLERANCE:.0e}), "
-                f"{flips} of {len(reference)} predictions differ, batch of {len(reference)}"
+                f"the exported graph differs from PyTorch: max |logit difference| {difference:.3e} "
+                f"(allowed {TOLERANCE:.0e}), {flips} of {len(reference)} predictions differ, batch of {len(reference)}"
             )
         worst = max(worst, difference)
     return worst
@@ -152,7 +163,9 @@ def _run_torch(model: Deberta, batch: Batch) -> npt.NDArray[np.float32]:
     with torch.no_grad():
         logits: npt.NDArray[np.float32] = model(*(torch.from_numpy(values) for values in batch)).numpy()
     if logits.shape != (len(batch[0]), len(LABELS)) or not np.isfinite(logits).all():
-        raise StageError("the PyTorch model gives NaN or infinite logits on the validation batches; check the checkpoint")
+        raise StageError(
+            "the PyTorch model gives NaN or infinite logits on the validation batches; check the checkpoint"
+        )
     return logits
 
 

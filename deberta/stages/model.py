@@ -1,7 +1,7 @@
 """DeBERTa v2/v3 for sequence classification, written so that it exports to a clean, static graph.
 
 Attribute names follow Microsoft's checkpoints, so a state dict loads as it is. The mathematics is DeBERTa's (He et al.,
-https://arxiv.org/abs/2006.03654, sections 3.1 and 3.2); where it is written in another way, the reason stands beside it.
+https://arxiv.org/abs/2006.03654, sections 3.1 and 3.2); where it is written differently, the reason stands there.
 
 Shapes: B batch, L length, H heads, D head size, E hidden size. Activations are [B * L, E], so that the batch appears in
 the exported graph only as the -1 of a reshape.
@@ -59,8 +59,8 @@ def relative_rows(config: ModelConfig, length: int) -> list[int]:
 def shift(scores: Tensor, heads: int, length: int) -> Tensor:
     """From scores by distance to scores by position: out[..., i, j] = scores[..., i, length - 1 - i + j].
 
-    [B, heads, length, 2 * length] -> [B, heads, length, length]. The same as a gather whose index depends on i - j alone,
-    but only by reshaping: in row-major order the wanted element of row i lies 2 * length - 1 behind that of row i - 1.
+    [B, heads, length, 2 * length] -> [B, heads, length, length]. The same as a gather by i - j alone, but
+    only by reshaping: in row-major order the wanted element of row i lies 2 * length - 1 behind that of row i - 1.
     """
     flat = scores.reshape(-1, heads, 2 * length * length)
     rows = flat[:, :, length - 1 : length - 1 + length * (2 * length - 1)]
@@ -102,7 +102,8 @@ class Embeddings(nn.Module):
         x = x.reshape(-1, self.word_embeddings.embedding_dim)
         if self.embed_proj is not None:
             x = self.embed_proj(x)
-        return self.dropout(self.LayerNorm(x) * mask)
+        out: Tensor = self.dropout(self.LayerNorm(x) * mask)
+        return out
 
 
 class SelfAttention(nn.Module):
@@ -194,7 +195,7 @@ class SelfAttention(nn.Module):
         return x.reshape(-1, length, self.heads, self.head_size).permute(0, 2, 1, 3)
 
     def forward(self, x: Tensor, bias: Tensor, length: int, relative: Relative | None, first_only: bool) -> Tensor:
-        """x [B * L, E] and additive key bias [B, 1, 1, L] -> [B * L, H * D], or [B, H * D] for the first position alone."""
+        """x [B * L, E] and additive key bias [B, 1, 1, L] -> [B * L, H * D], or [B, H * D] for the first position."""
         c2p_table, p2c_table = self.tables(relative, first_only)
         key = self.split(self.key_proj(x), length)  # [B, H, L, D]
         value = self.split(self.value_proj(x), length)
@@ -210,7 +211,7 @@ class SelfAttention(nn.Module):
             scores = scores + (key * p2c_table).sum(dim=3).reshape(-1, self.heads, 1, length)
         elif p2c_table is not None:
             scores = scores + shift(key @ p2c_table, self.heads, length).permute(0, 1, 3, 2)
-        context = self.dropout(torch.softmax(scores + bias, dim=3)) @ value
+        context: Tensor = self.dropout(torch.softmax(scores + bias, dim=3)) @ value
         return context.permute(0, 2, 1, 3).reshape(-1, self.config.all_head_size)
 
 
@@ -294,7 +295,7 @@ class Encoder(nn.Module):
         self.folded_length = 0
 
     def only_first(self, index: int) -> bool:
-        """The logits need the last layer's first position alone, unless the convolution still has to see its neighbours."""
+        """The logits need the last layer's first position alone, unless the convolution has to see its neighbours."""
         return index == len(self.layer) - 1 and not (index == 0 and self.conv is not None)
 
     def fold(self, length: int) -> None:
@@ -305,6 +306,7 @@ class Encoder(nn.Module):
                 embeddings = exact.layer_norm(embeddings, self.LayerNorm)
             relative = Relative(embeddings, relative_rows(self.config, length))
         for i, layer in enumerate(self.layer):
+            assert isinstance(layer, Layer)
             layer.attention.self.fold(relative, self.only_first(i))
         self.folded_length = length
 
