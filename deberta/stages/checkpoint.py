@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,16 +158,19 @@ def _read_torch(path: Path) -> Mapping[str, Any]:
     try:
         values = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped or None)
     except pickle.UnpicklingError as error:
-        reason = str(error).split("Unsupported ")[-1].split("was not an allowed")[0].strip()
-        if "Unsupported" not in str(error) and "weights_only" not in str(error) and "Weights only" not in str(error):
-            raise DataError(f"{path} is not a checkpoint: {error}. Fetch it again") from None
+        named = re.search(r"GLOBAL (\S+)", str(error))  # what torch names when a pickle asks for more than tensors
+        if not named:
+            raise DataError(f"{path} is truncated or not a checkpoint ({_first_line(error)}). Fetch it again") from None
         raise DataError(
-            f"{path} holds more than tensors and was not loaded, since that would run code from the file ({reason}). "
+            f"{path} holds {named[1]}, so loading it would run code from the file, and it was not loaded. "
             "Save it again as a plain state dict: torch.save(model.state_dict(), FILE)"
         ) from None
     except (RuntimeError, EOFError, ValueError, KeyError) as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"{path} is truncated or not a checkpoint ({first}). Fetch it again") from None
+        raise DataError(f"{path} is truncated or not a checkpoint ({_first_line(error)}). Fetch it again") from None
     if not isinstance(values, Mapping):
         raise DataError(f"{path} holds a {type(values).__name__}, not a state dict")
     return values
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
