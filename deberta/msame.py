@@ -1,0 +1,142 @@
+"""Reading and judging a run of msame, the tool that runs compiled models, or of its CPU twin (stages/run_cpu.py).
+
+msame's exit code says nothing: it is 0 after most mistakes and after incomplete runs. A run counts only if every
+expected output file is there with its exact size and no other file is, the success line and no [ERROR] line was
+printed, and there are as many `Inference time:` lines as inferences were asked for.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Optional
+
+from deberta.errors import ConfigError, DataError, DebertaError, MissingError, StageError
+
+PERCENTILES = (50, 90, 99)
+
+# C++ streams print six significant digits, in scientific notation where that is shorter; printf may print `-nan`.
+_NUMBER = r"([-+]?(?:\d+\.?\d*(?:[eE][-+]?\d+)?|nan|inf))"
+_TIME = re.compile(rf"Inference time: {_NUMBER} ?ms")
+_AVERAGE = re.compile(rf"Inference average time ?: {_NUMBER} ms")  # directory mode has a space before the colon
+_WITHOUT_FIRST = re.compile(rf"Inference average time without first time ?: {_NUMBER} ms")
+_SUCCESS = re.compile(r"\[INFO\] (?:pid: \d+ )?Execute sample success")  # older builds print no pid
+# `OUT/<T>` alone on its line. T is the local time without leading zeros; older builds have fewer parts in it.
+_FOLDER = re.compile(r"[^\[].*/\d{6,8}(?:_\d{1,6}){1,4}")
+
+# What msame says -> the error that it is, and what to do. The first row that fits any [ERROR] line decides, so the
+# rows that name a cause come before those that only name what it led to.
+_CAUSES = (
+    (r"loop must in|dymBatch must in", ConfigError, "--loop must be from 1 to 100"),
+    (r"device id must in", ConfigError, "check --device"),
+    (r"model file type is not \.om", ConfigError, "--model must be a compiled model (.om)"),
+    (r"unknown param|invalid param", ConfigError, "check the options of the command"),
+    (r"does not have permission", ConfigError, "check that the output folder's parent exists and can be written"),
+    (r"doesn't exist", MissingError, "run: invoke preprocess"),
+    (r"load model from file failed", MissingError, "the model is missing or unreadable, run: invoke build-om --force"),
+    (r"open file \S+ failed", MissingError, "run: invoke preprocess --force"),
+    (r"No file in the directory", DataError, "run: invoke preprocess --force"),
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run printed. Times in ms; an average is None if it was not printed, NaN if msame printed that."""
+
+    folder: Optional[str]
+    times_ms: tuple[float, ...]
+    average_ms: Optional[float]
+    average_without_first_ms: Optional[float]
+    errors: tuple[str, ...]
+    success: bool
+
+
+def parse(stdout: str) -> Run:
+    """Read the lines that msame printed; lines of other kinds (progress, a newer build's) are passed over."""
+    lines = [line.rstrip() for line in stdout.splitlines()]
+    folders = [line for line in lines if _FOLDER.fullmatch(line)]
+    return Run(
+        folder=folders[0] if folders else None,
+        times_ms=tuple(float(number) for number in _TIME.findall(stdout)),
+        average_ms=_last(_AVERAGE, stdout),
+        average_without_first_ms=_last(_WITHOUT_FIRST, stdout),
+        errors=tuple(line[line.index("[ERROR]") :] for line in lines if "[ERROR]" in line),
+        success=_SUCCESS.search(stdout) is not None,
+    )
+
+
+def _last(pattern: re.Pattern[str], text: str) -> Optional[float]:
+    found = pattern.findall(text)
+    return float(found[-1]) if found else None
+
+
+def judge(run: Run, outputs_folder: Path, expected: Mapping[str, int], expected_times: int) -> None:
+    """Return if the run is complete, otherwise raise the error that names the cause.
+
+    `outputs_folder`: the `OUT/<T>` of the run; `expected`: name -> bytes of every output file; `expected_times`:
+    inferences asked for. Raises ConfigError (an option's value), MissingError (model or input), DataError (sizes or
+    counts differ, or there is no average) and StageError (anything else).
+    """
+    if run.errors:
+        raise _cause(run)
+    if not run.success:
+        raise StageError(f"the run stopped without its success line, after {len(run.times_ms)} inferences")
+    if len(run.times_ms) != expected_times:
+        raise DataError(
+            f"{len(run.times_ms)} inferences were timed, {expected_times} were asked for. "
+            "Are there as many files in each input directory, and a directory for each input?"
+        )
+    averages = [run.average_ms] + ([run.average_without_first_ms] if expected_times > 1 else [])
+    if any(average is None or not math.isfinite(average) for average in averages):
+        raise DataError(f"the averages that were printed are no numbers: {averages}")
+    _check_outputs(outputs_folder, expected)
+
+
+def _cause(run: Run) -> DebertaError:
+    for pattern, error, advice in _CAUSES:
+        for line in run.errors:
+            if re.search(pattern, line, re.IGNORECASE):
+                return error(f"msame: {line}: {advice}")
+    said = "msame: " + "; ".join(run.errors[:3])
+    if run.success:  # it went on after inputs that it could not run: a wrong size, as a rule
+        return DataError(f"{said}: some inputs were not run. Run: invoke preprocess --force")
+    return StageError(said)
+
+
+def _check_outputs(folder: Path, expected: Mapping[str, int]) -> None:
+    if not folder.is_dir():
+        raise DataError(f"the run's output folder {folder} is missing")
+    found = {path.name: path.stat().st_size if path.is_file() else -1 for path in folder.iterdir()}
+    for what, names in (
+        ("missing from", sorted(set(expected) - set(found))),
+        ("not expected in", sorted(set(found) - set(expected))),
+    ):
+        if names:
+            raise DataError(f"{len(names)} outputs of {len(expected)} are {what} {folder}: {_some(names)}")
+    wrong = [
+        f"{name} ({found[name]} bytes, not {size})" for name, size in sorted(expected.items()) if found[name] != size
+    ]
+    if wrong:
+        raise DataError(f"{len(wrong)} outputs in {folder} have a wrong size: {_some(wrong)}")
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def percentiles(run: Run) -> dict[str, float]:
+    """p50, p90 and p99, in ms, of the times without the first: by nearest rank, so that each is a measured time."""
+    times = sorted(run.times_ms[1:] or run.times_ms)
+    if not times:
+        raise DataError("no inference was timed")
+    return {f"p{percent}": times[-(-percent * len(times) // 100) - 1] for percent in PERCENTILES}
+
+
+def fps(batch_size: int, average_without_first_ms: Optional[float]) -> float:
+    """Rows per second as the guide counts them: batch size * 1000 / (average time without first, in ms)."""
+    if average_without_first_ms is None or not 0 < average_without_first_ms < math.inf:
+        raise DataError(f"no throughput can be computed from an average of {average_without_first_ms} ms")
+    return batch_size * 1000 / average_without_first_ms

@@ -1,0 +1,217 @@
+"""The cpu backend's runner: msame's files and lines when all is well, an error and nothing left when it is not."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from deberta import msame
+from deberta.errors import INTERRUPTED, run_stage
+from deberta.stages import compile_cpu, run_cpu
+from tests.cpu_model_helpers import VOCABULARY, small_onnx, stage_process, write_bins
+
+BATCH_SIZE = 2
+BATCHES = 12  # past 10, so that plain string order differs from the order of the indices
+TIME_FOLDER = r"\d{6,8}(_\d{1,2}){3}_\d{1,6}"
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    small_onnx(folder / "dynamic.onnx")
+    arguments = ["--model", folder / "dynamic.onnx", "--bs", BATCH_SIZE, "--output", folder / "deberta_bs2.xml"]
+    compile_cpu.main([str(argument) for argument in arguments])
+    return folder
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the model and bins in it, which is the working directory."""
+    for suffix in ("xml", "bin"):
+        (tmp_path / f"deberta_bs2.{suffix}").write_bytes((models / f"deberta_bs2.{suffix}").read_bytes())
+    write_bins(tmp_path / "in", BATCHES, BATCH_SIZE)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def arguments(**changes: str) -> list[str]:
+    given = {"model": "deberta_bs2.xml", "input": "in/input_ids/,in/input_mask/", "output": "out", **changes}
+    return [word for name, value in given.items() for word in (f"--{name}", value)]
+
+
+def reference(models: Path, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    session = onnxruntime.InferenceSession(str(models / "dynamic.onnx"), providers=["CPUExecutionProvider"])
+    return np.asarray(session.run(["logits"], {"input_ids": ids, "input_mask": mask})[0])
+
+
+def test_directory_mode_leaves_what_msame_leaves(
+    workspace: Path, models: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_stage(run_cpu.main, arguments(output="out1/", summary="summary.json")) == 0
+    stdout, stderr = capsys.readouterr()
+    run = msame.parse(stdout)
+    assert stderr == ""
+    assert re.fullmatch(rf"out1//{TIME_FOLDER}", str(run.folder))  # the option, a slash and T, as msame prints it
+    assert run.folder is not None
+    expected = {f"input_{index}_output_0.bin": BATCH_SIZE * 3 * 4 for index in range(BATCHES)}
+    msame.judge(run, Path(run.folder), expected, BATCHES)
+
+    ids, mask = write_bins(workspace / "same", BATCHES, BATCH_SIZE)
+    for index in range(BATCHES):
+        logits = np.fromfile(Path(run.folder, f"input_{index}_output_0.bin"), np.float32).reshape(BATCH_SIZE, 3)
+        np.testing.assert_allclose(logits, reference(models, ids[index], mask[index]), atol=1e-5)
+
+    started = re.findall(r"start to process file:(.*)", stdout)
+    names = sorted(f"input_{index}.bin" for index in range(BATCHES))
+    assert started == [f"in/input_{what}//{name}" for name in names for what in ("ids", "mask")]
+    assert len(re.findall(r"^Inference time: \d+(\.\d{1,6})?ms$", stdout, re.MULTILINE)) == BATCHES
+    assert re.search(r"^Inference average time : \d+\.\d\d ms$", stdout, re.MULTILINE)
+    assert re.search(r"^Inference average time without first time: \d+\.\d\d ms$", stdout, re.MULTILINE)
+    assert re.search(r"^\[INFO\] pid: \d+ Execute sample success$", stdout, re.MULTILINE)
+    summary = json.loads(Path("summary.json").read_text())
+    assert summary["batches"] == BATCHES
+    assert summary["precision"] == "f32"
+
+
+def test_file_mode_loops_and_names_the_output_after_the_model(
+    workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = "in/input_ids/input_0.bin,in/input_mask/input_0.bin"
+    assert run_stage(run_cpu.main, arguments(input=files, loop="7")) == 0
+    stdout = capsys.readouterr().out
+    run = msame.parse(stdout)
+    assert run.folder is not None
+    msame.judge(run, Path(run.folder), {"deberta_bs2_output_0.bin": BATCH_SIZE * 3 * 4}, 7)
+    assert re.search(r"^Inference average time: \d+\.\d{6} ms$", stdout, re.MULTILINE)
+    assert re.search(r"^Inference average time without first time: \d+\.\d{6} ms$", stdout, re.MULTILINE)
+    # The averages are those of the times above them, to the six digits that these have.
+    assert run.average_ms == pytest.approx(sum(run.times_ms) / 7, rel=1e-4)
+    assert run.average_without_first_ms == pytest.approx(sum(run.times_ms[1:]) / 6, rel=1e-4)
+    assert "[progress]" not in stdout
+
+
+def test_one_inference_has_no_average_without_the_first(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = "in/input_ids/input_0.bin,in/input_mask/input_0.bin"
+    assert run_stage(run_cpu.main, arguments(input=files)) == 0
+    assert "without first" not in capsys.readouterr().out
+
+
+def test_times_are_printed_like_a_cpp_stream_and_names_like_msame() -> None:
+    from datetime import datetime
+
+    assert run_cpu.time_name(datetime(2026, 1, 5, 0, 1, 2, 7)) == "202615_0_1_2_7"
+    assert [f"{time:g}" for time in (5251.23, 0.165, 1234567.0, 378.9)] == ["5251.23", "0.165", "1.23457e+06", "378.9"]
+
+
+def _swap(workspace: Path) -> None:
+    (workspace / "in/input_ids").rename(workspace / "in/x")
+    (workspace / "in/input_mask").rename(workspace / "in/input_ids")
+    (workspace / "in/x").rename(workspace / "in/input_mask")
+
+
+def _empty(workspace: Path) -> None:
+    for file in workspace.glob("in/*/*.bin"):
+        file.unlink()
+
+
+def _unknown_token(workspace: Path) -> None:
+    (workspace / "in/input_ids/input_3.bin").write_bytes(np.full((BATCH_SIZE, 256), VOCABULARY, np.int32).tobytes())
+
+
+def _too_long(workspace: Path) -> None:
+    """int64 token files: msame runs them, with wrong logits."""
+    (workspace / "in/input_ids/input_5.bin").write_bytes(bytes(BATCH_SIZE * 256 * 8))
+
+
+def _truncate_weights(workspace: Path) -> None:
+    weights = workspace / "deberta_bs2.bin"
+    weights.write_bytes(weights.read_bytes()[:1000])
+
+
+def _nothing(_: Path) -> None:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("break_it", "changes", "code", "says"),
+    [
+        (_nothing, {"loop": "0"}, 2, "--loop"),
+        (_nothing, {"loop": "101"}, 2, "--loop"),
+        (_nothing, {"loop": "abc"}, 2, "--loop"),
+        (_nothing, {"device": "1"}, 2, "--device"),
+        (_nothing, {"device": "256"}, 2, "--device"),
+        (_nothing, {"threads": "0"}, 2, "--threads"),
+        (_nothing, {"input": "in/input_ids/"}, 2, "2 directories or files"),
+        (_nothing, {"input": "in/input_ids/,in/input_mask/,in/input_mask/"}, 2, "2 directories or files"),
+        (_nothing, {"input": "in/input_ids/,in/input_mask/input_0.bin"}, 2, "mixes"),
+        (_nothing, {"output": "deberta_bs2.xml"}, 2, "is not a folder"),
+        (_nothing, {"output": "no/such/folder"}, 3, "mkdir -p no/such"),
+        (_nothing, {"input": "in/input_ids/,in/none/"}, 3, "in/none/ is missing. Run: invoke preprocess"),
+        (_nothing, {"model": "deberta_bs4.xml"}, 3, "deberta_bs4.xml is missing. Run: invoke build-om"),
+        (lambda w: (w / "deberta_bs2.bin").unlink(), {}, 3, "deberta_bs2.bin is missing"),
+        (lambda w: (w / "deberta_bs2.xml").write_text("<net>"), {}, 5, "can load"),
+        (_truncate_weights, {}, 5, "can load"),
+        (_empty, {}, 5, "holds no file"),
+        (lambda w: (w / "in/input_mask/input_5.bin").unlink(), {}, 5, "only one has input_5.bin"),
+        (lambda w: (w / "in/input_mask/input_12.bin").touch(), {}, 5, "only one has input_12.bin"),
+        (lambda w: (w / "in/input_ids/notes.txt").touch(), {}, 5, "notes.txt"),
+        (lambda w: (w / "in/input_ids/input_5.bin").write_bytes(b""), {}, 5, "input_5.bin (0 bytes)"),
+        (_too_long, {}, 5, "input_5.bin (4096 bytes)"),
+        (_swap, {}, 5, "input_mask goes from 0 to 1"),
+        (_unknown_token, {}, 5, "input_ids goes from 0 to 49"),
+    ],
+)
+def test_mistakes_stop_the_run_and_leave_nothing(
+    workspace: Path,
+    capsys: pytest.CaptureFixture[str],
+    break_it: Callable[[Path], None],
+    changes: dict[str, str],
+    code: int,
+    says: str,
+) -> None:
+    break_it(workspace)
+    assert run_stage(run_cpu.main, arguments(**changes)) == code
+    stdout, stderr = capsys.readouterr()
+    assert says in stderr
+    assert stderr.count("\n") == 1
+    assert "Execute sample success" not in stdout
+    out = workspace / "out"
+    assert not out.exists() or list(out.iterdir()) == []
+
+
+def test_ctrl_c_in_the_middle_removes_the_unfinished_folder(workspace: Path) -> None:
+    """Nobody reads on after the first inference, so the runner waits for the full pipe when the signal comes."""
+    write_bins(workspace / "many", 1500, BATCH_SIZE)
+    (workspace / "out/20261122_1_2_3_4").mkdir(parents=True)
+    process = stage_process("run_cpu", arguments(input="many/input_ids/,many/input_mask/"), workspace)
+    assert process.stdout is not None
+    while not process.stdout.readline().startswith("Inference time"):
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == INTERRUPTED
+    assert "Execute sample success" not in stdout
+    assert stderr == ""
+    assert [path.name for path in (workspace / "out").iterdir()] == ["20261122_1_2_3_4"]
+
+
+def test_a_full_disk_is_named_and_leaves_nothing(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = workspace / "out"
+    out.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", out], capture_output=True, check=False)
+    if mounted.returncode != 0:
+        pytest.skip(f"no tmpfs can be mounted here: {mounted.stderr.decode().strip()}")
+    try:
+        assert run_stage(run_cpu.main, arguments()) == 4
+        assert "the disk is full" in capsys.readouterr().err
+        assert list(out.iterdir()) == []
+    finally:
+        subprocess.run(["umount", out], check=True)
