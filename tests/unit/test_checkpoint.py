@@ -40,7 +40,7 @@ def _logits(path: Path, labels: tuple[str, ...] | None = LABELS) -> Tensor:
 
 
 def test_microsofts_layouts_load_alike(state: State, tmp_path: Path) -> None:
-    """A plain state dict, `bert.` and `module.` prefixes, a config beside the tensors, language-model heads, fp16's zip."""
+    """A plain state dict; `bert.` and `module.` prefixes, a config and language-model heads beside it; torch's old format."""
     plain = _logits(_saved(tmp_path / "plain.bin", state))
     renamed: State = {"module." + key.replace("deberta.", "bert.", 1): value for key, value in state.items()}
     renamed["config"] = {"hidden_size": 48}
@@ -112,7 +112,7 @@ def test_truncated_file(state: State, tmp_path: Path, kept: float) -> None:
 
 def test_v1_is_refused_by_name(state: State, tmp_path: Path) -> None:
     state["deberta.encoder.layer.0.attention.self.in_proj.weight"] = torch.zeros(144, 48)
-    with pytest.raises(DataError, match="DeBERTa v1 checkpoint.*in_proj"):
+    with pytest.raises(DataError, match=r"DeBERTa v1 checkpoint.*in_proj"):
         _logits(_saved(tmp_path / "v1.bin", state))
 
 

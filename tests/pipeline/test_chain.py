@@ -1,0 +1,295 @@
+"""The whole chain as a user runs it, on the local executor, with a tiny model of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deberta import files, records
+from tests import pipeline_helpers as helpers
+from tests.mnli_helpers import small_disk
+from tests.pipeline_helpers import Workspace
+
+EVALUATE = ("evaluate", "--bs", "4", "--version", "match")
+STEPS = ("export-onnx", "build-om bs=4", "preprocess bs=4 match", "infer bs=4 match", "postprocess bs=4 match")
+
+
+@pytest.fixture(name="finished", scope="module")
+def _finished(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """A workspace in which one evaluation has run; tests copy it."""
+    workspace = helpers.make(tmp_path_factory.mktemp("finished"))
+    workspace.succeed(*EVALUATE)
+    return workspace
+
+
+@pytest.fixture(name="workspace")
+def _workspace(finished: Workspace, tmp_path: Path) -> Workspace:
+    """A copy of the finished workspace, modification times included, so that everything is up to date."""
+    shutil.copytree(finished.root, tmp_path / "copy")
+    copy = Workspace(tmp_path / "copy")
+    settings = copy.root / "settings.yaml"
+    settings.write_text(settings.read_text().replace(str(finished.root), str(copy.root)))
+    return copy
+
+
+@pytest.fixture(name="fresh")
+def _fresh(workspace: Workspace) -> Workspace:
+    """A workspace that holds what the user brings and nothing else."""
+    workspace.succeed("clean", "--profile", "tiny")
+    return workspace
+
+
+def _ran(output: str) -> list[str]:
+    return [line[1 : line.index("]")] for line in output.splitlines() if "] running: " in line]
+
+
+def test_evaluate_counts_what_the_model_predicted(workspace: Workspace) -> None:
+    results = workspace.root / "results/tiny/cpu"
+    record = records.read(results / "outputs_bs4_om/match.record.json")
+    assert record is not None
+    [folder] = records.digests(record["subject"])
+    outputs = [np.fromfile(workspace.root / folder / f"input_{i}_output_0.bin", "<f4") for i in range(3)]
+    predicted = np.concatenate(outputs).reshape(-1, 3)[:10].argmax(axis=1)
+    gold = np.arange(10) % 3
+    expected = {
+        "accuracy": np.mean(predicted == gold),
+        "accuracy_fiction": np.mean((predicted == gold)[::2]),
+        "accuracy_travel": np.mean((predicted == gold)[1::2]),
+        "eval_samples": 10,
+    }
+    text = "".join(f"{key} = {value}\n" for key, value in expected.items())
+    assert (results / "eval_bs4_match.txt").read_text() == text
+    assert json.loads((results / "eval_bs4_match.json").read_text())["correct"] == (predicted == gold).sum()
+
+
+def test_nothing_runs_twice_and_the_one_reason_is_said(workspace: Workspace) -> None:
+    assert _ran(workspace.succeed(*EVALUATE)) == []
+
+    lines = workspace.data("match").read_bytes().replace(b"A ship.", b"A whale.", 1)
+    workspace.data("match").write_bytes(lines)
+    said = workspace.succeed(*EVALUATE)
+    assert _ran(said) == ["preprocess bs=4 match", "infer bs=4 match", "postprocess bs=4 match"]
+    assert "[preprocess bs=4 match] running: data/tiny/MNLI/dev_matched.tsv changed" in said
+    assert "[infer bs=4 match] running: data/tiny/pre_mnli_bs4/match changed" in said
+
+    [output, *_] = sorted((workspace.root / "results/tiny/cpu/outputs_bs4_om/match").glob("*/*.bin"))
+    output.write_bytes(bytes(48))
+    said = workspace.succeed(*EVALUATE)
+    assert _ran(said)[0] == "infer bs=4 match" and "was changed after it was made" in said
+
+    assert _ran(workspace.succeed(*EVALUATE, "--force")) == list(STEPS)
+
+
+def test_records_are_in_toto_statements_of_what_is_there(workspace: Workspace) -> None:
+    found = sorted(path for path in workspace.root.rglob("*.record.json"))
+    assert len(found) == len(STEPS)
+    for path in found:
+        record = records.read(path)
+        assert record is not None and record["predicateType"] == "https://slsa.dev/provenance/v1"
+        for name, digest in {**records.digests(record["subject"]), **records.dependencies(record)}.items():
+            there = workspace.root / name
+            expected = {"dirHash": files.folder_digest(there)} if there.is_dir() else {"sha256": files.sha256_of(there)}
+            assert digest == expected
+    bins = records.read(workspace.root / "data/tiny/pre_mnli_bs4/match.record.json")
+    assert bins is not None
+    counted = records.summary(bins)
+    assert (counted["rows"], counted["batches"], counted["padding_rows"]) == (10, 3, 2)
+
+
+def test_performance_run_and_report(workspace: Workspace) -> None:
+    said = workspace.succeed("perf", "--bs", "4", "--loops", "5")
+    log = workspace.root / "results/tiny/cpu/msame_bs4_match.txt"
+    average = float(log.read_text().split("without first time: ")[1].split(" ms")[0])
+    assert log.read_text().count("Inference time: ") == 5
+    assert f"{4 * 1000 / average:.3f} fps" in said and "p99" in said
+    table = workspace.succeed("report")
+    report = (workspace.root / "results/tiny/cpu/report.md").read_text()
+    assert report in table
+    correct = json.loads((workspace.root / "results/tiny/cpu/eval_bs4_match.json").read_text())["correct"]
+    assert f"({correct}/10) on cpu" in report and f"{4 * 1000 / average:.3f} on cpu" in report
+    (workspace.root / "results/tiny/cpu/eval_bs4_match.json").write_text("{}")
+    assert "is not what its record" in workspace.fail(5, "report")
+
+
+def test_a_limited_run_shares_no_file_with_a_whole_one(workspace: Workspace) -> None:
+    before = workspace.files()
+    said = workspace.succeed(*EVALUATE, "--limit", "5")
+    assert "/5 (only the first 5 rows: no result)" in said
+    new = {name for name in workspace.files() - before if "/logs/" not in name}
+    assert new and all("_limit5" in name for name in new)
+    assert "(5/" not in workspace.succeed("report") and "/5)" not in workspace.succeed("report")
+
+
+def test_two_folders_of_outputs_are_never_guessed_between(workspace: Workspace) -> None:
+    """The guide's own outputs have no record: the only folder is taken, of two none."""
+    parent = workspace.root / "results/tiny/cpu/outputs_bs4_om"
+    [made] = (parent / "match").iterdir()
+    (parent / "match.record.json").unlink()
+    workspace.succeed("postprocess", "--bs", "4", "--version", "match", "--force")
+    shutil.copytree(made, parent / "match" / "20221122_9_5_7_12")
+    assert "2 folders" in workspace.fail(2, "postprocess", "--bs", "4", "--version", "match")
+    named = f"results/tiny/cpu/outputs_bs4_om/match/{made.name}"
+    workspace.succeed("postprocess", "--bs", "4", "--version", "match", "--outputs", named)
+    nan = np.full(12, np.nan, "<f4")
+    nan.tofile(made / "input_1_output_0.bin")
+    failed = workspace.fail(5, "postprocess", "--bs", "4", "--version", "match", "--outputs", named)
+    assert "4" in failed and "input_1_output_0.bin" in failed
+    (made / "input_1_output_0.bin").unlink()
+    assert "input_1_output_0.bin" in workspace.fail(
+        5, "postprocess", "--bs", "4", "--version", "match", "--outputs", named
+    )
+
+
+def test_without_weights(workspace: Workspace) -> None:
+    workspace.checkpoint.unlink()
+    said = workspace.fail(3, "evaluate", "--version", "mismatch")
+    assert "models/tiny/pytorch.model-tiny.bin is missing" in said and "invoke.yaml" in said
+    mnli = workspace.fail(3, "evaluate", "--version", "mismatch", "--profile", "mnli")
+    assert "models/mnli/pytorch.model-073631.bin" in mnli and "Run: invoke fetch --profile mnli" in mnli
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("evaluate", "--bs", "0", "--version", "match"), "--bs '0'"),
+        (("evaluate", "--bs=-1", "--version", "match"), "--bs '-1'"),
+        (("build-om", "--bs", "x"), "--bs 'x'"),
+        (("evaluate", "--version", "foo"), "--version 'foo'"),
+        (("evaluate",), "--version is needed"),
+        (("evaluate", "--version", "match", "--limit", "0"), "--limit '0'"),
+        (("perf", "--loops", "101"), "--loops '101'"),
+        (("build-om", "--profile", "nobodys"), "no profile 'nobodys'"),
+        (("build-om", "--backend", "tpu"), "--backend 'tpu'"),
+        (("build-om", "--backend", "ascend"), "not part of this version"),
+        (("build-om", "--executor", "docker"), "not part of this version"),
+    ],
+)
+def test_bad_values(workspace: Workspace, arguments: tuple[str, ...], says: str) -> None:
+    before = workspace.files()
+    assert says in workspace.fail(2, *arguments)
+    assert workspace.files() == before
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "empty"),
+        (b"index\tgenre\n0\tx\n", "no column named gold_label"),
+        (b"\xff\xfe\x00", "UTF-8"),
+    ],
+)
+def test_bad_data_keeps_the_old_bins_but_not_their_standing(workspace: Workspace, content: bytes, says: str) -> None:
+    workspace.data("match").write_bytes(content)
+    assert says in workspace.fail(5, *EVALUATE)
+    assert not (workspace.root / "data/tiny/pre_mnli_bs4/match.record.json").exists()
+
+
+def test_a_row_count_that_the_profile_does_not_expect(workspace: Workspace) -> None:
+    rows = workspace.data("match").read_bytes().splitlines(keepends=True)
+    workspace.data("match").write_bytes(b"".join(rows[:-1]))
+    assert "has 9 rows, expected 10" in workspace.fail(5, *EVALUATE)
+
+
+def test_stale_bins_do_not_survive(workspace: Workspace) -> None:
+    stale = workspace.root / "data/tiny/pre_mnli_bs4/match/input_ids/input_99.bin"
+    stale.write_bytes(bytes(1024))
+    workspace.succeed(*EVALUATE)
+    assert not stale.exists()
+
+
+def test_preprocess_without_a_version_names_the_missing_one(fresh: Workspace) -> None:
+    fresh.data("mismatch").unlink()
+    said = fresh.succeed("preprocess", "--bs", "2")
+    assert "dev_mismatched.tsv is missing, so mismatch is left out" in said
+    assert _ran(said) == ["preprocess bs=2 match"]
+    fresh.data("match").unlink()
+    assert "dev_matched.tsv and data/tiny/MNLI/dev_mismatched.tsv are missing" in fresh.fail(3, "preprocess")
+
+
+def test_clean_leaves_what_the_user_brought(workspace: Workspace) -> None:
+    foreign = workspace.root / "models/tiny/cpu/deberta_bs9.xml"
+    foreign.write_text("the user's own")
+    (workspace.root / "models/tiny/.dynamic.onnx.tmp-1").write_text("left by a killed run")
+    before = workspace.files()
+    workspace.succeed("clean", "--profile", "tiny", "--dry")
+    assert workspace.files() == before
+    workspace.succeed("clean", "--profile", "tiny")
+    models = {f"models/tiny/{name}" for name in ("pytorch.model-tiny.bin", "model_config.json", "spm.model")}
+    data = {f"data/tiny/MNLI/dev_{version}ed.tsv" for version in helpers.ROWS}
+    assert workspace.files() == models | data | {"models/tiny/cpu/deberta_bs9.xml"}
+
+
+@pytest.mark.parametrize("dry", [(*EVALUATE, "--dry"), ("--dry", *EVALUATE)], ids=["task's", "invoke's"])
+def test_dry_prints_the_commands_and_touches_nothing(fresh: Workspace, dry: tuple[str, ...]) -> None:
+    before = fresh.files()
+    said = fresh.succeed(*dry)
+    commands = [line for line in said.splitlines() if " -m deberta.stages." in line]
+    assert [line.split("deberta.stages.")[1].split()[0] for line in commands] == [
+        *("export_onnx", "compile_cpu", "preprocess", "run_cpu", "postprocess"),
+    ]
+    assert fresh.files() == before
+
+
+def test_a_second_invocation_waits_its_turn(workspace: Workspace) -> None:
+    running = workspace.start(*EVALUATE, "--force")
+    assert running.stdout is not None
+    for line in running.stdout:
+        if "] running: " in line:
+            break
+    assert "works in" in workspace.fail(4, *EVALUATE)
+    assert running.communicate(timeout=helpers.TIMEOUT) is not None and running.returncode == 0
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_interrupted_in_each_step(fresh: Workspace, step: str) -> None:
+    """Ctrl-C: 130, nothing half-written, what was finished is kept, and the same command finishes the rest."""
+    running = fresh.start(*EVALUATE)
+    assert running.stdout is not None
+    for line in running.stdout:
+        if line.startswith(f"[{step}] running: "):
+            running.send_signal(signal.SIGINT)
+            break
+    out, err = running.communicate(timeout=helpers.TIMEOUT)
+    assert running.returncode == 130, out + err
+    assert "Traceback" not in out + err and "interrupted" in err
+    assert not [name for name in fresh.files() if files.TEMPORARY in name]
+    done = STEPS[: STEPS.index(step)]
+    assert len([name for name in fresh.files() if name.endswith(".record.json")]) == len(done)
+    assert _ran(fresh.succeed(*EVALUATE)) == list(STEPS[len(done) :])
+
+
+@pytest.mark.parametrize(("spare", "stopped"), [(100, "export-onnx"), (700, "build-om bs=4")])
+def test_full_disk(finished: Workspace, tmp_path: Path, spare: int, stopped: str) -> None:
+    """A disk with `spare` KiB left over from what the user brings: one line, and no file that looks finished."""
+    models = [finished.checkpoint.with_name(name) for name in ("model_config.json", "spm.model")]
+    brought = [finished.checkpoint, *models, finished.data("match")]
+    with small_disk(tmp_path / "disk", sum(path.stat().st_size for path in brought) // 1024 + spare) as disk:
+        workspace = Workspace(disk)
+        for path in [*brought, finished.root / "settings.yaml"]:
+            there = disk / path.relative_to(finished.root)
+            there.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, there)
+        settings = disk / "settings.yaml"
+        settings.write_text(settings.read_text().replace(str(finished.root), str(disk)))
+        assert "disk is full" in workspace.fail(4, *EVALUATE)
+        left = {name for name in workspace.files() if "/logs/" not in name}
+        assert not [name for name in left if files.TEMPORARY in name]
+        records_left = len([name for name in left if name.endswith(".record.json")])
+        assert records_left == STEPS.index(stopped)
+
+
+def test_a_killed_run_leaves_nothing_that_looks_finished(fresh: Workspace) -> None:
+    running = fresh.start(*EVALUATE)
+    assert running.stdout is not None
+    for line in running.stdout:
+        if line.startswith("[build-om bs=4] running: "):
+            os.kill(running.pid, signal.SIGKILL)
+            break
+    running.communicate(timeout=helpers.TIMEOUT)
+    assert _ran(fresh.succeed(*EVALUATE))[0] == "build-om bs=4"

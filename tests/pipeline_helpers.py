@@ -1,0 +1,127 @@
+"""A workspace with a tiny profile of its own, and our commands run in it as a user runs them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from deberta.contract import DEV_FILES, LABELS
+from tests.mnli_helpers import REPOSITORY, SPM_MODEL, dev_line, write_dev
+
+ROWS = {"match": 10, "mismatch": 7}
+GENRES = {"match": ("fiction", "travel"), "mismatch": ("oup", "letters")}
+# Long enough to be seen running, short enough not to be waited for.
+TIMEOUT = 180
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """A folder with models/, data/ and results/ of a profile called tiny."""
+
+    root: Path
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.root / "models/tiny/pytorch.model-tiny.bin"
+
+    def data(self, version: str) -> Path:
+        return self.root / "data/tiny/MNLI" / DEV_FILES[version]
+
+    def command(self, *arguments: str) -> list[str]:
+        return [sys.executable, "-m", "invoke", "-f", str(self.root / "settings.yaml"), *arguments]
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            self.command(*arguments),
+            cwd=REPOSITORY,
+            env=environment(),
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT,
+            check=False,
+        )
+
+    def succeed(self, *arguments: str) -> str:
+        done = self.run(*arguments)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def fail(self, code: int, *arguments: str) -> str:
+        """Run a command that must fail with this exit code, one line on stderr and no traceback; returns that line."""
+        done = self.run(*arguments)
+        assert done.returncode == code, done.stdout + done.stderr
+        assert "Traceback" not in done.stdout + done.stderr
+        assert done.stderr.count("\n") == 1 and done.stderr.startswith("error: "), done.stderr
+        return done.stderr
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        # A run that is itself in a shell's background ignores SIGINT and passes that on: undone for the child.
+        return subprocess.Popen(
+            self.command(*arguments),
+            cwd=REPOSITORY,
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
+
+    def files(self) -> set[str]:
+        """Every file below models/, data/ and results/."""
+        kinds = ("models", "data", "results")
+        found = [path for kind in kinds for path in (self.root / kind).rglob("*") if path.is_file()]
+        return {path.relative_to(self.root).as_posix() for path in found}
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(REPOSITORY), "PYTHONUNBUFFERED": "1"}
+
+
+def make(root: Path) -> Workspace:
+    """A new workspace: two layers, 400 pieces, ten and seven rows."""
+    # Heavy, and only needed here: importing it lazily keeps the other tests of this folder quick to collect.
+    import torch
+
+    from deberta.stages import checkpoint, config, model
+
+    workspace = Workspace(root)
+    values = {
+        **{"model_type": "deberta-v2", "vocab_size": 512, "hidden_size": 32, "num_hidden_layers": 2},
+        **{"num_attention_heads": 2, "intermediate_size": 32, "max_position_embeddings": 512},
+        **{"relative_attention": True, "pos_att_type": "p2c|c2p", "position_buckets": 256, "share_att_key": True},
+        **{"norm_rel_ebd": "layer_norm", "position_biased_input": False, "pooling": {"dropout": 0}},
+    }
+    torch.manual_seed(0)
+    made = model.Deberta(config.from_dict(values))
+    with torch.no_grad():
+        for weight in made.parameters():
+            weight.add_(torch.randn_like(weight) * 0.1)
+    checkpoint.save(workspace.checkpoint, made)
+    models = workspace.checkpoint.parent
+    (models / "model_config.json").write_text(json.dumps(values), encoding="utf-8")
+    (models / "spm.model").write_bytes(SPM_MODEL.read_bytes())
+    workspace.data("match").parent.mkdir(parents=True)
+    for version, rows in ROWS.items():
+        lines = [
+            dev_line(f'A "boat {i} of the sea.', "A ship." * (i + 1), GENRES[version][i % 2], LABELS[i % 3])
+            for i in range(rows)
+        ]
+        write_dev(workspace.data(version), lines)
+    settings = {
+        "workspace": str(root),
+        "stages_python": sys.executable,
+        "profile": "tiny",
+        "profiles": {
+            "tiny": {
+                **{"checkpoint": workspace.checkpoint.name, "config": "model_config.json", "tokenizer": "spm.model"},
+                **{"dataset": "MNLI", "labels": list(LABELS), "rows": ROWS},
+            }
+        },
+    }
+    (root / "settings.yaml").write_text(json.dumps(settings), encoding="utf-8")  # JSON is YAML
+    return workspace
