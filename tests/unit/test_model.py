@@ -10,13 +10,13 @@ import torch
 
 from deberta.contract import INPUTS
 from deberta.errors import ConfigError
-from deberta.stages import config, exact, export_onnx, model
+from deberta.stages import compile_cpu, config, exact, export_onnx, model, run_cpu
 from tests import model_helpers as helpers
 
 
 @pytest.mark.parametrize("changes", helpers.VARIANTS.values(), ids=helpers.VARIANTS)
 def test_logits_equal_those_of_transformers(changes: dict[str, Any], tmp_path: Path) -> None:
-    """As a module, folded, and exported: batches 1, 3 and 8 with full, short, one-token and all-zero masks."""
+    """As a module, folded, exported and compiled: batches 1, 3 and 8 with full, short, one-token and all-zero masks."""
     reference = helpers.reference(**changes)
     ours = helpers.ours(reference, **changes)
     batches = [helpers.batch(rows, 64) for rows in (1, 3, 8)]
@@ -30,8 +30,11 @@ def test_logits_equal_those_of_transformers(changes: dict[str, Any], tmp_path: P
     export_onnx.check_graph(tmp_path / "dynamic.onnx")
     session = onnxruntime.InferenceSession(str(tmp_path / "dynamic.onnx"), providers=["CPUExecutionProvider"])
     for batch, wanted in zip(batches, expected, strict=True):
-        found = session.run(None, dict(zip(INPUTS, (part.numpy() for part in batch), strict=True)))[0]
-        helpers.assert_same(found, wanted)
+        ids, mask = (part.numpy() for part in batch)
+        helpers.assert_same(session.run(None, dict(zip(INPUTS, (ids, mask), strict=True)))[0], wanted)
+        compile_cpu.save(tmp_path / "dynamic.onnx", len(ids), tmp_path / f"bs{len(ids)}.xml")
+        engine = run_cpu.load_model(tmp_path / f"bs{len(ids)}.xml", threads=1)
+        helpers.assert_same(compile_cpu.compiled_logits(engine, ids, mask), wanted)
 
 
 def test_shift_is_the_gather_by_relative_position() -> None:

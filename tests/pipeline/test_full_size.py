@@ -1,0 +1,56 @@
+"""The guide's config at full size, 184 M parameters with random weights: minutes, so only with `./inv test --slow`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from transformers import DebertaV2Config, DebertaV2ForSequenceClassification
+
+from deberta.contract import INPUTS, LABELS, SEQUENCE_LENGTH
+from deberta.stages import checkpoint, compile_cpu, config, run_cpu
+from tests import model_helpers as helpers
+from tests.mnli_helpers import REPOSITORY, run_stage
+
+CONFIG = REPOSITORY / "models/mnli/model_config.json"
+
+
+@pytest.mark.slow
+def test_logits_at_full_size(tmp_path: Path) -> None:
+    """Batches 1, 3 and 8 with full, short, one-token and all-zero rows: PyTorch, ONNX and the compiled model."""
+    values = json.loads(CONFIG.read_text())
+    torch.manual_seed(0)
+    reference = DebertaV2ForSequenceClassification(DebertaV2Config(**values, num_labels=3)).eval()
+    with torch.no_grad():
+        for weight in reference.parameters():
+            weight.add_(torch.randn_like(weight) * 0.02)
+    state = {**reference.state_dict(), checkpoint.POSITION_EMBEDDINGS: torch.zeros(512, 768)}
+    assert sum(tensor.numel() for tensor in state.values()) == 184_817_667  # the guide's file: 184.8 M in 203 tensors
+    assert len(state) == 203
+    torch.save(state, tmp_path / "model.bin")
+    batches = [helpers.batch(rows, SEQUENCE_LENGTH, values["vocab_size"]) for rows in (1, 3, 8)]
+    expected = [helpers.logits(reference, *batch) for batch in batches]
+    del reference, state
+    ours = checkpoint.load(tmp_path / "model.bin", config.read(CONFIG), LABELS).model
+    with torch.no_grad():
+        for batch, wanted in zip(batches, expected, strict=True):
+            helpers.assert_same(ours(*batch).numpy(), wanted)
+    del ours
+    options = ["--checkpoint", tmp_path / "model.bin", "--config", CONFIG, "--output", tmp_path / "dynamic.onnx"]
+    done = run_stage("export_onnx", *options, "--labels", ",".join(LABELS), "--summary", tmp_path / "summary.json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "summary.json").read_text())["peak_rss_bytes"] < 4 * 2**30
+    session = onnxruntime.InferenceSession(str(tmp_path / "dynamic.onnx"), providers=["CPUExecutionProvider"])
+    for batch, wanted in zip(batches, expected, strict=True):
+        ids, mask = (part.numpy() for part in batch)
+        helpers.assert_same(np.asarray(session.run(None, dict(zip(INPUTS, (ids, mask), strict=True)))[0]), wanted)
+    del session
+    for batch, wanted in zip(batches, expected, strict=True):
+        ids, mask = (part.numpy() for part in batch)
+        compile_cpu.save(tmp_path / "dynamic.onnx", len(ids), tmp_path / "model.xml")
+        engine = run_cpu.load_model(tmp_path / "model.xml", threads=2)
+        helpers.assert_same(compile_cpu.compiled_logits(engine, ids, mask), wanted)

@@ -1,0 +1,51 @@
+"""The local executor: how a stage's end becomes ours."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from deberta import errors
+from deberta.errors import DebertaError, StageError
+from deberta.host import local
+
+
+def _run(tmp_path: Path, code: str) -> str:
+    shown: list[str] = []
+    command = [sys.executable, "-c", code]
+    try:
+        return local.run(command, tmp_path, tmp_path, tmp_path / "logs" / "stage.log", shown.append)
+    finally:
+        assert not [line for line in shown if line.startswith(errors.ERROR_PREFIX)]  # it comes as the error itself
+
+
+@pytest.mark.parametrize(("code", "expected"), [(2, 2), (3, 3), (4, 4), (5, 5), (6, 6), (77, 4)])
+def test_a_stages_error_keeps_its_message_and_exit_code(tmp_path: Path, code: int, expected: int) -> None:
+    script = (
+        f"import sys; print('working'); print('error: no such thing. Run: that', file=sys.stderr); sys.exit({code})"
+    )
+    with pytest.raises(DebertaError) as caught:
+        _run(tmp_path, script)
+    assert (str(caught.value), caught.value.exit_code) == ("no such thing. Run: that", expected)
+    log = (tmp_path / "logs" / "stage.log").read_text()
+    assert "working" in log and "no such thing" in log and log.startswith("$ ")
+
+
+def test_a_stage_that_dies_without_a_word(tmp_path: Path) -> None:
+    with pytest.raises(
+        StageError, match=r"exit code 1: ZeroDivisionError: division by zero. Its output is in .*stage\.log"
+    ):
+        _run(tmp_path, "1 / 0")
+    with pytest.raises(StageError, match="was killed, most likely because memory ran out"):
+        _run(tmp_path, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    with pytest.raises(KeyboardInterrupt):
+        _run(tmp_path, "import sys; sys.exit(130)")
+
+
+def test_a_stage_gets_our_package_and_no_other_environments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", "/somewhere/cann")
+    monkeypatch.setenv("VIRTUAL_ENV", "/somewhere/venv")
+    out = _run(tmp_path, "import os; print(os.environ['PYTHONPATH'], os.environ.get('VIRTUAL_ENV'))")
+    assert out.split() == [str(tmp_path), "None"]

@@ -1,0 +1,115 @@
+"""Plans are data: what would run is compared as a whole, without any engine."""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath as Path
+from typing import Any
+
+import pytest
+
+from deberta.errors import ConfigError
+from deberta.host import profiles, steps
+from deberta.host.steps import Inference, Input, Plan, Step
+from deberta.published import GUIDE
+
+MNLI: dict[str, Any] = {
+    "checkpoint": "pytorch.model-073631.bin",
+    "config": "model_config.json",
+    "tokenizer": "spm.model",
+    "dataset": "MNLI",
+    "labels": ["contradiction", "neutral", "entailment"],
+    "rows": {"match": 9815, "mismatch": 9832},
+    "published": True,
+}
+
+
+def _plan(limit: int = 0, **changes: Any) -> Plan:
+    return Plan(profiles.load("mnli", {"mnli": {**MNLI, **changes}}), "cpu", limit)
+
+
+def test_guides_names_are_kept() -> None:
+    """The inference over 9815 rows at batch size 8, whole: every path is one of the guide's or lies beside it."""
+    assert steps.infer(_plan(), 8, "match", 9815) == Step(
+        name="infer_bs8_match",
+        title="infer bs=8 match",
+        module="deberta.stages.run_cpu",
+        arguments=(
+            "--model",
+            "models/mnli/cpu/deberta_bs8.xml",
+            "--input",
+            "data/mnli/pre_mnli_bs8/match/input_ids/,data/mnli/pre_mnli_bs8/match/input_mask/",
+            "--output",
+            "results/mnli/cpu/outputs_bs8_om/match",
+        ),
+        inputs=(
+            Input(Path("models/mnli/cpu/deberta_bs8.xml"), "invoke build-om --bs 8 --profile mnli"),
+            Input(Path("data/mnli/pre_mnli_bs8/match"), "invoke preprocess --bs 8 --version match --profile mnli"),
+        ),
+        outputs=(Path("results/mnli/cpu/outputs_bs8_om/match"),),
+        log=Path("results/mnli/cpu/logs/infer_bs8_match.log"),
+        inference=Inference(
+            output=Path("results/mnli/cpu/outputs_bs8_om/match"),
+            expected={f"input_{i}_output_0.bin": 96 for i in range(1227)},
+            times=1227,
+        ),
+    )
+
+
+def test_performance_run_is_the_guides() -> None:
+    step = steps.perf(_plan(), 1, "mismatch", 100)
+    assert step.arguments[2:] == (
+        "--input",
+        "data/mnli/pre_mnli_bs1/mismatch/input_ids/input_0.bin,data/mnli/pre_mnli_bs1/mismatch/input_mask/input_0.bin",
+        "--output",
+        "results/mnli/cpu/perf_bs1_om/mismatch",
+        "--loop",
+        "100",
+    )
+    assert step.outputs[0] == Path("results/mnli/cpu/msame_bs1_mismatch.txt")
+    assert step.inference is not None
+    assert (step.inference.expected, step.inference.times) == ({"deberta_bs1_output_0.bin": 12}, 100)
+
+
+def test_a_limit_changes_every_path_behind_it() -> None:
+    whole, limited = _plan(), _plan(limit=64)
+    outputs = Path("results/o")
+    for plan_step in (
+        lambda plan: steps.preprocess(plan, 8, "match"),
+        lambda plan: steps.infer(plan, 8, "match", 64),
+        lambda plan: steps.postprocess(plan, 8, "match", outputs),
+    ):
+        assert not set(plan_step(whole).outputs) & set(plan_step(limited).outputs)
+    assert "--limit" in steps.preprocess(limited, 8, "match").arguments
+    assert steps.export_onnx(whole) == steps.export_onnx(limited)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"checkpoint": "../../etc/passwd"}, "leaves the profile's folder"),
+        ({"tokenizer": None}, "tokenizer is missing"),
+        ({"labels": ["no", "maybe", "yes"]}, "not an order of contradiction"),
+        ({"rows": {"match": 0}}, "rows of match is 0"),
+        ({"rows": {"foo": 1}}, "rows names 'foo'"),
+        ({"chekpoint": "x"}, "unknown key 'chekpoint'"),
+    ],
+)
+def test_profile_that_makes_no_sense(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        _plan(**changes)
+
+
+def test_profile_with_one_version() -> None:
+    plan = _plan(rows={"match": None})
+    assert "--rows" not in steps.preprocess(plan, 1, "match").arguments
+    with pytest.raises(ConfigError, match="has no version 'mismatch', only: match"):
+        steps.preprocess(plan, 1, "mismatch")
+
+
+def test_published_figures_are_the_guides_table() -> None:
+    """The counts are the only ones that round to the published accuracies (9815 and 9832 rows)."""
+    assert [row.batch_size for row in GUIDE] == [1, 4, 8, 16, 32, 64]
+    assert {(row.ascend_match, row.ascend_mismatch) for row in GUIDE} == {(90.46, 90.71)}
+    assert (round(100 * 8879 / 9815, 2), round(100 * 8919 / 9832, 2)) == (90.46, 90.71)
+    assert [row.baseline_fps for row in GUIDE] == [2.849, 2.859, 2.821, 2.807, 2.935, 3.065]
+    assert [row.ascend_fps for row in GUIDE] == [4.055, 4.692, 4.639, 4.681, 4.619, 5.027]
