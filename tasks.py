@@ -159,7 +159,7 @@ def infer(
 
 @_task(
     *("bs", "version", "limit", "profile", "backend", "executor", "force", "dry"),
-    outputs="folder of input_<i>_output_0.bin, if not infer's own",
+    outputs="folder of input_<i>_output_0.bin, in the workspace or absolute, if not infer's own",
 )
 def postprocess(
     c: Context,
@@ -261,6 +261,43 @@ def fetch(
         mirrors=mirror or (),
         accept_new=accept_new,
     )
+
+
+@_task(
+    *("profile", "executor", "force", "dry"),
+    init="start from a pretrained checkpoint: a file or a Hugging Face folder, in the workspace or absolute",
+    epochs="passes over train.tsv (default 2)",
+    steps="steps instead of epochs",
+    batch_size="rows in a step (default 32)",
+    learning_rate="its peak (default 2e-5)",
+    warmup="steps to the peak (default 1000)",
+    seed="of new weights and of the order of rows (default 0)",
+)
+def finetune(
+    c: Context,
+    init: str | None = None,
+    epochs: str | None = None,
+    steps: str | None = None,
+    batch_size: str | None = None,
+    learning_rate: str | None = None,
+    warmup: str | None = None,
+    seed: str | None = None,
+    profile: str | None = None,
+    executor: str | None = None,
+    force: bool = False,
+    dry: bool = False,
+) -> None:
+    """Train the profile's model on train.tsv; a stopped run goes on where it was."""
+    given = {
+        **{"--epochs": epochs, "--steps": steps, "--batch-size": batch_size, "--learning-rate": learning_rate},
+        **{"--warmup": warmup, "--seed": seed},
+    }
+    if epochs and steps:
+        raise ConfigError("--epochs and --steps say the same in two ways. Give one of them")
+    options = [part for name, value in given.items() if value is not None for part in (name, value)]
+    session, plan = _session(c, executor, force, dry), Plan(_profile(c, profile), "cpu")
+    with pipeline.exclusive(session):
+        chain.finetune(session, plan, init, options)
 
 
 @_task("profile")

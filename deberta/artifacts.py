@@ -44,6 +44,11 @@ class Artifacts:
     def onnx(self) -> Path:
         return self.models / f"dynamic{self._of_length}.onnx"
 
+    @property
+    def finetune_state(self) -> Path:
+        """Where a stopped training run goes on from."""
+        return self.models / "finetune.state"
+
     def compiled(self, batch_size: int) -> Path:
         """A file named .om is always ATC's; the cpu backend's is an OpenVINO model (.xml, weights in .bin)."""
         suffix = "om" if self.backend == "ascend" else "xml"

@@ -51,7 +51,8 @@ def reference(**changes: Any) -> DebertaV2ForSequenceClassification:
     """transformers' model with random weights, biases included, so that no term can hide."""
     values = {**TINY, **changes}
     torch.manual_seed(0)
-    made = DebertaV2ForSequenceClassification(DebertaV2Config(**values, num_labels=3)).eval()
+    made = DebertaV2ForSequenceClassification(DebertaV2Config.from_dict({**values, "num_labels": 3}))
+    made.train(False)
     with torch.no_grad():
         for name, weight in made.named_parameters():
             if weight.dim() == 1:

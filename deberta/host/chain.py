@@ -19,6 +19,20 @@ def export(session: Session, plan: Plan) -> None:
     _run_all(session, [steps.export_onnx(plan)])
 
 
+def finetune(session: Session, plan: Plan, init: Optional[str], options: Sequence[str]) -> None:
+    """train.tsv -> the profile's checkpoint. A checkpoint that we did not train is never replaced, --force or not."""
+    profile = plan.profile
+    there = session.workspace / profile.checkpoint_path
+    if there.exists() and not (session.workspace / record_of(profile.checkpoint_path)).exists() and not session.dry:
+        raise ConfigError(
+            f"{profile.checkpoint_path} is there and was not made by finetune. Move it away, "
+            f"or give the training a profile of its own in invoke.yaml"
+        )
+    present = [v for v in profile.rows if (session.workspace / profile.data_path(v)).exists()]
+    start = PurePosixPath(init) if init else None
+    _run_all(session, [steps.finetune(plan, present, start, options)])
+
+
 def build(session: Session, plan: Plan, batch_size: int) -> None:
     """checkpoint -> compiled model; the export runs first if need be."""
     _run_all(session, [steps.export_onnx(plan), steps.build_om(plan, batch_size)])

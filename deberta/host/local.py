@@ -11,7 +11,7 @@ from typing import Callable, Mapping, Sequence
 
 from deberta.errors import ERROR_PREFIX, INTERRUPTED, StageError, from_exit_code
 
-GRACE_SECONDS = 20.0  # for a stage to remove what it half wrote, before it is killed
+GRACE_SECONDS = 120.0  # for a stage to finish its step and remove what it half wrote, before it is killed
 
 
 def command_line(python: Path, module: str, arguments: Sequence[str]) -> list[str]:
@@ -55,6 +55,7 @@ def run(command: Sequence[str], workspace: Path, project: Path, log: Path, show:
                     show(line.rstrip("\n"))
             process.wait()
         except BaseException:
+            show("stopping; interrupt again to kill it at once")
             _stop(process)
             raise
     return _result(process.returncode, lines, command, log)
@@ -64,7 +65,7 @@ def _stop(process: subprocess.Popen[str]) -> None:
     process.send_signal(signal.SIGINT)
     try:
         process.communicate(timeout=GRACE_SECONDS)
-    except subprocess.TimeoutExpired:
+    except (subprocess.TimeoutExpired, KeyboardInterrupt):
         process.kill()
         process.communicate()
 

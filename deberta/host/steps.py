@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import PurePosixPath as Path
-from typing import Mapping, Optional
+from typing import Mapping, Optional, Sequence
 
 from deberta import contract
 from deberta.artifacts import Artifacts
-from deberta.contract import INPUTS
+from deberta.contract import INPUTS, TRAIN_FILE
 from deberta.host.profiles import Profile
 
 
@@ -93,6 +93,30 @@ def export_onnx(plan: Plan) -> Step:
         inputs=(plan.source(profile.checkpoint_path), plan.source(profile.config_path)),
         outputs=(artifacts.onnx,),
         log=artifacts.log("export-onnx"),
+    )
+
+
+def finetune(plan: Plan, present: Sequence[str], init: Optional[Path], options: Sequence[str]) -> Step:
+    """Train the profile's model; `present` versions are evaluated at the end, `options` go to the stage as they are."""
+    profile, artifacts = plan.profile, plan.artifacts
+    train = profile.dataset_path / TRAIN_FILE
+    start = (Input(init, "check --init"),) if init else ()
+    return Step(
+        name="finetune",
+        title="finetune",
+        module="deberta.stages.finetune",
+        arguments=(
+            *("--train", str(train), "--data", str(profile.dataset_path), "--tokenizer", str(profile.tokenizer_path)),
+            *("--config", str(profile.config_path), "--output", str(profile.checkpoint_path)),
+            *("--state", str(artifacts.finetune_state), *(("--init", str(init)) if init else ()), *options),
+        ),
+        inputs=(
+            *(plan.source(path) for path in (train, profile.tokenizer_path, profile.config_path)),
+            *(plan.source(profile.data_path(version)) for version in present),
+            *start,
+        ),
+        outputs=(profile.checkpoint_path,),
+        log=artifacts.log("finetune"),
     )
 
 

@@ -24,7 +24,8 @@ def test_logits_at_full_size(tmp_path: Path) -> None:
     """Batches 1, 3 and 8 with full, short, one-token and all-zero rows: PyTorch, ONNX and the compiled model."""
     values = json.loads(CONFIG.read_text())
     torch.manual_seed(0)
-    reference = DebertaV2ForSequenceClassification(DebertaV2Config(**values, num_labels=3)).eval()
+    reference = DebertaV2ForSequenceClassification(DebertaV2Config.from_dict({**values, "num_labels": 3}))
+    reference.train(False)
     with torch.no_grad():
         for weight in reference.parameters():
             weight.add_(torch.randn_like(weight) * 0.02)

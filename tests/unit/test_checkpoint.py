@@ -40,7 +40,7 @@ def _logits(path: Path, labels: tuple[str, ...] | None = LABELS) -> Tensor:
 
 
 def test_microsofts_layouts_load_alike(state: State, tmp_path: Path) -> None:
-    """A plain state dict; `bert.` and `module.` prefixes, a config and language-model heads beside it; torch's old format."""
+    """A plain state dict; prefixes, a config and language-model heads beside it; torch's old format."""
     plain = _logits(_saved(tmp_path / "plain.bin", state))
     renamed: State = {"module." + key.replace("deberta.", "bert.", 1): value for key, value in state.items()}
     renamed["config"] = {"hidden_size": 48}

@@ -73,12 +73,12 @@ def test_performance_run_is_the_guides() -> None:
 def test_a_limit_changes_every_path_behind_it() -> None:
     whole, limited = _plan(), _plan(limit=64)
     outputs = Path("results/o")
-    for plan_step in (
-        lambda plan: steps.preprocess(plan, 8, "match"),
-        lambda plan: steps.infer(plan, 8, "match", 64),
-        lambda plan: steps.postprocess(plan, 8, "match", outputs),
+    for one, other in (
+        (steps.preprocess(whole, 8, "match"), steps.preprocess(limited, 8, "match")),
+        (steps.infer(whole, 8, "match", 64), steps.infer(limited, 8, "match", 64)),
+        (steps.postprocess(whole, 8, "match", outputs), steps.postprocess(limited, 8, "match", outputs)),
     ):
-        assert not set(plan_step(whole).outputs) & set(plan_step(limited).outputs)
+        assert not set(one.outputs) & set(other.outputs)
     assert "--limit" in steps.preprocess(limited, 8, "match").arguments
     assert steps.export_onnx(whole) == steps.export_onnx(limited)
 
