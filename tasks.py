@@ -79,7 +79,7 @@ def _session(c: Context, executor: str | None, force: bool = False, dry: bool = 
     return pipeline.Session(
         project=PROJECT,
         workspace=_workspace(c),
-        python=lambda: stage_env.ensure(PROJECT, python=Path(prepared) if prepared else None),
+        python=functools.cache(lambda: stage_env.ensure(PROJECT, python=Path(prepared) if prepared else None)),
         python_name=prepared or str(PROJECT / stage_env.FOLDER / "bin" / "python"),
         force=force,
         dry=dry or bool(c.config.run.dry),

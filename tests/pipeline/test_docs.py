@@ -1,0 +1,86 @@
+"""Every command in the documentation is one that exists, and those that need nothing but the demo are run."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from tests.mnli_helpers import REPOSITORY
+from tests.pipeline.test_demo import copy_demo, invoke
+from tests.pipeline_helpers import environment
+
+PAGES = sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md"), REPOSITORY / "docker/README.md"])
+# Not to be run inside the tests: they would fetch, train for minutes, or be this very run.
+ONLY_PARSED = ("fetch", "finetune", "test", "lint", "clean", "doctor")
+
+
+def blocks() -> list[tuple[str, str]]:
+    """(page, command line) of every line in a ```sh block."""
+    found = []
+    for page in PAGES:
+        for block in re.findall(r"^```sh\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
+            found += [(page.name, line) for line in block.splitlines() if line.strip()]
+    return found
+
+
+def inline() -> list[tuple[str, str]]:
+    """(page, command line) of every `invoke ...` or `./inv ...` in running text."""
+    found = []
+    for page in PAGES:
+        text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+        found += [(page.name, line) for line in re.findall(r"`((?:invoke|\./inv) [^`]+)`", text)]
+    return found
+
+
+@cache
+def options_of(task: str) -> str:
+    command = [sys.executable, "-m", "invoke", "--help", task]
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"there is no task {task!r}"
+    return done.stdout
+
+
+@pytest.mark.parametrize(("page", "line"), sorted(set(blocks() + inline())))
+def test_command_exists_with_its_options(page: str, line: str) -> None:
+    words = shlex.split(line)
+    assert words[0] in ("./inv", "invoke"), line
+    if words[1].startswith("-"):
+        return  # invoke's own option
+    known = options_of(words[1])
+    for word in words[2:]:
+        if word.startswith("--"):
+            assert re.search(rf"(?<![\w-]){re.escape(word.split('=')[0])}(?![\w-])", known), f"{page}: {line}"
+
+
+def test_blocks_run(tmp_path: Path) -> None:
+    """In a workspace with the demo's inputs: as they stand, but those of the real model on the demo profile."""
+    copy_demo(tmp_path)
+    ran = 0
+    for _, line in blocks():
+        words = shlex.split(line)[1:]
+        if words[0] in ONLY_PARSED or words[0].startswith("-"):
+            continue
+        if words[0] != "demo" and "--profile" not in words:
+            words += ["--profile", "demo"]
+        if "--remake" in words:
+            words += ["--dry"]
+        invoke(tmp_path, *words)
+        ran += 1
+    assert ran >= 6
+
+
+def test_chinese_readme_mirrors_the_english_one() -> None:
+    english, chinese = ((REPOSITORY / name).read_text(encoding="utf-8") for name in ("README.md", "README.zh-CN.md"))
+
+    def code(text: str) -> list[str]:
+        return re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+    assert code(chinese) == code(english)
+    assert len(re.findall(r"^## ", chinese, re.MULTILINE)) == len(re.findall(r"^## ", english, re.MULTILINE))
+    assert len(re.findall(r"^\|", chinese, re.MULTILINE)) == len(re.findall(r"^\|", english, re.MULTILINE))
