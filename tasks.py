@@ -334,10 +334,10 @@ def clean(c: Context, profile: str | None = None, environments: bool = False, dr
     """Remove what the commands made; checkpoints, tokenizers, data sets and foreign files stay."""
     from deberta.host import cleaning
 
-    names = [_profile(c, profile).name] if profile else sorted(c.config.profiles)
+    chosen = [_profile(c, name) for name in ([profile] if profile else sorted(c.config.profiles))]
     session = _session(c, "local", dry=dry)
     with pipeline.exclusive(session):
-        cleaning.clean(session, names)
+        cleaning.clean(session, chosen)
     if environments:
         for folder in (PROJECT / stage_env.FOLDER, PROJECT / ".venv"):
             print(f"{'would remove' if session.dry else 'removing'} {folder}")

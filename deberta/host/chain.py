@@ -10,6 +10,7 @@ from deberta import msame, records
 from deberta.artifacts import record_of
 from deberta.errors import ConfigError, MissingError
 from deberta.host import pipeline, report, steps
+from deberta.host.demo import remake_steps
 from deberta.host.pipeline import Session
 from deberta.host.steps import Plan, Step
 
@@ -108,6 +109,11 @@ def write_report(session: Session, plan: Plan, batch_sizes: Sequence[int]) -> No
         return
     report.write(session.workspace / path, text)
     print(f"{text}\n{path}")
+
+
+def remake_demo(session: Session, plan: Plan) -> None:
+    """Make the demo's data, tokenizer and model again, in the place of the committed ones."""
+    _run_all(session, remake_steps(plan))
 
 
 def demo(session: Session, plan: Plan) -> None:

@@ -8,20 +8,24 @@ from typing import Sequence
 from deberta import files, records
 from deberta.errors import DataError
 from deberta.host.pipeline import Session
+from deberta.host.profiles import Profile
 
 RECORD = ".record.json"
 
 
-def clean(session: Session, profiles: Sequence[str]) -> None:
+def clean(session: Session, profiles: Sequence[Profile]) -> None:
     """Remove every artifact that has a record of ours, with the record, and what killed runs left.
 
-    A file without a record is the user's: checkpoints, data sets, a compiled model that was dropped in.
+    A profile's inputs stay, trained by us or not, and so does every file without a record: it is the user's.
     """
-    roots = [session.workspace / kind / name for kind in ("models", "data", "results") for name in profiles]
+    roots = [session.workspace / kind / one.name for kind in ("models", "data", "results") for one in profiles]
+    inputs = {session.workspace / path for one in profiles for path in _inputs(one)}
     doomed: list[Path] = []
     for root in roots:
         for path in sorted(root.rglob(f"*{RECORD}")):
-            doomed += [*_subjects(session, path), path]
+            subjects = _subjects(session, path)
+            if not inputs & set(subjects):
+                doomed += [*subjects, path]
         doomed += sorted(root.rglob(f".*{files.TEMPORARY}*"))
     doomed += [
         root / backend / "logs" for root in roots for backend in ("cpu", "ascend") if (root / backend / "logs").exists()
@@ -34,6 +38,11 @@ def clean(session: Session, profiles: Sequence[str]) -> None:
                 files.remove(path)
     if not session.dry:
         _remove_empty(roots)
+
+
+def _inputs(profile: Profile) -> list[PurePosixPath]:
+    models = [profile.checkpoint_path, profile.config_path, profile.tokenizer_path]
+    return [*models, *(profile.data_path(version) for version in profile.rows)]
 
 
 def _subjects(session: Session, record_path: Path) -> list[Path]:
