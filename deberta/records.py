@@ -35,16 +35,18 @@ class Digests:
         self._known: dict[str, Any] = {}
         try:
             known = json.loads(self._memory.read_text(encoding="utf-8"))
-            self._known = known if isinstance(known, dict) else {}
         except (OSError, ValueError):
-            pass  # absent or damaged: everything is hashed again
+            known = None
+        # What is absent, damaged or of another shape is hashed again.
+        if isinstance(known, dict):
+            self._known = {name: entry for name, entry in known.items() if _is_memory(entry)}
 
     def of(self, path: PurePosixPath) -> dict[str, str]:
         """The digest of a file or folder; raises FileNotFoundError."""
         absolute = self._workspace / path
         state = self._state(absolute)
         known = self._known.get(str(path))
-        if known and known["state"] == state:
+        if known is not None and known["state"] == state:
             return dict(known["digest"])
         if absolute.is_dir():
             digest = {"dirHash": files.folder_digest(absolute)}
@@ -120,9 +122,9 @@ def read(path: Path) -> Optional[dict[str, Any]]:
         return None
     except ValueError as error:
         raise DataError(f"{path} is not a record ({error}). Remove it and run the step again") from None
-    if not isinstance(content, dict) or content.get("_type") != STATEMENT_TYPE:
-        raise DataError(f"{path} is not an in-toto statement. Remove it and run the step again")
-    return content
+    if not _is_record(content):
+        raise DataError(f"{path} is not a record of a step (an in-toto statement). Remove it and run the step again")
+    return dict(content)
 
 
 def parameters(record: Json) -> dict[str, Any]:
@@ -145,3 +147,32 @@ def summary(record: Json) -> dict[str, Any]:
         if entry["name"] == "summary":
             return dict(entry["annotations"])
     return {}
+
+
+def _is_record(content: Any) -> bool:
+    """Whether parsed JSON has everything that the readers below `read` take out of a statement."""
+    try:
+        definition, details = content["predicate"]["buildDefinition"], content["predicate"]["runDetails"]
+        lists = (content["subject"], definition["resolvedDependencies"], details["byproducts"])
+        return (
+            content["_type"] == STATEMENT_TYPE
+            and content["predicateType"] == PREDICATE_TYPE
+            and definition["buildType"] == BUILD_TYPE
+            and isinstance(definition["externalParameters"], dict)
+            and all(isinstance(entries, list) for entries in lists)
+            and all(isinstance(entry["name"], str) for entries in lists for entry in entries)
+            and all(isinstance(entry["digest"], dict) for entries in lists[:2] for entry in entries)
+            and all(isinstance(entry["annotations"], dict) for entry in lists[2])
+        )
+    except (KeyError, TypeError):
+        return False
+
+
+def _is_memory(entry: Any) -> bool:
+    """Whether parsed JSON is one remembered digest."""
+    digest = entry.get("digest") if isinstance(entry, dict) else None
+    return (
+        isinstance(digest, dict)
+        and list(digest) in (["sha256"], ["dirHash"])
+        and all(isinstance(text, str) for text in (entry.get("state"), *digest.values()))
+    )

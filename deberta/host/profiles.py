@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import PurePosixPath as Path
 from typing import Any, Mapping, Optional
 
 from deberta.artifacts import Artifacts
-from deberta.contract import DEV_FILES, LABELS, VERSIONS
+from deberta.contract import BACKENDS, DEV_FILES, LABELS, VERSIONS
 from deberta.errors import ConfigError
 
-_KEYS = {"checkpoint", "config", "tokenizer", "dataset", "labels", "rows", "published"}
+_FILES = ("checkpoint", "config", "tokenizer", "dataset")
+_KEYS = {*_FILES, "labels", "rows", "published"}
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
+_MADE = {Path("."), *(Path(backend) for backend in BACKENDS)}  # below models/<name>/
 
 
 @dataclass(frozen=True)
@@ -53,36 +57,72 @@ class Profile:
         return self.dataset_path / DEV_FILES[version]
 
 
-def load(name: str, profiles: Mapping[str, Any]) -> Profile:
-    """The profile of that name from invoke.yaml's `profiles`. Raises ConfigError naming everything wrong with it."""
-    if name not in profiles:
-        raise ConfigError(f"there is no profile {name!r} in invoke.yaml, only: {', '.join(sorted(profiles))}")
-    values = dict(profiles[name] or {})
-    problems = [f"unknown key {key!r}" for key in sorted(set(values) - _KEYS)]
+def load(name: Any, profiles: Any) -> Profile:
+    """The profile of that name from invoke.yaml's `profiles`; both may be anything that YAML can say.
+
+    Raises ConfigError naming everything wrong with it.
+    """
+    known = _plain(profiles)
+    if not isinstance(known, dict):
+        raise ConfigError(f"profiles in invoke.yaml is {known!r}, not a mapping of names to profiles")
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise ConfigError(f"{name!r} is no profile's name: letters, digits, _, . and -, a letter or digit first")
+    if name not in known:
+        raise ConfigError(f"there is no profile {name!r} in invoke.yaml, only: {', '.join(sorted(map(str, known)))}")
+    values = known[name]
+    if not isinstance(values, dict):
+        raise ConfigError(f"profile {name} in invoke.yaml is {values!r}, not a mapping")
+    problems = [f"unknown key {key!r}" for key in sorted(set(values) - _KEYS, key=str)]
     names = {}
-    for key in ("checkpoint", "config", "tokenizer", "dataset"):
+    for key in _FILES:
         value = values.get(key)
-        names[key] = str(value or "")
-        if not value:
-            problems.append(f"{key} is missing")
-        elif Path(str(value)).is_absolute() or ".." in Path(str(value)).parts:
-            problems.append(f"{key} {value!r} leaves the profile's folder")
-    rows = dict(values.get("rows") or dict.fromkeys(VERSIONS))
-    problems += [f"rows names {version!r}, which is no version" for version in rows if version not in VERSIONS]
-    problems += [
-        f"rows of {version} is {count!r}, not a positive whole number"
-        for version, count in rows.items()
-        if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1)
-    ]
+        names[key] = str(value)
+        if problem := _file_problem(key, value):
+            problems.append(f"{key} {problem}")
+    rows = values.get("rows")
+    if rows is None:
+        rows = dict.fromkeys(VERSIONS)
+    if not isinstance(rows, dict) or not rows:
+        problems.append(f"rows is {rows!r}, not a number of rows for each of: {', '.join(VERSIONS)}")
+        rows = {}
+    for version, count in rows.items():
+        if version not in VERSIONS:
+            problems.append(f"rows names {version!r}, which is no version")
+        elif count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
+            problems.append(f"rows of {version} is {count!r}, not a positive whole number")
     labels = values.get("labels")
-    if labels is not None and sorted(map(str, labels)) != sorted(LABELS):
+    if labels is not None and not (isinstance(labels, (list, tuple)) and sorted(map(str, labels)) == sorted(LABELS)):
         problems.append(f"labels {labels!r} is not an order of {', '.join(LABELS)}")
+    published = values.get("published", False)
+    if not isinstance(published, bool):
+        problems.append(f"published is {published!r}, not true or false")
     if problems:
         raise ConfigError(f"profile {name} in invoke.yaml: {'; '.join(problems)}")
     return Profile(
         name=name,
-        labels=tuple(map(str, labels)) if labels is not None else None,
+        labels=tuple(labels) if labels is not None else None,
         rows=rows,
-        published=bool(values.get("published", False)),
+        published=published,
         **names,
     )
+
+
+def _plain(value: Any) -> Any:
+    """A mapping as dicts, anything else as it is. invoke's own mappings iterate and index, but are no Mapping."""
+    return {key: _plain(value[key]) for key in value} if hasattr(value, "keys") else value
+
+
+def _file_problem(key: str, value: Any) -> Optional[str]:
+    """What is wrong with a file's name in a profile."""
+    if value is None or value == "":
+        return "is missing"
+    if not isinstance(value, str):
+        return f"is {value!r}, not a file name"
+    path = Path(value)
+    if path.is_absolute() or ".." in path.parts:
+        return f"{value!r} leaves the profile's folder"
+    if "," in value or not value.isprintable():
+        return f"{value!r} holds a comma or an unprintable character"  # msame separates its inputs by commas
+    if key != "dataset" and path in _MADE:
+        return f"{value!r} is a folder that artifacts are written to"  # its digest would change with every artifact
+    return None

@@ -45,11 +45,12 @@ def load(path: Path, config: ModelConfig, labels: Sequence[str] | None = None) -
     permutation = label_permutation(order)
     with torch.device("meta"):
         model = Deberta(config, len(LABELS))
-    state, extras = select(read_state_dict(path), model.state_dict(), config, path)
+    found, beside = _read(path)
+    state, extras = select(found, model.state_dict(), config, path)
     for name in ("classifier.weight", "classifier.bias"):
         state[name] = state[name][permutation]
     model.load_state_dict(state, assign=True)
-    return Loaded(model.eval(), order, extras)
+    return Loaded(model.eval(), order, tuple(sorted({*extras, *beside})))
 
 
 def label_permutation(labels: Sequence[str]) -> list[int]:
@@ -69,28 +70,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     A leading `module.` is dropped and `bert.` becomes `deberta.`; a top-level `config` dict is left out.
     Raises MissingError and DataError.
     """
-    if path.is_dir():
-        found = [path / name for name in _FOLDER_FILES if (path / name).is_file()]
-        if not found:
-            raise MissingError(
-                f"{path} holds none of: {', '.join(_FOLDER_FILES)} (a checkpoint in shards is not supported)"
-            )
-        path = found[0]
-    if not path.is_file():
-        raise MissingError(f"{path} is missing. Run: invoke fetch, or put the checkpoint there")
-    values = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
-    state: dict[str, Tensor] = {}
-    for key, value in values.items():
-        if key == "config" and not isinstance(value, Tensor):
-            continue
-        if not isinstance(value, Tensor):
-            raise DataError(f"{path}: {key!r} is a {type(value).__name__}, not a tensor; this is no plain state dict")
-        name = key.removeprefix("module.")
-        name = "deberta." + name.removeprefix("bert.") if name.startswith("bert.") else name
-        if name in state:
-            raise DataError(f"{path}: two tensors are called {name} once prefixes are resolved")
-        state[name] = value
-    return state
+    return _read(path)[0]
 
 
 def select(
@@ -143,6 +123,34 @@ def save(path: Path, model: Deberta) -> None:
         state[POSITION_EMBEDDINGS] = torch.zeros(model.config.max_position_embeddings, model.config.embedding_size)
     with files.new_file(path) as temporary, open(temporary, "wb") as file:
         torch.save(state, file)  # given a file object, torch does not store the file's name
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """What `read_state_dict` gives, and the names of the accepted entries that are not tensors."""
+    if path.is_dir():
+        found = [path / name for name in _FOLDER_FILES if (path / name).is_file()]
+        if not found:
+            raise MissingError(
+                f"{path} holds none of: {', '.join(_FOLDER_FILES)} (a checkpoint in shards is not supported)"
+            )
+        path = found[0]
+    if not path.is_file():
+        raise MissingError(f"{path} is missing. Run: invoke fetch, or put the checkpoint there")
+    values = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    state: dict[str, Tensor] = {}
+    beside: list[str] = []
+    for key, value in values.items():
+        if key == "config" and isinstance(value, Mapping):
+            beside.append(key)
+            continue
+        if not isinstance(value, Tensor):
+            raise DataError(f"{path}: {key!r} is a {type(value).__name__}, not a tensor; this is no plain state dict")
+        name = key.removeprefix("module.")
+        name = "deberta." + name.removeprefix("bert.") if name.startswith("bert.") else name
+        if name in state:
+            raise DataError(f"{path}: two tensors are called {name} once prefixes are resolved")
+        state[name] = value
+    return state, tuple(beside)
 
 
 def _read_safetensors(path: Path) -> Mapping[str, Any]:

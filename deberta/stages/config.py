@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from deberta.errors import ConfigError, DataError, MissingError
 
 ACTIVATIONS = ("gelu", "relu", "tanh", "sigmoid", "swish", "silu", "linear")
+_LARGEST = 2**24  # far above any model's sizes; products of two of them still fit PyTorch's 64-bit sizes
 
 
 @dataclass(frozen=True)
@@ -79,73 +80,156 @@ def read(path: Path) -> ModelConfig:
 def from_dict(values: Mapping[str, Any]) -> ModelConfig:
     """Build a config from the keys of either layout; defaults are those that Microsoft's code and transformers share.
 
-    Raises ConfigError listing everything that is missing or not supported.
+    Raises ConfigError listing everything that is missing, out of range or not supported.
     """
-    problems: list[str] = []
-
-    def number(key: str, default: int | None = None) -> int:
-        value = values.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int):
-            problems.append(f"{key} is {value!r}, not a whole number" if key in values else f"{key} is missing")
-            return 1
-        return value
-
+    reader = _Reader(values)
     kind = values.get("model_type", "deberta-v2")
     if kind != "deberta-v2":
-        problems.append(f"model_type is {kind!r}; only deberta-v2 (DeBERTa v2 and v3) can be built")
-    hidden, heads = number("hidden_size"), number("num_attention_heads")
-    head_size = number("attention_head_size", hidden // max(heads, 1))
-    if heads * head_size != hidden:
-        problems.append(f"hidden_size {hidden} is not num_attention_heads {heads} x attention_head_size {head_size}")
-    positions = number("max_position_embeddings", 512)
-    max_relative = number("max_relative_positions", -1)
-    parts = values.get("pos_att_type") or ()
-    kinds = tuple(p.strip().lower() for p in (parts.split("|") if isinstance(parts, str) else parts) if p.strip())
-    if unknown := sorted(set(kinds) - {"c2p", "p2c"}):
-        problems.append(f"pos_att_type {'|'.join(unknown)} is not c2p or p2c")
-    pooling = values.get("pooling") or {}
-    pooler_act = pooling.get("hidden_act", values.get("pooler_hidden_act", "gelu"))
-    acts = {"hidden_act": values.get("hidden_act", "gelu"), "pooler act": pooler_act}
-    conv = number("conv_kernel_size", 0)
-    if conv > 0:
-        acts["conv_act"] = values.get("conv_act", "tanh")
-        if conv % 2 == 0:
-            problems.append(f"conv_kernel_size {conv} is even")
-    problems += [
-        f"{key} {act!r} is not one of {', '.join(ACTIVATIONS)}" for key, act in acts.items() if act not in ACTIVATIONS
-    ]
-    names = values.get("id2label")
-    labels = tuple(str(names[k]) for k in sorted(names, key=int)) if isinstance(names, dict) and names else None
+        reader.refuse("model_type", f"is {kind!r}; only deberta-v2 (DeBERTa v2 and v3) can be built")
+    hidden, heads = reader.number("hidden_size"), reader.number("num_attention_heads")
+    positions = reader.number("max_position_embeddings", 512)
+    max_relative = reader.number("max_relative_positions", -1, low=None)
+    conv = reader.number("conv_kernel_size", 0, low=None)
     config = ModelConfig(
-        vocab_size=number("vocab_size"),
+        vocab_size=reader.number("vocab_size"),
         hidden_size=hidden,
-        num_hidden_layers=number("num_hidden_layers"),
+        num_hidden_layers=reader.number("num_hidden_layers"),
         num_attention_heads=heads,
-        intermediate_size=number("intermediate_size"),
+        intermediate_size=reader.number("intermediate_size"),
         max_position_embeddings=positions,
-        embedding_size=number("embedding_size", hidden),
-        attention_head_size=head_size,
-        hidden_act=acts["hidden_act"],
-        layer_norm_eps=float(values.get("layer_norm_eps", 1e-7)),
-        type_vocab_size=number("type_vocab_size", 0),
-        padding_idx=number("padding_idx", number("pad_token_id", 0)),
-        relative_attention=bool(values.get("relative_attention", False)),
-        position_buckets=max(number("position_buckets", -1), 0),
+        embedding_size=reader.number("embedding_size", hidden),
+        attention_head_size=reader.number("attention_head_size", max(hidden // heads, 1)),
+        hidden_act=reader.activation("hidden_act", "gelu"),
+        # Without any, a padding row (all zeros) would become 0 / 0.
+        layer_norm_eps=reader.real("layer_norm_eps", 1e-7, low=1e-12, below=1),
+        type_vocab_size=reader.number("type_vocab_size", 0, low=0),
+        padding_idx=reader.number(reader.first("padding_idx", "pad_token_id"), 0, low=0),
+        relative_attention=reader.flag("relative_attention", False),
+        position_buckets=max(reader.number("position_buckets", -1, low=None), 0),
         max_relative_positions=max_relative if max_relative > 0 else positions,
-        pos_att_type=kinds,
-        share_att_key=bool(values.get("share_att_key", False)),
-        norm_rel_ebd="layer_norm" in [p.strip() for p in str(values.get("norm_rel_ebd", "none")).lower().split("|")],
-        position_biased_input=bool(values.get("position_biased_input", True)),
+        pos_att_type=reader.words("pos_att_type", ("c2p", "p2c")),
+        share_att_key=reader.flag("share_att_key", False),
+        norm_rel_ebd="layer_norm" in reader.words("norm_rel_ebd", ("none", "layer_norm")),
+        position_biased_input=reader.flag("position_biased_input", True),
         conv_kernel_size=max(conv, 0),
-        conv_groups=number("conv_groups", 1),
-        conv_act=acts.get("conv_act", "tanh"),
-        pooler_hidden_act=acts["pooler act"],
-        pooler_dropout=float(pooling.get("dropout", values.get("pooler_dropout", 0.0))),
-        hidden_dropout_prob=float(values.get("hidden_dropout_prob", 0.1)),
-        attention_probs_dropout_prob=float(values.get("attention_probs_dropout_prob", 0.1)),
-        initializer_range=float(values.get("initializer_range", 0.02)),
-        labels=labels,
+        conv_groups=reader.number("conv_groups", 1),
+        conv_act=reader.activation("conv_act", "tanh") if conv > 0 else "tanh",
+        pooler_hidden_act=reader.activation(reader.first("pooling.hidden_act", "pooler_hidden_act"), "gelu"),
+        pooler_dropout=reader.real(reader.first("pooling.dropout", "pooler_dropout"), 0.0, below=1),
+        hidden_dropout_prob=reader.real("hidden_dropout_prob", 0.1, below=1),
+        attention_probs_dropout_prob=reader.real("attention_probs_dropout_prob", 0.1, below=1),
+        initializer_range=reader.real("initializer_range", 0.02, below=3e38),
+        labels=reader.labels("id2label"),
     )
-    if problems:
-        raise ConfigError("; ".join(problems))
+    _check_together(config, reader)
+    if reader.problems:
+        raise ConfigError("; ".join(f"{key} {problem}" for key, problem in reader.problems.items()))
     return config
+
+
+class _Reader:
+    """Takes typed values out of a config. A bad one is kept in `problems` by its key, and some good value returned."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self.problems: dict[str, str] = {}
+        self._values = dict(values)
+        pooling = values.get("pooling")
+        if isinstance(pooling, dict):
+            self._values.update((f"pooling.{key}", value) for key, value in pooling.items())
+        elif pooling is not None:
+            self.refuse("pooling", f"is {pooling!r}, not an object")
+
+    def refuse(self, key: str, problem: str) -> None:
+        self.problems.setdefault(key, problem)
+
+    def sound(self, *keys: str) -> bool:
+        """Whether a relation between these values is worth checking."""
+        return not self.problems.keys() & set(keys)
+
+    def first(self, key: str, other: str) -> str:
+        """The key that the config has, of one layout's and the other's name for the same value."""
+        return key if key in self._values else other
+
+    def number(self, key: str, default: int | None = None, low: int | None = 1) -> int:
+        """A whole number, at least `low`; None where all that is not positive means the same."""
+        value = self._values.get(key, default)
+        if key not in self._values and default is None:
+            self.refuse(key, "is missing")
+        elif isinstance(value, bool) or not isinstance(value, int):
+            self.refuse(key, f"is {value!r}, not a whole number")
+        elif value > _LARGEST or (low is not None and value < low):
+            self.refuse(key, f"is {value}, not {'at most' if low is None else f'from {low} to'} {_LARGEST}")
+        else:
+            return value
+        return 1
+
+    def real(self, key: str, default: float, below: float, low: float = 0.0) -> float:
+        """A number from `low` to below `below`; NaN is none."""
+        value = self._values.get(key, default)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value < below:
+            self.refuse(key, f"is {value!r}, not a number p with {low:g} <= p < {below:g}")
+            return default
+        return float(value)
+
+    def flag(self, key: str, default: bool) -> bool:
+        value = self._values.get(key, default)
+        if not isinstance(value, bool):
+            self.refuse(key, f"is {value!r}, not true or false")
+            return default
+        return value
+
+    def words(self, key: str, known: Sequence[str]) -> tuple[str, ...]:
+        """Some of the `known` words: a list, or one string with | between them; null is none of them."""
+        value = self._values.get(key)
+        parts = value.split("|") if isinstance(value, str) else [] if value is None else value
+        if not isinstance(parts, (list, tuple)) or not all(isinstance(part, str) for part in parts):
+            self.refuse(key, f"is {value!r}, not words of {', '.join(known)}")
+            return ()
+        found = tuple(part.strip().lower() for part in parts if part.strip())
+        if unknown := sorted(set(found) - set(known)):
+            self.refuse(key, f"{'|'.join(unknown)} is not {' or '.join(known)}")
+        return found
+
+    def activation(self, key: str, default: str) -> str:
+        value = self._values.get(key, default)
+        if not isinstance(value, str) or value not in ACTIVATIONS:
+            self.refuse(key, f"{value!r} is not one of {', '.join(ACTIVATIONS)}")
+            return default
+        return value
+
+    def labels(self, key: str) -> tuple[str, ...] | None:
+        """Names in index order, from {"0": name, "1": name, ...}; None if there are none."""
+        value = self._values.get(key)
+        if value is None or value == {}:
+            return None
+        names = {str(index): name for index, name in value.items()} if isinstance(value, dict) else {}
+        wanted = [str(index) for index in range(len(names))]
+        if not names or set(names) != set(wanted) or not all(isinstance(name, str) for name in names.values()):
+            self.refuse(key, f"is {value!r}, not names by the indices 0, 1, 2, ...")
+            return None
+        return tuple(names[index] for index in wanted)
+
+
+def _check_together(config: ModelConfig, reader: _Reader) -> None:
+    """Refuse values that are fine one by one, but not together."""
+    hidden, heads, head_size = config.hidden_size, config.num_attention_heads, config.attention_head_size
+    if reader.sound("hidden_size", "num_attention_heads", "attention_head_size") and config.all_head_size != hidden:
+        reader.refuse("hidden_size", f"{hidden} is not num_attention_heads {heads} x attention_head_size {head_size}")
+    padding = reader.first("padding_idx", "pad_token_id")
+    if reader.sound("vocab_size", padding) and config.padding_idx >= config.vocab_size:
+        reader.refuse(padding, f"{config.padding_idx} is not below vocab_size {config.vocab_size}")
+    if config.conv_kernel_size and config.conv_kernel_size % 2 == 0:
+        reader.refuse("conv_kernel_size", f"{config.conv_kernel_size} is even")
+    if config.conv_kernel_size and reader.sound("hidden_size", "conv_groups") and hidden % config.conv_groups:
+        reader.refuse("conv_groups", f"{config.conv_groups} does not divide hidden_size {hidden}")
+    if not config.relative_attention or not reader.sound("position_buckets"):
+        return
+    buckets, reach = config.position_buckets, config.max_relative_positions
+    if buckets % 2:
+        reader.refuse("position_buckets", f"{buckets} is odd")
+    elif (
+        buckets
+        and reader.sound("max_position_embeddings", "max_relative_positions")
+        and reach <= buckets // 2 + 1  # the log buckets end at distance reach - 1, and begin behind buckets / 2
+    ):
+        reader.refuse("position_buckets", f"{buckets} needs more than {buckets // 2 + 1} positions, and has {reach}")

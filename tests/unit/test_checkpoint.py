@@ -46,7 +46,7 @@ def test_microsofts_layouts_load_alike(state: State, tmp_path: Path) -> None:
     renamed["config"] = {"hidden_size": 48}
     renamed["lm_predictions.lm_head.bias"] = torch.zeros(300)
     loaded = checkpoint.load(_saved(tmp_path / "renamed.bin", renamed), CONFIG, LABELS)
-    assert loaded.extras == (checkpoint.POSITION_EMBEDDINGS, "lm_predictions.lm_head.bias")
+    assert loaded.extras == ("config", checkpoint.POSITION_EMBEDDINGS, "lm_predictions.lm_head.bias")
     with torch.no_grad():
         assert torch.equal(loaded.model(*helpers.batch(3, 32)), plain)
     torch.save(state, tmp_path / "old.bin", _use_new_zipfile_serialization=False)
@@ -108,6 +108,12 @@ def test_truncated_file(state: State, tmp_path: Path, kept: float) -> None:
     os.truncate(path, int(kept if kept >= 3 or kept == 0 else size * kept))
     with pytest.raises(DataError, match="truncated or not a checkpoint"):
         _logits(path)
+
+
+@pytest.mark.parametrize("entry", [{"config": "deberta"}, {"optimizer": {"lr": 1e-5}}])
+def test_only_a_config_may_be_no_tensor(state: State, tmp_path: Path, entry: State) -> None:
+    with pytest.raises(DataError, match=f"'{next(iter(entry))}' is a .*, not a tensor"):
+        _logits(_saved(tmp_path / "more.bin", {**state, **entry}))
 
 
 def test_v1_is_refused_by_name(state: State, tmp_path: Path) -> None:
