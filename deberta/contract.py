@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Optional, Union
+from typing import Union
 
 from deberta.errors import ConfigError
 
@@ -22,9 +22,6 @@ ONNX_OPSET = 12  # proven by the guide's own ATC run; ATC 5.1.RC2 reads opset 9-
 ONNX_IR_VERSION = 7
 ONNX_MAX_BYTES = 2**31 - 1  # one protobuf file
 
-_INPUT_FILE = re.compile(r"input_(\d+)\.bin")
-_OUTPUT_FILE = re.compile(r"input_(\d+)_output_0\.bin")
-
 
 def input_file(index: int) -> str:
     return f"input_{index}.bin"
@@ -33,18 +30,6 @@ def input_file(index: int) -> str:
 def output_file(index: int) -> str:
     """The name that msame gives to output 0 of `input_<index>.bin`."""
     return f"input_{index}_output_0.bin"
-
-
-def input_index(name: str) -> Optional[int]:
-    """The index in a bin's name, or None for any other name."""
-    match = _INPUT_FILE.fullmatch(name)
-    return int(match[1]) if match else None
-
-
-def output_index(name: str) -> Optional[int]:
-    """The index in an output's name, or None for any other name."""
-    match = _OUTPUT_FILE.fullmatch(name)
-    return int(match[1]) if match else None
 
 
 def input_bytes(batch_size: int, length: int = SEQUENCE_LENGTH) -> int:

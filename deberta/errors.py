@@ -87,3 +87,8 @@ def _report(error: DebertaError) -> int:
 
 def one_line(text: str) -> str:
     return " ".join(text.split())
+
+
+def some(names: Sequence[str], most: int = 5) -> str:
+    """The first `most` names of a list, as a message shows them; the others are counted."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -76,7 +76,10 @@ def count(path: Path, expected_columns: int = DEV_COLUMNS) -> int:
 def expect_rows(path: Path, rows: int, expected: int) -> None:
     """Raise DataError unless the file has exactly as many rows as its profile says."""
     if rows != expected:
-        raise DataError(f"{path} has {rows} rows, expected {expected}. Get the whole file: invoke fetch --force")
+        raise DataError(
+            f"{path} has {rows} rows, expected {expected}: it is cut off, or of another data set."
+            " Move it away and run: invoke fetch"
+        )
 
 
 def _check_header(path: Path, line: bytes, expected_columns: int) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Dict, List, Optional, Sequence, Tuple
 
 from deberta import cpus
+from deberta.errors import DebertaError
 from deberta.host import stage_env
 
 OK, MISSING, UNKNOWN = "ok", "missing", "unknown"
@@ -27,6 +28,7 @@ SET_ENV = (  # the guide's path, then the default installation's
 )
 MSAME = Path("docker", "bin", "msame")  # below the project
 ENGINE_TIMEOUT = 3  # seconds
+WRITTEN = ("models", "data", "results", ".cache")  # below the workspace
 
 
 @dataclass(frozen=True)
@@ -43,15 +45,21 @@ class Check:
 
 
 def run(
-    project: Path, workspace: Path, inputs: Sequence[Tuple[Path, str, str]], full_size: bool = True
+    project: Path,
+    workspace: Path,
+    inputs: Sequence[Tuple[Path, str, str]],
+    full_size: bool = True,
+    python: Optional[Path] = None,
 ) -> Tuple[Check, ...]:
     """Every check. `inputs`: (path, relative to the workspace or absolute; what it blocks; command that gets it).
 
-    `full_size` False asks for the disk and memory that the demo needs, not for the guide's model's.
+    `full_size` False asks for the disk and memory that the demo needs, not for the guide's model's. `python` is the
+    interpreter of an environment that the user prepared for the stages (the setting stages_python).
     """
     return (
         host_python(sys.version_info[:3]),
-        stage_environment(project),
+        *stage_environment(project, python),
+        writable(workspace),
         disk(workspace, FULL_DISK if full_size else SMALL_DISK),
         memory(FULL_MEMORY if full_size else SMALL_MEMORY),
         cores(),
@@ -83,7 +91,7 @@ def render(checks: Sequence[Check]) -> str:
             explanation = (("blocks", check.blocks), ("get", check.get))
             lines += [f"{indent}{label}: {text}" for label, text in explanation if text]
     lacking = missing(checks)
-    names_lacking = ", ".join(check.name for check in lacking)
+    names_lacking = "; ".join(check.name for check in lacking)
     lines += ["", f"cpu backend, local executor: {'missing ' + names_lacking if lacking else 'ready'}"]
     return "\n".join(lines)
 
@@ -94,24 +102,61 @@ def host_python(version: Sequence[int]) -> Check:
     return Check("Python, host", found, "3.9 or newer", state, "every command", "install a newer Python", needed=True)
 
 
-def stage_environment(project: Path) -> Check:
-    """ok if the environment is there, or if all is there that makes it on first use."""
-    required = "Python 3.11 with the packages of requirements-stages.lock"
-    python = stage_env.find(project)
-    if python is not None:
-        return Check("Python, stages", str(python), required, OK, needed=True)
+def stage_environment(project: Path, prepared: Optional[Path] = None) -> Tuple[Check, ...]:
+    """The stages' Python and its packages: of the prepared environment, else of our own, made or still to be made.
+
+    Only a Python that runs can be asked for its packages: without one there is no second check.
+    """
+    name, required, blocks = "Python, stages", f"Python {'.'.join(map(str, stage_env.PYTHON))}", "every stage"
+    python = prepared or stage_env.find(project)
+    if python is None:
+        return (_to_be_made(project, name, required, blocks),)
+    if prepared:
+        get = (
+            f"give stages_python a Python 3.11 with the packages of {stage_env.STAGES_LOCK} in it, "
+            f"or leave it out to have {stage_env.FOLDER} made"
+        )
+    else:
+        get = f"remove {project / stage_env.FOLDER}: the next command that runs a stage makes it again"
+    try:
+        found = stage_env.installed(python)
+        problems = stage_env.misfits(project, found)
+    except DebertaError as error:
+        return (Check(name, str(error), required, MISSING, blocks, get, needed=True),)
+    versions = ", ".join(f"{package} {found[package]}" for package in stage_env.IMPORTED if package in found)
+    interpreter = OK if f"Python {found['python']}" == required else MISSING
+    state = MISSING if problems else OK
+    said, locked = "; ".join(problems) or versions, f"as in {stage_env.STAGES_LOCK}"
+    return (
+        Check(name, f"{found['python']} at {python}", required, interpreter, blocks, get, needed=True),
+        Check("packages, stages", said, locked, state, blocks, get, needed=True),
+    )
+
+
+def _to_be_made(project: Path, name: str, required: str, blocks: str) -> Check:
+    """ok if all is there that makes the environment on first use."""
     base = stage_env.find_python()
     if base is None:
-        blocks = "every stage on the local executor"
-        get = "install Python 3.11 (Debian 12: apt-get install python3.11 python3.11-venv), or use --executor docker"
-        return Check("Python, stages", "no Python 3.11", required, MISSING, blocks, get, needed=True)
+        get = "install Python 3.11 (Debian 12: apt-get install python3.11 python3.11-venv)"
+        return Check(name, "no Python 3.11", required, MISSING, blocks, get, needed=True)
     need = stage_env.DISK_MB * 10**6
     if _free(project) < need:
         found = f"not made yet, and {_gib(_free(project))} free where it goes"
         get = f"free {_gib(need)} on the disk of {project}"
-        return Check("Python, stages", found, required, MISSING, "every stage on the local executor", get, needed=True)
+        return Check(name, found, required, MISSING, blocks, get, needed=True)
     found = f"{base}; {stage_env.FOLDER} will be made by the first command that runs a stage"
-    return Check("Python, stages", found, required, OK, needed=True)
+    return Check(name, found, required, OK, needed=True)
+
+
+def writable(workspace: Path) -> Check:
+    """Whether the commands can make files: in the workspace, or where it goes, and in those of its folders it has."""
+    own = [_nearest(workspace), *(workspace / name for name in WRITTEN if os.path.lexists(workspace / name))]
+    closed = [str(path) for path in own if not (os.path.isdir(path) and os.access(path, os.W_OK | os.X_OK))]
+    if not closed:
+        return Check("workspace", str(workspace), "a folder to write in", OK, needed=True)
+    get = "see to its owner, its mode and how it is mounted, or set workspace in invoke.yaml to another folder"
+    found = f"cannot be written: {', '.join(closed)}"
+    return Check("workspace", found, "a folder to write in", MISSING, "every step", get, needed=True)
 
 
 def disk(workspace: Path, required: int) -> Check:
@@ -168,7 +213,7 @@ def engine() -> Check:
     import docker.errors
     import requests.exceptions
 
-    blocks = "--executor docker; local runs need no engine"
+    blocks = "nothing in this version, which has no docker executor: local runs need no engine"
     get = "install and start a Docker engine, or set DOCKER_HOST, and see that this user may use it"
     try:
         client = docker.from_env(timeout=ENGINE_TIMEOUT)
@@ -204,7 +249,7 @@ def msame(project: Path) -> Check:
     path = project / MSAME
     if os.access(path, os.X_OK) and path.is_file():
         return Check("msame", str(path), "", OK)
-    get = f"build it from Ascend's tools and put it at {MSAME} (or pass --msame PATH)"
+    get = f"build it from Ascend's tools and put it at {MSAME}"
     found = "not executable" if path.exists() else f"no {MSAME}"
     return Check("msame", found, "", MISSING, "infer and perf with the ascend backend", get)
 
@@ -233,9 +278,14 @@ def npu_smi() -> Check:
 
 def _free(path: Path) -> int:
     """Free bytes for this user on the disk that holds `path`, or will."""
-    while not path.exists():
+    return shutil.disk_usage(_nearest(path)).free
+
+
+def _nearest(path: Path) -> Path:
+    """`path`, or the nearest folder above it that is there."""
+    while not os.path.exists(path):  # unlike Path.exists, it raises nothing for a folder that may not be looked into
         path = path.parent
-    return shutil.disk_usage(path).free
+    return path
 
 
 def _gib(amount: int) -> str:

@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Dict, List, Optional, Tuple
+from typing import Dict, List, Mapping, Optional, Tuple
 
 from deberta.errors import ConfigError, MissingError
 from deberta.host import venvs
@@ -63,11 +63,34 @@ def ensure(project: Path, dev: bool = False, python: Optional[Path] = None) -> P
 
 
 def check(project: Path, python: Path) -> None:
-    """Raise ConfigError unless `python` has the packages that the stages import, at the locked versions.
+    """Raise ConfigError unless `python` has the packages that the stages import, at the locked versions."""
+    problems = misfits(project, installed(python))
+    if problems:
+        raise ConfigError(
+            f"{python} does not fit the stages: {'; '.join(problems)}. Install {STAGES_LOCK} in it, "
+            f"or leave the setting out to have {FOLDER} made"
+        )
+
+
+def installed(python: Path) -> Dict[str, str]:
+    """Versions of "python" (3.11, say) and of those of IMPORTED that it has. Raises ConfigError if it does not run."""
+    command = [str(python), "-c", _VERSIONS, *IMPORTED]
+    try:
+        done = subprocess.run(
+            command, env=venvs.environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True
+        )
+        return {str(name): str(version) for name, version in json.loads(done.stdout).items()}
+    except (OSError, subprocess.CalledProcessError, ValueError, AttributeError):
+        raise ConfigError(
+            f"{python} does not run as a Python 3.11. Give the Python of a prepared environment"
+        ) from None
+
+
+def misfits(project: Path, found: Mapping[str, str]) -> List[str]:
+    """What of `found` (see `installed`) is not as locked, one text each; empty if all fits.
 
     torch's local version (+cpu) is not compared: on a machine without such a wheel another build does.
     """
-    found = _versions(python)
     wanted = {name: version for name, version in locked_versions(project / STAGES_LOCK).items() if name in IMPORTED}
     problems = [
         f"{name} {found.get(name, 'is missing')} (needs {version})"
@@ -77,11 +100,7 @@ def check(project: Path, python: Path) -> None:
     wanted_python = ".".join(map(str, PYTHON))
     if found["python"] != wanted_python:
         problems.insert(0, f"Python is {found['python']} (needs {wanted_python})")
-    if problems:
-        raise ConfigError(
-            f"{python} does not fit the stages: {'; '.join(problems)}. Install {STAGES_LOCK} in it, "
-            f"or leave the setting out to have {FOLDER} made"
-        )
+    return problems
 
 
 def locked_versions(lock: Path) -> Dict[str, str]:
@@ -115,7 +134,7 @@ def _make(project: Path, folder: Path, dev: bool) -> None:
             raise MissingError(
                 "no Python 3.11 with its venv module was found for the stages (python3.11 and python3 were tried). "
                 "Install it (Debian 12, Ubuntu: apt-get install python3.11 python3.11-venv) or put it on PATH, then "
-                "run the same command again; with --executor docker the stages need none"
+                "run the same command again"
             )
         venvs.say(
             f"installing the stages' packages in {folder} (CPU builds; about {DOWNLOAD_MB} MB to fetch, "
@@ -142,19 +161,6 @@ def _torch_index(folder: Path, torch: str) -> Tuple[str, ...]:
             return ("--extra-index-url", TORCH_INDEX)
         # Anything else will be met again, and reported, by the installation itself.
     return ()
-
-
-def _versions(python: Path) -> Dict[str, str]:
-    command = [str(python), "-c", _VERSIONS, *IMPORTED]
-    try:
-        done = subprocess.run(
-            command, env=venvs.environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True
-        )
-        return {str(name): str(version) for name, version in json.loads(done.stdout).items()}
-    except (OSError, subprocess.CalledProcessError, ValueError, AttributeError):
-        raise ConfigError(
-            f"{python} does not run as a Python 3.11. Give the Python of a prepared environment"
-        ) from None
 
 
 def _locks(project: Path, dev: bool) -> List[Path]:

@@ -154,7 +154,7 @@ def main(argv: Sequence[str]) -> None:
     if options.output.suffix != ".xml":
         raise ConfigError(f"--output {options.output} must end in .xml; the weights go to a .bin beside it")
     if not options.model.is_file():
-        raise MissingError(f"{options.model} is missing. Run: invoke export-onnx --profile {options.model.parent.name}")
+        raise MissingError(f"{options.model} is missing. Run: invoke export-onnx")
     with new_model(options.output) as xml:
         save(options.model, batch_size, xml)
         print(f"compiled {options.model} for batch size {batch_size}, verifying against ONNX Runtime", flush=True)

@@ -21,9 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from deberta import contract, files, mnli
-from deberta.errors import DataError, MissingError, run_stage
-
-_SHOWN = 5  # file names in one message; the others are counted
+from deberta.errors import DataError, MissingError, run_stage, some
 
 Logits = npt.NDArray[np.float32]
 _Value = TypeVar("_Value")
@@ -70,7 +68,7 @@ def read_outputs(outputs: Path, batches: int, batch_size: int) -> Logits:
     extra = sorted(found - set(expected))
     if missing or extra:
         what = [
-            f"{len(names)} {kind} ({_some(names)})" for kind, names in (("missing", missing), ("extra", extra)) if names
+            f"{len(names)} {kind} ({some(names)})" for kind, names in (("missing", missing), ("extra", extra)) if names
         ]
         raise DataError(
             f"{outputs}: expected {batches} output files at batch size {batch_size}: {', '.join(what)}."
@@ -87,7 +85,7 @@ def read_outputs(outputs: Path, batches: int, batch_size: int) -> Logits:
     if wrong:
         raise DataError(
             f"{outputs}: {len(wrong)} of {batches} output files are not {size} bytes"
-            f" (float32 [{batch_size}, {len(contract.LABELS)}]): {_some(wrong)}. Run: invoke infer --force"
+            f" (float32 [{batch_size}, {len(contract.LABELS)}]): {some(wrong)}. Run: invoke infer --force"
         )
     return np.frombuffer(content, "<f4").reshape(-1, len(contract.LABELS))
 
@@ -152,13 +150,9 @@ def _check_finite(outputs: Path, data: Path, finite: npt.NDArray[np.bool_], batc
         raise DataError(
             f"{outputs}: {len(bad)} of {len(finite)} rows hold NaN or infinity, the first in"
             f" {contract.output_file(batch)} row {row} ({data.name} line {int(bad[0]) + 2}). This is usually an fp16"
-            " overflow in the compiled model: compile it with another precision_mode (atc's default is force_fp16)."
-            " To find where: invoke check-fp16"
+            " overflow in the compiled model: compile it with another precision_mode (atc's default is force_fp16),"
+            " then run: invoke infer --force"
         )
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -170,7 +164,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--limit", help="the outputs are of the first N rows only")
     parser.add_argument("--rows", help="rows that the whole tsv must have")
     parser.add_argument("--version", default="match", help="match or mismatch, recorded in the JSON file")
-    parser.add_argument("--summary", type=Path, required=True, help="JSON file for what was counted")
+    parser.add_argument("--summary", type=Path, help="write what was counted to this JSON file")
     options = parser.parse_args(argv)
     most = 2**31 - 1
     batch_size = contract.parse_batch_size(options.bs)
@@ -188,8 +182,9 @@ def main(argv: Sequence[str]) -> None:
         f"accuracy {result.accuracy:.4f} ({result.correct}/{result.rows} rows"
         f"{', the first only' if limit else ''}): {options.output}"
     )
-    counts["peak_rss_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    files.write_text(options.summary, _json(counts).decode("utf-8"))
+    if options.summary:
+        counts["peak_rss_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        files.write_text(options.summary, _json(counts).decode("utf-8"))
 
 
 def _json(counts: dict[str, object]) -> bytes:

@@ -156,7 +156,7 @@ def _write(path: Path, values: Array, output: Path) -> None:
 def _check(folder: Path, done: int, rows: int, batches: int, size: int) -> None:
     """Everything that was planned is there, each file with its exact size. Raises StageError."""
     if done != rows:
-        raise StageError(f"{done} rows were encoded, {rows} were counted: the tsv changed meanwhile. Run it again")
+        raise StageError(f"{done} rows were encoded, {rows} were counted: the tsv changed. Run: invoke preprocess")
     for name in contract.INPUTS:
         with os.scandir(folder / name) as entries:
             sizes = {entry.name: entry.stat().st_size for entry in entries}
@@ -175,7 +175,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--rows", help="rows that the whole tsv must have")
     parser.add_argument("--sequence-length", help="tokens in a row")
     parser.add_argument("--config", type=Path, help="the model's config: token ids must be below its vocab_size")
-    parser.add_argument("--summary", type=Path, required=True, help="JSON file for what was counted")
+    parser.add_argument("--summary", type=Path, help="write what was counted to this JSON file")
     options = parser.parse_args(argv)
     most = 2**31 - 1
     batch_size = contract.parse_batch_size(options.bs)
@@ -194,8 +194,9 @@ def main(argv: Sequence[str]) -> None:
         f" {batch_size} x {length}, {summary['padding_rows']} padding rows, {summary['truncated_rows']} truncated:"
         f" {options.output}"
     )
-    summary["peak_rss_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    files.write_text(options.summary, json.dumps(summary, indent=2) + "\n")
+    if options.summary:
+        summary["peak_rss_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        files.write_text(options.summary, json.dumps(summary, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -28,14 +28,14 @@ import numpy as np
 from deberta import files
 from deberta.contract import INPUTS, LABELS, PERFORMANCE_LOOPS, input_bytes, parse_integer
 from deberta.cpus import effective_cpus
-from deberta.errors import ConfigError, DataError, MissingError, StageError, run_stage
+from deberta.errors import ConfigError, DataError, MissingError, StageError, run_stage, some
 from deberta.progress import Progress
 
 if TYPE_CHECKING:
     import openvino as ov
 
 MAX_THREADS = 1024
-REBUILD = "Run: invoke build-om --backend cpu --force"
+REBUILD = "Run: invoke build-om --force"
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def load_model(model: Path, threads: int) -> Engine:
     """
     for file in (model, model.with_suffix(".bin")):
         if not file.is_file():
-            raise MissingError(f"{file} is missing. Run: invoke build-om --backend cpu")
+            raise MissingError(f"{file} is missing. Run: invoke build-om")
     import openvino as ov  # half a second, so after the cheap checks
 
     core = ov.Core()
@@ -148,7 +148,7 @@ def plan(elements: Sequence[str], loops: int, model: Path) -> Job:
     for other in elements[1:]:
         if different := sorted(set(names) ^ set(_bins_in(other))):
             raise DataError(
-                f"{elements[0]} and {other} must hold files of the same names; only one has {_some(different)}. "
+                f"{elements[0]} and {other} must hold files of the same names; only one has {some(different)}. "
                 "Run: invoke preprocess --force"
             )
     batches = (Batch(name[: -len(".bin")], tuple(f"{folder}/{name}" for folder in elements)) for name in names)
@@ -162,12 +162,10 @@ def _bins_in(folder: str) -> list[str]:
         raise DataError(f"{folder} holds no file. Run: invoke preprocess --force")
     strange = [name for name in names if not name.endswith(".bin") or not os.path.isfile(os.path.join(folder, name))]
     if strange:
-        raise DataError(f"{folder} holds something else than .bin files: {_some(strange)}. Remove it, or: invoke clean")
+        raise DataError(
+            f"{folder} holds something else than .bin files: {some(strange)}. Run: invoke preprocess --force"
+        )
     return names
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def check_sizes(job: Job, expected: int, model: Path) -> None:
@@ -180,7 +178,7 @@ def check_sizes(job: Job, expected: int, model: Path) -> None:
     ]
     if wrong:
         raise DataError(
-            f"{model} takes {expected} bytes per file, not {_some(wrong)}. "
+            f"{model} takes {expected} bytes per file, not {some(wrong)}. "
             "The bins are of another batch size, length or type. Run: invoke preprocess --force"
         )
 

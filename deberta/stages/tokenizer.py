@@ -30,7 +30,7 @@ TOKENIZER_FILE, MODEL_FILE = "tokenizer.json", "spm.model"
 
 
 def source(path: Path) -> Path:
-    """The one file that `load(path)` reads: `path` itself, or a folder's tokenizer.json, else its spm.model.
+    """The file that `load(path)` takes the tokenizer from: `path` itself, or a folder's tokenizer.json, else spm.model.
 
     Raises MissingError.
     """
@@ -47,11 +47,15 @@ def source(path: Path) -> Path:
 def load(path: Path) -> Tokenizer:
     """The guide's tokenizer from a SentencePiece Unigram model, a tokenizer.json, or a folder that holds one of them.
 
+    A folder's spm.model is read with its tokenizer_config.json; of a file that is given, nothing beside it is read.
     Pairs are encoded as [CLS] A [SEP] B [SEP], neither padded nor truncated (see `truncate`). Raises MissingError or
     DataError.
     """
     file = source(path)
-    tokenizer = _from_json(file) if file.suffix == ".json" else _from_sentencepiece(file)
+    if file.suffix == ".json":
+        tokenizer = _from_json(file)
+    else:
+        tokenizer = _from_sentencepiece(file, *(_folder_options(path) if path.is_dir() else (False, False)))
     lacking = [token for token in SPECIAL if token != "[MASK]" and tokenizer.token_to_id(token) is None]
     if lacking:
         raise DataError(f"{file} has no {', '.join(lacking)}: it is not a DeBERTa v2 or v3 tokenizer")
@@ -97,9 +101,8 @@ class _Model:
     character_map: bytes
 
 
-def _from_sentencepiece(file: Path) -> Tokenizer:
+def _from_sentencepiece(file: Path, lower_case: bool, split_by_punctuation: bool) -> Tokenizer:
     model = _read_model(file)
-    lower_case, split_by_punctuation = _folder_options(file)
     tokenizer = Tokenizer(Unigram(model.pieces, unk_id=model.unknown, byte_fallback=False))
     tokenizer.normalizer = normalizers.Sequence(
         ([normalizers.Lowercase()] if lower_case else [])
@@ -120,9 +123,9 @@ def _from_sentencepiece(file: Path) -> Tokenizer:
     return tokenizer
 
 
-def _folder_options(file: Path) -> tuple[bool, bool]:
+def _folder_options(folder: Path) -> tuple[bool, bool]:
     """do_lower_case and split_by_punct of a folder's tokenizer_config.json; off in all published v2 and v3 models."""
-    config = file.with_name("tokenizer_config.json")
+    config = folder / "tokenizer_config.json"
     if not config.is_file():
         return False, False
     try:
@@ -143,7 +146,7 @@ def _read_model(file: Path) -> _Model:
     if not model.pieces:
         raise DataError(
             f"{file} ({len(content)} bytes) is not a SentencePiece model: it starts with {content[:24]!r}."
-            " Get it again: invoke fetch --force"
+            " Move it away and run: invoke fetch"
         )
     spec = model.trainer_spec
     if spec.model_type != spec.UNIGRAM:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import signal
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from deberta import msame
 from deberta.errors import INTERRUPTED, run_stage
 from deberta.stages import compile_cpu, run_cpu
 from tests.cpu_model_helpers import VOCABULARY, small_onnx, stage_process, write_bins
+from tests.mnli_helpers import small_disk
 
 BATCH_SIZE = 2
 BATCHES = 12  # past 10, so that plain string order differs from the order of the indices
@@ -204,14 +204,7 @@ def test_ctrl_c_in_the_middle_removes_the_unfinished_folder(workspace: Path) -> 
 
 
 def test_a_full_disk_is_named_and_leaves_nothing(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = workspace / "out"
-    out.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", out], capture_output=True, check=False)
-    if mounted.returncode != 0:
-        pytest.skip(f"no tmpfs can be mounted here: {mounted.stderr.decode().strip()}")
-    try:
+    with small_disk(workspace / "out", 16) as out:
         assert run_stage(run_cpu.main, arguments()) == 4
         assert "the disk is full" in capsys.readouterr().err
         assert list(out.iterdir()) == []
-    finally:
-        subprocess.run(["umount", out], check=True)

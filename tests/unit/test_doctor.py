@@ -6,6 +6,8 @@ import http.server
 import json
 import os
 import socket
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Iterator
@@ -14,6 +16,7 @@ import pytest
 
 from deberta.host import doctor, stage_env
 from deberta.host.doctor import GIB, MISSING, OK, UNKNOWN, Check
+from tests.mnli_helpers import small_disk
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -72,20 +75,19 @@ def test_all_checks_are_made_and_the_missing_input_is_the_reason(
     monkeypatch.setenv("DOCKER_HOST", "unix:///nonexistent/docker.sock")
     monkeypatch.setattr(doctor, "SMALL_DISK", 1)
     monkeypatch.setattr(doctor, "SMALL_MEMORY", 1)
-    monkeypatch.setattr(stage_env, "find", lambda project: Path("/stages/python"))
     (tmp_path / "spm.model").write_bytes(b"model")
     inputs = [
         (Path("spm.model"), "preprocess", "invoke fetch"),
         (Path("models/mnli/pytorch.model-073631.bin"), "export-onnx", "invoke fetch --profile mnli"),
     ]
-    checks = doctor.run(ROOT, tmp_path, inputs, full_size=False)
+    checks = doctor.run(ROOT, tmp_path, inputs, full_size=False, python=Path(sys.executable))
     assert [check.name for check in doctor.missing(checks)] == ["models/mnli/pytorch.model-073631.bin"]
     by_name = {check.name: check for check in checks}
     assert by_name["spm.model"].found == "5 bytes"
     text = doctor.render(checks)
     assert "get: invoke fetch --profile mnli" in text
     assert text.splitlines()[-1] == "cpu backend, local executor: missing models/mnli/pytorch.model-073631.bin"
-    assert doctor.missing(doctor.run(ROOT, tmp_path, inputs[:1], full_size=False)) == ()
+    assert doctor.missing(doctor.run(ROOT, tmp_path, inputs[:1], False, Path(sys.executable))) == ()
 
 
 def test_render_aligns_and_explains_only_what_is_not_ok() -> None:
@@ -162,8 +164,45 @@ def test_a_device_that_may_not_be_opened(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_the_stages_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stage_env, "find_python", lambda: None)
-    assert doctor.missing([doctor.stage_environment(tmp_path)])
+    assert doctor.missing(doctor.stage_environment(tmp_path))
     monkeypatch.setattr(stage_env, "find_python", lambda: "python3.11")
-    assert "will be made" in doctor.stage_environment(tmp_path).found
+    [check] = doctor.stage_environment(tmp_path)
+    assert check.state == OK and "will be made" in check.found
     monkeypatch.setattr(stage_env, "DISK_MB", 10**12)
-    assert "free where it goes" in doctor.missing([doctor.stage_environment(tmp_path)])[0].found
+    assert "free where it goes" in doctor.missing(doctor.stage_environment(tmp_path))[0].found
+
+
+def test_a_prepared_python_is_asked_for_its_packages(tmp_path: Path) -> None:
+    interpreter, packages = doctor.stage_environment(ROOT, Path(sys.executable))
+    assert interpreter.state == packages.state == OK
+    assert interpreter.found.endswith(sys.executable) and "openvino 20" in packages.found
+    (tmp_path / stage_env.STAGES_LOCK).write_text("onnx==0.1 \\\n    --hash=sha256:00\n", encoding="utf-8")
+    [check] = doctor.missing(doctor.stage_environment(tmp_path, Path(sys.executable)))
+    assert check.found.startswith("onnx 1.") and check.found.endswith("(needs 0.1)")
+    assert "or leave it out" in check.get
+    other = tmp_path / "python3.12"
+    other.write_text('#!/bin/sh\necho \'{"python": "3.12", "onnx": "0.1"}\'\n', encoding="utf-8")
+    other.chmod(0o755)
+    assert "3.12 at" in doctor.missing(doctor.stage_environment(tmp_path, other))[0].found
+    [check] = doctor.missing(doctor.stage_environment(ROOT, tmp_path / "nothing"))
+    assert "does not run" in check.found
+
+
+def test_our_own_environment_is_asked_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its locks are the present ones, and a package is gone from it all the same."""
+    monkeypatch.setattr(stage_env, "find", lambda project: Path(sys.executable))
+    monkeypatch.setattr(stage_env, "installed", lambda python: {"python": "3.11", "torch": "2.0"})
+    [check] = doctor.missing(doctor.stage_environment(ROOT))
+    assert "onnx is missing (needs " in check.found and f"remove {ROOT / '.venv-stages'}" in check.get
+
+
+def test_a_workspace_that_cannot_be_written(tmp_path: Path) -> None:
+    assert doctor.writable(tmp_path / "not" / "made" / "yet").state == OK
+    (tmp_path / "file").touch()
+    assert doctor.missing([doctor.writable(tmp_path / "file")])
+    assert doctor.missing([doctor.writable(tmp_path / "file" / "below")])
+    with small_disk(tmp_path / "results") as results:
+        assert doctor.writable(tmp_path).state == OK
+        subprocess.run(["mount", "-o", "remount,ro", str(results)], check=True)
+        [check] = doctor.missing([doctor.writable(tmp_path)])  # not even root can write there
+        assert check.found == f"cannot be written: {results}"

@@ -62,7 +62,7 @@ def test_missing_file_names_the_command(tmp_path: Path) -> None:
 
 def test_wrong_row_count(tmp_path: Path) -> None:
     mnli.expect_rows(tmp_path, 9815, 9815)
-    with pytest.raises(DataError, match="has 9814 rows, expected 9815"):
+    with pytest.raises(DataError, match=r"has 9814 rows, expected 9815.* Move it away and run: invoke fetch$"):
         mnli.expect_rows(tmp_path, 9814, 9815)
 
 

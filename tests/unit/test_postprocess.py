@@ -130,6 +130,12 @@ def test_limit_is_kept_in_the_json(outputs: Path, data: Path, text: Path) -> Non
     assert (counts["limit"], counts["rows"], counts["correct"]) == (3, 3, 3)
 
 
+def test_a_summary_is_written_only_where_asked_for(outputs: Path, data: Path, text: Path) -> None:
+    arguments = ["--outputs", outputs, "--data", data, "--bs", BATCH, "--output", text]
+    assert errors.run_stage(postprocess.main, [str(argument) for argument in arguments]) == 0
+    assert text.exists() and not (outputs.parent / "summary.json").exists()
+
+
 def test_nan_in_a_padding_row_is_only_counted(tmp_path: Path, data: Path, text: Path) -> None:
     values = logits(GUESSED)
     values[7] = np.nan

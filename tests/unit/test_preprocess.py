@@ -109,6 +109,12 @@ def test_limit_and_sequence_length(data: Path, output: Path) -> None:
     assert summary["truncated_rows"] == 5
 
 
+def test_a_summary_is_written_only_where_asked_for(data: Path, output: Path) -> None:
+    arguments = ["--data", data, "--tokenizer", SPM_MODEL, "--bs", 4, "--output", output]
+    assert errors.run_stage(preprocess.main, [str(argument) for argument in arguments]) == 0
+    assert output.is_dir() and not (output.parent.parent / "summary.json").exists()
+
+
 @pytest.mark.parametrize(
     ("more", "code", "says"),
     [

@@ -77,6 +77,8 @@ def test_lower_case_and_punctuation_switches(tmp_path: Path) -> None:
     config.write_text('{"do_lower_case": true}')
     lowered = guide.load(tmp_path)
     assert lowered.encode("THE Boat", "").ids == lowered.encode("the boat", "").ids
+    beside = guide.load(tmp_path / "spm.model")  # the file alone was given: what is beside it is not an input
+    assert beside.to_str() == guide.load(SPM_MODEL).to_str()
     config.write_text('{"split_by_punct": true}')
     split = guide.load(tmp_path)
     plain = guide.load(SPM_MODEL)
