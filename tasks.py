@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -61,11 +63,17 @@ def _task(*names: str, **own: str) -> Callable[[Callable[..., None]], Any]:
 
 
 def _workspace(c: Context) -> Path:
-    return (PROJECT / str(c.config.get("workspace") or ".")).resolve()
+    return (PROJECT / Path(str(c.config.get("workspace") or ".")).expanduser()).resolve()
+
+
+def _prepared_python(c: Context) -> Path | None:
+    """The setting `stages_python`, relative to the project. A link is kept: its target is outside the environment."""
+    given = str(c.config.get("stages_python") or "")
+    return Path(os.path.abspath(PROJECT / Path(given).expanduser())) if given else None
 
 
 def _profile(c: Context, name: str | None) -> profiles.Profile:
-    return profiles.load(name or c.config.profile, c.config.profiles)
+    return profiles.load(name or c.config.get("profile"), c.config.get("profiles"))
 
 
 def _plan(c: Context, profile: str | None, backend: str | None, limit: str | None = None) -> Plan:
@@ -75,12 +83,12 @@ def _plan(c: Context, profile: str | None, backend: str | None, limit: str | Non
 
 def _session(c: Context, executor: str | None, force: bool = False, dry: bool = False) -> pipeline.Session:
     choices.executor(executor or c.config.executor)
-    prepared = str(c.config.get("stages_python") or "")
+    prepared = _prepared_python(c)
     return pipeline.Session(
         project=PROJECT,
         workspace=_workspace(c),
-        python=functools.cache(lambda: stage_env.ensure(PROJECT, python=Path(prepared) if prepared else None)),
-        python_name=prepared or str(PROJECT / stage_env.FOLDER / "bin" / "python"),
+        python=functools.cache(lambda: stage_env.ensure(PROJECT, python=prepared)),
+        python_name=str(prepared or PROJECT / stage_env.FOLDER / "bin" / "python"),
         force=force,
         dry=dry or bool(c.config.run.dry),
     )
@@ -224,7 +232,7 @@ def report(c: Context, profile: str | None = None, backend: str | None = None, d
     """Write report.md: the guide's table, published figures beside measured ones."""
     plan, session = _plan(c, profile, backend), _session(c, "local", dry=dry)
     with pipeline.exclusive(session):
-        chain.write_report(session, plan, contract.BATCH_SIZES)
+        chain.write_report(session, plan, [contract.parse_batch_size(size) for size in c.config.batch_sizes])
 
 
 @task(
@@ -253,6 +261,9 @@ def fetch(
 
     names = [name.strip() for name in only.split(",")] if only else ["checkpoint", "tokenizer", "mnli"]
     names += ["pretrained"] if pretrained and "pretrained" not in names else []
+    if c.config.run.dry:
+        print(f"would get {', '.join(names)} from {from_ or 'the network'} into {_workspace(c)}")
+        return
     fetching.fetch(
         _workspace(c),
         _profile(c, profile).name,
@@ -313,7 +324,8 @@ def doctor(c: Context, profile: str | None = None) -> None:
         *((plan.profile.data_path(version), f"preprocess and evaluate of {version}") for version in plan.profile.rows),
     ]
     inputs = [(Path(path), blocks, plan.source(path).command) for path, blocks in needed]
-    checks = examination.run(PROJECT, _workspace(c), inputs, full_size=plan.profile.name != "demo")
+    full_size = plan.profile.name != "demo"
+    checks = examination.run(PROJECT, _workspace(c), inputs, full_size=full_size, python=_prepared_python(c))
     print(examination.render(checks))
     if examination.missing(checks):
         raise Exit(code=3)
@@ -348,22 +360,24 @@ def clean(c: Context, profile: str | None = None, environments: bool = False, dr
 @_task(slow="also the tests at full size", k="only tests whose names match, as pytest -k", path="a test file or folder")
 def test(c: Context, slow: bool = False, k: str | None = None, path: str = "tests") -> None:
     """Run the tests."""
-    python = stage_env.ensure(PROJECT, dev=True)
     marks = [] if slow else ["-m", "not slow"]
-    _check([str(python), "-m", "pytest", path, *marks, *(["-k", k] if k else [])], "the tests failed")
+    _check(c, ["pytest", path, *marks, *(["-k", k] if k else [])], "the tests failed")
 
 
 @_task()
 def lint(c: Context) -> None:
     """Check style and types: ruff and mypy, strict."""
-    python = str(stage_env.ensure(PROJECT, dev=True))
-    _check([python, "-m", "ruff", "check", "."], "ruff found something")
-    _check([python, "-m", "ruff", "format", "--check", "."], "run: .venv-stages/bin/python -m ruff format .")
-    _check([python, "-m", "mypy"], "mypy found something")
+    _check(c, ["ruff", "check", "."], "ruff found something")
+    _check(c, ["ruff", "format", "--check", "."], "run: .venv-stages/bin/python -m ruff format .")
+    _check(c, ["mypy"], "mypy found something")
 
 
-def _check(command: list[str], problem: str) -> None:
-    code = subprocess.run(command, cwd=PROJECT).returncode
+def _check(c: Context, arguments: list[str], problem: str) -> None:
+    """Run a development tool in the stages' environment."""
+    if c.config.run.dry:
+        print(shlex.join([str(PROJECT / stage_env.FOLDER / "bin" / "python"), "-m", *arguments]))
+        return
+    code = subprocess.run([str(stage_env.ensure(PROJECT, dev=True)), "-m", *arguments], cwd=PROJECT).returncode
     if code in (130, -signal.SIGINT):
         raise KeyboardInterrupt
     if code:

@@ -8,7 +8,7 @@ from typing import Optional, Sequence
 
 from deberta import msame, records
 from deberta.artifacts import record_of
-from deberta.errors import ConfigError, MissingError
+from deberta.errors import ConfigError, DataError, MissingError
 from deberta.host import pipeline, report, steps
 from deberta.host.demo import remake_steps
 from deberta.host.pipeline import Session
@@ -59,8 +59,8 @@ def infer(session: Session, plan: Plan, batch_size: int, version: str) -> PurePo
     counted = records.summary(made[-1]).get("rows", 0) if made[-1] else 0
     step = steps.infer(plan, batch_size, version, int(counted))
     record = pipeline.run(session, step)
-    if not record:  # a dry run: the folder is named by the time of the run
-        return plan.artifacts.outputs(batch_size, version) / "T"
+    if not record:
+        return PurePosixPath(f"{plan.artifacts.outputs(batch_size, version)}{pipeline.LATEST}")
     assert step.inference is not None
     return pipeline.outputs_folder(record, step.inference)
 
@@ -75,8 +75,6 @@ def postprocess(session: Session, plan: Plan, batch_size: int, version: str, out
 
 def evaluate(session: Session, plan: Plan, batch_size: int, version: str) -> None:
     """The whole chain for one version."""
-    before = _before_inference(plan, batch_size, version)
-    pipeline.check_sources(session, before)
     folder = infer(session, plan, batch_size, version)
     pipeline.run(session, steps.postprocess(plan, batch_size, version, folder))
     if not session.dry:
@@ -100,9 +98,9 @@ def perf(session: Session, plan: Plan, batch_size: int, version: str, loops: int
     )
 
 
-def write_report(session: Session, plan: Plan, batch_sizes: Sequence[int]) -> None:
+def write_report(session: Session, plan: Plan, usual: Sequence[int]) -> None:
     """results/.../report.md from what has been measured so far; the table is printed too."""
-    text = report.render(plan, report.collect(session, plan, batch_sizes))
+    text = report.render(plan, report.collect(session, plan, usual))
     path = plan.artifacts.report()
     if session.dry:
         print(f"would write {path}")
@@ -145,9 +143,16 @@ def _known_outputs(session: Session, plan: Plan, batch_size: int, version: str) 
     command = plan.command("infer", f" --bs {batch_size} --version {version}")
     record = records.read(session.workspace / record_of(parent))
     if record is not None:
-        inference = steps.infer(plan, batch_size, version, 0).inference
-        assert inference is not None
-        return pipeline.outputs_folder(record, inference)
+        step = steps.infer(plan, batch_size, version, 0)
+        for before in (*_before_inference(plan, batch_size, version), step):
+            if reason := pipeline.outdated(session, before):
+                again = plan.command("evaluate", f" --bs {batch_size} --version {version}")
+                raise DataError(
+                    f"the outputs in {parent} are not of the present inputs ({before.title}: {reason}). Run: {again}, "
+                    "or name outputs to be counted as they are: --outputs DIR"
+                )
+        assert step.inference is not None
+        return pipeline.outputs_folder(record, step.inference)
     folder = session.workspace / parent
     found = sorted(entry.name for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else []
     if not found:

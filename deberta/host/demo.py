@@ -30,5 +30,6 @@ def remake_steps(plan: Plan) -> tuple[Step, Step]:
         inputs=(),
         outputs=(train, *dev, profile.tokenizer_path, profile.config_path),
         log=artifacts.log("demo-data"),
+        commands={},
     )
     return generate, steps.finetune(plan, list(profile.rows), None, TRAINING)

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import shlex
 import time
 from dataclasses import dataclass, field
@@ -14,12 +15,13 @@ from typing import Any, Callable, Iterator, Mapping, Optional, Sequence
 
 from deberta import files, msame, records
 from deberta.artifacts import record_of
-from deberta.errors import MissingError, StageError
+from deberta.errors import DataError, DebertaError, MissingError, StageError
 from deberta.host import code, local
 from deberta.host.console import Console
 from deberta.host.steps import Inference, Input, Step
 
 LOCK = "requirements-stages.lock"
+LATEST = "/$T"  # stands for the folder that a run names after its time, where the run has not been yet
 BUILDER = "urn:deberta-ascend:executor:local"
 
 
@@ -43,6 +45,7 @@ class Session:
 def exclusive(session: Session) -> Iterator[None]:
     """Hold the workspace's lock: two invocations never write the same artifacts. Keep the digests afterwards."""
     if session.dry:
+        print(f"cd {shlex.quote(str(session.workspace))}")
         yield
         return
     path = session.workspace / ".cache" / "lock"
@@ -84,23 +87,23 @@ def run(session: Session, step: Step) -> Mapping[str, Any]:
     if session.dry:
         _show(session, step)
         return {}
-    if absent := [needed for needed in step.inputs if not (session.workspace / needed.path).exists()]:
+    if absent := _absent(session, step):
         raise _missing(absent)
-    record_path = session.workspace / record_of(step.outputs[0])
-    record = records.read(record_path)
-    parameters = _parameters(session, step)
-    dependencies = [records.resource(needed.path, session.digests.of(needed.path)) for needed in step.inputs]
-    reason = "--force" if session.force else why_run(session, step, record, parameters, dependencies)
+    record = _record(session, step)
+    reason = "--force" if session.force else why_run(session, step, record)
     if record is not None and reason is None:
         console.say(f"up to date: {', '.join(str(path) for path in step.outputs)}")
         return record
     console.say(f"running: {reason}")
     python = session.python()
+    parameters, dependencies = _parameters(session, step), _dependencies(session, step)
     started, clock = records.now(), time.monotonic()
     summary_path = session.workspace / ".cache" / f"{step.name}.summary.json"
     files.remove(summary_path)
-    files.remove(record_path)  # from here on the old outputs are not vouched for
-    subjects = _execute(session, step, python, summary_path, console, record)
+    try:
+        subjects = _execute(session, step, python, summary_path, console)
+    except DebertaError as error:
+        raise type(error)(_completed(step, str(error))) from error
     for subject in subjects:
         if not (session.workspace / subject).exists():
             raise StageError(f"{step.title} ended without an error, but {subject} is not there. See {step.log}")
@@ -113,28 +116,32 @@ def run(session: Session, step: Step) -> Mapping[str, Any]:
         finished=records.now(),
         summary=_summary(summary_path),
     )
-    records.write(record_path, statement)
+    # Over the old record, and only now: old outputs with their record are true until new ones have theirs.
+    records.write(session.workspace / record_of(step.outputs[0]), statement)
+    _remove_former(session, step, record, subjects)
     for subject in subjects:
         console.say(_describe(session, subject))
     console.say(f"done in {time.monotonic() - clock:.1f} s")
     return statement
 
 
-def why_run(
-    session: Session,
-    step: Step,
-    record: Optional[Mapping[str, Any]],
-    parameters: Mapping[str, Any],
-    dependencies: Sequence[Mapping[str, Any]],
-) -> Optional[str]:
+def outdated(session: Session, step: Step) -> Optional[str]:
+    """Why a step's outputs are not those that it would make now, or None if they are."""
+    absent = _absent(session, step)
+    if absent:
+        return f"{absent[0].path} is missing"
+    return why_run(session, step, _record(session, step))
+
+
+def why_run(session: Session, step: Step, record: Optional[Mapping[str, Any]]) -> Optional[str]:
     """The one reason why a step has to run, or None if its outputs are up to date."""
     if record is None:
         there = (session.workspace / step.outputs[0]).exists()
         return f"{step.outputs[0]} has no record" if there else "not made yet"
-    for key, value in parameters.items():
+    for key, value in _parameters(session, step).items():
         if records.parameters(record).get(key) != value:
             return f"its {key} changed"
-    before, now = records.dependencies(record), records.digests(dependencies)
+    before, now = records.dependencies(record), records.digests(_dependencies(session, step))
     for name in now:
         if before.get(name) != now[name]:
             return f"{name} changed"
@@ -152,7 +159,25 @@ def outputs_folder(record: Mapping[str, Any], inference: Inference) -> PurePosix
     for name in records.digests(record["subject"]):
         if PurePosixPath(name).parent == inference.output:
             return PurePosixPath(name)
-    raise StageError(f"the record of {inference.output} names no output folder. Run: invoke infer --force")
+    raise StageError(f"the record of {inference.output} names no output folder. Infer again with --force")
+
+
+def _absent(session: Session, step: Step) -> list[Input]:
+    return [needed for needed in step.inputs if not (session.workspace / needed.path).exists()]
+
+
+def _record(session: Session, step: Step) -> Optional[dict[str, Any]]:
+    """The record of a step's last run; --force gets past a damaged one."""
+    try:
+        return records.read(session.workspace / record_of(step.outputs[0]))
+    except DataError:
+        if session.force:
+            return None
+        raise
+
+
+def _dependencies(session: Session, step: Step) -> list[dict[str, Any]]:
+    return [records.resource(needed.path, session.digests.of(needed.path)) for needed in step.inputs]
 
 
 def _parameters(session: Session, step: Step) -> dict[str, Any]:
@@ -165,45 +190,31 @@ def _parameters(session: Session, step: Step) -> dict[str, Any]:
     }
 
 
-def _execute(
-    session: Session,
-    step: Step,
-    python: Path,
-    summary: Path,
-    console: Console,
-    record: Optional[Mapping[str, Any]],
-) -> list[PurePosixPath]:
+def _execute(session: Session, step: Step, python: Path, summary: Path, console: Console) -> list[PurePosixPath]:
     """Run the command and return the paths that it made."""
-    log = session.workspace / step.log
+    given = [*step.arguments, "--summary", str(summary.relative_to(session.workspace))]
     try:
-        if step.inference is None:
-            arguments = [*step.arguments, "--summary", str(summary.relative_to(session.workspace))]
-            command = local.command_line(python, step.module, arguments)
-            local.run(command, session.workspace, session.project, log, console.line)
-            return list(step.outputs)
-        return _infer(session, step, step.inference, python, console, record)
+        if step.inference is not None:
+            return _infer(session, step, step.inference, local.command_line(python, step.module, given), console)
+        command = local.command_line(python, step.module, given)
+        local.run(command, session.workspace, session.project, session.workspace / step.log, console.line)
+        return list(step.outputs)
     finally:
         console.close()
 
 
 def _infer(
-    session: Session,
-    step: Step,
-    inference: Inference,
-    python: Path,
-    console: Console,
-    record: Optional[Mapping[str, Any]],
+    session: Session, step: Step, inference: Inference, command: Sequence[str], console: Console
 ) -> list[PurePosixPath]:
     """Run msame's twin into a temporary folder, judge what it left, and only then give it its name."""
     final = session.workspace / inference.output
     final.parent.mkdir(parents=True, exist_ok=True)
     files.remove_leftovers(final)
     temporary = files.temporary_beside(final)
-    relative = temporary.relative_to(session.workspace)
-    arguments = [str(relative) if a == str(inference.output) else a for a in step.arguments]
+    relative = str(temporary.relative_to(session.workspace))
+    elsewhere = [relative if argument == str(inference.output) else argument for argument in command]
     try:
-        command = local.command_line(python, step.module, arguments)
-        stdout = local.run(command, session.workspace, session.project, session.workspace / step.log, console.quiet)
+        stdout = local.run(elsewhere, session.workspace, session.project, session.workspace / step.log, console.quiet)
         outcome = msame.parse(stdout)
         made = session.workspace / outcome.folder if outcome.folder else temporary
         msame.judge(outcome, made, inference.expected, inference.times)
@@ -211,21 +222,43 @@ def _infer(
         os.replace(made, final / made.name)
     finally:
         files.remove(temporary)
-    if record is not None:  # the folder of the run before; folders that we did not make stay
-        old = outputs_folder(record, inference)
-        if old.name != made.name:
-            files.remove(session.workspace / old)
     subjects = [inference.output / made.name]
     if inference.log_copy:
         files.write_text(session.workspace / inference.log_copy, stdout)
-        subjects.append(inference.log_copy)
+        subjects.insert(0, inference.log_copy)
     return subjects
 
 
+def _remove_former(
+    session: Session, step: Step, record: Optional[Mapping[str, Any]], subjects: Sequence[PurePosixPath]
+) -> None:
+    """Remove the output folder of the run before; folders that we did not make stay."""
+    if record is None or step.inference is None:
+        return
+    former = outputs_folder(record, step.inference)
+    if former not in subjects:
+        files.remove(session.workspace / former)
+
+
+def _completed(step: Step, message: str) -> str:
+    """A stage's message with the options of this run in the commands that it names."""
+
+    def command(match: re.Match[str]) -> str:
+        return step.commands.get(match[1], f"invoke {match[1]}") + (match[2] or "")
+
+    return re.sub(r"\binvoke ([a-z-]+[a-z])( --force)?", command, message)
+
+
 def _show(session: Session, step: Step) -> None:
-    """Print the command that a person could paste, from the workspace."""
-    command = [session.python_name, "-m", step.module, *step.arguments]
-    print(f"PYTHONPATH={shlex.quote(str(session.project))} {shlex.join(command)}")
+    """Print what a person could paste: the step's command, run in the workspace."""
+    if step.inference is not None:
+        print(f"mkdir -p {shlex.quote(str(step.inference.output.parent))}")
+    command = shlex.join([session.python_name, "-m", step.module, *step.arguments])
+    for argument in step.arguments:
+        if argument.endswith(LATEST):
+            print(f"T=$(ls -t {shlex.quote(argument[: -len(LATEST)])} | head -n 1)")
+            command = command.replace(shlex.quote(argument), f'"{argument}"')
+    print(f"PYTHONPATH={shlex.quote(str(session.project))} {command}")
 
 
 def _missing(inputs: Sequence[Input]) -> MissingError:

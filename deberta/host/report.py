@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Mapping, Optional, Sequence
 
 from deberta import files, msame, published, records
 from deberta.artifacts import record_of
-from deberta.cpus import effective_cpus
 from deberta.errors import DataError, MissingError
 from deberta.host.pipeline import Session
 from deberta.host.steps import Plan
@@ -19,14 +19,23 @@ ABSENT = "-"
 
 
 @dataclass(frozen=True)
+class Evaluated:
+    """One version's counts. `origin` is empty for a run of the present model, else it says what was counted instead."""
+
+    counts: Mapping[str, Any]
+    origin: str
+
+
+@dataclass(frozen=True)
 class Performance:
-    """One performance run: throughput in samples per second, times in ms without the first."""
+    """One performance run: throughput in samples per second, times in ms without the first; `origin` as above."""
 
     version: str
     fps: float
     average_without_first_ms: float
     percentiles_ms: Mapping[str, float]
     loops: int
+    origin: str
 
 
 @dataclass(frozen=True)
@@ -34,29 +43,76 @@ class Measured:
     """What was measured at one batch size: evaluations by version, and performance runs."""
 
     batch_size: int
-    evaluations: Mapping[str, Mapping[str, Any]]
+    evaluations: Mapping[str, Evaluated]
     performances: tuple[Performance, ...]
+    engines: tuple[str, ...]  # what the runs' own summaries say they ran on
 
 
-def collect(session: Session, plan: Plan, batch_sizes: Sequence[int]) -> tuple[Measured, ...]:
-    """Everything measured. Raises MissingError if that is nothing, DataError if a file was altered."""
-    found = []
-    for batch_size in batch_sizes:
-        evaluations = {}
-        performances = []
-        for version in plan.profile.rows:
-            text = plan.artifacts.evaluation(batch_size, version)
-            if (session.workspace / text).exists():
-                _check_unaltered(session, record_of(text))
-                evaluations[version] = read_evaluation(session.workspace / text.with_suffix(".json"))
-            log = plan.artifacts.timing_log(batch_size, version)
-            if (session.workspace / log).exists():
-                _check_unaltered(session, record_of(log))
-                performances.append(_performance(session.workspace / log, batch_size, version))
-        found.append(Measured(batch_size, evaluations, tuple(performances)))
+def collect(session: Session, plan: Plan, usual: Sequence[int]) -> tuple[Measured, ...]:
+    """What was measured at the `usual` batch sizes and at any other that left files.
+
+    Raises MissingError if that is nothing, DataError if a file was altered.
+    """
+    found = [_at(session, plan, size) for size in sorted({*usual, *_present(session, plan)})]
     if not any(entry.evaluations or entry.performances for entry in found):
         raise MissingError(f"nothing has been measured in {plan.artifacts.results}. Run: {plan.command('evaluate')}")
     return tuple(found)
+
+
+def _present(session: Session, plan: Plan) -> set[int]:
+    """Batch sizes of the result files that are there."""
+    folder = session.workspace / plan.artifacts.results
+    names = [path.name for path in folder.glob("*.txt")] if folder.is_dir() else []
+    matches = [re.fullmatch(r"(?:eval|msame)_bs(\d+)_(?:match|mismatch)\.txt", name) for name in names]
+    return {int(match[1]) for match in matches if match}
+
+
+def _at(session: Session, plan: Plan, batch_size: int) -> Measured:
+    evaluations, performances, engines = {}, [], set()
+    for version in plan.profile.rows:
+        text = plan.artifacts.evaluation(batch_size, version)
+        if (session.workspace / text).exists():
+            origin, summary = _evaluated_from(session, plan, batch_size, version)
+            evaluations[version] = Evaluated(read_evaluation(session.workspace / text.with_suffix(".json")), origin)
+            engines.add(_engine(summary))
+        log = plan.artifacts.timing_log(batch_size, version)
+        if (session.workspace / log).exists():
+            record = _unaltered(session, log)
+            origin = _model_of(session, plan, batch_size, record) if record else "no record"
+            engines.add(_engine(records.summary(record)) if record else "")
+            performances.append(_performance(session.workspace / log, batch_size, version, origin))
+    return Measured(batch_size, evaluations, tuple(performances), tuple(sorted(engines - {""})))
+
+
+def _evaluated_from(session: Session, plan: Plan, batch_size: int, version: str) -> tuple[str, Mapping[str, Any]]:
+    """The origin of an evaluation, and the summary of the run whose outputs it counted."""
+    record = _unaltered(session, plan.artifacts.evaluation(batch_size, version))
+    if record is None:
+        return "no record", {}
+    data = plan.profile.data_path(version)
+    counted = {name: digest for name, digest in records.dependencies(record).items() if name != str(data)}
+    [(folder, digest)] = counted.items()
+    run = records.read(session.workspace / record_of(plan.artifacts.outputs(batch_size, version)))
+    if run is None or records.digests(run["subject"]).get(folder) != digest:
+        return f"outputs brought: {folder}", {}
+    return _model_of(session, plan, batch_size, run), records.summary(run)
+
+
+def _model_of(session: Session, plan: Plan, batch_size: int, run: Mapping[str, Any]) -> str:
+    """Empty if a run used the present compiled model, and that was made of the present dynamic.onnx."""
+    compiled, onnx = plan.artifacts.compiled(batch_size), plan.artifacts.onnx
+    made = records.read(session.workspace / record_of(compiled))
+    for record, needed in ((run, compiled), (made, onnx)):
+        there = (session.workspace / needed).exists()
+        if record is None or not there or records.dependencies(record).get(str(needed)) != session.digests.of(needed):
+            return "outdated: another model"
+    return ""
+
+
+def _engine(summary: Mapping[str, Any]) -> str:
+    if "engine" not in summary:
+        return ""
+    return f"{summary['engine']}, {summary.get('precision')}, {summary.get('threads')} threads"
 
 
 def read_evaluation(path: Path) -> Mapping[str, Any]:
@@ -64,10 +120,12 @@ def read_evaluation(path: Path) -> Mapping[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise MissingError(f"{path} is missing. Run: invoke evaluate") from None
+        raise MissingError(f"{path} is missing. Evaluate again with --force") from None
     except ValueError as error:
-        raise DataError(f"{path} is not JSON ({error}). Run: invoke postprocess --force") from None
-    return dict(content)
+        raise DataError(f"{path} is not JSON ({error}). Evaluate again with --force") from None
+    if not isinstance(content, dict) or not {"accuracy", "correct", "rows", "genres"} <= set(content):
+        raise DataError(f"{path} does not hold the counts of an evaluation. Evaluate again with --force")
+    return content
 
 
 def render(plan: Plan, measured: Sequence[Measured]) -> str:
@@ -81,7 +139,7 @@ def render(plan: Plan, measured: Sequence[Measured]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     lines += [_row(plan, entry, guide.get(entry.batch_size)) for entry in measured]
-    lines += ["", *_notes(plan), ""]
+    lines += ["", *_notes(plan, measured), ""]
     lines += [
         "## Accuracy by genre",
         "",
@@ -89,8 +147,8 @@ def render(plan: Plan, measured: Sequence[Measured]) -> str:
         "|---|---|---|---|---|",
     ]
     for entry in measured:
-        for version, result in entry.evaluations.items():
-            cells = {"all": result, **result["genres"]}
+        for version, evaluated in entry.evaluations.items():
+            cells = {"all": evaluated.counts, **evaluated.counts["genres"]}
             lines += [
                 f"| {entry.batch_size} | {version} | {genre} | {c['correct']}/{c['rows']} | {c['accuracy']:.4f} |"
                 for genre, c in cells.items()
@@ -121,50 +179,52 @@ def _row(plan: Plan, entry: Measured, row: Optional[published.Published]) -> str
     for version, short in (("match", "M"), ("mismatch", "MM")):
         result = entry.evaluations.get(version)
         if result:
-            accuracies.append(f"{short}={100 * result['accuracy']:.2f} ({result['correct']}/{result['rows']})")
-    fps = [f"{run.fps:.3f}" for run in entry.performances]
+            counts = result.counts
+            figure = f"{short}={100 * counts['accuracy']:.2f} ({counts['correct']}/{counts['rows']})"
+            accuracies.append(f"{figure} {_where(plan, result.origin)}")
+    fps = [f"{run.fps:.3f} {_where(plan, run.origin)}" for run in entry.performances]
     cells = (
         f"Deberta bs{entry.batch_size}",
         f"M={row.official_match}/MM={row.official_mismatch}" if row else ABSENT,
         f"M={row.ascend_match}/MM={row.ascend_mismatch}" if row else ABSENT,
-        f"{', '.join(accuracies)} on {plan.backend}" if accuracies else ABSENT,
+        ", ".join(accuracies) or ABSENT,
         f"{row.baseline_fps:.3f}" if row else ABSENT,
         f"{row.ascend_fps:.3f}" if row else ABSENT,
-        f"{' and '.join(fps)} on {plan.backend}" if fps else ABSENT,
+        ", ".join(fps) or ABSENT,
     )
     return f"| {' | '.join(cells)} |"
 
 
-def _notes(plan: Plan) -> list[str]:
+def _where(plan: Plan, origin: str) -> str:
+    """What stands behind a measured figure: the backend that made it, or why it is not the present model's."""
+    return f"({origin})" if origin else f"on {plan.backend}"
+
+
+def _notes(plan: Plan, measured: Sequence[Measured]) -> list[str]:
     if plan.profile.published:
         about = f"Published figures: {published.SOURCE}. {published.NOTE}"
     else:
         about = f"Nothing is published for profile {plan.profile.name}; the guide's figures belong to its own model."
-    notes = [
-        about,
-        "fps = batch size * 1000 / average time without the first, in ms: inference alone, no reading or writing.",
-    ]
-    if plan.backend == "cpu":
-        notes.append(
-            f"Measured on the CPU backend ({platform.machine()}, {effective_cpus()} threads): "
-            "no Ascend device was used, and its fps says nothing about one."
-        )
-    return notes
+    fps = "fps = batch size * 1000 / average time without the first, in ms: inference alone, no reading or writing."
+    engines = sorted({engine for entry in measured for engine in entry.engines})
+    if plan.backend != "cpu" or not engines:
+        return [about, "", fps]
+    cpu = "No Ascend device was used, and a CPU's fps says nothing about one."
+    return [about, "", fps, "", f"Measured on the CPU backend ({platform.machine()}; {'; '.join(engines)}). {cpu}"]
 
 
-def _performance(log: Path, batch_size: int, version: str) -> Performance:
+def _performance(log: Path, batch_size: int, version: str, origin: str) -> Performance:
     run = msame.parse(log.read_text(encoding="utf-8"))
     fps = msame.fps(batch_size, run.average_without_first_ms)
     assert run.average_without_first_ms is not None  # fps refuses None
-    return Performance(version, fps, run.average_without_first_ms, msame.percentiles(run), len(run.times_ms))
+    return Performance(version, fps, run.average_without_first_ms, msame.percentiles(run), len(run.times_ms), origin)
 
 
-def _check_unaltered(session: Session, record_path: PurePosixPath) -> None:
-    """A measured file must still be what its record says; a file without a record is the user's own."""
-    record = records.read(session.workspace / record_path)
-    if record is None:
-        return
-    for name, digest in records.digests(record["subject"]).items():
+def _unaltered(session: Session, artifact: PurePosixPath) -> Optional[dict[str, Any]]:
+    """An artifact's record, None for a file that we did not make. Raises DataError if the two do not agree."""
+    record = records.read(session.workspace / record_of(artifact))
+    for name, digest in records.digests(record["subject"]).items() if record else ():
         path = PurePosixPath(name)
         if not (session.workspace / path).exists() or session.digests.of(path) != digest:
-            raise DataError(f"{name} is not what its record {record_path} says. Run the step again with --force")
+            raise DataError(f"{name} is not what {record_of(artifact)} says. Run the step again with --force")
+    return record

@@ -10,7 +10,7 @@ from pathlib import PurePosixPath as Path
 from typing import Mapping, Optional, Sequence
 
 from deberta import contract
-from deberta.artifacts import Artifacts
+from deberta.artifacts import Artifacts, limited
 from deberta.contract import INPUTS, TRAIN_FILE
 from deberta.host.profiles import Profile
 
@@ -47,6 +47,7 @@ class Step:
     inputs: tuple[Input, ...]
     outputs: tuple[Path, ...]  # the first one's name carries the record
     log: Path
+    commands: Mapping[str, str]  # task -> the command line that runs it for this run, to complete a stage's hints
     inference: Optional[Inference] = None
 
 
@@ -64,8 +65,22 @@ class Plan:
 
     def command(self, task: str, options: str = "") -> str:
         """The command that runs one of our tasks for this profile, to be named in messages."""
-        limit = f" --limit {self.limit}" if self.limit and task != "export-onnx" else ""
+        limit = f" --limit {self.limit}" if self.limit and task not in ("export-onnx", "build-om") else ""
         return f"invoke {task}{options} --profile {self.profile.name}{limit}"
+
+    def commands(self, batch_size: Optional[int] = None, version: Optional[str] = None) -> dict[str, str]:
+        """The command line of each task that a stage may name in a message."""
+        size = f" --bs {batch_size}" if batch_size else ""
+        split = f" --version {version}" if version else ""
+        options = dict.fromkeys(("preprocess", "infer", "postprocess", "evaluate"), size + split)
+        options.update({"export-onnx": "", "build-om": size})
+        return {task: self.command(task, given) for task, given in options.items()}
+
+    def named(self, step: str, batch_size: int, version: str) -> tuple[str, str]:
+        """Name and title of a step on data; a limited run has names of its own."""
+        name = limited(f"{step}_bs{batch_size}_{version}", self.limit)
+        first = f" first {self.limit} rows" if self.limit else ""
+        return name, f"{step} bs={batch_size} {version}{first}"
 
     def source(self, path: Path) -> Input:
         """A file that the user brings."""
@@ -93,6 +108,7 @@ def export_onnx(plan: Plan) -> Step:
         inputs=(plan.source(profile.checkpoint_path), plan.source(profile.config_path)),
         outputs=(artifacts.onnx,),
         log=artifacts.log("export-onnx"),
+        commands=plan.commands(),
     )
 
 
@@ -117,6 +133,7 @@ def finetune(plan: Plan, present: Sequence[str], init: Optional[Path], options: 
         ),
         outputs=(profile.checkpoint_path,),
         log=artifacts.log("finetune"),
+        commands=plan.commands(),
     )
 
 
@@ -132,16 +149,17 @@ def build_om(plan: Plan, batch_size: int) -> Step:
         inputs=(Input(artifacts.onnx, plan.command("export-onnx")),),
         outputs=(compiled, compiled.with_suffix(".bin")),
         log=artifacts.log(name),
+        commands=plan.commands(batch_size),
     )
 
 
 def preprocess(plan: Plan, batch_size: int, version: str) -> Step:
     profile, artifacts = plan.profile, plan.artifacts
     bins, data = artifacts.bins(batch_size, version), profile.data_path(version)
-    name = f"preprocess_bs{batch_size}_{version}"
+    name, title = plan.named("preprocess", batch_size, version)
     return Step(
         name=name,
-        title=f"preprocess bs={batch_size} {version}",
+        title=title,
         module="deberta.stages.preprocess",
         arguments=(
             *("--data", str(data), "--tokenizer", str(profile.tokenizer_path), "--config", str(profile.config_path)),
@@ -150,6 +168,7 @@ def preprocess(plan: Plan, batch_size: int, version: str) -> Step:
         inputs=(plan.source(data), plan.source(profile.tokenizer_path), plan.source(profile.config_path)),
         outputs=(bins,),
         log=artifacts.log(name),
+        commands=plan.commands(batch_size, version),
     )
 
 
@@ -161,16 +180,17 @@ def infer(plan: Plan, batch_size: int, version: str, rows: int) -> Step:
         artifacts.outputs(batch_size, version),
         artifacts.compiled(batch_size),
     )
-    name = f"infer_bs{batch_size}_{version}"
+    name, title = plan.named("infer", batch_size, version)
     batches = contract.batch_count(rows, batch_size)
     return Step(
         name=name,
-        title=f"infer bs={batch_size} {version}",
+        title=title,
         module="deberta.stages.run_cpu",
         arguments=("--model", str(model), "--input", ",".join(f"{bins / i}/" for i in INPUTS), "--output", str(output)),
         inputs=(_compiled(plan, batch_size), _bins(plan, batch_size, version)),
         outputs=(output,),
         log=artifacts.log(name),
+        commands=plan.commands(batch_size, version),
         inference=Inference(
             output=output,
             expected={contract.output_file(i): contract.output_bytes(batch_size) for i in range(batches)},
@@ -187,17 +207,18 @@ def perf(plan: Plan, batch_size: int, version: str, loops: int) -> Step:
         artifacts.performance(batch_size, version),
         artifacts.compiled(batch_size),
     )
-    name = f"perf_bs{batch_size}_{version}"
+    name, title = plan.named("perf", batch_size, version)
     first = ",".join(str(bins / i / contract.input_file(0)) for i in INPUTS)
     timing_log = artifacts.timing_log(batch_size, version)
     return Step(
         name=name,
-        title=f"perf bs={batch_size} {version}",
+        title=title,
         module="deberta.stages.run_cpu",
         arguments=("--model", str(model), "--input", first, "--output", str(output), "--loop", str(loops)),
         inputs=(_compiled(plan, batch_size), _bins(plan, batch_size, version)),
         outputs=(timing_log, output),
         log=artifacts.log(name),
+        commands=plan.commands(batch_size, version),
         inference=Inference(
             output=output,
             expected={f"{model.stem}_output_0.bin": contract.output_bytes(batch_size)},
@@ -211,10 +232,10 @@ def postprocess(plan: Plan, batch_size: int, version: str, outputs: Path) -> Ste
     """`outputs` is the folder of input_<i>_output_0.bin: that of infer's record, or one that the user names."""
     artifacts, data = plan.artifacts, plan.profile.data_path(version)
     evaluation = artifacts.evaluation(batch_size, version)
-    name = f"postprocess_bs{batch_size}_{version}"
+    name, title = plan.named("postprocess", batch_size, version)
     return Step(
         name=name,
-        title=f"postprocess bs={batch_size} {version}",
+        title=title,
         module="deberta.stages.postprocess",
         arguments=(
             *("--outputs", str(outputs), "--data", str(data), "--bs", str(batch_size)),
@@ -223,6 +244,7 @@ def postprocess(plan: Plan, batch_size: int, version: str, outputs: Path) -> Ste
         inputs=(Input(outputs, plan.command("infer", f" --bs {batch_size} --version {version}")), plan.source(data)),
         outputs=(evaluation, evaluation.with_suffix(".json")),
         log=artifacts.log(name),
+        commands=plan.commands(batch_size, version),
     )
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -114,14 +115,15 @@ def test_performance_run_and_report(workspace: Workspace) -> None:
     correct = json.loads((workspace.root / "results/tiny/cpu/eval_bs4_match.json").read_text())["correct"]
     assert f"({correct}/10) on cpu" in report and f"{4 * 1000 / average:.3f} on cpu" in report
     (workspace.root / "results/tiny/cpu/eval_bs4_match.json").write_text("{}")
-    assert "is not what its record" in workspace.fail(5, "report")
+    assert "eval_bs4_match.json is not what" in workspace.fail(5, "report")
 
 
 def test_a_limited_run_shares_no_file_with_a_whole_one(workspace: Workspace) -> None:
     before = workspace.files()
     said = workspace.succeed(*EVALUATE, "--limit", "5")
     assert "/5 (only the first 5 rows: no result)" in said
-    new = {name for name in workspace.files() - before if "/logs/" not in name}
+    assert "[infer bs=4 match first 5 rows] running: " in said
+    new = workspace.files() - before
     assert new and all("_limit5" in name for name in new)
     assert "(5/" not in workspace.succeed("report") and "/5)" not in workspace.succeed("report")
 
@@ -144,6 +146,72 @@ def test_two_folders_of_outputs_are_never_guessed_between(workspace: Workspace) 
     assert "input_1_output_0.bin" in workspace.fail(
         5, "postprocess", "--bs", "4", "--version", "match", "--outputs", named
     )
+
+
+def test_outdated_outputs_are_not_counted_as_if_they_were_new(workspace: Workspace) -> None:
+    header, *rows = workspace.data("match").read_bytes().splitlines(keepends=True)
+    workspace.data("match").write_bytes(b"".join([header, *reversed(rows)]))
+    said = workspace.fail(5, "postprocess", "--bs", "4", "--version", "match")
+    assert "preprocess bs=4 match: data/tiny/MNLI/dev_matched.tsv changed" in said
+    assert "Run: invoke evaluate --bs 4 --version match --profile tiny" in said
+
+
+def test_report_tells_the_present_model_from_others(workspace: Workspace) -> None:
+    """Another model's figures, and outputs from elsewhere, never stand as this backend's."""
+    workspace.succeed("perf", "--bs", "4", "--loops", "2")
+    workspace.succeed("evaluate", "--bs", "4", "--version", "mismatch")
+    workspace.succeed("evaluate", "--bs", "2", "--version", "match")
+    row = _table_row(workspace, 4)
+    assert row.count("on cpu") == 3 and "on cpu" in _table_row(workspace, 2)
+    config = workspace.checkpoint.with_name("model_config.json")
+    config.write_text(config.read_text().replace('"position_buckets": 256', '"position_buckets": 254'))
+    assert "misshapen" in workspace.fail(5, *EVALUATE)  # the embeddings' rows follow the buckets
+    config.write_text(config.read_text().replace('"position_buckets": 254', '"position_buckets": 256'))
+    config.write_text(
+        config.read_text().replace('"layer_norm_eps": 1e-07', "").replace("{", '{"layer_norm_eps": 0.5, ', 1)
+    )
+    workspace.succeed(*EVALUATE)
+    row = _table_row(workspace, 4)
+    assert row.count("on cpu") == 1 and row.count("(outdated: another model)") == 2
+    assert "(outdated: another model)" in _table_row(workspace, 2)
+
+    [made] = (workspace.root / "results/tiny/cpu/outputs_bs4_om/match").iterdir()
+    shutil.copytree(made, workspace.root / "from_a_310p")
+    workspace.succeed("postprocess", "--bs", "4", "--version", "match", "--outputs", "from_a_310p")
+    assert "/10) (outputs brought: from_a_310p)" in _table_row(workspace, 4)
+
+
+def _table_row(workspace: Workspace, batch_size: int) -> str:
+    [row] = [line for line in workspace.succeed("report").splitlines() if f"| Deberta bs{batch_size} |" in line]
+    return row
+
+
+def test_a_failed_run_leaves_the_one_before_in_force(workspace: Workspace) -> None:
+    """A record goes only when a new one takes its place, so nothing of ours is ever taken for the user's."""
+    checkpoint = workspace.checkpoint.read_bytes()
+    workspace.checkpoint.write_bytes(checkpoint[:1000])
+    before = workspace.files()
+    assert "truncated" in workspace.fail(5, *EVALUATE)
+    assert workspace.files() == before
+    assert "Run: invoke evaluate" in workspace.fail(5, "postprocess", "--bs", "4", "--version", "match")
+    workspace.checkpoint.write_bytes(checkpoint)
+    assert _ran(workspace.succeed(*EVALUATE)) == []
+    workspace.succeed(*EVALUATE, "--force")
+    assert len(list((workspace.root / "results/tiny/cpu/outputs_bs4_om/match").iterdir())) == 1
+
+
+def test_a_stages_hint_is_a_command_that_can_be_run(workspace: Workspace) -> None:
+    [bins] = (workspace.root / "data/tiny/pre_mnli_bs4").glob("match")
+    record = workspace.root / "data/tiny/pre_mnli_bs4/match.record.json"
+    (bins / "input_mask/input_1.bin").unlink()
+    content = json.loads(record.read_text())
+    content["subject"][0]["digest"]["dirHash"] = files.folder_digest(bins)  # as if it had always been so
+    record.write_text(json.dumps(content))
+    said = workspace.fail(5, *EVALUATE)
+    command = said.strip().split("Run: invoke ")[1].split()
+    assert command == [*("preprocess", "--bs", "4", "--version", "match", "--profile", "tiny", "--force")]
+    workspace.succeed(*command)
+    workspace.succeed(*EVALUATE)
 
 
 def test_without_weights(workspace: Workspace) -> None:
@@ -184,10 +252,14 @@ def test_bad_values(workspace: Workspace, arguments: tuple[str, ...], says: str)
         (b"\xff\xfe\x00", "UTF-8"),
     ],
 )
-def test_bad_data_keeps_the_old_bins_but_not_their_standing(workspace: Workspace, content: bytes, says: str) -> None:
+def test_bad_data_keeps_the_old_bins(workspace: Workspace, content: bytes, says: str) -> None:
+    """And with them the right to be used again when the data are back."""
+    good, before = workspace.data("match").read_bytes(), workspace.files()
     workspace.data("match").write_bytes(content)
     assert says in workspace.fail(5, *EVALUATE)
-    assert not (workspace.root / "data/tiny/pre_mnli_bs4/match.record.json").exists()
+    assert workspace.files() == before
+    workspace.data("match").write_bytes(good)
+    assert _ran(workspace.succeed(*EVALUATE)) == []
 
 
 def test_a_row_count_that_the_profile_does_not_expect(workspace: Workspace) -> None:
@@ -229,14 +301,14 @@ def test_clean_leaves_what_the_user_brought(workspace: Workspace) -> None:
 def test_dry_prints_the_commands_and_touches_nothing(fresh: Workspace, dry: tuple[str, ...]) -> None:
     before = fresh.files()
     said = fresh.succeed(*dry)
-    commands = [line for line in said.splitlines() if " -m deberta.stages." in line]
-    assert [line.split("deberta.stages.")[1].split()[0] for line in commands] == [
-        *("export_onnx", "compile_cpu", "preprocess", "run_cpu", "postprocess"),
-    ]
     assert fresh.files() == before
+    script = "\n".join(line for line in said.splitlines() if not line.startswith(("backend: ", "executor: ")))
+    pasted = subprocess.run(["bash", "-e", "-c", script], capture_output=True, text=True, check=False)
+    assert pasted.returncode == 0, pasted.stdout + pasted.stderr
+    assert "eval_samples = 10" in (fresh.root / "results/tiny/cpu/eval_bs4_match.txt").read_text()
 
 
-def test_a_second_invocation_waits_its_turn(workspace: Workspace) -> None:
+def test_a_second_invocation_is_refused_while_one_runs(workspace: Workspace) -> None:
     running = workspace.start(*EVALUATE, "--force")
     assert running.stdout is not None
     for line in running.stdout:
@@ -246,13 +318,17 @@ def test_a_second_invocation_waits_its_turn(workspace: Workspace) -> None:
     assert running.communicate(timeout=helpers.TIMEOUT) is not None and running.returncode == 0
 
 
+# What shows a step in the middle of its work; the others are over too soon, and stopped in their own stages' tests.
+AT_WORK = {"export-onnx": "validating against PyTorch", "build-om bs=4": "verifying against ONNX Runtime"}
+
+
 @pytest.mark.parametrize("step", STEPS)
 def test_interrupted_in_each_step(fresh: Workspace, step: str) -> None:
     """Ctrl-C: 130, nothing half-written, what was finished is kept, and the same command finishes the rest."""
     running = fresh.start(*EVALUATE)
     assert running.stdout is not None
     for line in running.stdout:
-        if line.startswith(f"[{step}] running: "):
+        if line.startswith(f"[{step}] ") and AT_WORK.get(step, "running: ") in line:
             running.send_signal(signal.SIGINT)
             break
     out, err = running.communicate(timeout=helpers.TIMEOUT)

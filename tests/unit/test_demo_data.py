@@ -34,7 +34,7 @@ def _make(folder: Path, rows: int = 200, seed: int = 5) -> dict[str, str]:
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        if path.is_file() and path.name != "summary.json"  # which holds the peak of memory
     }
 
 
@@ -86,8 +86,9 @@ def test_the_dev_files_have_mnlis_columns_genres_balance_lengths_and_oddities(ve
 
     tokenizer = tokenizers_of_guide.load(MODELS / "spm.model")
     lengths = sorted(len(e.ids) for e in tokenizer.encode_batch([(row.premise, row.hypothesis) for row in rows]))
-    for share, mnlis in ((0.5, 38), (0.9, 67), (0.95, 77), (0.99, 105)):
-        assert 0.75 <= lengths[int(len(lengths) * share)] / mnlis <= 1.5, share
+    # MNLI's, and room above: the rows that are too long on purpose, and marks that are tokens of their own.
+    for share, tokens_of_mnli in ((0.5, 38), (0.9, 67), (0.95, 77), (0.99, 105)):
+        assert 0.9 <= lengths[int(len(lengths) * share)] / tokens_of_mnli <= 1.7, share
     assert 3 <= sum(length > contract.SEQUENCE_LENGTH for length in lengths) <= 12
 
 

@@ -6,6 +6,7 @@ from pathlib import PurePosixPath as Path
 from typing import Any
 
 import pytest
+from invoke.config import DataProxy
 
 from deberta.errors import ConfigError
 from deberta.host import profiles, steps
@@ -47,6 +48,14 @@ def test_guides_names_are_kept() -> None:
         ),
         outputs=(Path("results/mnli/cpu/outputs_bs8_om/match"),),
         log=Path("results/mnli/cpu/logs/infer_bs8_match.log"),
+        commands={
+            "export-onnx": "invoke export-onnx --profile mnli",
+            "build-om": "invoke build-om --bs 8 --profile mnli",
+            "preprocess": "invoke preprocess --bs 8 --version match --profile mnli",
+            "infer": "invoke infer --bs 8 --version match --profile mnli",
+            "postprocess": "invoke postprocess --bs 8 --version match --profile mnli",
+            "evaluate": "invoke evaluate --bs 8 --version match --profile mnli",
+        },
         inference=Inference(
             output=Path("results/mnli/cpu/outputs_bs8_om/match"),
             expected={f"input_{i}_output_0.bin": 96 for i in range(1227)},
@@ -78,25 +87,58 @@ def test_a_limit_changes_every_path_behind_it() -> None:
         (steps.infer(whole, 8, "match", 64), steps.infer(limited, 8, "match", 64)),
         (steps.postprocess(whole, 8, "match", outputs), steps.postprocess(limited, 8, "match", outputs)),
     ):
-        assert not set(one.outputs) & set(other.outputs)
+        assert not {*one.outputs, one.log, one.title} & {*other.outputs, other.log, other.title}
     assert "--limit" in steps.preprocess(limited, 8, "match").arguments
-    assert steps.export_onnx(whole) == steps.export_onnx(limited)
+    assert steps.export_onnx(whole).arguments == steps.export_onnx(limited).arguments
 
 
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"checkpoint": "../../etc/passwd"}, "leaves the profile's folder"),
-        ({"tokenizer": None}, "tokenizer is missing"),
-        ({"labels": ["no", "maybe", "yes"]}, "not an order of contradiction"),
-        ({"rows": {"match": 0}}, "rows of match is 0"),
-        ({"rows": {"foo": 1}}, "rows names 'foo'"),
-        ({"chekpoint": "x"}, "unknown key 'chekpoint'"),
+        ({"checkpoint": "../../etc/passwd"}, ["checkpoint '../../etc/passwd' leaves the profile's folder"]),
+        ({"checkpoint": "."}, ["checkpoint '.' is a folder that artifacts are written to"]),
+        ({"checkpoint": "cpu/", "config": "./"}, ["checkpoint 'cpu/' is a folder", "config './' is a folder"]),
+        ({"checkpoint": 73631, "dataset": ["MNLI"]}, ["checkpoint is 73631, not a", "dataset is ['MNLI'], not a"]),
+        ({"dataset": "a,b", "config": "a\0b"}, ["dataset 'a,b' holds a comma", "config 'a\\x00b' holds"]),
+        ({"tokenizer": None, "config": ""}, ["tokenizer is missing", "config is missing"]),
+        ({"labels": ["no", "maybe", "yes"]}, ["labels ['no', 'maybe', 'yes'] is not an order of contradiction"]),
+        ({"labels": 3}, ["labels 3 is not an order"]),
+        ({"labels": {"contradiction": 0, "neutral": 1, "entailment": 2}}, ["is not an order"]),
+        ({"labels": []}, ["labels [] is not an order"]),
+        ({"rows": 9815}, ["rows is 9815, not a number of rows for each"]),
+        ({"rows": ["match"]}, ["rows is ['match'], not a number"]),
+        ({"rows": {}}, ["rows is {}, not a number"]),
+        ({"rows": {"match": 0, "mismatch": True}}, ["rows of match is 0", "rows of mismatch is True"]),
+        ({"rows": {"foo": 1, 2: "x"}}, ["rows names 'foo'", "rows names 2"]),
+        ({"published": "x"}, ["published is 'x', not true or false"]),
+        ({"chekpoint": "x", 5: "x"}, ["unknown key 'chekpoint'", "unknown key 5"]),
     ],
 )
-def test_profile_that_makes_no_sense(changes: dict[str, Any], says: str) -> None:
+def test_profile_that_makes_no_sense(changes: dict[Any, Any], says: list[str]) -> None:
+    """As a dict and as invoke hands it over; one message holds each mistake once."""
+    for wrapped in (dict, DataProxy.from_data):
+        with pytest.raises(ConfigError) as caught:
+            profiles.load("mnli", wrapped({"mnli": {**MNLI, **changes}}))
+        problems = str(caught.value).replace("profile mnli in invoke.yaml: ", "").split("; ")
+        assert len(problems) == len(says)
+        assert all(any(part in problem for problem in problems) for part in says)
+
+
+@pytest.mark.parametrize(
+    ("name", "known", "says"),
+    [
+        ("mnli", 3, "profiles in invoke.yaml is 3, not a mapping"),
+        ("mnli", None, "profiles in invoke.yaml is None"),
+        ("mnli", ["mnli"], "not a mapping of names"),
+        ("mnli", {"mnli": "pytorch.bin"}, "profile mnli in invoke.yaml is 'pytorch.bin', not a mapping"),
+        ("mnli", {"mnli": None}, "profile mnli in invoke.yaml is None, not a mapping"),
+        ("other", {"mnli": MNLI, 5: MNLI}, "there is no profile 'other' in invoke.yaml, only: 5, mnli"),
+        *((name, {"mnli": MNLI}, "is no profile's name") for name in ("", "..", "a/b", "a,b", "-a", "a\n", 5, ["a"])),
+    ],
+)
+def test_profile_that_is_not_there(name: Any, known: Any, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
-        _plan(**changes)
+        profiles.load(name, known)
 
 
 def test_profile_with_one_version() -> None:
