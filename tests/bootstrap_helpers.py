@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 
@@ -33,7 +34,7 @@ def stand_in(folder: Path, name: str = "python3", pretend: str = "import sys") -
     Files in `folder` steer it: `no-torch` (pip knows no torch), `broken` (pip fails), `hold` (pip touches `held` and
     waits until `hold` is gone).
     """
-    text = _STAND_IN.format(folder=folder, real=_REAL, pretend=pretend)
+    text = _STAND_IN.format(folder=shlex.quote(str(folder)), real=shlex.quote(_REAL), pretend=pretend)
     return script(folder / name, text)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -155,7 +156,7 @@ def test_pip_failing_is_said_and_leaves_nothing_that_looks_finished(project: Pat
 
 def test_real_pip_installs_a_wheel_with_the_locked_hash_only(project: Path, path: Path) -> None:
     """The one test with a real environment and a real pip, on a wheel made here; the project is moved afterwards."""
-    script(path / "python3", f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    script(path / "python3", f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
     wheel = project / "invoke-7-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr("invoke.py", "import sys\ndef main():\n    print('argv', sys.argv[1:])\n")
