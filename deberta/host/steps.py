@@ -116,7 +116,7 @@ def finetune(plan: Plan, present: Sequence[str], init: Optional[Path], options: 
     """Train the profile's model; `present` versions are evaluated at the end, `options` go to the stage as they are."""
     profile, artifacts = plan.profile, plan.artifacts
     train = profile.dataset_path / TRAIN_FILE
-    start = (Input(init, "check --init"),) if init else ()
+    start = (Input(init, "Check the path given with --init"),) if init else ()
     return Step(
         name="finetune",
         title="finetune",
