@@ -33,12 +33,17 @@ _CAUSES = (
     (r"loop must in|dymBatch must in", ConfigError, "--loop must be from 1 to 100"),
     (r"device id must in", ConfigError, "check --device"),
     (r"model file type is not \.om", ConfigError, "--model must be a compiled model (.om)"),
-    (r"unknown param|invalid param", ConfigError, "check the options of the command"),
+    (r"unknown param|invalid param|not both be true|at the same time", ConfigError, "check the options of the command"),
+    (r"must be folder or file", ConfigError, "--input must be directories alone, or .bin files alone"),
+    (r"(dynamic|dym)\w+ parameter", ConfigError, "the model was not compiled for these --dym options, or for none"),
     (r"does not have permission", ConfigError, "check that the output folder's parent exists and can be written"),
-    (r"doesn't exist", MissingError, "run: invoke preprocess"),
+    # It names the first directory even if another one is missing.
+    (r"doesn't exist", MissingError, "one of the input directories is missing, run: invoke preprocess"),
     (r"load model from file failed", MissingError, "the model is missing or unreadable, run: invoke build-om --force"),
-    (r"open file \S+ failed", MissingError, "run: invoke preprocess --force"),
-    (r"No file in the directory", DataError, "run: invoke preprocess --force"),
+    (r"open file .+ failed", MissingError, "run: invoke preprocess --force"),
+    (r"No file in the directory|binfile is empty", DataError, "run: invoke preprocess --force"),
+    (r"open device \d+ failed", StageError, "check --device and who uses it with: npu-smi info"),
+    (r"acl init failed", StageError, "source CANN's set_env.sh, and remove an acl.json from the working directory"),
 )
 
 
