@@ -1,0 +1,335 @@
+"""ATC, which compiles dynamic.onnx for the Ascend chip: its command line, and reading and judging what it did.
+
+A compilation counts only if the success line was printed and no failure, the exit code is 0, and the .om is there,
+was written by this run and is large enough for its weights.
+Sources: ge/offline/main.cc, ge/ir_build/option_utils.cc and ge/graph/preprocess/multi_batch_options.cc of graphengine
+v1.8.0, the published source nearest to CANN 5.1.RC2. Why it fails stands in atc_codes.py.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path, PurePath, PurePosixPath
+from typing import Any, Optional
+
+from deberta.atc_codes import BY_CODE, BY_TEXT, UNKNOWN, Cause, is_generic
+from deberta.contract import INPUTS, SEQUENCE_LENGTH
+from deberta.errors import ConfigError, DataError, DebertaError, StageError
+
+SUCCESS_LINE, FAILED_LINE = "ATC run success", "ATC run failed"
+CLOCK_GRAIN_SECONDS = 1.0  # file systems that keep whole seconds round a file's time down
+
+_VALUES: Mapping[str, tuple[str, ...]] = {
+    "precision_mode": (
+        *("force_fp16", "force_fp32", "allow_fp32_to_fp16", "allow_mix_precision", "must_keep_origin_dtype"),
+    ),
+    "op_select_implmode": (
+        *("high_performance", "high_precision", "high_performance_for_all", "high_precision_for_all"),
+    ),
+    "buffer_optimize": ("l2_optimize", "l1_optimize", "off_optimize"),
+    "log": ("null", "debug", "info", "warning", "error"),
+}
+_FILES = ("op_precision_mode", "keep_dtype", "modify_mixlist", "fusion_switch_file")
+# What --extra may not hold: what we set from the profile and --bs, and what makes ATC do something else.
+_OURS = ("framework", "model", "output", "input_format", "input_shape", "soc_version", "mode", "om", "json", "singleop")
+_OTHER_DYNAMIC = ("dynamic_batch_size", "dynamic_image_size", "input_shape_range")
+_GEARS = (2, 100)  # ATC takes no fewer and no more
+
+_EXTRA = re.compile(r"--([a-z][a-z0-9_]*)=[^\x00-\x1f]*")
+_OUTPUT_TYPE = re.compile(r"(?:[^:;\s]+:\d+:)?FP32")
+# `E10016: ...`, and with newer builds `EC0010: [PID: 129520] 2025-07-08-10:25:28.680.962 ...`.
+_MESSAGE = re.compile(r"([EW][0-9A-Z]\d{4}): *(?:\[PID: *\d+\] *[\d:.-]+ *)?(.*)")
+_DETAIL = re.compile(r"(?:E[0-9A-Z]\d{4})? +(.*)")  # the line below, indented or after the code again
+_PATH = re.compile(r"[\u4e00-\u9fa5A-Za-z0-9./_-]+")  # common/util.cc: what ATC takes of a file's real path
+_SLOW_OP = re.compile(r"Op \[([^\]]+)\]")
+
+
+@dataclass(frozen=True)
+class AtcOptions:
+    """What invoke.yaml's `atc` passes through to ATC, under ATC's own names; an empty value leaves ATC's default.
+
+    Values of `op_precision_mode`, `keep_dtype`, `modify_mixlist` and `fusion_switch_file` are files, relative to the
+    workspace or absolute. `dynamic_dims` are gears of the batch axis: "1,1;8,8", one number for each of the model's two
+    inputs; the largest is the batch size. `extra` holds other options, each `--name=value`.
+    """
+
+    precision_mode: str = ""
+    op_precision_mode: str = ""
+    op_select_implmode: str = ""
+    optypelist_for_implmode: str = ""
+    keep_dtype: str = ""
+    modify_mixlist: str = ""
+    dynamic_dims: str = ""
+    fusion_switch_file: str = ""
+    buffer_optimize: str = ""
+    output_type: str = ""
+    log: str = "error"  # the guide's
+    extra: tuple[str, ...] = ()
+
+
+DEFAULTS = AtcOptions()
+_NAMES = tuple(option.name for option in fields(AtcOptions) if option.name != "extra")
+
+
+def options(values: Optional[Mapping[str, Any]]) -> AtcOptions:
+    """The options of invoke.yaml's `atc`. Raises ConfigError naming everything wrong with them."""
+    given = {str(key): value for key, value in (values or {}).items() if value not in (None, "", [])}
+    extra = given.pop("extra", [])
+    problems = [f"unknown key {key!r} (put other options of ATC under extra)" for key in given if key not in _NAMES]
+    problems += [f"{key} {value!r} is not text" for key, value in given.items() if not isinstance(value, str)]
+    if not isinstance(extra, (list, tuple)) or not all(isinstance(item, str) for item in extra):
+        problems.append("extra is not a list of texts like --name=value")
+        extra = []
+    if not problems:
+        merged: dict[str, Any] = {**given, "extra": tuple(extra)}
+        chosen = AtcOptions(**merged)
+        problems = [*_wrong_values(chosen), *_wrong_gears(chosen.dynamic_dims), *_wrong_extra(chosen)]
+        if not problems:
+            return chosen
+    raise ConfigError(f"atc in invoke.yaml: {'; '.join(problems)}")
+
+
+def _wrong_values(chosen: AtcOptions) -> list[str]:
+    problems = [
+        f"{name} {value!r} is not one of: {', '.join(allowed)}"
+        for name, allowed in _VALUES.items()
+        for value in [getattr(chosen, name)]
+        if value and value not in allowed
+    ]
+    if chosen.modify_mixlist and chosen.precision_mode != "allow_mix_precision":
+        problems.append("modify_mixlist needs precision_mode allow_mix_precision")
+    if chosen.optypelist_for_implmode and not chosen.op_select_implmode:
+        problems.append("optypelist_for_implmode needs op_select_implmode to be given too")
+    if chosen.output_type and not _OUTPUT_TYPE.fullmatch(chosen.output_type):
+        problems.append(
+            f"output_type {chosen.output_type!r} is not FP32 (or <node>:0:FP32): postprocess reads float32 outputs, "
+            "and would read others as wrong numbers"
+        )
+    return problems
+
+
+def _wrong_gears(text: str) -> list[str]:
+    if not text:
+        return []
+    if not re.fullmatch(r"\d+(,\d+)*(;\d+(,\d+)*)*", text):
+        return [f"dynamic_dims {text!r} is not like 1,1;8,8"]
+    gears = _gears(text)
+    problems = []
+    if not _GEARS[0] <= len(gears) <= _GEARS[1]:
+        problems.append(f"dynamic_dims has {len(gears)} gears, ATC takes {_GEARS[0]} to {_GEARS[1]}")
+    if len(set(gears)) < len(gears):
+        problems.append("dynamic_dims names a gear twice")
+    problems += [
+        f"gear {','.join(map(str, gear))} of dynamic_dims is not {len(INPUTS)} equal batch sizes above 0"
+        for gear in gears
+        if len(gear) != len(INPUTS) or len(set(gear)) > 1 or min(gear) < 1
+    ]
+    return problems
+
+
+def _gears(text: str) -> list[tuple[int, ...]]:
+    return [tuple(map(int, gear.split(","))) for gear in text.split(";")]
+
+
+def _wrong_extra(chosen: AtcOptions) -> list[str]:
+    problems = []
+    for item in chosen.extra:
+        match = _EXTRA.fullmatch(item)
+        if match is None:
+            problems.append(f"extra {item!r} is not like --name=value")
+        elif match[1] in _OURS:
+            problems.append(f"--{match[1]} is set by us and cannot stand under extra")
+        elif match[1] in _NAMES:
+            problems.append(f"--{match[1]} has a key of its own under atc")
+        elif match[1] in _OTHER_DYNAMIC:
+            problems.append(f"--{match[1]} needs an input shape with -1: use dynamic_dims, which it excludes")
+        elif match[1] == "insert_op_conf" and chosen.dynamic_dims:
+            problems.append("--insert_op_conf and dynamic_dims exclude each other")
+    return problems
+
+
+def option_files(chosen: AtcOptions) -> tuple[PurePosixPath, ...]:
+    """The files that the options name: a compilation reads them, so its record depends on them."""
+    return tuple(PurePosixPath(getattr(chosen, name)) for name in _FILES if getattr(chosen, name))
+
+
+def rooted(chosen: AtcOptions, folder: Path) -> AtcOptions:
+    """The same options with their files absolute, for a run in another working directory."""
+    named: dict[str, Any] = {name: str(folder / getattr(chosen, name)) for name in _FILES if getattr(chosen, name)}
+    return replace(chosen, **named)
+
+
+def check_paths(files: Sequence[Path]) -> None:
+    """Raise ConfigError for files that ATC would refuse (E10001) for a character in their real path, e.g. a space."""
+    for path in files:
+        if not _PATH.fullmatch(str(path.resolve())):
+            raise ConfigError(
+                f"ATC takes only letters, digits and ./_- in a path, and {path.resolve()} has others. Use a workspace "
+                "and files in folders that are named so"
+            )
+
+
+def command(
+    model: PurePath,
+    om: PurePath,
+    batch_size: int,
+    soc_version: str,
+    chosen: AtcOptions = DEFAULTS,
+    length: int = SEQUENCE_LENGTH,
+) -> tuple[str, ...]:
+    """The guide's atc line, then the options. `om` ends in .om, which ATC adds itself.
+
+    With `dynamic_dims` the batch axis is -1, and the largest gear has to be `batch_size`: msame's output files have the
+    size of the largest. Raises ConfigError if it is not.
+    """
+    batch = "-1" if chosen.dynamic_dims else str(batch_size)
+    if chosen.dynamic_dims and (largest := max(_gears(chosen.dynamic_dims))[0]) != batch_size:
+        raise ConfigError(
+            f"the largest gear of dynamic_dims is {largest} and the batch size is {batch_size}: they have to be equal. "
+            f"Use --bs {largest}, or change dynamic_dims under atc in invoke.yaml"
+        )
+    return (
+        "atc",
+        "--framework=5",  # ONNX
+        f"--model={model}",
+        f"--output={om.with_suffix('')}",
+        "--input_format=ND",
+        f"--input_shape={';'.join(f'{name}:{batch},{length}' for name in INPUTS)}",
+        f"--soc_version={soc_version}",
+        f"--log={chosen.log}",
+        *(f"--{name}={getattr(chosen, name)}" for name in _NAMES if name != "log" and getattr(chosen, name)),
+        *chosen.extra,
+    )
+
+
+def dym_dims(batch_size: int, chosen: AtcOptions, length: int = SEQUENCE_LENGTH) -> tuple[str, ...]:
+    """msame's options that pick the gear: it does not run a model with gears without them."""
+    if not chosen.dynamic_dims:
+        return ()
+    return ("--dymDims", ";".join(f"{name}:{batch_size},{length}" for name in INPUTS))
+
+
+@dataclass(frozen=True)
+class Message:
+    """`<code>: <text>`; `details` are the lines that belong to it, up to a traceback."""
+
+    code: str
+    text: str
+    details: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run printed. `lines` are its last ones."""
+
+    success: bool
+    failed: bool
+    errors: tuple[Message, ...]
+    warnings: tuple[Message, ...]
+    lines: tuple[str, ...] = field(default=(), repr=False)
+
+
+def least_bytes(onnx_bytes: int) -> int:
+    """The least size of an .om of that model: it holds the weights, in float16 as a rule; a quarter leaves room."""
+    return onnx_bytes // 4
+
+
+def parse(stdout: str) -> Outcome:
+    """Read what ATC printed, on stdout and stderr together; lines of other kinds are passed over."""
+    lines = [line.rstrip() for line in stdout.splitlines()]
+    found = _messages(lines)
+    return Outcome(
+        success=any(line.startswith(SUCCESS_LINE) for line in lines),
+        failed=any(line.startswith(FAILED_LINE) for line in lines),
+        errors=tuple(message for message in found if message.code.startswith("E")),
+        warnings=tuple(message for message in found if message.code.startswith("W")),
+        lines=tuple(line.strip() for line in lines if line.strip())[-50:],
+    )
+
+
+def _messages(lines: Sequence[str]) -> list[Message]:
+    found: list[Message] = []
+    inside = False
+    for line in lines:
+        if match := _MESSAGE.fullmatch(line):
+            found.append(Message(match[1], match[2].strip()))
+            inside = True
+        elif inside and "TraceBack" not in line and (match := _DETAIL.fullmatch(line.expandtabs())):
+            found[-1] = replace(found[-1], details=(*found[-1].details, match[1].strip()))
+        else:
+            inside = False
+    return found
+
+
+def summary(outcome: Outcome) -> dict[str, Any]:
+    """For the record: every warning, and the operators that run on a slow path (W11001)."""
+    slow = [match[1] for m in outcome.warnings if m.code == "W11001" and (match := _SLOW_OP.search(m.text))]
+    return {"warnings": [f"{m.code}: {m.text}" for m in outcome.warnings], "slow_ops": sorted(set(slow))}
+
+
+def judge(
+    outcome: Outcome,
+    exit_code: int,
+    om: Path,
+    started: float,
+    minimum_bytes: int = 1,
+    log: Optional[PurePath] = None,
+) -> None:
+    """Return if the compilation is good, otherwise raise the error that names the cause.
+
+    `started`: Unix time before the run, or the st_mtime of a file written then beside `om` where a file server's clock
+    may differ. `minimum_bytes`: less cannot hold the weights. `log` is named where ATC itself gives no reason.
+    Raises ConfigError, MissingError, DataError or StageError as atc_codes.py has it for ATC's error code; StageError
+    for other failures and for an .om that was not written, DataError for one that is empty, too small or older.
+    """
+    see = f". Its output is in {log}" if log else ""
+    if outcome.errors or outcome.failed or exit_code != 0 or not outcome.success:
+        raise _explained(outcome) or _unexplained(outcome, exit_code, see)
+    if not om.is_file():
+        raise StageError(f"atc printed its success line, but {om} is not there{see}")
+    state = om.stat()
+    if state.st_mtime < started - CLOCK_GRAIN_SECONDS:
+        raise DataError(f"atc printed its success line, but {om} is older than the run: it was not written{see}")
+    if state.st_size < max(1, minimum_bytes):
+        size = "is empty" if state.st_size == 0 else f"has {state.st_size:,} bytes, too few for the model's weights"
+        raise DataError(f"atc printed its success line, but {om} {size} (at least {max(1, minimum_bytes):,}){see}")
+
+
+def _explained(outcome: Outcome) -> Optional[DebertaError]:
+    """The error of the first code that says more than "unknown error", or else of the first line that is known."""
+    for message in outcome.errors:
+        if message.code in BY_CODE and not is_generic(message.code):
+            return _error(BY_CODE[message.code], f"{message.code}: {message.text}")
+    for pattern, cause in BY_TEXT:
+        for line in outcome.lines:
+            if re.search(pattern, line):
+                return _error(cause, line)
+    return None
+
+
+def _unexplained(outcome: Outcome, exit_code: int, see: str) -> DebertaError:
+    """What is left: codes that are shown as they are, and runs that gave none."""
+    if outcome.errors:
+        # "Inner Error" alone says nothing: the reason is below it, or in a second message of the same code.
+        first = min(
+            outcome.errors, key=lambda m: (is_generic(m.code), m.text.startswith("Inner Error") > len(m.details))
+        )
+        said = " ".join((f"{first.code}: {first.text}", *first.details[:1]))
+        return _error(UNKNOWN, said, see) if is_generic(first.code) else StageError(f"atc: {said.rstrip(' .')}{see}")
+    signal_number = -exit_code if exit_code < 0 else exit_code - 128 if 128 < exit_code < 160 else 0
+    if signal_number == 9:
+        return StageError(f"atc was killed, most likely because memory ran out{see}")
+    if signal_number:
+        return StageError(f"atc was ended by signal {signal_number}{see}")
+    last = f": {outcome.lines[-1].rstrip(' .')}" if outcome.lines else ", and it printed nothing"
+    if outcome.failed:
+        return StageError(f"atc failed with exit code {exit_code} and gave no error code{last}{see}")
+    if outcome.success:
+        return StageError(f"atc printed its success line, but ended with exit code {exit_code}{see}")
+    return StageError(f"atc ended with exit code {exit_code} and without its success line{last}{see}")
+
+
+def _error(cause: Cause, said: str, see: str = "") -> DebertaError:
+    return cause.error(f"atc: {said.rstrip(' .')}: {cause.meaning}. {cause.advice}{see}")

@@ -1,0 +1,152 @@
+"""CANN on this machine: where its set_env.sh is, the environment that it makes, and its version.
+
+ATC needs a Python of its own (3.7 to 3.9) and msame CANN's libraries: both run in set_env.sh's environment alone, made
+from an empty one, so that nothing of the caller's (a .venv, PYTHONPATH, another CANN) gets into them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Optional
+
+from deberta.errors import ConfigError, MissingError, StageError
+
+SCRIPTS = (  # the guide's path, then the default installation's
+    Path("/opt/npu/cann_5.1.rc205/ascend-toolkit/set_env.sh"),
+    Path("/usr/local/Ascend/ascend-toolkit/set_env.sh"),
+)
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+TIMEOUT_SECONDS = 60  # set_env.sh only sets variables
+_BASH, _ENV = "/bin/bash", "/usr/bin/env"
+
+# The script's path comes as an argument, never as text of the shell's. Its status is not asked for: set_env.sh may end
+# with a test that fails. What counts is what it leaves. Its own output goes to stderr.
+_SOURCE = f"""unset VIRTUAL_ENV PYTHONPATH PYTHONHOME
+set_env=$1; shift
+. "$set_env" 1>&2
+exec {_ENV} -0"""
+_BASHS_OWN = ("_", "SHLVL", "PWD", "OLDPWD")
+
+# Where the version stands, below ASCEND_TOOLKIT_HOME: first where it is the product's (5.1.RC2). `Version=` of a
+# component's version.info is another number (1.83.10.1.238) and is not taken.
+_VERSIONS = (
+    ("*-linux/ascend_*_install.info", re.compile(r"(?m)^version=(\S+)\s*$")),
+    ("version.cfg", re.compile(r"(?m)^(?:toolkit|runtime)_(?:running|installed)_version=\[[^:\]]*:([^\]]+)\]")),
+    ("*/version.info", re.compile(r"(?m)^version_dir=(\S+)\s*$")),
+)
+_HOMES = ("ASCEND_TOOLKIT_HOME", "ASCEND_HOME_PATH", "ASCEND_NNRT_HOME")
+
+
+@dataclass(frozen=True)
+class Cann:
+    """An installation. `environment` is all that atc and msame get; `version` is empty if no file tells it."""
+
+    script: Path
+    home: Path
+    version: str
+    environment: Mapping[str, str]
+
+
+def load(setting: str, scratch: Path, scripts: Sequence[Path] = SCRIPTS) -> Cann:
+    """The installation that `cann` in invoke.yaml names, or that stands in one of the known places.
+
+    `scratch`: an existing folder for HOME. Raises ConfigError, MissingError (no CANN) or StageError (its script fails).
+    """
+    script = find(setting, scripts)
+    variables = environment(script, scratch)
+    home = next((Path(variables[name]) for name in _HOMES if variables.get(name)), script.parent / "latest")
+    return Cann(script, home, version(home), variables)
+
+
+def find(setting: str, scripts: Sequence[Path] = SCRIPTS) -> Path:
+    """The set_env.sh to source. `setting`: that script, one of your own that sources it, or its folder; empty: search.
+
+    Raises ConfigError for a setting that names no script, MissingError if there is none in the known places.
+    """
+    if setting:
+        named = Path(setting).absolute()
+        candidates = [named, named / "set_env.sh", named / "ascend-toolkit" / "set_env.sh"]
+        found = next((path for path in candidates if path.is_file()), None)
+        if found is None:
+            raise ConfigError(f"cann in invoke.yaml is {setting!r}: no set_env.sh is there. Correct it, or empty it")
+        return found
+    script = present(scripts)
+    if script is None:
+        raise MissingError(
+            f"CANN was not found: there is no {' and no '.join(map(str, scripts))}. Install the CANN toolkit, or name "
+            "its set_env.sh under cann in invoke.yaml; without an NPU use --backend cpu"
+        )
+    return script
+
+
+def present(scripts: Sequence[Path] = SCRIPTS) -> Optional[Path]:
+    """The first of the known set_env.sh that is there, for `auto` to go by."""
+    return next((path for path in scripts if path.is_file()), None)
+
+
+def environment(script: Path, scratch: Path) -> dict[str, str]:
+    """All variables after `source script` in an empty environment whose HOME is `scratch`.
+
+    Raises MissingError (no bash) and StageError (the script stops the shell, hangs, or sets nothing of CANN's).
+    """
+    bare = {"HOME": str(scratch), "PATH": PATH, "LANG": "C.UTF-8"}
+    command = [_BASH, "--noprofile", "--norc", "-c", _SOURCE, "bash", str(script.absolute())]
+    try:
+        # Its own session: a script that hangs ends with all that it started.
+        process = subprocess.Popen(
+            command,
+            cwd=scratch,
+            env=bare,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+    except FileNotFoundError:
+        raise MissingError(f"{_BASH} is missing, and CANN's {script} needs it. Install bash") from None
+    try:
+        stdout, stderr = process.communicate(timeout=TIMEOUT_SECONDS)
+    except subprocess.TimeoutExpired:
+        raise StageError(f"{script} did not end in {TIMEOUT_SECONDS} s. Correct it, or cann in invoke.yaml") from None
+    finally:
+        if process.returncode is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+    variables = dict(entry.partition("=")[::2] for entry in os.fsdecode(stdout).split("\0") if "=" in entry)
+    if not any(name.startswith("ASCEND_") for name in variables):
+        said = os.fsdecode(stderr).strip().splitlines()
+        reason = f": {said[-1]}" if said else ""
+        raise StageError(f"{script} stops, or sets nothing of CANN's{reason}. Correct it, or cann in invoke.yaml")
+    return {name: value for name, value in variables.items() if name not in _BASHS_OWN}
+
+
+def version(home: Path) -> str:
+    """CANN's version as its files below ASCEND_TOOLKIT_HOME tell it, e.g. 5.1.RC2; empty if none does."""
+    for pattern, expression in _VERSIONS:
+        for path in sorted(home.glob(pattern)):
+            if found := expression.search(path.read_text(encoding="utf-8", errors="replace")):
+                return found[1]
+    return ""
+
+
+def tool(cann: Cann, name: str) -> Path:
+    """The program of that name on the PATH that set_env.sh makes. Raises MissingError."""
+    found = shutil.which(name, path=cann.environment.get("PATH", PATH))
+    if found is None:
+        raise MissingError(
+            f"{name} is not on the PATH that {cann.script} makes. Is it the toolkit's? The run-time package alone has "
+            "no compiler. Install the CANN toolkit, or name its set_env.sh under cann in invoke.yaml"
+        )
+    return Path(found)
+
+
+def with_home(cann: Cann, home: Path) -> dict[str, str]:
+    """The environment for one run: what atc and msame write to $HOME/ascend and $HOME/atc_data goes below `home`."""
+    return {**cann.environment, "HOME": str(home)}

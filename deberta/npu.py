@@ -1,0 +1,209 @@
+"""`npu-smi info`: which NPUs a machine has, what they are called for ATC, and whether they are healthy and idle.
+
+Its table has several widths and forms. Seen with drivers 22.0.2 to 25.5 on 310P cards (one of two rows for a chip):
+
+    | 24      310P3                 | OK              | NA           29                0     / 0             |
+    | 0       0                     | 0000:04:00.0    | 0            1832 / 21527                            |
+
+that is NPU, name | health | power, temperature, huge pages; then chip, device | bus | AI cores in %, memory in MB.
+A table of processes follows, but not with the drivers of CANN 5.1's time. The device in the second row is the logical
+one, which msame's --device takes; NPU numbers are others, with gaps, and shared by the chips of one card.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Optional
+
+from deberta.errors import ConfigError, DataError, MissingError
+
+BUSY, IDLE, UNKNOWN = "busy", "idle", "unknown"
+IDLE_MEMORY_MB = 2500  # idle cards were seen with 930 to 1910 MB in use; above this something may be loaded
+HEALTHY = "OK"  # others: Warning, Alarm, Critical, UNKNOWN
+
+_VERSIONS = re.compile(r"npu-smi +(\S+) .*?Version: *(\S+)")
+_CHIP = re.compile(r"(\d+) +([A-Za-z]*\d\w*)")  # the name is 310P3, 310Pvir01, Ascend910 ...
+_PLACE = re.compile(r"(\d+) +(\d+)")
+_USAGE = re.compile(r"(\d+|NA|-) +(\d+) */ *(\d+)")
+_NOBODY = re.compile(r"No running processes found in NPU (\d+)")
+_VIRTUAL = re.compile(r"vir\d", re.IGNORECASE)
+_SOC_VERSION = re.compile(r"Ascend\w+")
+
+# dcmi is the library that npu-smi asks; the codes are its own.
+_REASONS = (
+    (r"-8020|the device is used", "another container holds the device. Stop it, or give each its own"),
+    (r"dcmi \w+ initiali[sz]e", "the driver does not answer. Check that it is loaded and that this user may use it"),
+)
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process on a chip; its name may be empty, since npu-smi does not see into every container."""
+
+    pid: int
+    name: str
+    memory_mb: int
+
+
+@dataclass(frozen=True)
+class Device:
+    """One chip. `device` is the logical number; None stands for what npu-smi does not say."""
+
+    npu: int
+    chip: int
+    device: int
+    name: str
+    health: str
+    aicore_percent: Optional[int]
+    memory_used_mb: int
+    memory_total_mb: int
+    processes: Optional[tuple[Process, ...]] = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `npu-smi info` printed; a version is empty if it printed none."""
+
+    devices: tuple[Device, ...]
+    tool_version: str = ""
+    driver_version: str = ""
+
+
+def parse(stdout: str) -> Report:
+    """Read `npu-smi info`. Raises DataError for a table of another form and MissingError if it shows no device."""
+    rows = [_cells(line) for line in stdout.splitlines()]
+    versions = _VERSIONS.search(stdout)
+    report = Report(
+        devices=_with_processes(_devices(rows), rows),
+        tool_version=versions[1] if versions else "",
+        driver_version=versions[2] if versions else "",
+    )
+    if not report.devices:
+        raise MissingError(_no_device(stdout))
+    return report
+
+
+def _cells(line: str) -> list[str]:
+    """The cells of a table's row, or nothing for a line of another kind."""
+    line = line.strip()
+    return [cell.strip() for cell in line[1:-1].split("|")] if line.startswith("|") and line.endswith("|") else []
+
+
+def _devices(rows: Sequence[Sequence[str]]) -> list[Device]:
+    """The table of chips has three cells a row and two rows a chip; headings do not begin with a number."""
+    numbered = [row for row in rows if len(row) == 3 and row[0][:1].isdigit()]
+    devices = []
+    for row, after in zip(numbered[0::2], [*numbered[1::2], []]):
+        chip = _CHIP.fullmatch(row[0])
+        place = _PLACE.fullmatch(after[0]) if after else None
+        usage = _USAGE.fullmatch(after[2]) if after else None
+        if chip is None or place is None or usage is None:
+            raise DataError(
+                f"npu-smi info has a table of a form that is not known: '{' | '.join(row)}', then "
+                f"'{' | '.join(after)}', are not NPU, name | health | ... and chip, device | bus | AI cores, memory. "
+                "Give --soc-version, and look yourself that the device is idle"
+            )
+        device = Device(
+            npu=int(chip[1]),
+            chip=int(place[1]),
+            device=int(place[2]),
+            name=chip[2],
+            health=row[1],
+            aicore_percent=int(usage[1]) if usage[1].isdigit() else None,
+            memory_used_mb=int(usage[2]),
+            memory_total_mb=int(usage[3]),
+        )
+        devices.append(device)
+    return devices
+
+
+def _with_processes(devices: Sequence[Device], rows: Sequence[Sequence[str]]) -> tuple[Device, ...]:
+    """A card that the table of processes names, with some or with none, has told all of its processes."""
+    told: dict[int, list[tuple[int, Process]]] = {}
+    for row in rows:
+        if len(row) == 1 and (nobody := _NOBODY.match(row[0])):
+            told.setdefault(int(nobody[1]), [])
+        elif len(row) == 4 and (place := _PLACE.fullmatch(row[0])) and row[1].isdigit():
+            process = Process(int(row[1]), row[2], int(row[3]) if row[3].isdigit() else 0)
+            told.setdefault(int(place[1]), []).append((int(place[2]), process))
+    return tuple(
+        replace(d, processes=tuple(p for chip, p in told[d.npu] if chip == d.chip)) if d.npu in told else d
+        for d in devices
+    )
+
+
+def _no_device(stdout: str) -> str:
+    said = next((line.strip() for line in stdout.splitlines() if line.strip()), "nothing")
+    for pattern, reason in _REASONS:
+        if re.search(pattern, stdout):
+            return f"npu-smi info shows no device ({said}): {reason}"
+    return f"npu-smi info shows no device; it printed: {said}. Run: invoke doctor"
+
+
+def find(devices: Sequence[Device], wanted: int) -> Device:
+    """The chip with that logical number. Raises ConfigError naming those that are there."""
+    for device in devices:
+        if device.device == wanted:
+            return device
+    there = "; ".join(f"{d.device} ({d.name}, NPU {d.npu} chip {d.chip})" for d in devices)
+    raise ConfigError(f"--device {wanted} is not there. npu-smi info shows: {there}")
+
+
+def check_health(device: Device) -> None:
+    """Raise MissingError unless the chip is healthy, as the guide demands."""
+    if device.health != HEALTHY:
+        raise MissingError(
+            f"device {device.device} ({device.name}, NPU {device.npu} chip {device.chip}) is not healthy: npu-smi says "
+            f"{device.health}. See: npu-smi info -t health -i {device.npu}, or take another one with --device"
+        )
+
+
+def state(device: Device) -> str:
+    """busy, idle or unknown, from one look: a process between two inferences leaves the AI cores at 0 %.
+
+    Busy: a process is listed, or the AI cores work. Idle: neither, and no more memory is in use than a bare driver
+    takes. Unknown: more memory is in use, but by nobody that is shown; or npu-smi does not tell.
+    """
+    if device.processes or device.aicore_percent:
+        return BUSY
+    if device.aicore_percent is None and device.processes is None:
+        return UNKNOWN
+    return IDLE if device.memory_used_mb <= IDLE_MEMORY_MB else UNKNOWN
+
+
+def describe(device: Device) -> str:
+    """One line: what the state was told from."""
+    aicore = "AI cores not told" if device.aicore_percent is None else f"AI cores {device.aicore_percent} %"
+    if device.processes is None:
+        processes = "this driver lists no processes"
+    else:
+        processes = ", ".join(f"{p.name or 'process'} {p.pid}" for p in device.processes) or "no processes"
+    return (
+        f"device {device.device} ({device.name}, NPU {device.npu} chip {device.chip}): {state(device)}; "
+        f"{aicore}, {device.memory_used_mb} of {device.memory_total_mb} MB in use, {processes}"
+    )
+
+
+def soc_version(devices: Sequence[Device], wanted: Optional[int] = None) -> str:
+    """ATC's name of the chip: `Ascend` + npu-smi's. Without `wanted`, all chips have to be of one kind.
+
+    Raises ConfigError: chips of several kinds, a device that is not there, or a part of a chip (vNPU).
+    """
+    names = [find(devices, wanted).name] if wanted is not None else sorted({device.name for device in devices})
+    if len(names) != 1:
+        raise ConfigError(f"the machine has chips of several kinds: {', '.join(names)}. Give --soc-version or --device")
+    return parse_soc_version(names[0] if names[0].startswith("Ascend") else f"Ascend{names[0]}")
+
+
+def parse_soc_version(text: str) -> str:
+    """A name that can be one of ATC's, from the command line or npu-smi. Raises ConfigError; ATC itself knows which."""
+    if _VIRTUAL.search(text):
+        raise ConfigError(
+            f"{text} names a part of a chip (vNPU), which ATC cannot compile for: give the whole chip's name with "
+            "--soc-version, as npu-smi info shows it where the chip is not divided (Ascend310P3)"
+        )
+    if not _SOC_VERSION.fullmatch(text):
+        raise ConfigError(f"--soc-version {text!r} is not Ascend and a chip's name, like Ascend310P3")
+    return text

@@ -1,0 +1,210 @@
+"""`npu-smi info` as it was seen in public, driver by driver, and what is told from it."""
+
+from __future__ import annotations
+
+import pytest
+
+from deberta import npu
+from deberta.errors import ConfigError, DataError, MissingError
+from deberta.npu import BUSY, IDLE, UNKNOWN, Device, Process
+
+# Driver 22.0.2, the one of CANN 5.1.RC2: narrow, without the line of versions. Two cards.
+NARROW = """\
++-------------------+-----------------+------------------------------------------------------+
+| NPU     Name      | Health          | Power(W)     Temp(C)           Hugepages-Usage(page) |
+| Chip    Device    | Bus-Id          | AICore(%)    Memory-Usage(MB)                        |
++===================+=================+======================================================+
+| 0       310P3     | OK              | 15.8         42                0    / 0              |
+| 0       0         | 0000:82:00.0    | 0            1074 / 21534                            |
++===================+=================+======================================================+
+| 1       310P3     | OK              | 15.4         43                1236 / 1236           |
+| 0       1         | 0000:89:00.0    | 0            1070 / 21534                            |
++===================+=================+======================================================+
+"""
+# Driver 22.0.4: wide, versions, no table of processes, a dashed line at the end.
+WIDE = """\
++--------------------------------------------------------------------------------------------------------+
+| npu-smi 22.0.0                                   Version: 22.0.4                                       |
++-------------------------------+-----------------+------------------------------------------------------+
+| NPU     Name                  | Health          | Power(W)     Temp(C)     Hugepages-Usage(page)     |
+| Chip    Device                | Bus-Id          | AICore(%)    Memory-Usage(MB)                        |
++===============================+=================+======================================================+
+| 7       310P3                 | OK              | NA           28                0    / 0              |
+| 0       0                     | 0000:00:07.0    | 0            1805 / 21527                            |
++-------------------------------+-----------------+------------------------------------------------------+
+"""
+TABLE_OF_PROCESSES = """\
++===============================+=================+======================================================+
++-------------------------------+-----------------+------------------------------------------------------+
+| NPU     Chip                  | Process id      | Process name             | Process memory(MB)        |
++===============================+=================+======================================================+
+"""
+# Driver 23.0.0.
+NOBODY = (
+    WIDE.replace("| 7  ", "| 24 ")
+    + TABLE_OF_PROCESSES
+    + "| No running processes found in NPU 24                                                                   |\n"
+)
+# Driver 25.2: Atlas 300I Duo, two chips on one card, between them a dashed line.
+DUO = (
+    WIDE.splitlines()[0]
+    + """
+| npu-smi 25.2.0                                   Version: 25.2.0                                       |
++-------------------------------+-----------------+------------------------------------------------------+
+| NPU     Name                  | Health          | Power(W)     Temp(C)           Hugepages-Usage(page) |
+| Chip    Device                | Bus-Id          | AICore(%)    Memory-Usage(MB)                        |
++===============================+=================+======================================================+
+| 2       310P3                 | OK              | NA           45                0     / 0             |
+| 0       0                     | 0000:01:00.0    | 0            1529 / 44280                            |
++-------------------------------+-----------------+------------------------------------------------------+
+| 2       310P3                 | OK              | NA           43                0     / 0             |
+| 1       1                     | 0000:01:00.0    | 0            1412 / 43693                            |
++===============================+=================+======================================================+
+"""
+)
+# Driver 25.2.1: NPU numbers with gaps, memory in use glued to its slash, another process's memory.
+GLUED = """\
+| 32      310P3                 | OK              | NA           49                0     / 0             |
+| 0       1                     | 0000:02:00.0    | 0            1910 / 21527                            |
++===============================+=================+======================================================+
+| 32768   310P3                 | OK              | NA           46                8808  / 8808          |
+| 0       2                     | 0000:81:00.0    | 0            19562/ 21527                            |
+"""
+VIRTUAL = WIDE.replace("310P3    ", "310Pvir01").replace("1805 / 21527", "249  / 2690 ")
+# A 910B's: no Device column, so no logical number.
+NO_DEVICE_COLUMN = """\
+| NPU   Name           | Health        | Power(W)    Temp(C)           Hugepages-Usage(page)|
+| Chip                 | Bus-Id        | AICore(%)   Memory-Usage(MB)  HBM-Usage(MB)        |
++======================+===============+====================================================+
+| 0     910B           | OK            | 79.4        82                0    / 0             |
+| 0                    | 0000:81:00.0  | 0           1979 / 15039      0    / 32768         |
+"""
+
+
+def one(text: str) -> Device:
+    [device] = npu.parse(text).devices
+    return device
+
+
+def test_every_layout() -> None:
+    assert npu.parse(NARROW) == npu.Report(
+        devices=(
+            Device(0, 0, 0, "310P3", "OK", 0, 1074, 21534),
+            Device(1, 0, 1, "310P3", "OK", 0, 1070, 21534),
+        )
+    )
+    assert npu.parse(WIDE) == npu.Report((Device(7, 0, 0, "310P3", "OK", 0, 1805, 21527),), "22.0.0", "22.0.4")
+    assert one(NOBODY) == Device(24, 0, 0, "310P3", "OK", 0, 1805, 21527, processes=())
+    assert npu.parse(DUO).devices == (
+        Device(2, 0, 0, "310P3", "OK", 0, 1529, 44280),
+        Device(2, 1, 1, "310P3", "OK", 0, 1412, 43693),
+    )
+    assert [(d.npu, d.device, d.memory_used_mb) for d in npu.parse(GLUED).devices] == [(32, 1, 1910), (32768, 2, 19562)]
+    indented = "".join(f"         {line}\n" for line in NARROW.splitlines())
+    assert npu.parse(indented) == npu.parse(NARROW)
+
+
+def test_a_chip_that_is_called_by_digits_alone() -> None:
+    assert one(WIDE.replace("310P3", "310  ")).name == "310"
+    assert npu.soc_version([one(WIDE.replace("310P3    ", "Ascend910"))]) == "Ascend910"
+
+
+def test_processes_belong_to_their_chip() -> None:
+    busy_chip = (
+        "| 2       1                     | 139667          |                          | 30780                     |\n"
+    )
+    idle, busy = npu.parse(DUO + TABLE_OF_PROCESSES + busy_chip).devices
+    assert (idle.processes, busy.processes) == ((), (Process(139667, "", 30780),))
+    assert (npu.state(idle), npu.state(busy)) == (IDLE, BUSY)
+    other_card = busy_chip.replace("| 2 ", "| 5 ")
+    assert {device.processes for device in npu.parse(DUO + TABLE_OF_PROCESSES + other_card).devices} == {None}
+
+
+@pytest.mark.parametrize(
+    ("text", "state"),
+    [
+        (WIDE, IDLE),  # no process table, nothing in use: as much as the guide's driver can tell
+        (NOBODY, IDLE),
+        (WIDE.replace("| 0            1805", "| 3            1805"), BUSY),
+        (NOBODY.replace("| 0            1805", "| 100          1805"), BUSY),
+        # More memory than a bare driver takes, and nobody to be seen.
+        (WIDE.replace("1805 /", "3292 /"), UNKNOWN),
+        (NOBODY.replace("1805 /", "19435/"), UNKNOWN),
+        (WIDE.replace("| 0            1805", "| NA           1805"), UNKNOWN),
+        (NOBODY.replace("| 0            1805", "| NA           1805"), IDLE),
+        (WIDE.replace("| 0            1805", "| NA           1805") + TABLE_OF_PROCESSES, UNKNOWN),
+        (
+            NOBODY.replace("| No running processes found in NPU 24 ", "| 24      0      | 77 | python | 300 "),
+            BUSY,
+        ),
+    ],
+)
+def test_busy_idle_or_unknown(text: str, state: str) -> None:
+    assert npu.state(one(text)) == state
+
+
+def test_what_is_said_of_a_device() -> None:
+    busy = NOBODY.replace("| No running processes found in NPU 24 ", "| 24      0      | 77 | python | 300 ")
+    where = "device 0 (310P3, NPU 24 chip 0)"
+    assert npu.describe(one(busy)) == f"{where}: busy; AI cores 0 %, 1805 of 21527 MB in use, python 77"
+    assert npu.describe(one(NOBODY)) == f"{where}: idle; AI cores 0 %, 1805 of 21527 MB in use, no processes"
+    assert npu.describe(one(WIDE)).endswith("in use, this driver lists no processes")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "printed: nothing"),
+        ("npu-smi: command failed\n", "printed: npu-smi: command failed. Run: invoke doctor"),
+        ("dcmi model initialized failed, because the device is used. ret is -8020\n", "another container"),
+        ("dcmi module initialize failed. ret is -8005\n", "the driver does not answer"),
+        (WIDE.replace("| 7       310P3", "| -       -    ").replace("| 0       0 ", "| -       - "), "shows no device"),
+    ],
+)
+def test_no_device(text: str, says: str) -> None:
+    with pytest.raises(MissingError) as raised:
+        npu.parse(text)
+    assert says in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "text", [NO_DEVICE_COLUMN, "\n".join(WIDE.splitlines()[:7]), WIDE.replace("1805 / 21527", "NA")]
+)
+def test_a_table_that_is_not_understood_is_not_guessed_at(text: str) -> None:
+    with pytest.raises(DataError, match=r"of a form that is not known.* Give --soc-version"):
+        npu.parse(text)
+
+
+def test_a_device_that_is_not_there() -> None:
+    """NPU 32 is device 1: what msame takes is the logical number."""
+    devices = npu.parse(GLUED).devices
+    assert npu.find(devices, 2).npu == 32768
+    with pytest.raises(ConfigError, match=r"--device 32 .* shows: 1 \(310P3, NPU 32 chip 0\); 2 \(310P3, NPU 32768 ch"):
+        npu.find(devices, 32)
+
+
+@pytest.mark.parametrize("health", ["Warning", "Alarm", "Critical", "UNKNOWN"])
+def test_an_unhealthy_device(health: str) -> None:
+    npu.check_health(one(WIDE))
+    device = one(WIDE.replace("| OK      ", f"| {health:<8}"))
+    with pytest.raises(MissingError, match=f"device 0 .* is not healthy: npu-smi says {health}"):
+        npu.check_health(device)
+
+
+def test_the_chips_name_for_atc() -> None:
+    assert npu.soc_version(npu.parse(NARROW).devices) == "Ascend310P3"
+    several = npu.parse(NARROW.replace("| 1       310P3", "| 1       310P1")).devices
+    assert npu.soc_version(several, 1) == "Ascend310P1"
+    with pytest.raises(ConfigError, match="several kinds: 310P1, 310P3"):
+        npu.soc_version(several)
+    with pytest.raises(ConfigError, match="--device 5 is not there"):
+        npu.soc_version(several, 5)
+    with pytest.raises(ConfigError, match=r"Ascend310Pvir01 names a part of a chip \(vNPU\)"):
+        npu.soc_version(npu.parse(VIRTUAL).devices)
+
+
+@pytest.mark.parametrize("text", ["310P3", "Ascend", "Ascend 310P3", "Ascend310P3;x", "", "Ascend310Pvir02"])
+def test_a_soc_version_that_cannot_be_one(text: str) -> None:
+    assert npu.parse_soc_version("Ascend310P3") == "Ascend310P3"
+    with pytest.raises(ConfigError):
+        npu.parse_soc_version(text)
