@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-import shlex
-import shutil
 import signal
-import subprocess
 from pathlib import Path
 from typing import Any, Callable, TypeVar, cast
 
@@ -15,9 +12,9 @@ from invoke.context import Context
 from invoke.exceptions import Exit
 from invoke.tasks import task
 
-from deberta import contract
-from deberta.errors import INTERRUPTED, ConfigError, DebertaError, StageError, from_os_error, one_line
-from deberta.host import chain, choices, pipeline, profiles, stage_env
+from deberta import atc, contract
+from deberta.errors import INTERRUPTED, ConfigError, DebertaError, from_os_error, one_line
+from deberta.host import chain, choices, development, pipeline, profiles, stage_env
 from deberta.host.steps import Plan
 
 PROJECT = Path(__file__).resolve().parent
@@ -31,6 +28,9 @@ HELP = {
     "dry": "print the commands, touch nothing",
     "limit": "the first N rows only; never a result",
     "loops": "inferences of the performance run, 2 to 100",
+    "soc-version": "the chip to compile for: Ascend310P3, or auto to ask npu-smi",
+    "device": "the NPU to run on: npu-smi's column Device (default 0)",
+    "msame": "the msame binary (default docker/bin/msame)",
 }
 
 _Task = TypeVar("_Task", bound=Callable[..., None])
@@ -76,19 +76,39 @@ def _profile(c: Context, name: str | None) -> profiles.Profile:
     return profiles.load(name or c.config.get("profile"), c.config.get("profiles"))
 
 
-def _plan(c: Context, profile: str | None, backend: str | None, limit: str | None = None) -> Plan:
+def _plan(
+    c: Context, profile: str | None, backend: str | None, limit: Any = None, device: Any = None, compiles: bool = False
+) -> Plan:
     rows = contract.parse_integer("--limit", limit, 0, 1, 10**9)
-    return Plan(_profile(c, profile), choices.backend(backend or c.config.backend), rows)
+    chosen = choices.backend(backend or c.config.backend, compiles, str(c.config.get("cann") or ""))
+    options = choices.atc_options(c.config.get("atc")) if chosen == "ascend" else atc.DEFAULTS
+    return Plan(_profile(c, profile), chosen, rows, device=_device(c, device), atc=options)
 
 
-def _session(c: Context, executor: str | None, force: bool = False, dry: bool = False) -> pipeline.Session:
+def _device(c: Context, device: str | None) -> int:
+    return contract.parse_integer("--device", device or c.config.get("device"), 0, 0, 255)
+
+
+def _session(
+    c: Context,
+    executor: str | None,
+    force: bool = False,
+    dry: bool = False,
+    soc_version: str | None = None,
+    device: str | None = None,
+    msame: str | None = None,
+) -> pipeline.Session:
     choices.executor(executor or c.config.executor)
-    prepared = _prepared_python(c)
+    prepared, workspace = _prepared_python(c), _workspace(c)
+    soc = soc_version or str(c.config.get("soc_version") or "auto")
+    script = choices.cann_setting(PROJECT, c.config.get("cann"))
+    brought = choices.msame_path(PROJECT, msame or c.config.get("msame"))
     return pipeline.Session(
         project=PROJECT,
-        workspace=_workspace(c),
+        workspace=workspace,
         python=functools.cache(lambda: stage_env.ensure(PROJECT, python=prepared)),
         python_name=str(prepared or PROJECT / stage_env.FOLDER / "bin" / "python"),
+        tools=choices.programs(workspace, script, soc, _device(c, device), brought),
         force=force,
         dry=dry or bool(c.config.run.dry),
     )
@@ -129,24 +149,26 @@ def preprocess(
         chain.preprocess(session, plan, batch_size, chosen)
 
 
-@_task("bs", "profile", "backend", "executor", "force", "dry")
+@_task("bs", "profile", "backend", "soc-version", "executor", "force", "dry")
 def build_om(
     c: Context,
     bs: str | None = None,
     profile: str | None = None,
     backend: str | None = None,
+    soc_version: str | None = None,
     executor: str | None = None,
     force: bool = False,
     dry: bool = False,
 ) -> None:
     """Compile the model for one batch size; exports it first if need be."""
     batch_size = contract.parse_batch_size(bs)
-    plan, session = _plan(c, profile, backend), _session(c, executor, force, dry)
+    plan = _plan(c, profile, backend, compiles=True)
+    session = _session(c, executor, force, dry, soc_version)
     with pipeline.exclusive(session):
         chain.build(session, plan, batch_size)
 
 
-@_task("bs", "version", "limit", "profile", "backend", "executor", "force", "dry")
+@_task("bs", "version", "limit", "profile", "backend", "soc-version", "device", "msame", "executor", "force", "dry")
 def infer(
     c: Context,
     bs: str | None = None,
@@ -154,13 +176,17 @@ def infer(
     limit: str | None = None,
     profile: str | None = None,
     backend: str | None = None,
+    soc_version: str | None = None,
+    device: str | None = None,
+    msame: str | None = None,
     executor: str | None = None,
     force: bool = False,
     dry: bool = False,
 ) -> None:
     """Run the compiled model over one version's bins; makes what it needs first."""
     batch_size, chosen = contract.parse_batch_size(bs), _version(version)
-    plan, session = _plan(c, profile, backend, limit), _session(c, executor, force, dry)
+    plan = _plan(c, profile, backend, limit, device)
+    session = _session(c, executor, force, dry, soc_version, device, msame)
     with pipeline.exclusive(session):
         chain.infer(session, plan, batch_size, chosen)
 
@@ -188,7 +214,7 @@ def postprocess(
         chain.postprocess(session, plan, batch_size, chosen, outputs)
 
 
-@_task("bs", "version", "limit", "profile", "backend", "executor", "force", "dry")
+@_task("bs", "version", "limit", "profile", "backend", "soc-version", "device", "msame", "executor", "force", "dry")
 def evaluate(
     c: Context,
     bs: str | None = None,
@@ -196,18 +222,22 @@ def evaluate(
     limit: str | None = None,
     profile: str | None = None,
     backend: str | None = None,
+    soc_version: str | None = None,
+    device: str | None = None,
+    msame: str | None = None,
     executor: str | None = None,
     force: bool = False,
     dry: bool = False,
 ) -> None:
     """Run the whole chain for one version and print its accuracy."""
     batch_size, chosen = contract.parse_batch_size(bs), _version(version)
-    plan, session = _plan(c, profile, backend, limit), _session(c, executor, force, dry)
+    plan = _plan(c, profile, backend, limit, device)
+    session = _session(c, executor, force, dry, soc_version, device, msame)
     with pipeline.exclusive(session):
         chain.evaluate(session, plan, batch_size, chosen)
 
 
-@_task("bs", "version", "loops", "profile", "backend", "executor", "force", "dry")
+@_task("bs", "version", "loops", "profile", "backend", "soc-version", "device", "msame", "executor", "force", "dry")
 def perf(
     c: Context,
     bs: str | None = None,
@@ -215,6 +245,9 @@ def perf(
     loops: str | None = None,
     profile: str | None = None,
     backend: str | None = None,
+    soc_version: str | None = None,
+    device: str | None = None,
+    msame: str | None = None,
     executor: str | None = None,
     force: bool = False,
     dry: bool = False,
@@ -222,7 +255,8 @@ def perf(
     """The guide's performance run: one batch, 100 times; prints fps and percentiles."""
     batch_size, chosen = contract.parse_batch_size(bs), _version(version, "match")
     times = contract.parse_integer("--loops", loops, contract.PERFORMANCE_LOOPS, 2, contract.PERFORMANCE_LOOPS)
-    plan, session = _plan(c, profile, backend), _session(c, executor, force, dry)
+    plan = _plan(c, profile, backend, device=device)
+    session = _session(c, executor, force, dry, soc_version, device, msame)
     with pipeline.exclusive(session):
         chain.perf(session, plan, batch_size, chosen, times)
 
@@ -317,15 +351,13 @@ def doctor(c: Context, profile: str | None = None) -> None:
     from deberta.host import doctor as examination
 
     plan = Plan(_profile(c, profile), "cpu")
-    needed = [
-        (plan.profile.checkpoint_path, "export-onnx, build-om, infer, evaluate, perf"),
-        (plan.profile.config_path, "export-onnx, preprocess, evaluate"),
-        (plan.profile.tokenizer_path, "preprocess, infer, evaluate, perf"),
-        *((plan.profile.data_path(version), f"preprocess and evaluate of {version}") for version in plan.profile.rows),
-    ]
-    inputs = [(Path(path), blocks, plan.source(path).command) for path, blocks in needed]
-    full_size = plan.profile.name != "demo"
-    checks = examination.run(PROJECT, _workspace(c), inputs, full_size=full_size, python=_prepared_python(c))
+    checks = examination.run(
+        *(PROJECT, _workspace(c), examination.inputs(plan)),
+        full_size=plan.profile.name != "demo",
+        python=_prepared_python(c),
+        cann_setting=choices.cann_setting(PROJECT, c.config.get("cann")),
+        msame_path=choices.msame_path(PROJECT, c.config.get("msame")),
+    )
     print(examination.render(checks))
     if examination.missing(checks):
         raise Exit(code=3)
@@ -351,34 +383,16 @@ def clean(c: Context, profile: str | None = None, environments: bool = False, dr
     with pipeline.exclusive(session):
         cleaning.clean(session, chosen)
     if environments:
-        for folder in (PROJECT / stage_env.FOLDER, PROJECT / ".venv"):
-            print(f"{'would remove' if session.dry else 'removing'} {folder}")
-            if not session.dry and folder.exists():
-                shutil.rmtree(folder)
+        cleaning.remove_environments(PROJECT, session.dry)
 
 
 @_task(slow="also the tests at full size", k="only tests whose names match, as pytest -k", path="a test file or folder")
 def test(c: Context, slow: bool = False, k: str | None = None, path: str = "tests") -> None:
     """Run the tests."""
-    marks = [] if slow else ["-m", "not slow"]
-    _check(c, ["pytest", path, *marks, *(["-k", k] if k else [])], "the tests failed")
+    development.test(PROJECT, path, slow, k, bool(c.config.run.dry))
 
 
 @_task()
 def lint(c: Context) -> None:
     """Check style and types: ruff and mypy, strict."""
-    _check(c, ["ruff", "check", "."], "ruff found something")
-    _check(c, ["ruff", "format", "--check", "."], "run: .venv-stages/bin/python -m ruff format .")
-    _check(c, ["mypy"], "mypy found something")
-
-
-def _check(c: Context, arguments: list[str], problem: str) -> None:
-    """Run a development tool in the stages' environment."""
-    if c.config.run.dry:
-        print(shlex.join([str(PROJECT / stage_env.FOLDER / "bin" / "python"), "-m", *arguments]))
-        return
-    code = subprocess.run([str(stage_env.ensure(PROJECT, dev=True)), "-m", *arguments], cwd=PROJECT).returncode
-    if code in (130, -signal.SIGINT):
-        raise KeyboardInterrupt
-    if code:
-        raise StageError(f"{problem} (exit code {code})")
+    development.lint(PROJECT, bool(c.config.run.dry))

@@ -36,7 +36,7 @@ def finetune(session: Session, plan: Plan, init: Optional[str], options: Sequenc
 
 def build(session: Session, plan: Plan, batch_size: int) -> None:
     """checkpoint -> compiled model; the export runs first if need be."""
-    _run_all(session, [steps.export_onnx(plan), steps.build_om(plan, batch_size)])
+    _run_all(session, _compiling(session, _for_chip(session, plan, batch_size), batch_size))
 
 
 def preprocess(session: Session, plan: Plan, batch_size: int, version: Optional[str]) -> None:
@@ -53,7 +53,8 @@ def preprocess(session: Session, plan: Plan, batch_size: int, version: Optional[
 
 def infer(session: Session, plan: Plan, batch_size: int, version: str) -> PurePosixPath:
     """Everything up to the model's outputs; returns their folder."""
-    before = _before_inference(plan, batch_size, version)
+    plan = _for_chip(session, plan, batch_size)
+    before = _before_inference(session, plan, batch_size, version)
     pipeline.check_sources(session, before)
     made = [pipeline.run(session, step) for step in before]
     counted = records.summary(made[-1]).get("rows", 0) if made[-1] else 0
@@ -83,9 +84,9 @@ def evaluate(session: Session, plan: Plan, batch_size: int, version: str) -> Non
 
 def perf(session: Session, plan: Plan, batch_size: int, version: str, loops: int) -> None:
     """The guide's performance run: the first bin, `loops` times, and throughput from the average without the first."""
-    whole = replace(plan, limit=0)
+    whole = _for_chip(session, replace(plan, limit=0), batch_size)
     step = steps.perf(whole, batch_size, version, loops)
-    _run_all(session, [*_before_inference(whole, batch_size, version), step])
+    _run_all(session, [*_before_inference(session, whole, batch_size, version), step])
     if session.dry:
         return
     timing_log = whole.artifacts.timing_log(batch_size, version)
@@ -129,13 +130,36 @@ def _run_all(session: Session, planned: Sequence[Step]) -> None:
         pipeline.run(session, step)
 
 
-def _before_inference(plan: Plan, batch_size: int, version: str) -> list[Step]:
+def _for_chip(session: Session, plan: Plan, batch_size: int) -> Plan:
+    """The plan with the chip to compile for, if this will compile. Says so if the user's own .om is used instead."""
+    if plan.backend != "ascend":
+        return plan
+    if _uses_brought(session, plan, batch_size):
+        said = (
+            f"{plan.artifacts.compiled(batch_size)} was not made here and is used as it is (--force compiles it anew)"
+        )
+        print(f"# {said}" if session.dry else said)
+        return plan
+    return replace(plan, soc_version=session.tools.soc_version())
+
+
+def _uses_brought(session: Session, plan: Plan, batch_size: int) -> bool:
+    """An .om that the user brought stays as it is until --force."""
+    if plan.backend != "ascend" or session.force:
+        return False
+    return pipeline.is_brought(session, plan.artifacts.compiled(batch_size))
+
+
+def _compiling(session: Session, plan: Plan, batch_size: int) -> list[Step]:
+    """Nothing for an .om that the user brought."""
+    if _uses_brought(session, plan, batch_size):
+        return []
+    return [steps.export_onnx(plan), steps.build_om(plan, batch_size)]
+
+
+def _before_inference(session: Session, plan: Plan, batch_size: int, version: str) -> list[Step]:
     """The bins' step comes last: its record counts the rows."""
-    return [
-        steps.export_onnx(plan),
-        steps.build_om(plan, batch_size),
-        steps.preprocess(plan, batch_size, version),
-    ]
+    return [*_compiling(session, plan, batch_size), steps.preprocess(plan, batch_size, version)]
 
 
 def _known_outputs(session: Session, plan: Plan, batch_size: int, version: str) -> PurePosixPath:
@@ -144,7 +168,7 @@ def _known_outputs(session: Session, plan: Plan, batch_size: int, version: str) 
     record = records.read(session.workspace / record_of(parent))
     if record is not None:
         step = steps.infer(plan, batch_size, version, 0)
-        for before in (*_before_inference(plan, batch_size, version), step):
+        for before in (*_before_inference(session, plan, batch_size, version), step):
             if reason := pipeline.outdated(session, before):
                 again = plan.command("evaluate", f" --bs {batch_size} --version {version}")
                 raise DataError(

@@ -7,7 +7,8 @@ from typing import Sequence
 
 from deberta import files, records
 from deberta.errors import DataError
-from deberta.host.pipeline import Session
+from deberta.host import stage_env
+from deberta.host.pipeline import UNRECORDED, Session
 from deberta.host.profiles import Profile
 
 RECORD = ".record.json"
@@ -26,6 +27,8 @@ def clean(session: Session, profiles: Sequence[Profile]) -> None:
             subjects = _subjects(session, path)
             if not inputs & set(subjects):
                 doomed += [*subjects, path]
+        unrecorded = sorted(root.rglob(f".*{UNRECORDED}"))  # beside what a killed run made and did not vouch for
+        doomed += [path.with_name(path.name[1 : -len(UNRECORDED)]) for path in unrecorded]
         doomed += sorted(root.rglob(f".*{files.TEMPORARY}*"))
     doomed += [
         root / backend / "logs" for root in roots for backend in ("cpu", "ascend") if (root / backend / "logs").exists()
@@ -38,6 +41,14 @@ def clean(session: Session, profiles: Sequence[Profile]) -> None:
                 files.remove(path)
     if not session.dry:
         _remove_empty(roots)
+
+
+def remove_environments(project: Path, dry: bool) -> None:
+    """Remove the stages' environment and inv's own."""
+    for folder in (project / stage_env.FOLDER, project / ".venv"):
+        print(f"{'would remove' if dry else 'removing'} {folder}")
+        if not dry:
+            files.remove(folder)
 
 
 def _inputs(profile: Profile) -> list[PurePosixPath]:

@@ -17,16 +17,14 @@ from typing import Dict, List, Optional, Sequence, Tuple
 from deberta import cpus
 from deberta.errors import DebertaError
 from deberta.host import stage_env
+from deberta.host.cann import SCRIPTS, find
+from deberta.host.steps import Plan
+from deberta.host.tools import MSAME
 
 OK, MISSING, UNKNOWN = "ok", "missing", "unknown"
 GIB = 1 << 30
 FULL_DISK, FULL_MEMORY = 8 * GIB, 4 * GIB  # models, bins and results of the guide's model; its export peaks below 4 GiB
 SMALL_DISK, SMALL_MEMORY = 1 * GIB, 2 * GIB  # the demo's
-SET_ENV = (  # the guide's path, then the default installation's
-    Path("/opt/npu/cann_5.1.rc205/ascend-toolkit/set_env.sh"),
-    Path("/usr/local/Ascend/ascend-toolkit/set_env.sh"),
-)
-MSAME = Path("docker", "bin", "msame")  # below the project
 ENGINE_TIMEOUT = 3  # seconds
 WRITTEN = ("models", "data", "results", ".cache")  # below the workspace
 
@@ -50,11 +48,14 @@ def run(
     inputs: Sequence[Tuple[Path, str, str]],
     full_size: bool = True,
     python: Optional[Path] = None,
+    cann_setting: str = "",
+    msame_path: Optional[Path] = None,
 ) -> Tuple[Check, ...]:
     """Every check. `inputs`: (path, relative to the workspace or absolute; what it blocks; command that gets it).
 
     `full_size` False asks for the disk and memory that the demo needs, not for the guide's model's. `python` is the
-    interpreter of an environment that the user prepared for the stages (the setting stages_python).
+    interpreter of an environment that the user prepared for the stages (the setting stages_python); `cann_setting` and
+    `msame_path` are the settings of the ascend backend.
     """
     return (
         host_python(sys.version_info[:3]),
@@ -66,12 +67,24 @@ def run(
         cpu_features(),
         *(input_file(workspace / path, str(path), blocks, get) for path, blocks, get in inputs),
         engine(),
-        cann(),
+        cann(cann_setting),
         compiler(),
-        msame(project),
+        msame(msame_path or project / MSAME),
         devices(),
         npu_smi(),
     )
+
+
+def inputs(plan: Plan) -> Tuple[Tuple[Path, str, str], ...]:
+    """What a profile's user brings, as `run` takes it."""
+    profile = plan.profile
+    needed = [
+        (profile.checkpoint_path, "export-onnx, build-om, infer, evaluate, perf"),
+        (profile.config_path, "export-onnx, preprocess, evaluate"),
+        (profile.tokenizer_path, "preprocess, infer, evaluate, perf"),
+        *((profile.data_path(version), f"preprocess and evaluate of {version}") for version in profile.rows),
+    ]
+    return tuple((Path(path), blocks, plan.source(path).command) for path, blocks in needed)
 
 
 def missing(checks: Sequence[Check]) -> Tuple[Check, ...]:
@@ -228,29 +241,33 @@ def engine() -> Check:
     return Check("Docker engine", found, "", OK)
 
 
-def cann(scripts: Sequence[Path] = SET_ENV) -> Check:
-    """CANN's set_env.sh, at the guide's path or the default one."""
-    for path in scripts:
-        if path.is_file():
-            return Check("CANN toolkit", str(path), "", OK)
-    get = "install the CANN toolkit from its vendor (set_env.sh in one of: " + ", ".join(map(str, scripts)) + ")"
-    return Check("CANN toolkit", "no set_env.sh", "", MISSING, "the ascend backend on the local executor", get)
+def cann(setting: str = "", scripts: Sequence[Path] = SCRIPTS) -> Check:
+    """CANN's set_env.sh: the setting's, at the guide's path or the default one."""
+    blocks = "the ascend backend on the local executor"
+    try:
+        return Check("CANN toolkit", str(find(setting, scripts)), "", OK)
+    except DebertaError as error:
+        found = str(error) if setting else "no set_env.sh"
+    places = ", ".join(map(str, scripts))
+    get = f"install the CANN toolkit from its vendor (set_env.sh in one of: {places}), or set cann in invoke.yaml"
+    return Check("CANN toolkit", found, "", MISSING, blocks, get)
 
 
 def compiler() -> Check:
     path = shutil.which("atc")
     if path:
         return Check("atc", path, "", OK)
-    blocks = "build-om with the ascend backend, unless set_env.sh or an image has it"
-    return Check("atc", "not on PATH", "", MISSING, blocks, "it comes with the CANN toolkit: source set_env.sh")
+    blocks = "build-om with the ascend backend, unless the PATH that set_env.sh makes has it"
+    return Check(
+        "atc", "not on PATH", "", MISSING, blocks, "it comes with the CANN toolkit, whose set_env.sh we source"
+    )
 
 
-def msame(project: Path) -> Check:
-    path = project / MSAME
+def msame(path: Path) -> Check:
     if os.access(path, os.X_OK) and path.is_file():
         return Check("msame", str(path), "", OK)
-    get = f"build it from Ascend's tools and put it at {MSAME}"
-    found = "not executable" if path.exists() else f"no {MSAME}"
+    get = f"build it from Ascend's tools and put it at {MSAME}, or set msame in invoke.yaml"
+    found = "not executable" if path.exists() else f"no {path}"
     return Check("msame", found, "", MISSING, "infer and perf with the ascend backend", get)
 
 
@@ -272,7 +289,10 @@ def npu_smi() -> Check:
     path = shutil.which("npu-smi")
     if path:
         return Check("npu-smi", path, "", OK)
-    blocks, get = "telling the chip's name for soc_version", "it comes with the Ascend driver, in /usr/local/bin"
+    blocks, get = (
+        "telling the chip's name for soc_version, and whether the device is idle",
+        "it comes with the Ascend driver, in /usr/local/bin",
+    )
     return Check("npu-smi", "not on PATH", "", MISSING, blocks, get)
 
 

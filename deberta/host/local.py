@@ -25,10 +25,21 @@ def environment(project: Path, inherited: Mapping[str, str]) -> dict[str, str]:
 
 
 def run(command: Sequence[str], workspace: Path, project: Path, log: Path, show: Callable[[str], None]) -> str:
-    """Run a command in the workspace, pass its lines to `show` and the log, and return all that it printed.
+    """Run a stage in the workspace, pass its lines to `show` and the log, and return all that it printed.
 
     Raises our error of the stage's exit code with the stage's own message, StageError for any other failure, and
     KeyboardInterrupt, after the stage has ended, if it or we were interrupted.
+    """
+    lines, code = execute(command, workspace, environment(project, os.environ), log, show)
+    return _result(code, lines, command, log)
+
+
+def execute(
+    command: Sequence[str], folder: Path, variables: Mapping[str, str], log: Path, show: Callable[[str], None]
+) -> tuple[list[str], int]:
+    """Run a command in a folder with these variables alone; returns its lines (stderr's among them) and exit code.
+
+    Raises KeyboardInterrupt, after it has ended, if it or we were interrupted.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     lines: list[str] = []
@@ -37,8 +48,8 @@ def run(command: Sequence[str], workspace: Path, project: Path, log: Path, show:
         # Its own session: Ctrl-C on the terminal reaches us alone, and we pass it on once.
         process = subprocess.Popen(
             command,
-            cwd=workspace,
-            env=environment(project, os.environ),
+            cwd=folder,
+            env=variables,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -58,23 +69,26 @@ def run(command: Sequence[str], workspace: Path, project: Path, log: Path, show:
             show("stopping; interrupt again to kill it at once")
             _stop(process)
             raise
-    return _result(process.returncode, lines, command, log)
+    if process.returncode in (INTERRUPTED, -signal.SIGINT):
+        raise KeyboardInterrupt
+    return lines, process.returncode
 
 
 def _stop(process: subprocess.Popen[str]) -> None:
-    process.send_signal(signal.SIGINT)
+    """As Ctrl-C on a terminal would: the whole group, since ATC compiles in processes of its own."""
+    if process.poll() is not None:
+        return
+    os.killpg(process.pid, signal.SIGINT)
     try:
         process.communicate(timeout=GRACE_SECONDS)
     except (subprocess.TimeoutExpired, KeyboardInterrupt):
-        process.kill()
+        os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
 
 
 def _result(code: int, lines: Sequence[str], command: Sequence[str], log: Path) -> str:
     if code == 0:
         return "".join(lines)
-    if code in (INTERRUPTED, -signal.SIGINT):
-        raise KeyboardInterrupt
     errors = [line[len(ERROR_PREFIX) :].strip() for line in lines if line.startswith(ERROR_PREFIX)]
     if errors:
         raise from_exit_code(code, errors[-1])

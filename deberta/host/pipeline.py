@@ -13,15 +13,17 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Callable, Iterator, Mapping, Optional, Sequence
 
-from deberta import files, msame, records
+from deberta import atc, files, msame, records
 from deberta.artifacts import record_of
 from deberta.errors import DataError, DebertaError, MissingError, StageError
-from deberta.host import code, local
+from deberta.host import cann, code, local, tools
 from deberta.host.console import Console
-from deberta.host.steps import Inference, Input, Step
+from deberta.host.steps import Compilation, Inference, Input, Step
+from deberta.host.tools import Tools
 
 LOCK = "requirements-stages.lock"
 LATEST = "/$T"  # stands for the folder that a run names after its time, where the run has not been yet
+UNRECORDED = f"{files.TEMPORARY}unrecorded"
 BUILDER = "urn:deberta-ascend:executor:local"
 
 
@@ -33,6 +35,7 @@ class Session:
     workspace: Path
     python: Callable[[], Path]
     python_name: str  # as shown in a dry run, which must not make the environment
+    tools: Tools
     force: bool = False
     dry: bool = False
     digests: records.Digests = field(init=False)
@@ -95,13 +98,14 @@ def run(session: Session, step: Step) -> Mapping[str, Any]:
         console.say(f"up to date: {', '.join(str(path) for path in step.outputs)}")
         return record
     console.say(f"running: {reason}")
-    python = session.python()
+    if not step.tool:
+        session.python()  # first, so that making the environment is not counted as the step's time
     parameters, dependencies = _parameters(session, step), _dependencies(session, step)
     started, clock = records.now(), time.monotonic()
     summary_path = session.workspace / ".cache" / f"{step.name}.summary.json"
     files.remove(summary_path)
     try:
-        subjects = _execute(session, step, python, summary_path, console)
+        subjects = _execute(session, step, summary_path, console)
     except DebertaError as error:
         raise type(error)(_completed(step, str(error))) from error
     for subject in subjects:
@@ -118,6 +122,8 @@ def run(session: Session, step: Step) -> Mapping[str, Any]:
     )
     # Over the old record, and only now: old outputs with their record are true until new ones have theirs.
     records.write(session.workspace / record_of(step.outputs[0]), statement)
+    files.remove(_unrecorded(session, step.outputs[0]))
+    files.remove(tools.scratch(session.workspace, step.name))
     _remove_former(session, step, record, subjects)
     for subject in subjects:
         console.say(_describe(session, subject))
@@ -126,11 +132,15 @@ def run(session: Session, step: Step) -> Mapping[str, Any]:
 
 
 def outdated(session: Session, step: Step) -> Optional[str]:
-    """Why a step's outputs are not those that it would make now, or None if they are."""
+    """Why a step's outputs are not those that it would make now, or None if they are.
+
+    A tool's options and CANN's version are not asked for: what it once made is looked at without either.
+    """
     absent = _absent(session, step)
     if absent:
         return f"{absent[0].path} is missing"
-    return why_run(session, step, _record(session, step))
+    record = _record(session, step)
+    return _altered(session, step, record) if step.tool and record is not None else why_run(session, step, record)
 
 
 def why_run(session: Session, step: Step, record: Optional[Mapping[str, Any]]) -> Optional[str]:
@@ -141,6 +151,11 @@ def why_run(session: Session, step: Step, record: Optional[Mapping[str, Any]]) -
     for key, value in _parameters(session, step).items():
         if records.parameters(record).get(key) != value:
             return f"its {key} changed"
+    return _altered(session, step, record)
+
+
+def _altered(session: Session, step: Step, record: Mapping[str, Any]) -> Optional[str]:
+    """The input or output that is no longer what the record says."""
     before, now = records.dependencies(record), records.digests(_dependencies(session, step))
     for name in now:
         if before.get(name) != now[name]:
@@ -162,6 +177,18 @@ def outputs_folder(record: Mapping[str, Any], inference: Inference) -> PurePosix
     raise StageError(f"the record of {inference.output} names no output folder. Infer again with --force")
 
 
+def is_brought(session: Session, artifact: PurePosixPath) -> bool:
+    """Whether an artifact is there that we did not make: the guide's own .om can be dropped in and used as it is."""
+    recorded = (session.workspace / record_of(artifact)).exists()
+    return (session.workspace / artifact).is_file() and not recorded and not _unrecorded(session, artifact).exists()
+
+
+def _unrecorded(session: Session, artifact: PurePosixPath) -> Path:
+    """Marks a compiled model as ours between its rename and its first record."""
+    path = session.workspace / artifact
+    return path.with_name(f".{path.name}{UNRECORDED}")
+
+
 def _absent(session: Session, step: Step) -> list[Input]:
     return [needed for needed in step.inputs if not (session.workspace / needed.path).exists()]
 
@@ -181,6 +208,12 @@ def _dependencies(session: Session, step: Step) -> list[dict[str, Any]]:
 
 
 def _parameters(session: Session, step: Step) -> dict[str, Any]:
+    if step.tool:
+        installed = session.tools.cann()
+        program = tools.executable(session.tools, installed, step.tool)
+        brought = {"program": files.sha256_of(program)} if step.tool == "msame" else {}
+        named = {"step": step.name, "tool": step.tool, "arguments": list(step.arguments)}
+        return {**named, "cann": installed.version, **brought}
     return {
         "step": step.name,
         "module": step.module,
@@ -190,34 +223,92 @@ def _parameters(session: Session, step: Step) -> dict[str, Any]:
     }
 
 
-def _execute(session: Session, step: Step, python: Path, summary: Path, console: Console) -> list[PurePosixPath]:
+def _execute(session: Session, step: Step, summary: Path, console: Console) -> list[PurePosixPath]:
     """Run the command and return the paths that it made."""
     given = [*step.arguments, "--summary", str(summary.relative_to(session.workspace))]
     try:
+        if step.compilation is not None:
+            return _compile(session, step, step.compilation, summary, console)
         if step.inference is not None:
-            return _infer(session, step, step.inference, local.command_line(python, step.module, given), console)
-        command = local.command_line(python, step.module, given)
-        local.run(command, session.workspace, session.project, session.workspace / step.log, console.line)
+            return _infer(session, step, step.inference, list(step.arguments) if step.tool else given, console)
+        _run_stage(session, step, given, console.line)
         return list(step.outputs)
     finally:
         console.close()
 
 
-def _infer(
-    session: Session, step: Step, inference: Inference, command: Sequence[str], console: Console
+def _run_stage(session: Session, step: Step, arguments: Sequence[str], show: Callable[[str], None]) -> str:
+    command = local.command_line(session.python(), step.module, arguments)
+    return local.run(command, session.workspace, session.project, session.workspace / step.log, show)
+
+
+def _run_tool(session: Session, step: Step, arguments: Sequence[str], show: Callable[[str], None]) -> tuple[str, int]:
+    """Run atc or msame in a scratch folder and CANN's environment; returns what it printed and its exit code."""
+    installed = session.tools.cann()
+    program = tools.executable(session.tools, installed, step.tool)
+    folder = tools.new_scratch(session.workspace, step.name)
+    variables = cann.with_home(installed, folder / "home")
+    lines, status = local.execute([str(program), *arguments], folder, variables, session.workspace / step.log, show)
+    return "".join(lines), status
+
+
+def _compile(
+    session: Session, step: Step, compilation: Compilation, summary: Path, console: Console
 ) -> list[PurePosixPath]:
-    """Run msame's twin into a temporary folder, judge what it left, and only then give it its name."""
+    """Run ATC to a temporary name, judge what it left, and only then give it its name."""
+    model, final = session.workspace / compilation.model, session.workspace / compilation.om
+    atc.check_paths([model, final, *(session.workspace / path for path in atc.option_files(compilation.options))])
+    final.parent.mkdir(parents=True, exist_ok=True)
+    marker = _unrecorded(session, compilation.om)
+    if marker.exists():
+        files.remove(final)  # ours, of a run that was killed before it could vouch for it
+    files.remove_leftovers(final)
+    clock = files.temporary_beside(final)
+    made = clock.with_name(clock.name + ".om")  # ATC adds it
+    options = atc.rooted(compilation.options, session.workspace)
+    output = made.relative_to(session.workspace)
+    command = atc.command(compilation.model, output, compilation.batch_size, compilation.soc_version, options)
+    try:
+        clock.touch()
+        started = clock.stat().st_mtime  # the file system's clock, which the .om's age is told by
+        stdout, status = _run_tool(session, step, command[1:], console.line)
+        outcome = atc.parse(stdout)
+        atc.judge(outcome, status, made, started, atc.least_bytes(model.stat().st_size), step.log)
+        marker.touch()
+        os.replace(made, final)
+    finally:
+        files.remove(clock)
+        files.remove(made)
+    files.write_text(summary, json.dumps({**atc.summary(outcome), "soc_version": compilation.soc_version}))
+    return [compilation.om]
+
+
+def _infer(
+    session: Session, step: Step, inference: Inference, arguments: Sequence[str], console: Console
+) -> list[PurePosixPath]:
+    """Run msame or its twin into a temporary folder, judge what it left, and only then give it its name."""
     final = session.workspace / inference.output
     final.parent.mkdir(parents=True, exist_ok=True)
     files.remove_leftovers(final)
     temporary = files.temporary_beside(final)
     relative = str(temporary.relative_to(session.workspace))
-    elsewhere = [relative if argument == str(inference.output) else argument for argument in command]
+    elsewhere = [relative if argument == str(inference.output) else argument for argument in arguments]
+    status = 0
     try:
-        stdout = local.run(elsewhere, session.workspace, session.project, session.workspace / step.log, console.quiet)
+        if step.tool:
+            tools.check_bins(session.workspace, inference.bins, inference.bin_bytes, inference.times)
+            tools.check_device(inference.device, console.say)
+            stdout, status = _run_tool(session, step, elsewhere, console.quiet)
+        else:
+            stdout = _run_stage(session, step, elsewhere, console.quiet)
         outcome = msame.parse(stdout)
         made = session.workspace / outcome.folder if outcome.folder else temporary
-        msame.judge(outcome, made, inference.expected, inference.times)
+        try:
+            msame.judge(outcome, made, inference.expected, inference.times)
+        except DebertaError as error:
+            raise type(error)(f"{error} (its output: {step.log})") from error
+        if status:  # all its files are there, and something went wrong
+            raise StageError(f"{step.tool} did all its work, but ended with exit code {status}. See {step.log}")
         final.mkdir(exist_ok=True)
         os.replace(made, final / made.name)
     finally:
@@ -251,8 +342,14 @@ def _completed(step: Step, message: str) -> str:
 
 def _show(session: Session, step: Step) -> None:
     """Print what a person could paste: the step's command, run in the workspace."""
-    if step.inference is not None:
-        print(f"mkdir -p {shlex.quote(str(step.inference.output.parent))}")
+    if step.tool:
+        print(f"source {shlex.quote(session.tools.source())}")
+    if step.inference is not None or step.tool:  # atc and msame make no folder above the last one
+        print(f"mkdir -p {shlex.quote(str((step.inference.output if step.inference else step.outputs[0]).parent))}")
+    if step.tool:
+        program = "atc" if step.tool == "atc" else str(session.tools.msame)
+        print(shlex.join([program, *step.arguments]))
+        return
     command = shlex.join([session.python_name, "-m", step.module, *step.arguments])
     for argument in step.arguments:
         if argument.endswith(LATEST):

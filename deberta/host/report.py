@@ -12,6 +12,7 @@ from typing import Any, Mapping, Optional, Sequence
 from deberta import files, msame, published, records
 from deberta.artifacts import record_of
 from deberta.errors import DataError, MissingError
+from deberta.host import pipeline
 from deberta.host.pipeline import Session
 from deberta.host.steps import Plan
 
@@ -102,6 +103,9 @@ def _model_of(session: Session, plan: Plan, batch_size: int, run: Mapping[str, A
     """Empty if a run used the present compiled model, and that was made of the present dynamic.onnx."""
     compiled, onnx = plan.artifacts.compiled(batch_size), plan.artifacts.onnx
     made = records.read(session.workspace / record_of(compiled))
+    if plan.backend == "ascend" and pipeline.is_brought(session, compiled):
+        same = records.dependencies(run).get(str(compiled)) == session.digests.of(compiled)
+        return "on ascend, .om brought" if same else "outdated: another model"
     for record, needed in ((run, compiled), (made, onnx)):
         there = (session.workspace / needed).exists()
         if record is None or not there or records.dependencies(record).get(str(needed)) != session.digests.of(needed):

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath as Path
 from typing import Mapping, Optional, Sequence
 
-from deberta import contract
+from deberta import atc, contract
 from deberta.artifacts import Artifacts, limited
+from deberta.atc import AtcOptions
 from deberta.contract import INPUTS, TRAIN_FILE
+from deberta.errors import ConfigError
 from deberta.host.profiles import Profile
 
 
@@ -28,36 +30,59 @@ class Inference:
     """A step that msame or its twin runs: it writes `<output>/<T>/`, which is judged before it counts.
 
     `expected` maps output file names to bytes; `times` is the number of inferences; `log_copy` keeps its output.
+    `bins`: what is given as --input, folders or files, each file of `bin_bytes` bytes.
     """
 
     output: Path
     expected: Mapping[str, int]
     times: int
+    bins: tuple[Path, ...]
+    bin_bytes: int
+    device: int = 0
     log_copy: Optional[Path] = None
 
 
 @dataclass(frozen=True)
+class Compilation:
+    """A step that ATC runs: it writes one .om, which is judged before it gets its name."""
+
+    model: Path
+    om: Path
+    batch_size: int
+    soc_version: str
+    options: AtcOptions
+
+
+@dataclass(frozen=True)
 class Step:
-    """One command in a stage: `python -m <module> <arguments>`, run in the workspace."""
+    """One command: a stage of ours, `python -m <module> <arguments>`, or a tool of CANN's, `<tool> <arguments>`.
+
+    Its paths are relative to the workspace. A tool runs in a scratch folder that links to the workspace's.
+    """
 
     name: str  # unique in a profile and backend; names the log
     title: str
-    module: str
+    module: str  # empty for a tool
     arguments: tuple[str, ...]
     inputs: tuple[Input, ...]
     outputs: tuple[Path, ...]  # the first one's name carries the record
     log: Path
     commands: Mapping[str, str]  # task -> the command line that runs it for this run, to complete a stage's hints
     inference: Optional[Inference] = None
+    tool: str = ""  # atc or msame
+    compilation: Optional[Compilation] = None
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that names a run: paths, profile and options."""
+    """Everything that names a run: paths, profile and options. The last three are the ascend backend's."""
 
     profile: Profile
     backend: str
     limit: int = 0
+    soc_version: str = ""
+    device: int = 0
+    atc: AtcOptions = atc.DEFAULTS
 
     @property
     def artifacts(self) -> Artifacts:
@@ -66,7 +91,8 @@ class Plan:
     def command(self, task: str, options: str = "") -> str:
         """The command that runs one of our tasks for this profile, to be named in messages."""
         limit = f" --limit {self.limit}" if self.limit and task not in ("export-onnx", "build-om") else ""
-        return f"invoke {task}{options} --profile {self.profile.name}{limit}"
+        backend = " --backend ascend" if self.backend == "ascend" and task not in ("export-onnx", "preprocess") else ""
+        return f"invoke {task}{options} --profile {self.profile.name}{backend}{limit}"
 
     def commands(self, batch_size: Optional[int] = None, version: Optional[str] = None) -> dict[str, str]:
         """The command line of each task that a stage may name in a message."""
@@ -141,6 +167,21 @@ def build_om(plan: Plan, batch_size: int) -> Step:
     artifacts = plan.artifacts
     compiled = artifacts.compiled(batch_size)
     name = f"build-om_bs{batch_size}"
+    if plan.backend == "ascend":
+        wanted = Compilation(artifacts.onnx, compiled, batch_size, plan.soc_version, plan.atc)
+        files = tuple(Input(path, "check atc in invoke.yaml") for path in atc.option_files(plan.atc))
+        return Step(
+            name=name,
+            title=f"build-om bs={batch_size}",
+            module="",
+            tool="atc",
+            arguments=atc.command(wanted.model, wanted.om, batch_size, wanted.soc_version, wanted.options)[1:],
+            inputs=(Input(artifacts.onnx, plan.command("export-onnx")), *files),
+            outputs=(compiled,),
+            log=artifacts.log(name),
+            commands=plan.commands(batch_size),
+            compilation=wanted,
+        )
     return Step(
         name=name,
         title=f"build-om bs={batch_size}",
@@ -185,8 +226,12 @@ def infer(plan: Plan, batch_size: int, version: str, rows: int) -> Step:
     return Step(
         name=name,
         title=title,
-        module="deberta.stages.run_cpu",
-        arguments=("--model", str(model), "--input", ",".join(f"{bins / i}/" for i in INPUTS), "--output", str(output)),
+        module="" if plan.backend == "ascend" else "deberta.stages.run_cpu",
+        tool="msame" if plan.backend == "ascend" else "",
+        arguments=(
+            *("--model", str(model), "--input", ",".join(f"{bins / i}/" for i in INPUTS), "--output", str(output)),
+            *_msame_options(plan, batch_size),
+        ),
         inputs=(_compiled(plan, batch_size), _bins(plan, batch_size, version)),
         outputs=(output,),
         log=artifacts.log(name),
@@ -195,6 +240,9 @@ def infer(plan: Plan, batch_size: int, version: str, rows: int) -> Step:
             output=output,
             expected={contract.output_file(i): contract.output_bytes(batch_size) for i in range(batches)},
             times=batches,
+            bins=tuple(bins / i for i in INPUTS),
+            bin_bytes=contract.input_bytes(batch_size),
+            device=plan.device,
         ),
     )
 
@@ -208,13 +256,17 @@ def perf(plan: Plan, batch_size: int, version: str, loops: int) -> Step:
         artifacts.compiled(batch_size),
     )
     name, title = plan.named("perf", batch_size, version)
-    first = ",".join(str(bins / i / contract.input_file(0)) for i in INPUTS)
+    first = tuple(bins / i / contract.input_file(0) for i in INPUTS)
     timing_log = artifacts.timing_log(batch_size, version)
     return Step(
         name=name,
         title=title,
-        module="deberta.stages.run_cpu",
-        arguments=("--model", str(model), "--input", first, "--output", str(output), "--loop", str(loops)),
+        module="" if plan.backend == "ascend" else "deberta.stages.run_cpu",
+        tool="msame" if plan.backend == "ascend" else "",
+        arguments=(
+            *("--model", str(model), "--input", ",".join(map(str, first)), "--output", str(output)),
+            *("--loop", str(loops), *_msame_options(plan, batch_size)),
+        ),
         inputs=(_compiled(plan, batch_size), _bins(plan, batch_size, version)),
         outputs=(timing_log, output),
         log=artifacts.log(name),
@@ -223,6 +275,9 @@ def perf(plan: Plan, batch_size: int, version: str, loops: int) -> Step:
             output=output,
             expected={f"{model.stem}_output_0.bin": contract.output_bytes(batch_size)},
             times=loops,
+            bins=first,
+            bin_bytes=contract.input_bytes(batch_size),
+            device=plan.device,
             log_copy=timing_log,
         ),
     )
@@ -252,6 +307,15 @@ def _counts(plan: Plan, version: str) -> tuple[str, ...]:
     expected = plan.profile.rows[version]
     limit = ("--limit", str(plan.limit)) if plan.limit else ()
     return (*limit, "--rows", str(expected)) if expected is not None else limit
+
+
+def _msame_options(plan: Plan, batch_size: int) -> tuple[str, ...]:
+    """What msame needs beyond the guide's line: a device other than 0, and the gear of a model that has gears."""
+    if plan.backend != "ascend":
+        return ()
+    if ".bin" in plan.profile.name:  # in a folder's name too, msame takes it for a file
+        raise ConfigError(f"msame cannot run profile {plan.profile.name}: rename it, so that its name has no .bin")
+    return (*(("--device", str(plan.device)) if plan.device else ()), *atc.dym_dims(batch_size, plan.atc))
 
 
 def _compiled(plan: Plan, batch_size: int) -> Input:

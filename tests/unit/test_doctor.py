@@ -135,9 +135,9 @@ def test_vector_units(tmp_path: Path) -> None:
 def test_ascend_is_seen_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     looks = {
-        "cann": lambda: doctor.cann([tmp_path / "nothing", tmp_path / "set_env.sh"]),
+        "cann": lambda: doctor.cann("", [tmp_path / "nothing", tmp_path / "set_env.sh"]),
         "atc": doctor.compiler,
-        "msame": lambda: doctor.msame(tmp_path),
+        "msame": lambda: doctor.msame(tmp_path / "docker/bin/msame"),
         "devices": lambda: doctor.devices(tmp_path),
         "npu-smi": doctor.npu_smi,
     }
@@ -148,11 +148,14 @@ def test_ascend_is_seen_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch(mode=0o644)
-    assert doctor.msame(tmp_path).found == "not executable"
+    assert doctor.msame(tmp_path / "docker/bin/msame").found == "not executable"
     for name in ("atc", "npu-smi", "docker/bin/msame"):
         (tmp_path / name).chmod(0o755)
     assert {check.state for check in (look() for look in looks.values())} == {OK}
     assert doctor.devices(tmp_path).found == "davinci0 davinci1"
+    assert doctor.cann(str(tmp_path)).state == OK
+    wrong = doctor.cann(str(tmp_path / "docker"), [tmp_path / "set_env.sh"])  # a wrong setting never falls back
+    assert wrong.state == MISSING and "no set_env.sh is there" in wrong.found
 
 
 def test_a_device_that_may_not_be_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

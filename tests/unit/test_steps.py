@@ -60,6 +60,11 @@ def test_guides_names_are_kept() -> None:
             output=Path("results/mnli/cpu/outputs_bs8_om/match"),
             expected={f"input_{i}_output_0.bin": 96 for i in range(1227)},
             times=1227,
+            bins=(
+                Path("data/mnli/pre_mnli_bs8/match/input_ids"),
+                Path("data/mnli/pre_mnli_bs8/match/input_mask"),
+            ),
+            bin_bytes=8192,
         ),
     )
 
@@ -146,6 +151,13 @@ def test_profile_with_one_version() -> None:
     assert "--rows" not in steps.preprocess(plan, 1, "match").arguments
     with pytest.raises(ConfigError, match="has no version 'mismatch', only: match"):
         steps.preprocess(plan, 1, "mismatch")
+
+
+def test_a_folder_that_msame_takes_for_a_file() -> None:
+    plan = Plan(profiles.load("my.binary", {"my.binary": MNLI}), "ascend")
+    for plan_step in (steps.infer, steps.perf):
+        with pytest.raises(ConfigError, match=r"its name has no \.bin"):
+            plan_step(plan, 8, "match", 100)
 
 
 def test_published_figures_are_the_guides_table() -> None:

@@ -1,0 +1,118 @@
+"""The ascend backend's programs on this machine: atc, msame and npu-smi, run in CANN's environment and no other."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Callable, Optional
+
+from deberta import contract, files, npu
+from deberta.errors import DataError, MissingError, StageError
+from deberta.host import cann
+from deberta.host.cann import Cann
+
+MSAME = Path("docker", "bin", "msame")  # below the project
+LINKED = ("models", "data", "results")
+NPU_SMI_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class Tools:
+    """Where the programs are; nothing is looked for before a step needs it. `source`: what a dry run names.
+
+    `soc_version`: ATC's name of the chip, which `auto` asks npu-smi for.
+    """
+
+    cann: Callable[[], Cann]
+    soc_version: Callable[[], str]
+    msame: Path
+    source: Callable[[], str]
+
+
+def executable(tools: Tools, installed: Cann, tool: str) -> Path:
+    """atc comes with CANN, msame from the user. Raises MissingError."""
+    if tool != "msame":
+        return cann.tool(installed, tool)
+    if not (tools.msame.is_file() and os.access(tools.msame, os.X_OK)):
+        raise MissingError(
+            f"{tools.msame} is missing or not executable. Build msame as the guide says and put it there, or name it "
+            "with --msame"
+        )
+    return tools.msame
+
+
+def scratch(workspace: Path, name: str) -> Path:
+    """Where a tool's run works. It stays after a failure, with CANN's own logs in home/ascend, until the next run."""
+    return workspace / ".cache" / "scratch" / name
+
+
+def new_scratch(workspace: Path, name: str) -> Path:
+    """A working directory for one run of a tool, which leaves files in it (kernel_meta, check_result.json) and reads
+    others (acl.json). Links make the workspace's relative paths good in it; `home` is for $HOME.
+    """
+    folder = scratch(workspace, name)
+    files.remove(folder)
+    (folder / "home").mkdir(parents=True)
+    for kind in LINKED:
+        (workspace / kind).mkdir(exist_ok=True)
+        (folder / kind).symlink_to(workspace / kind)
+    return folder
+
+
+def check_bins(workspace: Path, bins: Sequence[PurePosixPath], size: int, count: int) -> None:
+    """Raise DataError unless the folders hold input_0.bin ... of that size and nothing else, or the files are so.
+
+    msame runs whatever lies in the first folder, and its runtime takes a larger file for a good one.
+    """
+    expected = {contract.input_file(index) for index in range(count)}
+    for path in (workspace / relative for relative in bins):
+        found = {path.name} if path.is_file() else {name for name in os.listdir(path) if not name.startswith(".")}
+        if path.is_dir() and found != expected:
+            odd = sorted(found ^ expected)
+            raise DataError(
+                f"{path} does not hold input_0.bin to input_{count - 1}.bin and nothing else ({len(odd)} differ: "
+                f"{', '.join(odd[:3])}). Run: invoke preprocess --force"
+            )
+        for name in sorted(found):
+            file = path if path.is_file() else path / name
+            if file.stat().st_size != size:
+                raise DataError(
+                    f"{file} has {file.stat().st_size} bytes, not {size} (int32). Run: invoke preprocess --force"
+                )
+
+
+def npu_report() -> Optional[npu.Report]:
+    """What npu-smi says, None where there is no npu-smi. Raises npu.parse's errors."""
+    program = shutil.which("npu-smi")
+    if program is None:
+        return None
+    try:
+        done = subprocess.run(
+            [program, "info"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            encoding="utf-8",
+            errors="replace",
+            timeout=NPU_SMI_SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        raise StageError(f"npu-smi info did not end in {NPU_SMI_SECONDS} s: the driver hangs. Look at dmesg") from None
+    return npu.parse(done.stdout)
+
+
+def check_device(wanted: int, say: Callable[[str], None]) -> None:
+    """As the guide demands before a run: the device is healthy, and no other's work runs on it."""
+    report = npu_report()
+    if report is None:
+        say(f"device {wanted}: no npu-smi on PATH, so neither its health nor whether it is idle was checked")
+        return
+    device = npu.find(report.devices, wanted)
+    npu.check_health(device)
+    say(npu.describe(device))
+    if npu.state(device) == npu.BUSY:
+        raise StageError(f"{npu.describe(device)}. Wait until it is idle, or take another one with --device")
