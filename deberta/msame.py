@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
 
-from deberta.errors import ConfigError, DataError, DebertaError, MissingError, StageError
+from deberta.errors import ConfigError, DataError, DebertaError, MissingError, StageError, some
 
 PERCENTILES = (50, 90, 99)
 
@@ -120,16 +120,12 @@ def _check_outputs(folder: Path, expected: Mapping[str, int]) -> None:
         ("not expected in", sorted(set(found) - set(expected))),
     ):
         if names:
-            raise DataError(f"{len(names)} outputs of {len(expected)} are {what} {folder}: {_some(names)}")
+            raise DataError(f"{len(names)} outputs of {len(expected)} are {what} {folder}: {some(names, 3)}")
     wrong = [
         f"{name} ({found[name]} bytes, not {size})" for name, size in sorted(expected.items()) if found[name] != size
     ]
     if wrong:
-        raise DataError(f"{len(wrong)} outputs in {folder} have a wrong size: {_some(wrong)}")
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        raise DataError(f"{len(wrong)} outputs in {folder} have a wrong size: {some(wrong, 3)}")
 
 
 def percentiles(run: Run) -> dict[str, float]:

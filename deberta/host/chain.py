@@ -8,6 +8,7 @@ from typing import Optional, Sequence
 
 from deberta import msame, records
 from deberta.artifacts import record_of
+from deberta.contract import PERFORMANCE_LOOPS
 from deberta.errors import ConfigError, DataError, MissingError
 from deberta.host import pipeline, report, steps
 from deberta.host.demo import remake_steps
@@ -71,7 +72,8 @@ def postprocess(session: Session, plan: Plan, batch_size: int, version: str, out
     folder = PurePosixPath(outputs) if outputs else _known_outputs(session, plan, batch_size, version)
     pipeline.run(session, steps.postprocess(plan, batch_size, version, folder))
     if not session.dry:
-        _print_evaluation(session, plan, batch_size, version)
+        # Outputs that the user names may be any machine's: then no backend is named.
+        _print_evaluation(session, plan, batch_size, version, f"of {outputs}" if outputs else f"on {plan.backend}")
 
 
 def evaluate(session: Session, plan: Plan, batch_size: int, version: str) -> None:
@@ -79,7 +81,7 @@ def evaluate(session: Session, plan: Plan, batch_size: int, version: str) -> Non
     folder = infer(session, plan, batch_size, version)
     pipeline.run(session, steps.postprocess(plan, batch_size, version, folder))
     if not session.dry:
-        _print_evaluation(session, plan, batch_size, version)
+        _print_evaluation(session, plan, batch_size, version, f"on {plan.backend}")
 
 
 def perf(session: Session, plan: Plan, batch_size: int, version: str, loops: int) -> None:
@@ -120,7 +122,7 @@ def demo(session: Session, plan: Plan) -> None:
     for version in plan.profile.rows:
         evaluate(session, plan, 8, version)
     for batch_size in (1, 8):
-        perf(session, plan, batch_size, "match", 100)
+        perf(session, plan, batch_size, "match", PERFORMANCE_LOOPS)
     write_report(session, plan, (1, 8))
 
 
@@ -188,12 +190,12 @@ def _known_outputs(session: Session, plan: Plan, batch_size: int, version: str) 
     return parent / found[0]
 
 
-def _print_evaluation(session: Session, plan: Plan, batch_size: int, version: str) -> None:
+def _print_evaluation(session: Session, plan: Plan, batch_size: int, version: str, origin: str) -> None:
     path = plan.artifacts.evaluation(batch_size, version)
     result = report.read_evaluation(session.workspace / path.with_suffix(".json"))
     partial = f" (only the first {plan.limit} rows: no result)" if plan.limit else ""
     print(
-        f"accuracy {version} bs={batch_size} on {plan.backend}: "
+        f"accuracy {version} bs={batch_size} {origin}: "
         f"{result['accuracy']} = {result['correct']}/{result['rows']}{partial}"
     )
     for genre, counts in result["genres"].items():

@@ -115,10 +115,6 @@ class Plan:
             path, commands.get(self.profile.name, f"put it there, or change profile {self.profile.name} in invoke.yaml")
         )
 
-    def rows(self, version: str, counted: int) -> int:
-        """Rows that a run reads: the limit, or all that the tsv holds (`counted`)."""
-        return min(self.limit, counted) if self.limit else counted
-
 
 def export_onnx(plan: Plan) -> Step:
     profile, artifacts = plan.profile, plan.artifacts

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Optional
 
 from deberta import files
-from deberta.errors import DataError
+from deberta.errors import DataError, some
 
 _BROKEN = (
     zipfile.BadZipFile,
@@ -102,7 +102,7 @@ def extract(archive: Path, wanted: Mapping[str, Path], limits: Limits = LIMITS) 
         found = members(opened_zip, limits)
         missing = [name for name in wanted if name not in found]
         if missing:
-            raise DataError(f"{archive} has no regular file {', '.join(missing)}; it has: {_some(sorted(found))}")
+            raise DataError(f"{archive} has no regular file {', '.join(missing)}; it has: {some(sorted(found), 10)}")
         _check_sizes(opened_zip, [found[name] for name in wanted], limits)
         for name, path in wanted.items():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -211,7 +211,3 @@ def _member(opened_zip: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Iterator[IO[
         raise DataError(f"{opened_zip.filename}: {entry.filename} is packed by method {entry.compress_type}: refused")
     with opened_zip.open(entry) as source:
         yield source
-
-
-def _some(names: list[str], most: int = 10) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

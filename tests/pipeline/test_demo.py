@@ -8,9 +8,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
 import pytest
+import torch
+from transformers import DebertaV2Config, DebertaV2ForSequenceClassification
 
-from tests.mnli_helpers import REPOSITORY
+from deberta.contract import INPUTS, LABELS, SEQUENCE_LENGTH
+from deberta.stages import checkpoint, config
+from tests import model_helpers
+from tests.mnli_helpers import REPOSITORY, run_stage
 from tests.pipeline_helpers import environment
 
 # What the committed model gets right; another CPU's rounding must not change a prediction.
@@ -67,3 +75,39 @@ def test_table_and_second_run(workspace: Path) -> None:
     again = invoke(workspace, "demo")
     assert "running: " not in again and again.count("up to date") >= 9
     assert report in again
+
+
+def test_logits_equal_those_of_transformers(workspace: Path) -> None:
+    """The demo's own weights: PyTorch model, exported ONNX and compiled model on batches 1, 3 and 8, 256 tokens."""
+    models = workspace / "models/demo"
+    values = json.loads((models / "model_config.json").read_text())
+    reference = DebertaV2ForSequenceClassification(DebertaV2Config.from_dict({**values, "num_labels": 3}))
+    state = checkpoint.read_state_dict(models / "pytorch.model-demo.bin")
+    reference.load_state_dict({key: state[key] for key in reference.state_dict()})
+    reference.train(False)
+    loaded = checkpoint.load(models / "pytorch.model-demo.bin", config.from_dict(values), LABELS).model
+    session = onnxruntime.InferenceSession(str(models / "dynamic.onnx"), providers=["CPUExecutionProvider"])
+    for rows in (1, 3, 8):
+        batch = model_helpers.batch(rows, SEQUENCE_LENGTH, values["vocab_size"])
+        expected = model_helpers.logits(reference, *batch)
+        with torch.no_grad():
+            model_helpers.assert_same(loaded(*batch).numpy(), expected)
+        inputs = {name: part.numpy() for name, part in zip(INPUTS, batch, strict=True)}
+        model_helpers.assert_same(np.asarray(session.run(None, inputs)[0]), expected)
+        model_helpers.assert_same(_compiled_logits(workspace / f"compiled_bs{rows}", models, inputs), expected)
+
+
+def _compiled_logits(folder: Path, models: Path, inputs: dict[str, npt.NDArray[np.int32]]) -> npt.NDArray[np.float32]:
+    """One batch through build-om's and infer's stages, as processes: OpenVINO stays out of the one that runs torch."""
+    rows = len(inputs[INPUTS[0]])
+    for name, values in inputs.items():
+        (folder / name).mkdir(parents=True)
+        values.tofile(folder / name / "input_0.bin")
+    xml = folder / "deberta.xml"
+    made = run_stage("compile_cpu", "--model", models / "dynamic.onnx", "--bs", rows, "--output", xml)
+    assert made.returncode == 0, made.stderr
+    given = ",".join(str(folder / name) for name in INPUTS)
+    ran = run_stage("run_cpu", "--model", xml, "--input", given, "--output", folder / "out")
+    assert ran.returncode == 0, ran.stderr
+    [output] = (folder / "out").glob("*/input_0_output_0.bin")
+    return np.fromfile(output, "<f4").reshape(rows, len(LABELS))
