@@ -1,7 +1,8 @@
 #!/bin/sh
-# Make the three hash-locked files at the top of the repository again: requirements/lock.sh [--upgrade]
+# Make the four hash-locked files at the top of the repository again: requirements/lock.sh [--upgrade]
 # Needs uv (tried: 0.13.9). Without --upgrade, versions that still fit are kept.
 # torch's +cpu wheel is looked for in PIP_FIND_LINKS if that is set, else on PyTorch's CPU index.
+# docker/pins.toml holds the hashes of the locks that images are built from. Afterwards run: invoke images --lock
 set -eu
 
 cd "$(dirname "$0")/.."
@@ -23,4 +24,5 @@ lock() {  # lock NAME PYTHON [OPTION...]: requirements/NAME.in -> requirements-N
 torch=${PIP_FIND_LINKS:-https://download.pytorch.org/whl/cpu/torch/}
 lock host 3.9 "$@"
 lock stages 3.11 --find-links "$torch" "$@"
+lock compile 3.9 --no-universal --python-platform linux "$@"  # one Python; the hashes are of every machine's files
 lock dev 3.11 --find-links "$torch" "$@"
