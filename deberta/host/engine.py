@@ -1,0 +1,264 @@
+"""The Docker engine: found, told from a remote one, and made to run one container at a time that is always removed."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shlex
+import socket
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Callable, Iterator, Mapping, Optional, Sequence
+from urllib.parse import urlsplit
+
+import docker
+import docker.errors
+import docker.utils
+import requests.exceptions
+from docker.context import ContextAPI
+
+from deberta.errors import ERROR_PREFIX, INTERRUPTED, ConfigError, MissingError, StageError
+from deberta.host import containers
+from deberta.host.containers import Container
+
+LABEL = "deberta-ascend"  # =container or =image: what we made, and nothing else, is ours to remove
+OF_WORKSPACE, OF_SESSION, KEPT = f"{LABEL}.workspace", f"{LABEL}.session", f"{LABEL}.keep"
+DEFAULT_SOCKET = "/var/run/docker.sock"
+ANSWER_SECONDS = 60  # for one request, builds and runs apart
+GRACE_SECONDS = 120.0  # for a stage to finish its step and remove what it half wrote, before it is killed
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+_FAILURES = (docker.errors.DockerException, requests.exceptions.RequestException, OSError, ValueError)
+
+
+def address(variables: Mapping[str, str] = os.environ) -> dict[str, Any]:
+    """The SDK's base_url and tls: DOCKER_HOST, else the docker command's context, else the usual sockets.
+
+    Raises ConfigError for a context or certificates that are not there.
+    """
+    if variables.get("DOCKER_HOST"):
+        try:
+            return dict(docker.utils.kwargs_from_env(environment=dict(variables)))
+        except _FAILURES as error:
+            raise ConfigError(f"DOCKER_TLS_VERIFY and DOCKER_CERT_PATH do not go together: {error}") from None
+    name = variables.get("DOCKER_CONTEXT") or None
+    try:
+        found = dict(ContextAPI.kwargs_from_context(name, environment=dict(variables)))
+    except _FAILURES as error:
+        raise ConfigError(f"the docker context {name or 'in use'} cannot be read: {error}. Set DOCKER_HOST") from None
+    if name and name != "default" and not found:
+        raise ConfigError(f"there is no docker context {name!r} (DOCKER_CONTEXT). See: docker context ls")
+    given = str(found.get("base_url", ""))
+    if given and not given.endswith(DEFAULT_SOCKET):
+        return found
+    user = variables.get("XDG_RUNTIME_DIR", f"/run/user/{os.getuid()}")
+    places = (DEFAULT_SOCKET, f"{user}/docker.sock", f"{user}/podman/podman.sock", "/run/podman/podman.sock")
+    return {"base_url": f"unix://{next((place for place in places if os.path.exists(place)), DEFAULT_SOCKET)}"}
+
+
+def check_local(base_url: str, named: Callable[[], str]) -> None:
+    """Raise ConfigError for an engine on another machine. `named` asks the engine for its machine's name."""
+    parts = urlsplit(base_url)
+    if parts.scheme in ("unix", "http+unix"):
+        return
+    why = "folders are mounted from the engine's own machine, and the workspace is on this one"
+    instead = "Use --executor local, or an engine on this machine (DOCKER_HOST=unix:///var/run/docker.sock)"
+    if parts.hostname not in LOOPBACK or parts.scheme == "ssh":
+        raise ConfigError(f"the Docker engine at {base_url} is remote: {why}. {instead}")
+    if named() != socket.gethostname():
+        raise ConfigError(f"behind {base_url} is the Docker engine of the machine {named()!r}: {why}. {instead}")
+
+
+def connect(timeout: float = ANSWER_SECONDS) -> Any:
+    """A client of an engine on this machine that answered. Raises ConfigError and MissingError."""
+    where = address()
+    url = str(where.get("base_url", ""))
+    if urlsplit(url).scheme == "ssh" or urlsplit(url).hostname not in (*LOOPBACK, None):
+        check_local(url, str)  # before anything is sent there: what is far away may take a minute not to answer
+    try:
+        client = docker.DockerClient(**where, timeout=timeout, version="auto")
+        check_local(url, lambda: str(client.info().get("Name", "")))
+    except _FAILURES as error:
+        reason = " ".join(str(error).split())
+        raise MissingError(
+            f"no Docker engine answers at {url} ({reason[:200]}). Start one, set DOCKER_HOST, see that this user may "
+            "use it, or use --executor local"
+        ) from None
+    return client
+
+
+@contextlib.contextmanager
+def explained(doing: str) -> Iterator[None]:
+    """Turn the SDK's errors into ours."""
+    try:
+        yield
+    except docker.errors.APIError as error:
+        said = str(error.explanation or error)
+        if "bind source path does not exist" in said or ("statfs" in said and "no such file" in said):
+            raise ConfigError(
+                f"the Docker engine does not see a folder of this machine ({said}): it runs elsewhere, or in a virtual "
+                "machine that does not share it. Use --executor local"
+            ) from None
+        raise StageError(f"the Docker engine refused {doing}: {said}") from None
+    except (docker.errors.DockerException, requests.exceptions.RequestException, ConnectionError) as error:
+        raise StageError(
+            f"the Docker engine stopped answering while {doing} ({error}). Start it again, then run the same command"
+        ) from None
+
+
+class Engine:
+    """An engine in use for one workspace: `with Engine(...) as engine`. The workspace's lock must be held.
+
+    Containers that an earlier process of ours left in this workspace are removed first. A process of its own removes
+    this one's if we are killed outright.
+    """
+
+    def __init__(self, workspace: Path, keep: bool, say: Callable[[str], None]) -> None:
+        self._keep, self._say = keep, say
+        self._session = uuid.uuid4().hex
+        self._labels = {
+            **{LABEL: "container", OF_SESSION: self._session},
+            **{OF_WORKSPACE: workspace_label(workspace), KEPT: "yes" if keep else "no"},
+        }
+        self._reaper: Optional[subprocess.Popen[bytes]] = None
+        self.client: Any = None
+
+    def __enter__(self) -> Engine:
+        self.client = connect()
+        with explained("looking for containers of an earlier run"):
+            for left in labelled(self.client, {LABEL: "container", OF_WORKSPACE: self._labels[OF_WORKSPACE]}):
+                if left.status in ("running", "paused", "restarting") or left.labels.get(KEPT) != "yes":
+                    self._say(f"removing container {left.name}, which an earlier run left")
+                    remove(left)
+        return self
+
+    def __exit__(
+        self,
+        kind: Optional[type[BaseException]],
+        error: Optional[BaseException],
+        traceback: Optional[TracebackType],
+    ) -> None:
+        if self._reaper is not None:
+            with contextlib.suppress(OSError):  # it has ended already: it found no engine
+                self._reaper.communicate(b"done")
+        self.client.close()
+
+    @property
+    def rootless(self) -> bool:
+        """Whether root in a container is the caller outside: rootless Docker, rootless Podman."""
+        return any("rootless" in str(option) for option in self.client.info().get("SecurityOptions") or ())
+
+    def has_runtime(self, name: str) -> bool:
+        return name in (self.client.info().get("Runtimes") or {})
+
+    def run(
+        self, container: Container, image_id: str, name: str, log: Path, show: Callable[[str], None], graceful: bool
+    ) -> tuple[list[str], int]:
+        """Run a container; its lines go to `show` and the log. Returns them and the exit code.
+
+        `graceful`: it handles SIGINT and gets time to. Raises KeyboardInterrupt if it or we were interrupted,
+        StageError if it was removed, or killed for memory, or the engine went away.
+        """
+        for mount in container.mounts:  # Podman would make a folder of that name
+            if not mount.source.exists():
+                raise MissingError(f"{mount.source} is missing, and the container needs it. Run: invoke doctor")
+        unique = f"{LABEL}-{name}-{uuid.uuid4().hex[:8]}"
+        if self._reaper is None:
+            self._reaper = _reaper(self._session)
+        with explained(f"creating a container of {container.image}"):
+            made = self.client.containers.create(
+                **containers.create_arguments(container, image_id, unique, self._labels)
+            )
+        try:
+            lines, code = self._follow(made, container, log, show, graceful)
+        finally:
+            if not self._keep:
+                with contextlib.suppress(*_FAILURES):  # the engine is gone: the next run looks again
+                    remove(made)
+        if self._keep:
+            self._say(f"container {unique} is kept (ended with {code}). Remove it with: invoke clean --containers")
+        if code == INTERRUPTED and graceful:
+            raise KeyboardInterrupt
+        return lines, code
+
+    def _follow(
+        self, made: Any, container: Container, log: Path, show: Callable[[str], None], graceful: bool
+    ) -> tuple[list[str], int]:
+        lines: list[str] = []
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with open(log, "w", encoding="utf-8") as kept, explained(f"running {made.name}"):
+            kept.write(f"$ {shlex.join(containers.command_line(container))}\n")
+            try:
+                printed = made.attach(stdout=True, stderr=True, stream=True, logs=True)
+                made.start()
+                for line in _lines(printed):
+                    lines.append(line)
+                    kept.write(line)
+                    if not line.startswith(ERROR_PREFIX):
+                        show(line.rstrip("\n"))
+                code = int(made.wait()["StatusCode"])
+            except KeyboardInterrupt:
+                show("stopping; interrupt again to kill it at once")
+                _stop(made, graceful)
+                raise
+            except docker.errors.NotFound:
+                raise StageError(f"container {made.name} was removed while it ran. Run the command again") from None
+            made.reload()
+            if made.attrs.get("State", {}).get("OOMKilled"):
+                raise StageError(f"container {made.name} was killed: memory ran out. Its output is in {log}")
+        return lines, code
+
+
+def workspace_label(workspace: Path) -> str:
+    """What containers of one workspace are told by; its path may be no valid value."""
+    return hashlib.sha256(os.fsencode(workspace.resolve())).hexdigest()[:20]
+
+
+def labelled(client: Any, labels: Mapping[str, str]) -> Sequence[Any]:
+    """Every container with all these labels, running or not."""
+    filters = {"label": [f"{name}={value}" for name, value in labels.items()]}
+    return list(client.containers.list(all=True, filters=filters, ignore_removed=True))
+
+
+def remove(container: Any) -> None:
+    """Kill and remove; one that is gone, or on its way, is fine."""
+    try:
+        container.remove(force=True, v=True)
+    except docker.errors.APIError as error:
+        if not isinstance(error, docker.errors.NotFound) and "in progress" not in str(error.explanation):
+            raise
+
+
+def _stop(container: Any, graceful: bool) -> None:
+    """As Ctrl-C would for a stage of ours; a tool is killed: what it wrote has no name yet."""
+    with contextlib.suppress(KeyboardInterrupt, *_FAILURES):
+        if graceful:
+            container.kill("SIGINT")
+            container.wait(timeout=GRACE_SECONDS)
+
+
+def _lines(chunks: Iterator[bytes]) -> Iterator[str]:
+    """Whole lines of a stream of bytes; a last one without a line end is given one."""
+    rest = b""
+    for chunk in chunks:
+        *whole, rest = (rest + chunk).split(b"\n")
+        for line in whole:
+            yield line.decode("utf-8", "replace") + "\n"
+    if rest:
+        yield rest.decode("utf-8", "replace") + "\n"
+
+
+def _reaper(session: str) -> subprocess.Popen[bytes]:
+    """A process that removes this session's containers if its stdin ends before we say that we are done."""
+    root = str(Path(__file__).resolve().parents[2])
+    return subprocess.Popen(
+        [sys.executable, "-m", "deberta.host.reaper", session],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": root},
+        start_new_session=True,
+    )

@@ -1,0 +1,258 @@
+"""Stage images as data, without an engine: what decides a tag and what does not, what is missing, what is packed."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import tarfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deberta.errors import ConfigError, DataError, MissingError
+from deberta.host import building, images, pins, stage_env
+from deberta.host.images import BuildSettings, Image
+from tests.image_helpers import ARCH, bring, elf, locked, make_project, make_wheel
+from tests.mnli_helpers import REPOSITORY
+
+TOOLKIT = pins.CANN / "Ascend-cann-toolkit_5.1.RC2_linux-x86_64.run"
+NNRT = pins.CANN / "Ascend-cann-nnrt_5.1.RC2_linux-x86_64.run"
+DIGEST = f"sha256:{'a' * 64}"
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """With everything that the user brings."""
+    project = make_project(tmp_path / "project")
+    bring(project, TOOLKIT, b"#!/bin/sh\n# toolkit", pin=False)
+    bring(project, pins.MSAME, elf(0x3E))
+    return project
+
+
+def plan(project: Path, stage: str, arch: str = ARCH) -> Image:
+    return images.plan(project, pins.load(project), stage, arch)
+
+
+def tags(project: Path) -> dict[str, str]:
+    return {stage: plan(project, stage).tag for stage in pins.STAGES}
+
+
+def context(image: Image, settings: BuildSettings) -> bytes:
+    target = io.BytesIO()
+    building.write_context(target, image, settings, "deberta-ascend.build=1")
+    return target.getvalue()
+
+
+def unpacked(packed: bytes) -> dict[str, bytes]:
+    with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
+        files = [(entry, archive.extractfile(entry)) for entry in archive]
+        return {entry.name: file.read() if file else b"" for entry, file in files}
+
+
+def test_the_committed_export_image_can_be_planned() -> None:
+    image = plan(REPOSITORY, "export")
+    assert image.tag.startswith("deberta-ascend/export:") and len(image.tag.partition(":")[2]) == 20
+    assert set(image.inputs) == {
+        "base", "architecture", "docker/export.Dockerfile", "docker/install-packages", "requirements-stages.lock",
+    }  # fmt: skip
+
+
+def test_a_tag_follows_from_the_inputs_and_from_nothing_else(project: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere" / "project"
+    shutil.copytree(project, elsewhere)
+    (elsewhere / "README.md").write_text("more", encoding="utf-8")
+    assert tags(elsewhere) == tags(project)
+    assert len(set(tags(project).values())) == 3
+
+
+CHANGES: list[tuple[str, str, set[str]]] = [
+    ("requirements-stages.lock", "two==2\n", {"export"}),
+    ("requirements-compile.lock", "two==2\n", {"compile"}),
+    ("docker/bin/msame", "#!/bin/sh\necho other\n", {"runtime"}),
+    (str(TOOLKIT), "#!/bin/sh\necho other\n", {"compile", "runtime"}),
+    ("docker/with-cann", "#!/bin/bash\n", {"compile", "runtime"}),
+    ("docker/install-packages", "#!/usr/bin/env python3\n", {"export", "compile"}),
+    ("docker/debs/runtime/x.deb", "deb", {"runtime"}),
+    ("docker/ais_bench/x-1-py3-none-any.whl", "wheel", {"compile"}),
+    ("docker/README.md", "text", set()),
+]
+
+
+@pytest.mark.parametrize(("file", "content", "stages"), CHANGES, ids=[change[0] for change in CHANGES])
+def test_a_changed_file_changes_exactly_the_images_it_is_in(
+    project: Path, file: str, content: str, stages: set[str]
+) -> None:
+    before, inputs = tags(project), {stage: plan(project, stage).inputs for stage in pins.STAGES}
+    bring(project, Path(file), content.encode())
+    assert {stage for stage, tag in tags(project).items() if tag != before[stage]} == stages
+    for stage in stages:
+        (said,) = images.changes(inputs[stage], plan(project, stage).inputs)
+        assert said in (f"{Path(file).name} changed", f"{Path(file).name} added")
+
+
+def test_a_replaced_base_is_another_image_and_said(project: Path) -> None:
+    before = tags(project)
+    pins.set_base(project, "runtime", DIGEST)
+    assert {stage for stage, tag in tags(project).items() if tag != before[stage]} == {"runtime"}
+    image = plan(project, "runtime")
+    assert image.base == DIGEST and image.unpinned == (f"base {DIGEST} in place of debian:bullseye-slim",)
+    assert plan(project, "export").unpinned == ()
+
+
+def test_how_packages_are_reached_is_no_part_of_an_image(project: Path, tmp_path: Path) -> None:
+    (tmp_path / "ca.pem").write_text("-----BEGIN CERTIFICATE-----\n")
+    settings = BuildSettings(tmp_path, "https://user:word@host/simple", True, {"no_proxy": "x"}, tmp_path / "ca.pem")
+    image = plan(project, "compile")
+    assert context(image, settings) != context(image, BuildSettings())
+    kept = images.canonical([image.tag, dict(image.inputs), images.labels(image)])
+    for value in (str(tmp_path), "word", "no_proxy", "BEGIN"):
+        assert value not in kept
+
+
+@pytest.mark.parametrize("stage", ["compile", "runtime"])
+def test_without_cann_it_is_said_how_to_get_it(project: Path, stage: str) -> None:
+    (project / TOOLKIT).unlink()
+    bring(project, pins.CANN / "Ascend-cann-toolkit_5.1.RC2_linux-aarch64.run")  # another machine's
+    with pytest.raises(MissingError) as raised:
+        plan(project, stage)
+    said = str(raised.value)
+    assert f"put {TOOLKIT.name} in docker/cann and run invoke images --lock" in said
+    assert f"invoke images --base {stage}=IMAGE" in said
+    pins.set_base(project, stage, DIGEST)  # which may have CANN in it: the build looks
+    assert not [file for file in plan(project, stage).files if file.name.startswith("cann/")]
+
+
+def test_the_run_time_package_goes_before_the_toolkit_and_never_compiles(project: Path) -> None:
+    bring(project, NNRT)
+    assert f"cann/{NNRT.name}" in [file.name for file in plan(project, "runtime").files]
+    (project / TOOLKIT).unlink()
+    with pytest.raises(MissingError, match="toolkit"):
+        plan(project, "compile")
+
+
+def test_two_packages_of_a_kind_are_not_chosen_between(project: Path) -> None:
+    bring(project, pins.CANN / "Ascend-cann-toolkit_5.1.RC1_linux-x86_64.run")
+    with pytest.raises(ConfigError, match="which one"):
+        plan(project, "compile")
+
+
+def test_msame_has_to_be_there_and_for_this_machine(project: Path) -> None:
+    bring(project, pins.MSAME, elf(0xB7))
+    with pytest.raises(ConfigError, match="built for aarch64, and this machine is x86_64"):
+        plan(project, "runtime")
+    bring(project, pins.MSAME, b"#!/bin/sh\n")
+    assert "docker/bin/msame" in plan(project, "runtime").inputs
+    (project / pins.MSAME).unlink()
+    with pytest.raises(MissingError, match=r"put it at docker/bin/msame, and run: invoke images --lock"):
+        plan(project, "runtime")
+
+
+def test_what_the_user_brought_is_used_only_once_it_is_pinned(project: Path) -> None:
+    deb = bring(project, pins.DEBS / "compile" / "x.deb", b"deb", pin=False)
+    with pytest.raises(MissingError, match=r"x\.deb \(SHA-256 [0-9a-f]{64}\) is not in docker/pins.toml yet.*--lock"):
+        plan(project, "compile")
+    pins.lock(project, None, ARCH)
+    deb.unlink()
+    with pytest.raises(MissingError, match=r"docker/debs/compile/x\.deb is in docker/pins.toml, and not there"):
+        plan(project, "compile")
+
+
+@pytest.mark.parametrize(
+    ("file", "stage"), [("requirements-stages.lock", "export"), (str(TOOLKIT), "compile"), (str(pins.MSAME), "runtime")]
+)
+def test_a_file_that_is_not_the_pinned_one_is_named_with_both_hashes(project: Path, file: str, stage: str) -> None:
+    wanted = plan(project, stage).inputs[file]
+    bring(project, Path(file), b"#!/bin/sh\necho changed\n", pin=False)
+    with pytest.raises(DataError, match=rf"{Path(file).name} has SHA-256 [0-9a-f]{{64}}, and .* says {wanted}.*--lock"):
+        plan(project, stage)
+
+
+def test_other_machines_are_refused(project: Path) -> None:
+    with pytest.raises(ConfigError, match="no stage images for riscv64; they are for x86_64 and aarch64"):
+        plan(project, "export", "riscv64")
+
+
+def test_a_context_has_one_form(project: Path) -> None:
+    image = plan(project, "compile")
+    packed = context(image, BuildSettings())
+    (project / "docker" / "with-cann").touch()
+    assert context(plan(project, "compile"), BuildSettings()) == packed
+    with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
+        entries = {entry.name: entry for entry in archive}
+    assert {entry.mtime for entry in entries.values()} == {0} == {entry.uid for entry in entries.values()}
+    assert entries["debs"].isdir() and entries["ais_bench"].isdir()
+    assert entries[f"cann/{TOOLKIT.name}"].mode == entries["with-cann"].mode == 0o755
+    assert entries["requirements.lock"].mode == 0o644
+    assert not [name for name in unpacked(context(plan(project, "runtime"), BuildSettings())) if "network" in name]
+
+
+def test_every_stage_of_a_dockerfile_begins_with_the_builds_label(project: Path) -> None:
+    for stage in pins.STAGES:
+        lines = unpacked(context(plan(project, stage), BuildSettings()))["Dockerfile"].decode().splitlines()
+        after = [lines[at + 1] for at, line in enumerate(lines) if line.startswith("FROM ")]
+        assert set(after) == {'LABEL deberta-ascend.build="1"'} and len(after) >= 2
+
+
+def test_a_file_that_changes_while_it_is_packed_is_refused(project: Path) -> None:
+    image = plan(project, "compile")
+    for name in (f"cann/{TOOLKIT.name}", "Dockerfile"):
+        changed = tuple(replace(file, sha256="0" * 64) if file.name == name else file for file in image.files)
+        with pytest.raises(DataError, match="changed while it was packed"):
+            context(replace(image, files=changed), BuildSettings())
+
+
+def test_only_the_wheels_of_the_lock_are_packed(project: Path, tmp_path: Path) -> None:
+    house = tmp_path / "wheelhouse"
+    wheels = {"absl-py": make_wheel(house, "absl-py", "absl"), "two": make_wheel(house, "two")}
+    for name, version in (("absl-py", "2"), ("other", "1")):
+        make_wheel(house, name, version=version)
+    (project / "requirements-compile.lock").write_text(locked(wheels), encoding="utf-8")
+    pins.lock(project, None, ARCH)
+    names = unpacked(context(plan(project, "compile"), BuildSettings(wheelhouse=house)))
+    folder = "network/wheelhouse/"
+    packed = {name[len(folder) :] for name in names if name.startswith(folder)}
+    assert packed == {wheel.name for wheel in wheels.values()}
+
+
+def test_what_pip_is_told(project: Path) -> None:
+    def told(settings: BuildSettings) -> dict[str, str]:
+        return {name: data.decode() for name, data in unpacked(context(plan(project, "export"), settings)).items()}
+
+    plain = told(BuildSettings())
+    assert plain["network/torch-index"] == stage_env.TORCH_INDEX and "index" not in plain["network/pip.conf"]
+    own = told(BuildSettings(index_url="http://user:word@mirror:8080/simple", proxies={"https_proxy": "http://p:3"}))
+    assert "index-url = http://user:word@mirror:8080/simple\ntrusted-host = mirror:8080\n" in own["network/pip.conf"]
+    assert own["network/environment"] == "https_proxy=http://p:3\nHTTPS_PROXY=http://p:3\n"
+    offline = told(BuildSettings(index_url="https://mirror/simple", offline=True))
+    assert "no-index = true" in offline["network/pip.conf"] and "mirror" not in offline["network/pip.conf"]
+    assert offline["network/torch-index"] == ""
+
+
+def test_settings(tmp_path: Path) -> None:
+    assert images.settings(None, tmp_path) == images.settings({"ca": "", "offline": None}, tmp_path) == BuildSettings()
+    (tmp_path / "wheels").mkdir()
+    (tmp_path / "ca.pem").write_text("# ours\n-----BEGIN CERTIFICATE-----\n")
+    given = {"wheelhouse": "wheels", "ca": str(tmp_path / "ca.pem"), "offline": True, "https_proxy": "http://p:3"}
+    assert images.settings(given, tmp_path) == BuildSettings(
+        tmp_path / "wheels", "", True, {"https_proxy": "http://p:3"}, tmp_path / "ca.pem"
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ("offline", "not a mapping"),
+        ({"wheel_house": "x"}, r"images\.wheel_house in invoke.yaml is not one of: wheelhouse"),
+        ({"wheelhouse": "nowhere"}, "which is no folder"),
+        ({"ca": "nowhere"}, "no file of PEM certificates"),
+        ({"offline": "yes"}, "images.offline in invoke.yaml is 'yes'"),
+        ({"index_url": "mirror/simple"}, "not an http"),
+        ({"index_url": "https://mirror\nextra-index-url = https://other"}, "a line break"),
+        ({"http_proxy": "http://p\nPIP_NO_INDEX=0"}, "a line break"),
+    ],
+)
+def test_settings_that_cannot_be_meant(tmp_path: Path, given: Any, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        images.settings(given, tmp_path)
