@@ -1,0 +1,156 @@
+"""What the container tests share: an engine with the base images, a registry, and a copy of the project to work in."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import shutil
+import socket
+import subprocess
+import time
+from pathlib import Path
+from typing import Any, Iterator, NoReturn
+
+import pytest
+
+from tests.container.bases import BOOKWORM, BULLSEYE
+from tests.container.container_helpers import CALLER, Place, invoke, make_place
+from tests.mnli_helpers import REPOSITORY
+
+HERE = Path(__file__).parent
+REGISTRY_PROGRAM = "/usr/bin/docker-registry"
+START = "Run as root: .ci/engine start DIR; export DOCKER_HOST=unix://DIR/docker.sock"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.container)
+
+
+def unavailable(reason: str) -> NoReturn:
+    """Skip; or fail where .ci/run has promised an engine, so that CI never loses these tests silently."""
+    if os.environ.get("CONTAINER_TESTS") == "required":
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def engine_client() -> Iterator[Any]:
+    """A client of DOCKER_HOST's engine; afterwards no container of ours that was not there before may be left on it."""
+    import docker
+    from docker.errors import DockerException, ImageNotFound
+
+    try:
+        client: Any = docker.from_env(timeout=120)
+    except DockerException as error:  # it asks for the version at once
+        unavailable(f"no Docker engine answers ({str(error)[:200]}). {START}")
+    try:
+        for base in (BOOKWORM, BULLSEYE):
+            client.images.get(base)
+    except ImageNotFound:
+        client.close()
+        unavailable(f"the engine lacks the base image {base}. {START}")
+    before = _containers(client)
+    yield client
+    left = [text for number, text in _containers(client).items() if number not in before]
+    client.close()
+    assert not left, f"containers were left behind: {left}"
+
+
+def _containers(client: Any) -> dict[str, str]:
+    """Containers labelled as ours, running or not: id to a line for a reader."""
+    found = client.api.containers(all=True, filters={"label": "deberta-ascend"})
+    return {one["Id"]: f"{one['Id'][:12]} {one['Image']} {one['Command']} ({one['Status']})" for one in found}
+
+
+@pytest.fixture
+def project_copy(tmp_path: Path) -> Path:
+    """The project's files without what git ignores, in a new folder: overrides and the user's own files may be
+    put there. To run its commands: `python -m invoke --search-root COPY TASK`, with PYTHONPATH=COPY.
+    """
+    return _copy_project(tmp_path / "project")
+
+
+@pytest.fixture(scope="session")
+def shared_copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One such copy for all tests that change nothing in it."""
+    return _copy_project(tmp_path_factory.mktemp("shared") / "project")
+
+
+@pytest.fixture(scope="session")
+def project(shared_copy: Path, engine_client: Any, build_settings: dict[str, str]) -> Path:
+    """The shared copy on the base image that is here, with its export image, which is built if need be and stays."""
+    invoke(shared_copy, build_settings, "images", "--base", f"export={BOOKWORM}")
+    return shared_copy
+
+
+@pytest.fixture(scope="session")
+def finished(project: Path, engine_client: Any, tmp_path_factory: pytest.TempPathFactory) -> Place:
+    """The demo, run in containers by somebody who is not root, in a workspace of theirs; tests copy it."""
+    place = make_place(tmp_path_factory.mktemp("finished") / "demo", project, CALLER)
+    said = place.succeed("demo", "--executor", "docker")
+    assert "you are root" not in said
+    return place
+
+
+def _copy_project(copy: Path) -> Path:
+    # The repository may belong to somebody else than root, who runs these tests.
+    listing = ["git", "-c", f"safe.directory={REPOSITORY}", "ls-files", "-z", "-co", "--exclude-standard"]
+    done = subprocess.run(listing, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    if done.returncode:
+        unavailable(f"git cannot list the project's files: {done.stderr.strip()}")
+    for name in done.stdout.split("\0"):
+        source, target = REPOSITORY / name, copy / name
+        if name and source.is_file():  # a deleted file is listed until that is committed
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source, target)
+    return copy
+
+
+@pytest.fixture(scope="session")
+def build_settings() -> dict[str, str]:
+    """What image builds need to reach the package registries from here: for the setting `images`."""
+    wheelhouse = os.environ.get("PIP_FIND_LINKS", "")
+    return {"ca": os.environ.get("SSL_CERT_FILE", ""), "wheelhouse": wheelhouse if os.path.isdir(wheelhouse) else ""}
+
+
+@pytest.fixture(scope="session")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """An image registry on this machine's loopback (engines take such without TLS): 127.0.0.1:PORT."""
+    if not os.access(REGISTRY_PROGRAM, os.X_OK):
+        unavailable(f"{REGISTRY_PROGRAM} is missing. Run: apt-get install --no-install-recommends docker-registry")
+    folder = tmp_path_factory.mktemp("registry")
+    with socket.socket() as chosen:
+        chosen.bind(("127.0.0.1", 0))
+        port = chosen.getsockname()[1]
+    (folder / "config.yml").write_text(
+        f"version: 0.1\nstorage:\n  filesystem:\n    rootdirectory: {folder}/data\nhttp:\n  addr: 127.0.0.1:{port}\n",
+        encoding="utf-8",
+    )
+    with open(folder / "log", "wb") as log:
+        server = subprocess.Popen(
+            [REGISTRY_PROGRAM, "serve", str(folder / "config.yml")], stdout=log, stderr=subprocess.STDOUT
+        )
+    try:
+        _wait_until_served(server, port, folder / "log")
+        yield f"127.0.0.1:{port}"
+    finally:
+        server.kill()
+        server.wait()
+
+
+def _wait_until_served(server: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    for _ in range(200):
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+        try:
+            connection.request("GET", "/v2/")
+            if connection.getresponse().status == 200:
+                return
+        except OSError:
+            if server.poll() is not None:
+                break
+            time.sleep(0.05)
+        finally:
+            connection.close()
+    pytest.fail(f"docker-registry does not answer:\n{log.read_text(encoding='utf-8')[-2000:]}", pytrace=False)
