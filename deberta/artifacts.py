@@ -67,8 +67,10 @@ class Artifacts:
         """The guide's accuracy text; exact counts are in the .json of the same name."""
         return self.results / f"{limited(self._named('eval', batch_size), self.limit)}_{version}.txt"
 
-    def timing_log(self, batch_size: int, version: str) -> Path:
-        return self.results / f"{self._named('msame', batch_size)}_{version}.txt"
+    def timing_log(self, batch_size: int, version: str, runner: str = "msame") -> Path:
+        """What msame printed, or the summary that ais_bench wrote."""
+        suffix = "txt" if runner == "msame" else "json"
+        return self.results / f"{self._named(runner, batch_size)}_{version}.{suffix}"
 
     def report(self, suffix: str = "md") -> Path:
         return self.results / f"report.{suffix}"

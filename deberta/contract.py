@@ -17,6 +17,7 @@ TRAIN_FILE = "train.tsv"
 PERFORMANCE_LOOPS = 100  # the guide's performance run; msame refuses more
 BACKENDS = ("ascend", "cpu")
 EXECUTORS = ("docker", "local")
+RUNNERS = ("msame", "ais_bench")  # the ascend backend's tools that run the model
 ONNX_OPSET = 12  # proven by the guide's own ATC run; ATC 5.1.RC2 reads opset 9-13
 ONNX_IR_VERSION = 7
 ONNX_MAX_BYTES = 2**31 - 1  # one protobuf file

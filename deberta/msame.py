@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
@@ -97,7 +97,7 @@ def judge(run: Run, outputs_folder: Path, expected: Mapping[str, int], expected_
     averages = [run.average_ms] + ([run.average_without_first_ms] if expected_times > 1 else [])
     if any(average is None or not math.isfinite(average) for average in averages):
         raise DataError(f"the averages that were printed are no numbers: {averages}")
-    _check_outputs(outputs_folder, expected)
+    check_outputs(outputs_folder, expected)
 
 
 def _cause(run: Run) -> DebertaError:
@@ -111,7 +111,7 @@ def _cause(run: Run) -> DebertaError:
     return StageError(said)
 
 
-def _check_outputs(folder: Path, expected: Mapping[str, int]) -> None:
+def check_outputs(folder: Path, expected: Mapping[str, int]) -> None:
     if not folder.is_dir():
         raise DataError(f"the run's output folder {folder} is missing")
     found = {path.name: path.stat().st_size if path.is_file() else -1 for path in folder.iterdir()}
@@ -130,7 +130,11 @@ def _check_outputs(folder: Path, expected: Mapping[str, int]) -> None:
 
 def percentiles(run: Run) -> dict[str, float]:
     """p50, p90 and p99, in ms, of the times without the first: by nearest rank, so that each is a measured time."""
-    times = sorted(run.times_ms[1:] or run.times_ms)
+    return nearest_ranks(run.times_ms[1:] or run.times_ms)
+
+
+def nearest_ranks(times_ms: Sequence[float]) -> dict[str, float]:
+    times = sorted(times_ms)
     if not times:
         raise DataError("no inference was timed")
     return {f"p{percent}": times[-(-percent * len(times) // 100) - 1] for percent in PERCENTILES}
