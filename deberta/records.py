@@ -77,12 +77,13 @@ def statement(
     subjects: Sequence[Json],
     dependencies: Sequence[Json],
     parameters: Json,
+    internal: Json,
     builder: str,
     started: datetime,
     finished: datetime,
     summary: Optional[Json],
 ) -> dict[str, Any]:
-    """A provenance statement. `summary` is what the stage itself counted; it stands among the by-products."""
+    """A provenance statement. `internal`: what nobody asked for; `summary`: what the stage itself counted."""
     byproducts = [{"name": "summary", "annotations": dict(summary)}] if summary else []
     return {
         "_type": STATEMENT_TYPE,
@@ -92,6 +93,7 @@ def statement(
             "buildDefinition": {
                 "buildType": BUILD_TYPE,
                 "externalParameters": dict(parameters),
+                "internalParameters": dict(internal),
                 "resolvedDependencies": list(dependencies),
             },
             "runDetails": {
@@ -132,6 +134,11 @@ def parameters(record: Json) -> dict[str, Any]:
     return dict(record["predicate"]["buildDefinition"]["externalParameters"])
 
 
+def internal(record: Json) -> dict[str, Any]:
+    """Of the surroundings, where a step noted any: `pins` says "pinned", or "not pinned" and why."""
+    return dict(record["predicate"]["buildDefinition"].get("internalParameters") or {})
+
+
 def digests(descriptors: Sequence[Json]) -> dict[str, Any]:
     """Name to digest, of a record's subjects or dependencies."""
     return {entry["name"]: entry["digest"] for entry in descriptors}
@@ -159,6 +166,7 @@ def _is_record(content: Any) -> bool:
             and content["predicateType"] == PREDICATE_TYPE
             and definition["buildType"] == BUILD_TYPE
             and isinstance(definition["externalParameters"], dict)
+            and isinstance(definition.get("internalParameters", {}), dict)
             and all(isinstance(entries, list) for entries in lists)
             and all(isinstance(entry["name"], str) for entries in lists for entry in entries)
             and all(isinstance(entry["digest"], dict) for entries in lists[:2] for entry in entries)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Optional, Sequence
 
-from deberta import msame, records
+from deberta import records
 from deberta.artifacts import record_of
 from deberta.contract import PERFORMANCE_LOOPS
 from deberta.errors import ConfigError, DataError, MissingError
@@ -62,7 +62,7 @@ def infer(session: Session, plan: Plan, batch_size: int, version: str) -> PurePo
     step = steps.infer(plan, batch_size, version, int(counted))
     record = pipeline.run(session, step)
     if not record:
-        return PurePosixPath(f"{plan.artifacts.outputs(batch_size, version)}{pipeline.LATEST}")
+        return PurePosixPath(f"{plan.artifacts.outputs(batch_size, version)}{steps.LATEST}")
     assert step.inference is not None
     return pipeline.outputs_folder(record, step.inference)
 
@@ -91,13 +91,13 @@ def perf(session: Session, plan: Plan, batch_size: int, version: str, loops: int
     _run_all(session, [*_before_inference(session, whole, batch_size, version), step])
     if session.dry:
         return
-    timing_log = whole.artifacts.timing_log(batch_size, version)
-    run = msame.parse((session.workspace / timing_log).read_text(encoding="utf-8"))
-    times = ", ".join(f"{name} {value:.3f} ms" for name, value in msame.percentiles(run).items())
-    fps = msame.fps(batch_size, run.average_without_first_ms)
+    timing_log = whole.artifacts.timing_log(batch_size, version, plan.tool or "msame")
+    found = report.performance(session.workspace / timing_log, batch_size, version)
+    times = ", ".join(f"{name} {value:.3f} ms" for name, value in found.percentiles_ms.items())
+    average = "average" if found.runner == "ais_bench" else "average without first"
     print(
-        f"perf bs={batch_size} {version} on {plan.backend}: {fps:.3f} fps "
-        f"({loops} loops, average without first {run.average_without_first_ms} ms, {times})\n  {timing_log}"
+        f"perf bs={batch_size} {version} {report.place(plan, found.runner)}: {found.fps:.3f} fps "
+        f"({loops} loops, {average} {found.average_ms} ms, {times})\n  {timing_log}"
     )
 
 
@@ -142,7 +142,7 @@ def _for_chip(session: Session, plan: Plan, batch_size: int) -> Plan:
         )
         print(f"# {said}" if session.dry else said)
         return plan
-    return replace(plan, soc_version=session.tools.soc_version())
+    return replace(plan, soc_version=session.soc_version())
 
 
 def _uses_brought(session: Session, plan: Plan, batch_size: int) -> bool:

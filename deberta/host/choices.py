@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 import functools
+import platform
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 from deberta import atc, npu
 from deberta.atc import AtcOptions
 from deberta.contract import BACKENDS, EXECUTORS
-from deberta.errors import ConfigError, MissingError
+from deberta.errors import ConfigError, DebertaError, MissingError
 from deberta.host import cann, tools
 
 DEVICES = Path("/dev")
 
 
-def backend(asked: str, compiles: bool, cann_setting: str = "") -> str:
+def backend(asked: str, compiles: bool, cann_setting: str = "", project: Optional[Path] = None) -> str:
     """The backend to use; says what `auto` picked. `compiles`: the command needs ATC, not a device. Raises ConfigError.
 
-    `auto` takes ascend to compile if CANN is here, and to run the model if a device node is.
+    `auto` takes ascend to compile if CANN is here or what the compile image is made of, and to run the model if a
+    device node is.
     """
     if asked not in (*BACKENDS, "auto"):
         raise ConfigError(f"--backend {asked!r} is not one of: auto, {', '.join(BACKENDS)}")
     if asked != "auto":
         return asked
-    if compiles and (script := cann_setting or cann.present()):
-        print(f"backend: ascend (auto; CANN is here: {script})")
+    if compiles and (found := cann_setting or cann.present() or _compile_image(project)):
+        print(f"backend: ascend (auto; CANN is here: {found})")
         return "ascend"
     nodes = sorted(path.name for path in DEVICES.glob("davinci[0-9]*"))
     if not compiles and nodes:
@@ -35,15 +37,49 @@ def backend(asked: str, compiles: bool, cann_setting: str = "") -> str:
     return "cpu"
 
 
-def executor(asked: str) -> str:
-    """The executor to use; says what `auto` picked. Raises ConfigError."""
+def _compile_image(project: Optional[Path]) -> str:
+    """The tag of the compile image if it can be made of what is here, empty if not."""
+    if project is None:
+        return ""
+    from deberta.host import images, pins  # tomlkit is not loaded for the list of tasks
+
+    try:
+        return images.plan(project, pins.load(project), "compile", platform.machine()).tag
+    except MissingError:
+        return ""
+
+
+def executor(asked: str, script: str = "", usual: str = "") -> str:
+    """The executor to use; says what `auto` picked. `script`: the setting `cann`. Raises ConfigError.
+
+    `auto` takes the task's usual one, else local on a host with CANN, else docker if an engine answers.
+    """
     if asked not in (*EXECUTORS, "auto"):
         raise ConfigError(f"--executor {asked!r} is not one of: auto, {', '.join(EXECUTORS)}")
-    if asked == "docker":
-        raise ConfigError("the docker executor is not part of this version. Use: --executor local")
-    if asked == "auto":
-        print("executor: local (auto; this version has no docker executor)")
-    return "local"
+    if asked != "auto":
+        return asked
+    if usual:
+        picked, why = usual, "this task's usual one"
+    elif found := script or cann.present():
+        picked, why = "local", f"CANN is here: {found}"
+    elif answered := _engine():
+        picked, why = "docker", f"an engine answers at {answered}"
+    else:
+        picked, why = "local", "no Docker engine answers"
+    print(f"executor: {picked} (auto; {why})")
+    return picked
+
+
+def _engine() -> str:
+    """The address of an engine that can be used, empty if there is none."""
+    from deberta.host import engine  # the SDK is slow to import, and most commands need none
+
+    try:
+        client = engine.connect(timeout=3)
+    except DebertaError:
+        return ""
+    client.close()
+    return str(engine.address()["base_url"])
 
 
 def soc_version(asked: str, device: int) -> str:
@@ -78,8 +114,8 @@ def msame_path(project: Path, given: Any) -> Path:
     return project / Path(str(given or tools.MSAME)).expanduser()
 
 
-def programs(workspace: Path, setting: str, soc: str, device: int, msame: Path) -> tools.Tools:
-    """Where atc and msame are looked for, and how the chip is told, once a step needs them."""
+def programs(workspace: Path, setting: str, msame: Path) -> tools.Tools:
+    """Where atc and msame are looked for, once a step needs them."""
 
     def installed() -> cann.Cann:
         home = workspace / ".cache" / "scratch" / "home"
@@ -88,7 +124,6 @@ def programs(workspace: Path, setting: str, soc: str, device: int, msame: Path) 
 
     return tools.Tools(
         cann=functools.cache(installed),
-        soc_version=functools.cache(lambda: soc_version(soc, device)),
         msame=msame,
         source=lambda: str(cann.find(setting) if setting else cann.present() or cann.SCRIPTS[-1]),
     )

@@ -67,6 +67,7 @@ def run(
         cpu_features(),
         *(input_file(workspace / path, str(path), blocks, get) for path, blocks, get in inputs),
         engine(),
+        *stage_images(project),
         cann(cann_setting),
         compiler(),
         msame(msame_path or project / MSAME),
@@ -221,24 +222,41 @@ def input_file(path: Path, name: str, blocks: str, get: str) -> Check:
 
 
 def engine() -> Check:
-    """Whether a Docker engine answers, at DOCKER_HOST or the default address. Local runs need none."""
-    import docker
-    import docker.errors
-    import requests.exceptions
+    """Whether a Docker engine of this machine answers: DOCKER_HOST's, the context's or the usual one."""
+    from deberta.host import engine as engines
 
-    blocks = "nothing in this version, which has no docker executor: local runs need no engine"
+    blocks = "the docker executor; local runs need no engine"
     get = "install and start a Docker engine, or set DOCKER_HOST, and see that this user may use it"
     try:
-        client = docker.from_env(timeout=ENGINE_TIMEOUT)
-        try:
-            client.ping()
-            found = f"{client.version().get('Version', 'version not told')} at {client.api.base_url}"
-        finally:
-            client.close()
-    except (docker.errors.DockerException, requests.exceptions.RequestException, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        return Check("Docker engine", f"no answer: {_shortened(reason)}", "", MISSING, blocks, get)
+        client = engines.connect(ENGINE_TIMEOUT)
+    except DebertaError as error:
+        return Check("Docker engine", _shortened(str(error), 200), "", MISSING, blocks, get)
+    try:
+        found = f"{client.version().get('Version', 'version not told')} at {client.api.base_url}"
+    finally:
+        client.close()
     return Check("Docker engine", found, "", OK)
+
+
+def stage_images(project: Path) -> Tuple[Check, ...]:
+    """Whether the parts of each stage image are here: what is missing is built by the command that needs it."""
+    from deberta.host import images, pins
+
+    blocks = {
+        "export": "every stage with the docker executor",
+        "compile": "build-om with the ascend backend and the docker executor",
+        "runtime": "infer and perf with the ascend backend and the docker executor",
+    }
+    checks = []
+    for stage in pins.STAGES:
+        try:
+            image = images.plan(project, pins.load(project), stage, platform.machine())
+        except DebertaError as error:
+            checks.append(Check(f"image, {stage}", str(error), "", MISSING, blocks[stage], "see docker/README.md"))
+            continue
+        said = f"{image.tag}{' (not pinned)' if image.unpinned else ''} can be built"
+        checks.append(Check(f"image, {stage}", said, "", OK))
+    return tuple(checks)
 
 
 def cann(setting: str = "", scripts: Sequence[Path] = SCRIPTS) -> Check:

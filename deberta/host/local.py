@@ -1,4 +1,4 @@
-"""The local executor: a stage is a subprocess on this machine."""
+"""The local executor: a step is a subprocess on this machine; atc and msame run in CANN's environment alone."""
 
 from __future__ import annotations
 
@@ -6,32 +6,99 @@ import os
 import shlex
 import signal
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Mapping, Sequence
+from typing import Any, Callable, Mapping, Sequence
 
-from deberta.errors import ERROR_PREFIX, INTERRUPTED, StageError, from_exit_code
+from deberta import ais_bench, files
+from deberta.errors import ERROR_PREFIX, INTERRUPTED
+from deberta.host import tools
+from deberta.host.executor import Ground, Show
+from deberta.host.stage_env import STAGES_LOCK
+from deberta.host.steps import LATEST, Step
+from deberta.host.tools import Tools
 
 GRACE_SECONDS = 120.0  # for a stage to finish its step and remove what it half wrote, before it is killed
 
 
-def command_line(python: Path, module: str, arguments: Sequence[str]) -> list[str]:
-    return [str(python), "-m", module, *arguments]
+@dataclass(frozen=True)
+class LocalExecutor:
+    """`python` gives the stages' interpreter when first needed; `python_name` is shown in a dry run, which must not."""
+
+    project: Path
+    root: Path
+    python: Callable[[], Path]
+    python_name: str
+    tools: Tools
+    name: str = "local"
+
+    def identity(self, step: Step) -> Mapping[str, Any]:
+        if not step.tool:
+            return {"packages": files.sha256_of(self.project / STAGES_LOCK)}
+        installed = self.tools.cann()
+        return {"cann": installed.version, **tools.brought(self.tools, installed, step.tool)}
+
+    def prepare(self, step: Step) -> None:
+        if not step.tool:
+            self.python()
+
+    def run(self, step: Step, arguments: Sequence[str], show: Show) -> tuple[list[str], int]:
+        log, scratch = self.root / step.log, self.root / tools.scratch(step.name)
+        if not step.tool:
+            command = [str(self.python()), "-m", step.module, *arguments]
+            return execute(command, self.root, environment(self.project, os.environ), log, show)
+        installed = self.tools.cann()
+        program = tools.executable(self.tools, installed, step.tool)
+        variables = tools.variables(installed, step.tool, scratch / "home")
+        return execute([str(program), *step.program[1:], *arguments], scratch, variables, log, show)
+
+    def ground(self, step: Step) -> Ground:
+        return Ground()
+
+    def show(self, step: Step) -> None:
+        if step.tool:
+            print(f"source {shlex.quote(self.tools.source())}")
+            print(f"mkdir -p {shlex.quote(str(step.writes[0]))}")  # atc and msame make no folder above the last one
+            program = (str(self.tools.msame),) if step.tool == "msame" else step.program
+            print(shlex.join([*program, *step.arguments]))
+            print("\n".join(renaming(step)), end="\n" if renaming(step) else "")
+            return
+        if step.inference is not None:
+            print(f"mkdir -p {shlex.quote(str(step.writes[0]))}")
+        *before, command = to_paste([self.python_name, "-m", step.module, *step.arguments])
+        print("\n".join([*before, f"PYTHONPATH={shlex.quote(str(self.project))} {command}"]))
+
+    def close(self) -> None:
+        """Its processes end with their steps."""
+
+
+def renaming(step: Step) -> list[str]:
+    """The line to paste that gives ais_bench's outputs our names."""
+    if step.tool != ais_bench.MODULE or step.inference is None:
+        return []
+    rename = """-exec sh -c 'mv "$1" "${1%_0.bin}_output_0.bin"' sh {} \\;"""
+    there = shlex.quote(str(step.inference.output))
+    return [f"find {there} -name 'input_*_0.bin' ! -name '*_output_0.bin' {rename}"]
+
+
+def to_paste(command: Sequence[str]) -> list[str]:
+    """The lines to paste for a command. An argument that a run names after its time is "$T", the latest there is."""
+    lines = []
+    for argument in command:
+        if argument.endswith(LATEST):
+            lines.append(f'T=$(basename "$(ls -td {shlex.quote(argument[: -len(LATEST)])}/*/ | head -n 1)")')
+    return [*lines, " ".join(map(_quoted, command))]
+
+
+def _quoted(argument: str) -> str:
+    """As shlex.quote does, with "$T" left to the shell: a mount's source and target have it too."""
+    return '/"$T"'.join(shlex.quote(part) if part else "" for part in argument.split(LATEST)) or "''"
 
 
 def environment(project: Path, inherited: Mapping[str, str]) -> dict[str, str]:
     """The caller's environment with our package importable and nothing of another virtual environment in it."""
     kept = {key: value for key, value in inherited.items() if key not in ("VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME")}
     return {**kept, "PYTHONPATH": str(project), "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
-
-
-def run(command: Sequence[str], workspace: Path, project: Path, log: Path, show: Callable[[str], None]) -> str:
-    """Run a stage in the workspace, pass its lines to `show` and the log, and return all that it printed.
-
-    Raises our error of the stage's exit code with the stage's own message, StageError for any other failure, and
-    KeyboardInterrupt, after the stage has ended, if it or we were interrupted.
-    """
-    lines, code = execute(command, workspace, environment(project, os.environ), log, show)
-    return _result(code, lines, command, log)
 
 
 def execute(
@@ -84,15 +151,3 @@ def _stop(process: subprocess.Popen[str]) -> None:
     except (subprocess.TimeoutExpired, KeyboardInterrupt):
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
-
-
-def _result(code: int, lines: Sequence[str], command: Sequence[str], log: Path) -> str:
-    if code == 0:
-        return "".join(lines)
-    errors = [line[len(ERROR_PREFIX) :].strip() for line in lines if line.startswith(ERROR_PREFIX)]
-    if errors:
-        raise from_exit_code(code, errors[-1])
-    if code in (-signal.SIGKILL, 128 + signal.SIGKILL):
-        raise StageError(f"{command[2]} was killed, most likely because memory ran out. Its output is in {log}")
-    last = next((line.strip() for line in reversed(lines) if line.strip()), "it printed nothing")
-    raise StageError(f"{command[2]} failed with exit code {code}: {last}. Its output is in {log}")

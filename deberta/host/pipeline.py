@@ -13,29 +13,26 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Callable, Iterator, Mapping, Optional, Sequence
 
-from deberta import atc, files, msame, records
+from deberta import ais_bench, atc, files, msame, records
 from deberta.artifacts import record_of
 from deberta.errors import DataError, DebertaError, MissingError, StageError
-from deberta.host import cann, code, local, tools
+from deberta.host import code, tools
 from deberta.host.console import Console
+from deberta.host.executor import Executor, judge_stage
 from deberta.host.steps import Compilation, Inference, Input, Step
-from deberta.host.tools import Tools
 
-LOCK = "requirements-stages.lock"
-LATEST = "/$T"  # stands for the folder that a run names after its time, where the run has not been yet
 UNRECORDED = f"{files.TEMPORARY}unrecorded"
-BUILDER = "urn:deberta-ascend:executor:local"
+BUILDER = "urn:deberta-ascend:executor:"
 
 
 @dataclass(frozen=True)
 class Session:
-    """One invocation: where things are, and how steps run. `python` gives the stages' interpreter when first needed."""
+    """One invocation: where things are, and how steps run. `soc_version` tells the chip when one is compiled for."""
 
     project: Path
     workspace: Path
-    python: Callable[[], Path]
-    python_name: str  # as shown in a dry run, which must not make the environment
-    tools: Tools
+    executor: Executor
+    soc_version: Callable[[], str]
     force: bool = False
     dry: bool = False
     digests: records.Digests = field(init=False)
@@ -46,7 +43,7 @@ class Session:
 
 @contextlib.contextmanager
 def exclusive(session: Session) -> Iterator[None]:
-    """Hold the workspace's lock: two invocations never write the same artifacts. Keep the digests afterwards."""
+    """Hold the workspace's lock: two invocations never write the same artifacts. Tidy up afterwards."""
     if session.dry:
         print(f"cd {shlex.quote(str(session.workspace))}")
         yield
@@ -68,7 +65,10 @@ def exclusive(session: Session) -> Iterator[None]:
         try:
             yield
         finally:
-            session.digests.save()
+            try:
+                session.digests.save()
+            finally:  # last: it hands over what root made, that file among it
+                session.executor.close()
 
 
 def check_sources(session: Session, steps: Sequence[Step]) -> None:
@@ -88,7 +88,7 @@ def run(session: Session, step: Step) -> Mapping[str, Any]:
     """Bring a step's outputs up to date and return their record (an empty one in a dry run)."""
     console = Console(step.title)
     if session.dry:
-        _show(session, step)
+        session.executor.show(step)
         return {}
     if absent := _absent(session, step):
         raise _missing(absent)
@@ -98,12 +98,10 @@ def run(session: Session, step: Step) -> Mapping[str, Any]:
         console.say(f"up to date: {', '.join(str(path) for path in step.outputs)}")
         return record
     console.say(f"running: {reason}")
-    if not step.tool:
-        session.python()  # first, so that making the environment is not counted as the step's time
+    session.executor.prepare(step)
     parameters, dependencies = _parameters(session, step), _dependencies(session, step)
     started, clock = records.now(), time.monotonic()
-    summary_path = session.workspace / ".cache" / f"{step.name}.summary.json"
-    files.remove(summary_path)
+    summary_path = tools.new_scratch(session.workspace, step.name) / "summary.json"
     try:
         subjects = _execute(session, step, summary_path, console)
     except DebertaError as error:
@@ -111,11 +109,13 @@ def run(session: Session, step: Step) -> Mapping[str, Any]:
     for subject in subjects:
         if not (session.workspace / subject).exists():
             raise StageError(f"{step.title} ended without an error, but {subject} is not there. See {step.log}")
+    ground = session.executor.ground(step)
     statement = records.statement(
         subjects=[records.resource(subject, session.digests.of(subject)) for subject in subjects],
-        dependencies=dependencies,
+        dependencies=[*dependencies, *ground.dependencies],
         parameters=parameters,
-        builder=BUILDER,
+        internal=ground.internal,
+        builder=f"{BUILDER}{session.executor.name}",
         started=started,
         finished=records.now(),
         summary=_summary(summary_path),
@@ -123,7 +123,7 @@ def run(session: Session, step: Step) -> Mapping[str, Any]:
     # Over the old record, and only now: old outputs with their record are true until new ones have theirs.
     records.write(session.workspace / record_of(step.outputs[0]), statement)
     files.remove(_unrecorded(session, step.outputs[0]))
-    files.remove(tools.scratch(session.workspace, step.name))
+    files.remove(session.workspace / tools.scratch(step.name))
     _remove_former(session, step, record, subjects)
     for subject in subjects:
         console.say(_describe(session, subject))
@@ -134,21 +134,24 @@ def run(session: Session, step: Step) -> Mapping[str, Any]:
 def outdated(session: Session, step: Step) -> Optional[str]:
     """Why a step's outputs are not those that it would make now, or None if they are.
 
-    A tool's options and CANN's version are not asked for: what it once made is looked at without either.
+    A tool's options and what a step runs in (an environment, CANN, an image) are not asked for: what it once made is
+    looked at without them.
     """
     absent = _absent(session, step)
     if absent:
         return f"{absent[0].path} is missing"
     record = _record(session, step)
-    return _altered(session, step, record) if step.tool and record is not None else why_run(session, step, record)
+    return why_run(session, step, record, {} if step.tool else _own_parameters(session, step))
 
 
-def why_run(session: Session, step: Step, record: Optional[Mapping[str, Any]]) -> Optional[str]:
-    """The one reason why a step has to run, or None if its outputs are up to date."""
+def why_run(
+    session: Session, step: Step, record: Optional[Mapping[str, Any]], wanted: Optional[Mapping[str, Any]] = None
+) -> Optional[str]:
+    """The one reason why a step has to run, or None if its outputs are up to date. `wanted`: not all its parameters."""
     if record is None:
         there = (session.workspace / step.outputs[0]).exists()
         return f"{step.outputs[0]} has no record" if there else "not made yet"
-    for key, value in _parameters(session, step).items():
+    for key, value in (_parameters(session, step) if wanted is None else wanted).items():
         if records.parameters(record).get(key) != value:
             return f"its {key} changed"
     return _altered(session, step, record)
@@ -208,19 +211,16 @@ def _dependencies(session: Session, step: Step) -> list[dict[str, Any]]:
 
 
 def _parameters(session: Session, step: Step) -> dict[str, Any]:
+    executor = session.executor
+    return {**_own_parameters(session, step), "executor": executor.name, **executor.identity(step)}
+
+
+def _own_parameters(session: Session, step: Step) -> dict[str, Any]:
+    """What the step is asked to do, wherever it runs."""
     if step.tool:
-        installed = session.tools.cann()
-        program = tools.executable(session.tools, installed, step.tool)
-        brought = {"program": files.sha256_of(program)} if step.tool == "msame" else {}
-        named = {"step": step.name, "tool": step.tool, "arguments": list(step.arguments)}
-        return {**named, "cann": installed.version, **brought}
-    return {
-        "step": step.name,
-        "module": step.module,
-        "arguments": list(step.arguments),
-        "code": code.digest(session.project, step.module),
-        "packages": files.sha256_of(session.project / LOCK),
-    }
+        return {"step": step.name, "tool": step.tool, "arguments": list(step.arguments)}
+    own = {"step": step.name, "module": step.module, "arguments": list(step.arguments)}
+    return {**own, "code": code.digest(session.project, step.module)}
 
 
 def _execute(session: Session, step: Step, summary: Path, console: Console) -> list[PurePosixPath]:
@@ -233,23 +233,18 @@ def _execute(session: Session, step: Step, summary: Path, console: Console) -> l
             return _infer(session, step, step.inference, list(step.arguments) if step.tool else given, console)
         _run_stage(session, step, given, console.line)
         return list(step.outputs)
+    except BaseException:
+        for output in step.outputs:  # what a command that was killed had half written
+            files.remove_leftovers(session.workspace / output)
+        raise
     finally:
         console.close()
 
 
 def _run_stage(session: Session, step: Step, arguments: Sequence[str], show: Callable[[str], None]) -> str:
-    command = local.command_line(session.python(), step.module, arguments)
-    return local.run(command, session.workspace, session.project, session.workspace / step.log, show)
-
-
-def _run_tool(session: Session, step: Step, arguments: Sequence[str], show: Callable[[str], None]) -> tuple[str, int]:
-    """Run atc or msame in a scratch folder and CANN's environment; returns what it printed and its exit code."""
-    installed = session.tools.cann()
-    program = tools.executable(session.tools, installed, step.tool)
-    folder = tools.new_scratch(session.workspace, step.name)
-    variables = cann.with_home(installed, folder / "home")
-    lines, status = local.execute([str(program), *arguments], folder, variables, session.workspace / step.log, show)
-    return "".join(lines), status
+    lines, code = session.executor.run(step, arguments, show)
+    judge_stage(step.module, lines, code, session.workspace / step.log)
+    return "".join(lines)
 
 
 def _compile(
@@ -257,7 +252,9 @@ def _compile(
 ) -> list[PurePosixPath]:
     """Run ATC to a temporary name, judge what it left, and only then give it its name."""
     model, final = session.workspace / compilation.model, session.workspace / compilation.om
-    atc.check_paths([model, final, *(session.workspace / path for path in atc.option_files(compilation.options))])
+    root = session.executor.root
+    seen = [compilation.model, compilation.om, *atc.option_files(compilation.options)]
+    atc.check_paths([root / path for path in seen])
     final.parent.mkdir(parents=True, exist_ok=True)
     marker = _unrecorded(session, compilation.om)
     if marker.exists():
@@ -265,14 +262,14 @@ def _compile(
     files.remove_leftovers(final)
     clock = files.temporary_beside(final)
     made = clock.with_name(clock.name + ".om")  # ATC adds it
-    options = atc.rooted(compilation.options, session.workspace)
+    options = atc.rooted(compilation.options, root)
     output = made.relative_to(session.workspace)
     command = atc.command(compilation.model, output, compilation.batch_size, compilation.soc_version, options)
     try:
         clock.touch()
         started = clock.stat().st_mtime  # the file system's clock, which the .om's age is told by
-        stdout, status = _run_tool(session, step, command[1:], console.line)
-        outcome = atc.parse(stdout)
+        lines, status = session.executor.run(step, command[1:], console.line)
+        outcome = atc.parse("".join(lines))
         atc.judge(outcome, status, made, started, atc.least_bytes(model.stat().st_size), step.log)
         marker.touch()
         os.replace(made, final)
@@ -298,13 +295,12 @@ def _infer(
         if step.tool:
             tools.check_bins(session.workspace, inference.bins, inference.bin_bytes, inference.times)
             tools.check_device(inference.device, console.say)
-            stdout, status = _run_tool(session, step, elsewhere, console.quiet)
+            lines, status = session.executor.run(step, elsewhere, console.quiet)
+            stdout = "".join(lines)
         else:
             stdout = _run_stage(session, step, elsewhere, console.quiet)
-        outcome = msame.parse(stdout)
-        made = session.workspace / outcome.folder if outcome.folder else temporary
         try:
-            msame.judge(outcome, made, inference.expected, inference.times)
+            made, timing = _judged(session, step, inference, stdout, temporary)
         except DebertaError as error:
             raise type(error)(f"{error} (its output: {step.log})") from error
         if status:  # all its files are there, and something went wrong
@@ -315,9 +311,23 @@ def _infer(
         files.remove(temporary)
     subjects = [inference.output / made.name]
     if inference.log_copy:
-        files.write_text(session.workspace / inference.log_copy, stdout)
+        files.write_text(session.workspace / inference.log_copy, timing)
         subjects.insert(0, inference.log_copy)
     return subjects
+
+
+def _judged(session: Session, step: Step, inference: Inference, stdout: str, temporary: Path) -> tuple[Path, str]:
+    """The folder that a complete run left, its files under our names, and the text that has its times."""
+    if step.tool != ais_bench.MODULE:
+        outcome = msame.parse(stdout)
+        made = session.workspace / outcome.folder if outcome.folder else temporary
+        msame.judge(outcome, made, inference.expected, inference.times)
+        return made, stdout
+    run = ais_bench.read(stdout, session.workspace)
+    made = session.workspace / run.folder if run.folder else temporary
+    ais_bench.judge(run, made, inference.expected, inference.times)
+    ais_bench.settle(made)
+    return made, ais_bench.summary_of(made).read_text(encoding="utf-8")
 
 
 def _remove_former(
@@ -340,24 +350,6 @@ def _completed(step: Step, message: str) -> str:
     return re.sub(r"\binvoke ([a-z-]+[a-z])( --force)?", command, message)
 
 
-def _show(session: Session, step: Step) -> None:
-    """Print what a person could paste: the step's command, run in the workspace."""
-    if step.tool:
-        print(f"source {shlex.quote(session.tools.source())}")
-    if step.inference is not None or step.tool:  # atc and msame make no folder above the last one
-        print(f"mkdir -p {shlex.quote(str((step.inference.output if step.inference else step.outputs[0]).parent))}")
-    if step.tool:
-        program = "atc" if step.tool == "atc" else str(session.tools.msame)
-        print(shlex.join([program, *step.arguments]))
-        return
-    command = shlex.join([session.python_name, "-m", step.module, *step.arguments])
-    for argument in step.arguments:
-        if argument.endswith(LATEST):
-            print(f"T=$(ls -t {shlex.quote(argument[: -len(LATEST)])} | head -n 1)")
-            command = command.replace(shlex.quote(argument), f'"{argument}"')
-    print(f"PYTHONPATH={shlex.quote(str(session.project))} {command}")
-
-
 def _missing(inputs: Sequence[Input]) -> MissingError:
     names = [str(needed.path) for needed in inputs]
     listed = f"{', '.join(names[:-1])} and {names[-1]} are" if len(names) > 1 else f"{names[0]} is"
@@ -369,9 +361,7 @@ def _missing(inputs: Sequence[Input]) -> MissingError:
 def _summary(path: Path) -> Optional[Mapping[str, Any]]:
     if not path.exists():
         return None
-    content = json.loads(path.read_text(encoding="utf-8"))
-    files.remove(path)
-    return dict(content)
+    return dict(json.loads(path.read_text(encoding="utf-8")))
 
 
 def _describe(session: Session, path: PurePosixPath) -> str:

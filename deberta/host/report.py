@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import platform
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any, Mapping, Optional, Sequence
+from typing import Any, Mapping, Optional, Sequence, Union
 
-from deberta import files, msame, published, records
+from deberta import ais_bench, files, msame, published, records
 from deberta.artifacts import record_of
+from deberta.contract import RUNNERS
 from deberta.errors import DataError, MissingError
 from deberta.host import pipeline
 from deberta.host.pipeline import Session
@@ -21,22 +22,31 @@ ABSENT = "-"
 
 @dataclass(frozen=True)
 class Evaluated:
-    """One version's counts. `origin` is empty for a run of the present model, else it says what was counted instead."""
+    """One version's counts. `origin` is empty for a run of the present model, else it says what was counted instead.
+
+    `pinned` is False if a step on the way ran in an image that is not as pinned.
+    """
 
     counts: Mapping[str, Any]
     origin: str
+    pinned: bool = True
 
 
 @dataclass(frozen=True)
 class Performance:
-    """One performance run: throughput in samples per second, times in ms without the first; `origin` as above."""
+    """One performance run: throughput in samples per second, times in ms; `origin` as above.
+
+    Times are without the first, or, of ais_bench, without the warm-up.
+    """
 
     version: str
     fps: float
-    average_without_first_ms: float
+    average_ms: float
     percentiles_ms: Mapping[str, float]
     loops: int
     origin: str
+    runner: str = "msame"
+    pinned: bool = True
 
 
 @dataclass(frozen=True)
@@ -63,9 +73,10 @@ def collect(session: Session, plan: Plan, usual: Sequence[int]) -> tuple[Measure
 def _present(session: Session, plan: Plan) -> set[int]:
     """Batch sizes of the result files that are there."""
     folder = session.workspace / plan.artifacts.results
-    names = [path.name for path in folder.glob("*.txt")] if folder.is_dir() else []
-    matches = [re.fullmatch(r"(?:eval|msame)_bs(\d+)_(?:match|mismatch)\.txt", name) for name in names]
-    return {int(match[1]) for match in matches if match}
+    names = [path.name for path in folder.glob("*.*")] if folder.is_dir() else []
+    kept = r"(?:(?:eval|msame)_bs(\d+)_(?:match|mismatch)\.txt|ais_bench_bs(\d+)_(?:match|mismatch)\.json)"
+    matches = [re.fullmatch(kept, name) for name in names]
+    return {int(match[1] or match[2]) for match in matches if match}
 
 
 def _at(session: Session, plan: Plan, batch_size: int) -> Measured:
@@ -74,14 +85,17 @@ def _at(session: Session, plan: Plan, batch_size: int) -> Measured:
         text = plan.artifacts.evaluation(batch_size, version)
         if (session.workspace / text).exists():
             origin, summary = _evaluated_from(session, plan, batch_size, version)
-            evaluations[version] = Evaluated(read_evaluation(session.workspace / text.with_suffix(".json")), origin)
+            counts = read_evaluation(session.workspace / text.with_suffix(".json"))
+            outputs = plan.artifacts.outputs(batch_size, version)
+            evaluations[version] = Evaluated(counts, origin, _pinned(session, plan, batch_size, text, outputs))
             engines.add(_engine(summary))
-        log = plan.artifacts.timing_log(batch_size, version)
-        if (session.workspace / log).exists():
-            record = _unaltered(session, log)
-            origin = _model_of(session, plan, batch_size, record) if record else "no record"
-            engines.add(_engine(records.summary(record)) if record else "")
-            performances.append(_performance(session.workspace / log, batch_size, version, origin))
+        for log in (plan.artifacts.timing_log(batch_size, version, runner) for runner in RUNNERS):
+            if (session.workspace / log).exists():
+                record = _unaltered(session, log)
+                origin = _model_of(session, plan, batch_size, record) if record else "no record"
+                engines.add(_engine(records.summary(record)) if record else "")
+                found = performance(session.workspace / log, batch_size, version, origin)
+                performances.append(replace(found, pinned=_pinned(session, plan, batch_size, log)))
     return Measured(batch_size, evaluations, tuple(performances), tuple(sorted(engines - {""})))
 
 
@@ -90,9 +104,7 @@ def _evaluated_from(session: Session, plan: Plan, batch_size: int, version: str)
     record = _unaltered(session, plan.artifacts.evaluation(batch_size, version))
     if record is None:
         return "no record", {}
-    data = plan.profile.data_path(version)
-    counted = {name: digest for name, digest in records.dependencies(record).items() if name != str(data)}
-    [(folder, digest)] = counted.items()
+    [(folder, digest)] = [entry for entry in records.dependencies(record).items() if "dirHash" in entry[1]]
     run = records.read(session.workspace / record_of(plan.artifacts.outputs(batch_size, version)))
     if run is None or records.digests(run["subject"]).get(folder) != digest:
         return f"outputs brought: {folder}", {}
@@ -111,6 +123,13 @@ def _model_of(session: Session, plan: Plan, batch_size: int, run: Mapping[str, A
         if record is None or not there or records.dependencies(record).get(str(needed)) != session.digests.of(needed):
             return "outdated: another model"
     return ""
+
+
+def _pinned(session: Session, plan: Plan, batch_size: int, *made: PurePosixPath) -> bool:
+    """Whether no step on the way to these artifacts says that its image was not pinned."""
+    way = (*made, plan.artifacts.compiled(batch_size), plan.artifacts.onnx)
+    found = [records.read(session.workspace / record_of(path)) for path in way]
+    return not any(records.internal(record).get("pins", "pinned") != "pinned" for record in found if record)
 
 
 def _engine(summary: Mapping[str, Any]) -> str:
@@ -166,7 +185,7 @@ def render(plan: Plan, measured: Sequence[Measured]) -> str:
     lines += ["|---|---|---|---|---|---|---|---|"]
     for entry in measured:
         lines += [
-            f"| {entry.batch_size} | {run.version} | {run.loops} | {run.fps:.3f} | {run.average_without_first_ms} | "
+            f"| {entry.batch_size} | {run.version}{_by(run.runner)} | {run.loops} | {run.fps:.3f} | {run.average_ms} | "
             + " | ".join(f"{run.percentiles_ms[f'p{p}']:.3f}" for p in msame.PERCENTILES)
             + " |"
             for run in entry.performances
@@ -185,8 +204,8 @@ def _row(plan: Plan, entry: Measured, row: Optional[published.Published]) -> str
         if result:
             counts = result.counts
             figure = f"{short}={100 * counts['accuracy']:.2f} ({counts['correct']}/{counts['rows']})"
-            accuracies.append(f"{figure} {_where(plan, result.origin)}")
-    fps = [f"{run.fps:.3f} {_where(plan, run.origin)}" for run in entry.performances]
+            accuracies.append(f"{figure} {_where(plan, result)}")
+    fps = [f"{run.fps:.3f} {_where(plan, run, run.runner)}" for run in entry.performances]
     cells = (
         f"Deberta bs{entry.batch_size}",
         f"M={row.official_match}/MM={row.official_mismatch}" if row else ABSENT,
@@ -199,9 +218,19 @@ def _row(plan: Plan, entry: Measured, row: Optional[published.Published]) -> str
     return f"| {' | '.join(cells)} |"
 
 
-def _where(plan: Plan, origin: str) -> str:
+def _where(plan: Plan, figure: Union[Evaluated, Performance], runner: str = "") -> str:
     """What stands behind a measured figure: the backend that made it, or why it is not the present model's."""
-    return f"({origin})" if origin else f"on {plan.backend}"
+    said = f"({figure.origin})" if figure.origin else place(plan, runner)
+    return said if figure.pinned else f"{said}, not pinned"
+
+
+def place(plan: Plan, runner: str) -> str:
+    """Where a figure was measured; the guide's own runner is not named."""
+    return f"on {plan.backend}{_by(runner)}"
+
+
+def _by(runner: str) -> str:
+    return f" ({runner})" if runner == ais_bench.MODULE else ""
 
 
 def _notes(plan: Plan, measured: Sequence[Measured]) -> list[str]:
@@ -210,6 +239,12 @@ def _notes(plan: Plan, measured: Sequence[Measured]) -> list[str]:
     else:
         about = f"Nothing is published for profile {plan.profile.name}; the guide's figures belong to its own model."
     fps = "fps = batch size * 1000 / average time without the first, in ms: inference alone, no reading or writing."
+    if any(run.runner == ais_bench.MODULE for entry in measured for run in entry.performances):
+        fps += " Of ais_bench: its own throughput, by the average of all times; its warm-up is none of them."
+    pinned = [figure.pinned for entry in measured for figure in entry.evaluations.values()]
+    pinned += [figure.pinned for entry in measured for figure in entry.performances]
+    if not all(pinned):
+        fps += " Not pinned: made in an image whose base is not the one of docker/pins.toml; the records name it."
     engines = sorted({engine for entry in measured for engine in entry.engines})
     if plan.backend != "cpu" or not engines:
         return [about, "", fps]
@@ -217,11 +252,23 @@ def _notes(plan: Plan, measured: Sequence[Measured]) -> list[str]:
     return [about, "", fps, "", f"Measured on the CPU backend ({platform.machine()}; {'; '.join(engines)}). {cpu}"]
 
 
-def _performance(log: Path, batch_size: int, version: str, origin: str) -> Performance:
-    run = msame.parse(log.read_text(encoding="utf-8"))
-    fps = msame.fps(batch_size, run.average_without_first_ms)
-    assert run.average_without_first_ms is not None  # fps refuses None
-    return Performance(version, fps, run.average_without_first_ms, msame.percentiles(run), len(run.times_ms), origin)
+def performance(log: Path, batch_size: int, version: str, origin: str = "") -> Performance:
+    """Read a timing log, of either runner. Raises DataError."""
+    text = log.read_text(encoding="utf-8")
+    if log.suffix == ".json":
+        summary = ais_bench.read_summary(text)
+        fps, average, times = ais_bench.fps(batch_size, summary), summary.average_ms, summary.times_ms
+        percentiles, runner = ais_bench.percentiles(summary), ais_bench.MODULE
+    else:
+        run = msame.parse(text)
+        fps, average, times = (
+            msame.fps(batch_size, run.average_without_first_ms),
+            run.average_without_first_ms,
+            run.times_ms,
+        )
+        percentiles, runner = msame.percentiles(run), "msame"
+    assert average is not None  # fps refuses None
+    return Performance(version, fps, average, percentiles, len(times), origin, runner)
 
 
 def _unaltered(session: Session, artifact: PurePosixPath) -> Optional[dict[str, Any]]:

@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath as Path
 from typing import Mapping, Optional, Sequence
 
-from deberta import atc, contract
+from deberta import ais_bench, atc, contract
 from deberta.artifacts import Artifacts, limited
 from deberta.atc import AtcOptions
 from deberta.contract import INPUTS, TRAIN_FILE
 from deberta.errors import ConfigError
 from deberta.host.profiles import Profile
+
+LATEST = "/$T"  # stands for the folder that a run names after its time, where the run has not been yet
 
 
 @dataclass(frozen=True)
@@ -69,13 +71,33 @@ class Step:
     log: Path
     commands: Mapping[str, str]  # task -> the command line that runs it for this run, to complete a stage's hints
     inference: Optional[Inference] = None
-    tool: str = ""  # atc or msame
+    tool: str = ""  # atc, msame or ais_bench
     compilation: Optional[Compilation] = None
+
+    @property
+    def program(self) -> tuple[str, ...]:
+        """What a tool's command line begins with."""
+        return ("python3", "-m", self.tool) if self.tool == ais_bench.MODULE else (self.tool,)
+
+    @property
+    def on_device(self) -> bool:
+        """Whether the command needs an NPU."""
+        return self.inference is not None and bool(self.tool)
+
+    @property
+    def device(self) -> int:
+        return self.inference.device if self.inference else 0
+
+    @property
+    def writes(self) -> tuple[Path, ...]:
+        """The folders in which the command makes files: those that hold its outputs."""
+        made = (self.inference.output,) if self.inference else self.outputs
+        return tuple(dict.fromkeys(path.parent for path in made))
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that names a run: paths, profile and options. The last three are the ascend backend's."""
+    """Everything that names a run: paths, profile and options. The last four are the ascend backend's."""
 
     profile: Profile
     backend: str
@@ -83,6 +105,12 @@ class Plan:
     soc_version: str = ""
     device: int = 0
     atc: AtcOptions = atc.DEFAULTS
+    runner: str = "msame"
+
+    @property
+    def tool(self) -> str:
+        """What runs the model, empty for the cpu backend's stage."""
+        return self.runner if self.backend == "ascend" else ""
 
     @property
     def artifacts(self) -> Artifacts:
@@ -92,7 +120,9 @@ class Plan:
         """The command that runs one of our tasks for this profile, to be named in messages."""
         limit = f" --limit {self.limit}" if self.limit and task not in ("export-onnx", "build-om") else ""
         backend = " --backend ascend" if self.backend == "ascend" and task not in ("export-onnx", "preprocess") else ""
-        return f"invoke {task}{options} --profile {self.profile.name}{backend}{limit}"
+        other = self.tool == ais_bench.MODULE and task in ("infer", "evaluate", "perf")
+        runner = f" --runner {self.tool}" if other else ""
+        return f"invoke {task}{options} --profile {self.profile.name}{backend}{runner}{limit}"
 
     def commands(self, batch_size: Optional[int] = None, version: Optional[str] = None) -> dict[str, str]:
         """The command line of each task that a stage may name in a message."""
@@ -212,29 +242,23 @@ def preprocess(plan: Plan, batch_size: int, version: str) -> Step:
 def infer(plan: Plan, batch_size: int, version: str, rows: int) -> Step:
     """The guide's accuracy run over every bin; `rows` of data, so ceil(rows / batch_size) output files."""
     artifacts = plan.artifacts
-    bins, output, model = (
-        artifacts.bins(batch_size, version),
-        artifacts.outputs(batch_size, version),
-        artifacts.compiled(batch_size),
-    )
+    bins, output = artifacts.bins(batch_size, version), artifacts.outputs(batch_size, version)
     name, title = plan.named("infer", batch_size, version)
     batches = contract.batch_count(rows, batch_size)
+    named = ais_bench.output_file if plan.tool == ais_bench.MODULE else contract.output_file
     return Step(
         name=name,
         title=title,
-        module="" if plan.backend == "ascend" else "deberta.stages.run_cpu",
-        tool="msame" if plan.backend == "ascend" else "",
-        arguments=(
-            *("--model", str(model), "--input", ",".join(f"{bins / i}/" for i in INPUTS), "--output", str(output)),
-            *_msame_options(plan, batch_size),
-        ),
+        module="" if plan.tool else "deberta.stages.run_cpu",
+        tool=plan.tool,
+        arguments=_arguments(plan, batch_size, [f"{bins / i}/" for i in INPUTS], output),
         inputs=(_compiled(plan, batch_size), _bins(plan, batch_size, version)),
         outputs=(output,),
         log=artifacts.log(name),
         commands=plan.commands(batch_size, version),
         inference=Inference(
             output=output,
-            expected={contract.output_file(i): contract.output_bytes(batch_size) for i in range(batches)},
+            expected={named(i): contract.output_bytes(batch_size) for i in range(batches)},
             times=batches,
             bins=tuple(bins / i for i in INPUTS),
             bin_bytes=contract.input_bytes(batch_size),
@@ -253,23 +277,21 @@ def perf(plan: Plan, batch_size: int, version: str, loops: int) -> Step:
     )
     name, title = plan.named("perf", batch_size, version)
     first = tuple(bins / i / contract.input_file(0) for i in INPUTS)
-    timing_log = artifacts.timing_log(batch_size, version)
+    timing_log = artifacts.timing_log(batch_size, version, plan.tool or "msame")
+    made = ais_bench.output_file(0) if plan.tool == ais_bench.MODULE else f"{model.stem}_output_0.bin"
     return Step(
         name=name,
         title=title,
-        module="" if plan.backend == "ascend" else "deberta.stages.run_cpu",
-        tool="msame" if plan.backend == "ascend" else "",
-        arguments=(
-            *("--model", str(model), "--input", ",".join(map(str, first)), "--output", str(output)),
-            *("--loop", str(loops), *_msame_options(plan, batch_size)),
-        ),
+        module="" if plan.tool else "deberta.stages.run_cpu",
+        tool=plan.tool,
+        arguments=_arguments(plan, batch_size, [str(path) for path in first], output, loops),
         inputs=(_compiled(plan, batch_size), _bins(plan, batch_size, version)),
         outputs=(timing_log, output),
         log=artifacts.log(name),
         commands=plan.commands(batch_size, version),
         inference=Inference(
             output=output,
-            expected={f"{model.stem}_output_0.bin": contract.output_bytes(batch_size)},
+            expected={made: contract.output_bytes(batch_size)},
             times=loops,
             bins=first,
             bin_bytes=contract.input_bytes(batch_size),
@@ -305,13 +327,23 @@ def _counts(plan: Plan, version: str) -> tuple[str, ...]:
     return (*limit, "--rows", str(expected)) if expected is not None else limit
 
 
-def _msame_options(plan: Plan, batch_size: int) -> tuple[str, ...]:
-    """What msame needs beyond the guide's line: a device other than 0, and the gear of a model that has gears."""
-    if plan.backend != "ascend":
-        return ()
-    if ".bin" in plan.profile.name:  # in a folder's name too, msame takes it for a file
+def _arguments(
+    plan: Plan, batch_size: int, inputs: Sequence[str], output: Path, loops: Optional[int] = None
+) -> tuple[str, ...]:
+    """The guide's line for msame, and for ais_bench its own; beyond it the gear of a model that has gears."""
+    model = plan.artifacts.compiled(batch_size)
+    gear = atc.dym_dims(batch_size, plan.atc) if plan.tool else ()
+    if plan.tool == ais_bench.MODULE:
+        paths = [Path(path) for path in inputs]
+        return (*ais_bench.command(model, paths, output, batch_size, plan.device, loops), *gear)
+    if plan.tool and ".bin" in plan.profile.name:  # in a folder's name too, msame takes it for a file
         raise ConfigError(f"msame cannot run profile {plan.profile.name}: rename it, so that its name has no .bin")
-    return (*(("--device", str(plan.device)) if plan.device else ()), *atc.dym_dims(batch_size, plan.atc))
+    return (
+        *("--model", str(model), "--input", ",".join(inputs), "--output", str(output)),
+        *(("--loop", str(loops)) if loops is not None else ()),
+        *(("--device", str(plan.device)) if plan.tool and plan.device else ()),
+        *gear,
+    )
 
 
 def _compiled(plan: Plan, batch_size: int) -> Input:

@@ -10,31 +10,29 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Callable, Optional
 
-from deberta import contract, files, npu
+from deberta import ais_bench, contract, files, npu
 from deberta.errors import DataError, MissingError, StageError
 from deberta.host import cann
 from deberta.host.cann import Cann
 
 MSAME = Path("docker", "bin", "msame")  # below the project
-LINKED = ("models", "data", "results")
+KINDS = ("models", "data", "results")
 NPU_SMI_SECONDS = 60
 
 
 @dataclass(frozen=True)
 class Tools:
-    """Where the programs are; nothing is looked for before a step needs it. `source`: what a dry run names.
-
-    `soc_version`: ATC's name of the chip, which `auto` asks npu-smi for.
-    """
+    """Where the programs are; nothing is looked for before a step needs it. `source`: what a dry run names."""
 
     cann: Callable[[], Cann]
-    soc_version: Callable[[], str]
     msame: Path
     source: Callable[[], str]
 
 
 def executable(tools: Tools, installed: Cann, tool: str) -> Path:
     """atc comes with CANN, msame from the user. Raises MissingError."""
+    if tool == ais_bench.MODULE:
+        return cann.tool(installed, "python3")
     if tool != "msame":
         return cann.tool(installed, tool)
     if not (tools.msame.is_file() and os.access(tools.msame, os.X_OK)):
@@ -45,21 +43,46 @@ def executable(tools: Tools, installed: Cann, tool: str) -> Path:
     return tools.msame
 
 
-def scratch(workspace: Path, name: str) -> Path:
-    """Where a tool's run works. It stays after a failure, with CANN's own logs in home/ascend, until the next run."""
-    return workspace / ".cache" / "scratch" / name
+def variables(installed: Cann, tool: str, home: Path) -> dict[str, str]:
+    """The environment of one run. ais_bench may have been installed with pip --user, which $HOME would hide."""
+    own = {"PYTHONUSERBASE": str(Path.home() / ".local")} if tool == ais_bench.MODULE else {}
+    return {**cann.with_home(installed, home), **own}
+
+
+def brought(tools: Tools, installed: Cann, tool: str) -> dict[str, str]:
+    """SHA-256 of what the user brought along: msame, or aclruntime for ais_bench. Raises MissingError."""
+    program = executable(tools, installed, tool)
+    if tool != ais_bench.MODULE:
+        return {"program": files.sha256_of(program)} if tool == "msame" else {}
+    found = subprocess.run(
+        [program, "-c", ais_bench.PROBE],
+        env=variables(installed, tool, Path.home()),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        encoding="utf-8",
+    )
+    return {name: files.sha256_of(Path(path)) for name, path in ais_bench.installed(found.stdout).items()}
+
+
+def scratch(name: str) -> PurePosixPath:
+    """Where a step works, in the workspace. It stays after a failure, with CANN's own logs in home/ascend, until the
+    step's next run.
+    """
+    return PurePosixPath(".cache", "scratch", name)
 
 
 def new_scratch(workspace: Path, name: str) -> Path:
-    """A working directory for one run of a tool, which leaves files in it (kernel_meta, check_result.json) and reads
-    others (acl.json). Links make the workspace's relative paths good in it; `home` is for $HOME.
+    """A folder for one run: its summary, $HOME in `home`, and the working directory of a tool.
+
+    Tools leave files in theirs (kernel_meta, check_result.json) and read others (acl.json). Links, which are good in a
+    container too, make the workspace's relative paths good in it.
     """
-    folder = scratch(workspace, name)
+    folder = workspace / scratch(name)
     files.remove(folder)
     (folder / "home").mkdir(parents=True)
-    for kind in LINKED:
+    for kind in KINDS:
         (workspace / kind).mkdir(exist_ok=True)
-        (folder / kind).symlink_to(workspace / kind)
+        (folder / kind).symlink_to(os.path.relpath(workspace / kind, folder.resolve()))
     return folder
 
 

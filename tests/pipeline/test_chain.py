@@ -235,7 +235,6 @@ def test_without_weights(workspace: Workspace) -> None:
         (("perf", "--loops", "101"), "--loops '101'"),
         (("build-om", "--profile", "nobodys"), "no profile 'nobodys'"),
         (("build-om", "--backend", "tpu"), "--backend 'tpu'"),
-        (("build-om", "--executor", "docker"), "not part of this version"),
     ],
 )
 def test_bad_values(workspace: Workspace, arguments: tuple[str, ...], says: str) -> None:

@@ -25,7 +25,7 @@ class Engine(http.server.BaseHTTPRequestHandler):
     """As much of a Docker engine's API as a ping takes."""
 
     def do_GET(self) -> None:
-        body = json.dumps({"Version": "99.1", "ApiVersion": "1.44"}).encode()
+        body = json.dumps({"Version": "99.1", "ApiVersion": "1.44", "Name": socket.gethostname()}).encode()
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
@@ -58,7 +58,8 @@ def test_an_answering_engine(engine_address: str, monkeypatch: pytest.MonkeyPatc
 def test_no_engine_is_told_and_does_not_block_local_runs(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DOCKER_HOST", address)
     check = doctor.engine()
-    assert check.state == MISSING and "no answer" in check.found and "local runs need no engine" in check.blocks
+    assert check.state == MISSING and "no Docker engine answers" in check.found
+    assert "local runs need no engine" in check.blocks
     assert doctor.missing([check]) == ()
 
 

@@ -38,7 +38,7 @@ def tasks() -> dict[str, set[str]]:
 
 def decorates_a_task(decorator: ast.expr) -> bool:
     named = decorator.func if isinstance(decorator, ast.Call) else decorator
-    return isinstance(named, ast.Name) and named.id in ("task", "_task")
+    return isinstance(named, ast.Name) and named.id in ("task", "command")
 
 
 def dashed(name: str) -> str:

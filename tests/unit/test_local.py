@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -10,13 +11,17 @@ import pytest
 from deberta import errors
 from deberta.errors import DebertaError, StageError
 from deberta.host import local
+from deberta.host.executor import judge_stage
 
 
 def _run(tmp_path: Path, code: str) -> str:
     shown: list[str] = []
-    command = [sys.executable, "-c", code]
+    log = tmp_path / "logs" / "stage.log"
+    variables = local.environment(tmp_path, os.environ)
     try:
-        return local.run(command, tmp_path, tmp_path, tmp_path / "logs" / "stage.log", shown.append)
+        lines, status = local.execute([sys.executable, "-c", code], tmp_path, variables, log, shown.append)
+        judge_stage("the.stage", lines, status, log)
+        return "".join(lines)
     finally:
         assert not [line for line in shown if line.startswith(errors.ERROR_PREFIX)]  # it comes as the error itself
 

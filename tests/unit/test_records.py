@@ -19,7 +19,7 @@ def _statement() -> dict[str, Any]:
     made = records.resource(ARTIFACT, {"sha256": "ab"})
     read = records.resource(PurePosixPath("data/tiny/bins"), {"dirHash": "cd"})
     return records.statement(
-        [made], [read], {"step": "export-onnx"}, "urn:test", records.now(), records.now(), {"rows": 3}
+        [made], [read], {"step": "export-onnx"}, {}, "urn:test", records.now(), records.now(), {"rows": 3}
     )
 
 

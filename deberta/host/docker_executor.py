@@ -1,0 +1,186 @@
+"""The docker executor: a step is a container of its stage's image, which is built first if it is not there."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import platform
+import shlex
+import time
+from pathlib import Path, PurePosixPath
+from typing import Any, Mapping, Optional, Sequence
+
+from deberta import files
+from deberta.errors import MissingError
+from deberta.host import building, containers, images, npu_access, pins, tools
+from deberta.host.containers import Access, Container, User
+from deberta.host.engine import Engine
+from deberta.host.executor import Ground, Show
+from deberta.host.images import BuildSettings, Image
+from deberta.host.local import renaming, to_paste
+from deberta.host.npu_access import NpuSettings
+from deberta.host.steps import Step
+
+STAGES = {"": "export", "atc": "compile", "msame": "runtime", "ais_bench": "compile"}  # tool -> stage image
+OWNED = (*tools.KINDS, ".cache")
+
+
+class DockerExecutor:
+    """Opens the engine when a step has to run, and not before: what is up to date needs none."""
+
+    name = "docker"
+    root = Path(containers.ROOT)
+
+    def __init__(self, project: Path, workspace: Path, builds: BuildSettings, npu: NpuSettings, keep: bool) -> None:
+        self._project, self._workspace = project, workspace
+        self._builds, self._npu, self._keep = builds, npu, keep
+        self._engine: Optional[Engine] = None
+        self._ids: dict[str, str] = {}  # stage -> image id
+        self._user: Optional[User] = None
+        self._started = time.time()
+
+    def identity(self, step: Step) -> Mapping[str, Any]:
+        return {"image": self._image(step).tag}
+
+    def prepare(self, step: Step) -> None:
+        engine, image = self._open(), self._image(step)
+        if image.stage not in self._ids:
+            self._ids[image.stage] = building.find(engine.client, image) or self._build(image)
+            if image.unpinned:
+                print(f"image {image.tag} is not pinned: {'; '.join(image.unpinned)}")
+
+    def run(self, step: Step, arguments: Sequence[str], show: Show) -> tuple[list[str], int]:
+        engine, image = self._open(), self._image(step)
+        assert self._user is not None
+        container = self._container(step, arguments, image.tag, self._user, self._access(step, engine))
+        for folder in step.writes:
+            _make(self._workspace / folder, self._user)
+        scratch = self._workspace / tools.scratch(step.name)
+        files.write_text(scratch / "passwd", containers.passwd(self._user, _home(step)))
+        _give(scratch, self._user)
+        log = self._workspace / step.log
+        return engine.run(container, self._ids[image.stage], step.name, log, show, graceful=not step.tool)
+
+    def ground(self, step: Step) -> Ground:
+        image = self._image(step)
+        resource = {"name": f"image {image.tag}", "digest": {"sha256": self._ids[image.stage].partition(":")[2]}}
+        internal = {"pins": f"not pinned: {'; '.join(image.unpinned)}" if image.unpinned else "pinned"}
+        return Ground([resource], internal)
+
+    def show(self, step: Step) -> None:
+        try:
+            tag = self._image(step).tag
+            print(f"# {tag} is built by: invoke images")
+        except MissingError as error:
+            tag = f"deberta-ascend/{STAGES[step.tool]}"
+            print(f"# {error}")
+        access = npu_access.access(self._npu, step.device, lambda: False, check=False) if step.on_device else Access()
+        user = owner(self._workspace)
+        container = self._container(step, step.arguments, tag, user, access)
+        scratch = tools.scratch(step.name)
+        made = [*tools.KINDS, *step.writes, scratch / "home"]
+        print(f"mkdir -p {shlex.join(map(str, made))}")
+        print(f"printf %s {shlex.quote(containers.passwd(user, _home(step)))} > {scratch / 'passwd'}")
+        if step.tool:
+            print(f"ln -sfn {' '.join(f'../../../{kind}' for kind in tools.KINDS)} {scratch}/")
+        print("\n".join([*to_paste(containers.command_line(container)), *renaming(step)]))
+
+    def close(self) -> None:
+        engine, self._engine = self._engine, None
+        try:
+            if engine is not None:
+                engine.__exit__(None, None, None)
+        finally:
+            user = self._user or owner(self._workspace)
+            if user.uid != os.getuid() == 0:
+                _give_new(self._workspace, user, self._started)
+
+    def _open(self) -> Engine:
+        if self._engine is None:
+            self._engine = Engine(self._workspace, self._keep, print).__enter__()
+            self._user = User(0, 0) if self._engine.rootless else owner(self._workspace)
+            if self._user.note:
+                print(self._user.note)
+        return self._engine
+
+    @functools.cached_property
+    def _pins(self) -> pins.Pins:
+        return pins.load(self._project)
+
+    def _image(self, step: Step) -> Image:
+        return self._planned(STAGES[step.tool])
+
+    @functools.cache  # noqa: B019 - one executor, a few stages
+    def _planned(self, stage: str) -> Image:
+        return images.plan(self._project, self._pins, stage, platform.machine())
+
+    def _build(self, image: Image) -> str:
+        engine = self._open()
+        print(f"building image {image.tag}: {building.why(engine.client, image)}")
+        log = self._workspace / ".cache" / "images" / f"{image.stage}.log"
+        return building.build(engine.client, image, self._builds, log, lambda line: print(f"  {line}", flush=True))
+
+    def _access(self, step: Step, engine: Engine) -> Access:
+        if not step.on_device:
+            return Access()
+        return npu_access.access(self._npu, step.device, lambda: engine.has_runtime("ascend"))
+
+    def _container(self, step: Step, arguments: Sequence[str], tag: str, user: User, access: Access) -> Container:
+        # A container has one NPU, and that is device 0 in it, whatever its number is here.
+        given = tuple(arguments) if not step.on_device else without_device(arguments)
+        return containers.of_step(step, given, tag, self._project, self._workspace, user, access)
+
+
+def without_device(arguments: Sequence[str]) -> tuple[str, ...]:
+    """msame's and ais_bench's arguments without --device N."""
+    kept = list(arguments)
+    if "--device" in kept:
+        at = kept.index("--device")
+        del kept[at : at + 2]
+    return tuple(kept)
+
+
+def owner(workspace: Path) -> User:
+    """Whose files containers make: the caller's; if that is root, the owner's of the workspace."""
+    if os.getuid():
+        return User(os.getuid(), os.getgid())
+    there = os.stat(next(folder for folder in (workspace, *workspace.parents) if folder.is_dir()))
+    who = "root, who owns" if there.st_uid == 0 else f"{there.st_uid}:{there.st_gid}, the owner of"
+    return User(there.st_uid, there.st_gid, f"containers run as {who} {workspace} (you are root)")
+
+
+def _home(step: Step) -> PurePosixPath:
+    return containers.ROOT / tools.scratch(step.name) / "home"
+
+
+def _make(folder: Path, user: User) -> None:
+    """Make a folder, and those above it that are not there, as the user's."""
+    if folder.is_dir():
+        return
+    _make(folder.parent, user)
+    folder.mkdir()
+    _own(folder, user)
+
+
+def _give(folder: Path, user: User) -> None:
+    for parent, names, more in os.walk(folder):
+        for name in (".", *names, *more):
+            _own(Path(parent, name), user)
+
+
+def _give_new(workspace: Path, user: User, since: float) -> None:
+    """Hand what root made in this session (records, logs) to the workspace's owner."""
+    for kind in OWNED:
+        for parent, names, more in os.walk(workspace / kind):
+            for name in (".", *names, *more):
+                path = Path(parent, name)
+                with contextlib.suppress(FileNotFoundError):
+                    entry = os.lstat(path)
+                    if entry.st_uid == 0 and entry.st_ctime >= since - 1:
+                        _own(path, user)
+
+
+def _own(path: Path, user: User) -> None:
+    if os.getuid() == 0 and user.uid:
+        os.chown(path, user.uid, user.gid, follow_symlinks=False)
