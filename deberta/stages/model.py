@@ -194,6 +194,17 @@ class SelfAttention(nn.Module):
         """[B * length, H * D] -> [B, H, length, D]."""
         return x.reshape(-1, length, self.heads, self.head_size).permute(0, 2, 1, 3)
 
+    def add_relative(
+        self, scores: Tensor, query: Tensor, key: Tensor, tables: tuple[Tensor | None, Tensor | None], length: int
+    ) -> Tensor:
+        """Add the scores by relative position to those by content, [B, H, L, L]; query and key are [B, H, L, D]."""
+        c2p_table, p2c_table = tables
+        if c2p_table is not None:
+            scores = scores + shift(query @ c2p_table, self.heads, length)
+        if p2c_table is not None:
+            scores = scores + shift(key @ p2c_table, self.heads, length).permute(0, 1, 3, 2)
+        return scores
+
     def forward(self, x: Tensor, bias: Tensor, length: int, relative: Relative | None, first_only: bool) -> Tensor:
         """x [B * L, E] and additive key bias [B, 1, 1, L] -> [B * L, H * D], or [B, H * D] for the first position."""
         c2p_table, p2c_table = self.tables(relative, first_only)
@@ -204,13 +215,13 @@ class SelfAttention(nn.Module):
         query = self.query_proj(x) if self.folded else self.query_proj(x) * self.scale
         query = self.split(query, 1 if first_only else length)  # [B, H, L or 1, D]
         scores = query @ key.permute(0, 1, 3, 2)  # [B, H, L or 1, L]
-        if c2p_table is not None:
-            c2p = query @ c2p_table
-            scores = scores + (c2p if first_only else shift(c2p, self.heads, length))
-        if p2c_table is not None and first_only:
-            scores = scores + (key * p2c_table).sum(dim=3).reshape(-1, self.heads, 1, length)
-        elif p2c_table is not None:
-            scores = scores + shift(key @ p2c_table, self.heads, length).permute(0, 1, 3, 2)
+        if not first_only:
+            scores = self.add_relative(scores, query, key, (c2p_table, p2c_table), length)
+        else:
+            if c2p_table is not None:
+                scores = scores + query @ c2p_table
+            if p2c_table is not None:
+                scores = scores + (key * p2c_table).sum(dim=3).reshape(-1, self.heads, 1, length)
         context: Tensor = self.dropout(torch.softmax(scores + bias, dim=3)) @ value
         return context.permute(0, 2, 1, 3).reshape(-1, self.config.all_head_size)
 
@@ -293,10 +304,11 @@ class Encoder(nn.Module):
             self.LayerNorm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.conv = Convolution(config) if config.conv_kernel_size else None
         self.folded_length = 0
+        self.every_position = False  # compute all positions in the last layer too, see relative_gather
 
     def only_first(self, index: int) -> bool:
         """The logits need the last layer's first position alone, unless the convolution has to see its neighbours."""
-        return index == len(self.layer) - 1 and not (index == 0 and self.conv is not None)
+        return index == len(self.layer) - 1 and not (index == 0 and self.conv is not None) and not self.every_position
 
     def fold(self, length: int) -> None:
         relative = None

@@ -1,0 +1,348 @@
+"""An ONNX file as lint-onnx sees it: nodes, constants, and every tensor's type and shape at a fixed batch size.
+
+The weights are looked at once and dropped, so that a shape inference per batch size copies a small model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from onnx import NodeProto, TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from deberta.contract import ONNX_MAX_BYTES
+from deberta.errors import DataError, MissingError
+from deberta.stages.lint_rules import VIEWS
+
+_SMALL = 1024  # elements up to which a constant keeps its values, for shapes, axes and single numbers
+_WHOLE = (TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL)
+FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16)
+
+
+Array = npt.NDArray[Any]
+
+
+class Tensor(NamedTuple):
+    """Type and shape; a dimension that is not known is None, and so is a shape without a rank."""
+
+    dtype: int
+    shape: tuple[int | None, ...] | None
+
+    @property
+    def elements(self) -> int | None:
+        if self.shape is None or None in self.shape:
+            return None
+        return int(np.prod([size for size in self.shape if size is not None], dtype=np.int64))
+
+    def bytes(self, float_bytes: int | None = None) -> int:
+        """Bytes in memory, 0 where the shape is not known; `float_bytes` counts floats as of that size."""
+        size = float_bytes if float_bytes and self.dtype in FLOATS else item_bytes(self.dtype)
+        return (self.elements or 0) * size
+
+
+class Cost(NamedTuple):
+    """What a node moves in one inference."""
+
+    elements: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Constant:
+    """An initializer or a Constant node's value. The values of a large one are gone; what was asked of them is not."""
+
+    name: str
+    tensor: Tensor
+    external: bool
+    values: Array | None
+    lowest: float = 0.0  # of the finite values
+    highest: float = 0.0
+    odd: int = 0  # infinite and NaN values
+
+
+@dataclass(frozen=True)
+class Graph:
+    path: Path
+    bytes: int
+    model: onnx.ModelProto  # without the large constants
+    nodes: tuple[NodeProto, ...]  # those of subgraphs too
+    constants: dict[str, Constant]
+    producers: dict[str, NodeProto]
+    consumers: dict[str, list[NodeProto]]
+    inputs: tuple[str, ...]  # the graph's inputs without the initializers that old files list there
+    _inferred: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+    _folded: dict[int, set[str]] = field(default_factory=dict)
+
+    def tensors(self, batch: int) -> dict[str, Tensor]:
+        """Every tensor's type and shape with the batch fixed."""
+        if batch not in self._inferred:
+            self._inferred[batch] = _infer(self, batch)
+        return self._inferred[batch]
+
+    def folded(self, batch: int) -> set[str]:
+        """Names of all that is constant once the batch is fixed, and so computed by ATC."""
+        if batch not in self._folded:
+            constant, tensors = set(self.constants), self.tensors(batch)
+            for node in self.model.graph.node:  # in topological order
+                if _of_known_shape(node, tensors) or (node.input and constant.issuperset(filter(None, node.input))):
+                    constant.update(node.output)
+            self._folded[batch] = constant
+        return self._folded[batch]
+
+    def declared(self, name: str) -> list[str | int]:
+        """The dimensions of an input or output as the file has them: numbers, names, or ? for neither."""
+        for value in (*self.model.graph.input, *self.model.graph.output):
+            if value.name == name:
+                dims = value.type.tensor_type.shape.dim
+                return [d.dim_value if d.dim_value > 0 else d.dim_param or "?" for d in dims]
+        return []
+
+    @property
+    def fixed_batch(self) -> int | None:
+        """The batch size that the file itself fixes, or None."""
+        first = [shape[0] for shape in map(self.declared, self.inputs) if shape]
+        numbers = [size for size in first if isinstance(size, int)]
+        return numbers[0] if first and len(numbers) == len(first) else None
+
+
+def load(path: Path) -> Graph:
+    """Read a file of at most ONNX_MAX_BYTES. Raises MissingError, and DataError if it is no ONNX."""
+    try:
+        size = path.stat().st_size
+        model = onnx.load(str(path), load_external_data=False)
+    except FileNotFoundError:
+        raise MissingError(f"{path} is missing. Run: invoke export-onnx") from None
+    except IsADirectoryError:
+        raise DataError(f"{path} is a folder, not an ONNX file") from None
+    except DecodeError as error:
+        raise DataError(f"{path} is no ONNX file ({error})") from None
+    if not model.graph.node or not model.opset_import or not model.ir_version:
+        raise DataError(f"{path} is no ONNX file: it has no nodes, no opset or no IR version")
+    constants = {constant.name: constant for constant in _take_constants(model)}
+    read, model = model, onnx.ModelProto()
+    model.CopyFrom(read)
+    del read  # what was deleted from a message is freed with it
+    nodes = tuple(_walk(model.graph))
+    return Graph(
+        path,
+        size,
+        model,
+        nodes,
+        constants,
+        {name: node for node in nodes for name in node.output if name},
+        _consumers(nodes),
+        tuple(value.name for value in model.graph.input if value.name not in constants),
+    )
+
+
+def too_large(path: Path) -> bool:
+    """Whether the file is beyond what protobuf reads, so that `load` cannot be called."""
+    return path.is_file() and path.stat().st_size > ONNX_MAX_BYTES
+
+
+def name_of(node: NodeProto) -> str:
+    return node.name or (node.output[0] if node.output else node.op_type)
+
+
+def item_bytes(dtype: int) -> int:
+    """Bytes of one element; 0 for a type that is not known."""
+    try:
+        return int(helper.tensor_dtype_to_np_dtype(dtype).itemsize)
+    except KeyError:
+        return 0
+
+
+def attribute(node: NodeProto, name: str) -> object:
+    """An attribute's value, or None."""
+    return next((helper.get_attribute_value(a) for a in node.attribute if a.name == name), None)
+
+
+def cost(node: NodeProto, tensors: dict[str, Tensor], float_bytes: int | None = None) -> Cost:
+    """Elements that a node writes, and bytes that it reads and writes.
+
+    A gather reads its indices and as much data as it writes; a slice reads what it writes; a view moves nothing.
+    """
+    outputs = [tensors[name] for name in node.output if name in tensors]
+    inputs = [tensors[name] for name in node.input if name in tensors]
+    elements = sum(tensor.elements or 0 for tensor in outputs)
+    written = sum(tensor.bytes(float_bytes) for tensor in outputs)
+    if node.op_type in VIEWS:
+        return Cost(0 if node.op_type == "Constant" else elements, 0)
+    if node.op_type in ("Gather", "GatherElements", "GatherND"):
+        return Cost(elements, 2 * written + sum(tensor.bytes(float_bytes) for tensor in inputs[1:2]))
+    if node.op_type == "Slice":
+        return Cost(elements, 2 * written)
+    return Cost(elements, written + sum(tensor.bytes(float_bytes) for tensor in inputs))
+
+
+def folded_bytes(graph: Graph, batch: int) -> int:
+    """Bytes of the constants that something else still reads once all others of this batch size are computed."""
+    tensors, constant = graph.tensors(batch), graph.folded(batch)
+    read = {name for node in graph.nodes if not constant.issuperset(node.output) for name in node.input}
+    read |= {value.name for value in graph.model.graph.output}
+    return sum(tensors[name].bytes() for name in read & constant if name in tensors)
+
+
+def _consumers(nodes: Sequence[NodeProto]) -> dict[str, list[NodeProto]]:
+    found: dict[str, list[NodeProto]] = {}
+    for node in nodes:
+        for name in dict.fromkeys(node.input):
+            found.setdefault(name, []).append(node)
+    return found
+
+
+def _walk(graph: onnx.GraphProto) -> Iterator[NodeProto]:
+    for node in graph.node:
+        yield node
+        for attr in node.attribute:
+            for subgraph in (attr.g, *attr.graphs) if attr.type in (attr.GRAPH, attr.GRAPHS) else ():
+                yield from _walk(subgraph)
+
+
+def _take_constants(model: onnx.ModelProto) -> Iterator[Constant]:
+    """All constants of the main graph; large ones leave the model and become typed inputs of the same name."""
+    graph = model.graph
+    listed = {value.name for value in graph.input}
+    kept = []
+    for tensor in graph.initializer:
+        constant = describe_constant(tensor.name, tensor)
+        if constant.values is not None:
+            kept.append(tensor)
+        elif tensor.name not in listed:
+            graph.input.append(_typed(constant))
+        yield constant
+    kept = [TensorProto.FromString(tensor.SerializeToString()) for tensor in kept]  # they die with the list
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
+    for index in reversed(range(len(graph.node))):
+        node = graph.node[index]
+        value = _value(node)
+        if value is None:
+            continue
+        constant = describe_constant(node.output[0], value)
+        if constant.values is None:
+            graph.input.append(_typed(constant))
+            del graph.node[index]
+        yield constant
+
+
+def _value(node: NodeProto) -> TensorProto | None:
+    """What a Constant node holds; None for another node, and for strings and sparse tensors."""
+    if node.op_type != "Constant" or len(node.attribute) != 1:
+        return None
+    name, value = node.attribute[0].name, helper.get_attribute_value(node.attribute[0])
+    if name in ("value_float", "value_floats", "value_int", "value_ints"):
+        return numpy_helper.from_array(np.asarray(value, dtype=np.float32 if "float" in name else np.int64))
+    return value if name == "value" else None
+
+
+def describe_constant(name: str, tensor: TensorProto) -> Constant:
+    described = Tensor(tensor.data_type, tuple(tensor.dims))
+    external = tensor.data_location == TensorProto.EXTERNAL
+    small = (described.elements or 0) <= _SMALL
+    if external or tensor.data_type == TensorProto.STRING:
+        return Constant(name, described, external, np.zeros(0) if small and not external else None)
+    values = numpy_helper.to_array(tensor)
+    kept = values.copy() if small else None
+    if tensor.data_type in (TensorProto.BFLOAT16, TensorProto.FLOAT16):
+        values = values.astype(np.float32)
+    if not np.issubdtype(values.dtype, np.number):
+        return Constant(name, described, external, kept)
+    finite = np.isfinite(values)
+    odd = values.size - int(finite.sum())
+    numbers = values[finite] if odd else values
+    low, high = (float(numbers.min()), float(numbers.max())) if numbers.size else (0.0, 0.0)
+    return Constant(name, described, external, kept, low, high, odd)
+
+
+def _typed(constant: Constant) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(constant.name, constant.tensor.dtype, constant.tensor.shape)
+
+
+def _infer(graph: Graph, batch: int) -> dict[str, Tensor]:
+    model = onnx.ModelProto()
+    model.CopyFrom(graph.model)
+    for value in model.graph.input:
+        if value.name in graph.inputs and value.type.tensor_type.shape.dim:
+            first = value.type.tensor_type.shape.dim[0]
+            if first.dim_value <= 0:
+                first.dim_value = batch
+    del model.graph.value_info[:]  # made with a dynamic batch
+    for value in model.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    known = {c.name: c.values for c in graph.constants.values() if c.values is not None and c.values.size}
+    while True:
+        found = _infer_once(graph.path, model)
+        made = _compute_shapes(model, found, known)
+        if not made:
+            return {**{name: constant.tensor for name, constant in graph.constants.items()}, **found}
+        known |= made
+        model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in made.items())
+        for index in reversed(range(len(model.graph.node))):
+            if made.keys() >= set(model.graph.node[index].output):
+                del model.graph.node[index]
+
+
+def _infer_once(path: Path, model: onnx.ModelProto) -> dict[str, Tensor]:
+    try:
+        inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError) as error:
+        raise DataError(f"{path} is no valid ONNX: {error}") from None
+    values = (*inferred.input, *inferred.value_info, *inferred.output)
+    found = {value.name: _described(value.type.tensor_type) for value in values if value.type.HasField("tensor_type")}
+    return {**{one.name: Tensor(one.data_type, tuple(one.dims)) for one in model.graph.initializer}, **found}
+
+
+def _compute_shapes(model: onnx.ModelProto, tensors: dict[str, Tensor], known: dict[str, Array]) -> dict[str, Array]:
+    """Values of the small integers that follow from shapes: ONNX's inference of opset 12 does not carry them on."""
+    made: dict[str, Array] = {}
+    for node in model.graph.node:
+        if node.op_type == "Constant" or len(node.output) != 1:
+            continue
+        if _of_known_shape(node, tensors):
+            sizes = np.array(tensors[node.input[0]].shape, dtype=np.int64)
+            made[node.output[0]] = sizes if node.op_type == "Shape" else np.array(sizes.prod(), dtype=np.int64)
+            continue
+        inputs = {name: made[name] if name in made else known.get(name) for name in node.input if name}
+        small = {name: value for name, value in inputs.items() if value is not None}
+        result = tensors.get(node.output[0])
+        whole = result is not None and result.dtype in _WHOLE and (result.elements is None or result.elements <= _SMALL)
+        if whole and small and len(small) == len(inputs):
+            value = _run(model, node, small)
+            if value is not None and value.size <= _SMALL:
+                made[node.output[0]] = value
+    return made
+
+
+def _run(model: onnx.ModelProto, node: NodeProto, inputs: dict[str, Array]) -> Array | None:
+    """What ONNX's reference implementation gives for one node, or None where it has none."""
+    given = [
+        helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(v.dtype), v.shape) for n, v in inputs.items()
+    ]
+    alone = helper.make_graph([node], "one", given, [onnx.ValueInfoProto(name=node.output[0])])
+    try:
+        (value,) = ReferenceEvaluator(helper.make_model(alone, opset_imports=model.opset_import)).run(
+            None, dict(inputs)
+        )
+    except Exception:  # a hint less: the shape stays unknown, and that is said
+        return None
+    return np.asarray(value)
+
+
+def _of_known_shape(node: NodeProto, tensors: dict[str, Tensor]) -> bool:
+    of_shape = node.op_type in ("Shape", "Size") and node.input[0] in tensors
+    return of_shape and tensors[node.input[0]].elements is not None
+
+
+def _described(tensor: onnx.TypeProto.Tensor) -> Tensor:
+    if not tensor.HasField("shape"):
+        return Tensor(tensor.elem_type, None)
+    sizes = (d.dim_value if d.HasField("dim_value") and d.dim_value >= 0 else None for d in tensor.shape.dim)
+    return Tensor(tensor.elem_type, tuple(sizes))
