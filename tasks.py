@@ -28,9 +28,10 @@ from deberta.host.cli import (
 from deberta.host.steps import Plan
 
 
-@command("profile", *RUN)
+@command("profile", *RUN, relative="shift, or gather: the reference form, in dynamic_gather.onnx")
 def export_onnx(
     c: Context,
+    relative: str = "shift",
     profile: str | None = None,
     executor: str | None = None,
     keep: bool = False,
@@ -40,7 +41,39 @@ def export_onnx(
     """Export the checkpoint to models/<profile>/dynamic.onnx, validated against PyTorch."""
     session, plan = session_of(c, executor, force, dry, keep), Plan(profile_of(c, profile), "cpu")
     with pipeline.exclusive(session):
-        chain.export(session, plan)
+        chain.export(session, plan, contract.one_of("--relative", relative, ("shift", "gather")))
+
+
+@command(
+    *("profile", *RUN),
+    model="an ONNX file, in the workspace or absolute (default: the profile's dynamic.onnx, exported if need be)",
+    format="text, json or sarif",
+    output="write the report there instead of printing it",
+    severity="exit with 6 from this severity on: error, warning or note",
+    stats="count parameters, FLOP and bytes too, and the time at a 310P's peak",
+    batch_sizes="batch sizes to look at (default 1,8,64)",
+)
+def lint_onnx(
+    c: Context,
+    model: str | None = None,
+    format: str = "text",
+    output: str | None = None,
+    severity: str = "error",
+    stats: bool = False,
+    batch_sizes: str = "1,8,64",
+    profile: str | None = None,
+    executor: str | None = None,
+    keep: bool = False,
+    force: bool = False,
+    dry: bool = False,
+) -> None:
+    """Check an ONNX file against what ATC of CANN 5.1.RC2 and the 310P take."""
+    options = ["--format", contract.one_of("--format", format, ("text", "json", "sarif"))]
+    options += ["--severity", contract.one_of("--severity", severity, ("error", "warning", "note"))]
+    options += ["--batch-sizes", batch_sizes, *(["--stats"] if stats else [])]
+    session, plan = session_of(c, executor, force, dry, keep), Plan(profile_of(c, profile), "cpu")
+    with pipeline.exclusive(session):
+        chain.lint(session, plan, model, output, options)
 
 
 @command("bs", "version", "limit", "profile", *RUN)
@@ -63,13 +96,14 @@ def preprocess(
         chain.preprocess(session, plan, batch_size, chosen)
 
 
-@command("bs", "profile", "backend", "soc-version", *RUN)
+@command("bs", "profile", "backend", "soc-version", "no-lint", *RUN)
 def build_om(
     c: Context,
     bs: str | None = None,
     profile: str | None = None,
     backend: str | None = None,
     soc_version: str | None = None,
+    no_lint: bool = False,
     executor: str | None = None,
     keep: bool = False,
     force: bool = False,
@@ -77,7 +111,7 @@ def build_om(
 ) -> None:
     """Compile the model for one batch size; exports it first if need be."""
     batch_size = contract.parse_batch_size(bs)
-    plan = plan_of(c, profile, backend, compiles=True)
+    plan = plan_of(c, profile, backend, compiles=True, lint=not no_lint)
     session = session_of(c, executor, force, dry, keep, soc_version)
     with pipeline.exclusive(session):
         chain.build(session, plan, batch_size)

@@ -72,6 +72,10 @@ class Artifacts:
         suffix = "txt" if runner == "msame" else "json"
         return self.results / f"{self._named(runner, batch_size)}_{version}.{suffix}"
 
+    def lint(self, batch_size: int) -> Path:
+        """What lint-onnx found before a compilation."""
+        return self.results / f"{self._named('lint', batch_size)}.json"
+
     def report(self, suffix: str = "md") -> Path:
         return self.results / f"report.{suffix}"
 

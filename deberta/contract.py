@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Union
+from typing import Sequence, Union
 
 from deberta.errors import ConfigError
 
@@ -64,6 +64,11 @@ def parse_integer(option: str, value: Union[str, int, None], default: int, low: 
 
 def parse_version(value: str) -> str:
     """`match` or `mismatch`, as in the guide. Raises ConfigError."""
-    if value not in VERSIONS:
-        raise ConfigError(f"--version {value!r} is not one of: {', '.join(VERSIONS)}")
+    return one_of("--version", value, VERSIONS)
+
+
+def one_of(option: str, value: str, known: Sequence[str]) -> str:
+    """An option that is one of a few words. Raises ConfigError."""
+    if value not in known:
+        raise ConfigError(f"{option} {value!r} is not one of: {', '.join(known)}")
     return value

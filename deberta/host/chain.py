@@ -16,9 +16,26 @@ from deberta.host.pipeline import Session
 from deberta.host.steps import Plan, Step
 
 
-def export(session: Session, plan: Plan) -> None:
-    """checkpoint -> dynamic.onnx."""
-    _run_all(session, [steps.export_onnx(plan)])
+def export(session: Session, plan: Plan, relative: str = "shift") -> None:
+    """checkpoint -> dynamic.onnx, or dynamic_gather.onnx."""
+    _run_all(session, [steps.export_onnx(plan, relative)])
+
+
+def lint(session: Session, plan: Plan, model: Optional[str], output: Optional[str], options: Sequence[str]) -> None:
+    """Check an ONNX file, the profile's unless another is named; the report is printed, or written to `output`."""
+    path = PurePosixPath(model) if model else plan.artifacts.onnx
+    kind = options[options.index("--format") + 1]
+    target = PurePosixPath(output) if output else plan.artifacts.results.parent / f"lint-onnx.{kind}"
+    before = [] if model else [steps.export_onnx(plan)]
+    step = steps.lint_file(plan, path, target, options)
+    pipeline.check_sources(session, [*before, step])
+    for one in before:
+        pipeline.run(session, one)
+    try:
+        pipeline.run(session, step)
+    finally:  # a report that a gate refuses is there as well
+        if not session.dry and not output and (session.workspace / target).exists():
+            print((session.workspace / target).read_text(encoding="utf-8"), end="")
 
 
 def finetune(session: Session, plan: Plan, init: Optional[str], options: Sequence[str]) -> None:

@@ -35,6 +35,7 @@ HELP = {
     "msame": "the msame binary of the local executor (default docker/bin/msame)",
     "runner": "msame or ais_bench: what runs the model on ascend",
     "keep": "keep the steps' containers",
+    "no-lint": "compile with ATC even if lint-onnx finds errors; the record says so",
 }
 
 RUN = ("executor", "keep", "force", "dry")  # of every task that runs steps
@@ -91,6 +92,7 @@ def plan_of(
     device: Any = None,
     compiles: bool = False,
     runner: Optional[str] = None,
+    lint: bool = True,
 ) -> Plan:
     rows = contract.parse_integer("--limit", limit, 0, 1, 10**9)
     chosen = choices.backend(backend or c.config.backend, compiles, str(c.config.get("cann") or ""), PROJECT)
@@ -102,6 +104,7 @@ def plan_of(
         device=device_of(c, device),
         atc=options,
         runner=runner_of(c, runner, chosen),
+        lint=lint,
     )
 
 

@@ -55,7 +55,7 @@ class DockerExecutor:
         assert self._user is not None
         container = self._container(step, arguments, image.tag, self._user, self._access(step, engine))
         for folder in step.writes:
-            _make(self._workspace / folder, self._user)
+            _make(self._workspace, folder, self._user)
         scratch = self._workspace / tools.scratch(step.name)
         files.write_text(scratch / "passwd", containers.passwd(self._user, _home(step)))
         _give(scratch, self._user)
@@ -154,13 +154,13 @@ def _home(step: Step) -> PurePosixPath:
     return containers.ROOT / tools.scratch(step.name) / "home"
 
 
-def _make(folder: Path, user: User) -> None:
-    """Make a folder, and those above it that are not there, as the user's."""
-    if folder.is_dir():
-        return
-    _make(folder.parent, user)
-    folder.mkdir()
-    _own(folder, user)
+def _make(workspace: Path, folder: PurePosixPath, user: User) -> None:
+    """Make a folder, and those above it, as the user's. One that root's pipeline has just made is handed over."""
+    for path in reversed((folder, *folder.parents[:-1])):
+        there = workspace / path
+        there.mkdir(exist_ok=True)
+        if there.stat().st_uid == 0:
+            _own(there, user)
 
 
 def _give(folder: Path, user: User) -> None:

@@ -124,6 +124,7 @@ class Engine:
             **{OF_WORKSPACE: workspace_label(workspace), KEPT: "yes" if keep else "no"},
         }
         self._reaper: Optional[subprocess.Popen[bytes]] = None
+        self._unsure = False  # whether there may be a container that nobody has seen to
         self.client: Any = None
 
     def __enter__(self) -> Engine:
@@ -143,7 +144,10 @@ class Engine:
     ) -> None:
         if self._reaper is not None:
             with contextlib.suppress(OSError):  # it has ended already: it found no engine
-                self._reaper.communicate(b"done")
+                if self._unsure and self._reaper.stdin is not None:
+                    self._reaper.stdin.close()  # it looks, and looks again, without us
+                else:
+                    self._reaper.communicate(b"done")
         self.client.close()
 
     @property
@@ -168,6 +172,7 @@ class Engine:
         unique = f"{LABEL}-{name}-{uuid.uuid4().hex[:8]}"
         if self._reaper is None:
             self._reaper = _reaper(self._session)
+        self._unsure = True  # interrupted now, we would not know what the engine has made
         with explained(f"creating a container of {container.image}"):
             made = self.client.containers.create(
                 **containers.create_arguments(container, image_id, unique, self._labels)
@@ -178,7 +183,9 @@ class Engine:
             if not self._keep:
                 with contextlib.suppress(*_FAILURES):  # the engine is gone: the next run looks again
                     remove(made)
+                    self._unsure = False
         if self._keep:
+            self._unsure = False
             self._say(f"container {unique} is kept (ended with {code}). Remove it with: invoke clean --containers")
         if code == INTERRUPTED and graceful:
             raise KeyboardInterrupt
@@ -200,13 +207,13 @@ class Engine:
                     if not line.startswith(ERROR_PREFIX):
                         show(line.rstrip("\n"))
                 code = int(made.wait()["StatusCode"])
+                made.reload()
             except KeyboardInterrupt:
                 show("stopping; interrupt again to kill it at once")
                 _stop(made, graceful)
                 raise
             except docker.errors.NotFound:
                 raise StageError(f"container {made.name} was removed while it ran. Run the command again") from None
-            made.reload()
             if made.attrs.get("State", {}).get("OOMKilled"):
                 raise StageError(f"container {made.name} was killed: memory ran out. Its output is in {log}")
         return lines, code
@@ -233,11 +240,14 @@ def remove(container: Any) -> None:
 
 
 def _stop(container: Any, graceful: bool) -> None:
-    """As Ctrl-C would for a stage of ours; a tool is killed: what it wrote has no name yet."""
-    with contextlib.suppress(KeyboardInterrupt, *_FAILURES):
-        if graceful:
+    """As Ctrl-C would for a stage of ours; a tool is killed at once: what it wrote has no name yet."""
+    if graceful:
+        with contextlib.suppress(KeyboardInterrupt, *_FAILURES):
             container.kill("SIGINT")
             container.wait(timeout=GRACE_SECONDS)
+            return
+    with contextlib.suppress(*_FAILURES):
+        container.kill()
 
 
 def _lines(chunks: Iterator[bytes]) -> Iterator[str]:

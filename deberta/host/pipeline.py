@@ -88,7 +88,9 @@ def run(session: Session, step: Step) -> Mapping[str, Any]:
     """Bring a step's outputs up to date and return their record (an empty one in a dry run)."""
     console = Console(step.title)
     if session.dry:
-        session.executor.show(step)
+        for one in (step.gate, step):
+            if one is not None:
+                session.executor.show(one)
         return {}
     if absent := _absent(session, step):
         raise _missing(absent)
@@ -98,6 +100,7 @@ def run(session: Session, step: Step) -> Mapping[str, Any]:
         console.say(f"up to date: {', '.join(str(path) for path in step.outputs)}")
         return record
     console.say(f"running: {reason}")
+    checked = {"gate": records.summary(run(session, step.gate))} if step.gate is not None else {}
     session.executor.prepare(step)
     parameters, dependencies = _parameters(session, step), _dependencies(session, step)
     started, clock = records.now(), time.monotonic()
@@ -118,7 +121,7 @@ def run(session: Session, step: Step) -> Mapping[str, Any]:
         builder=f"{BUILDER}{session.executor.name}",
         started=started,
         finished=records.now(),
-        summary=_summary(summary_path),
+        summary={**_summary(summary_path), **checked},
     )
     # Over the old record, and only now: old outputs with their record are true until new ones have theirs.
     records.write(session.workspace / record_of(step.outputs[0]), statement)
@@ -218,7 +221,8 @@ def _parameters(session: Session, step: Step) -> dict[str, Any]:
 def _own_parameters(session: Session, step: Step) -> dict[str, Any]:
     """What the step is asked to do, wherever it runs."""
     if step.tool:
-        return {"step": step.name, "tool": step.tool, "arguments": list(step.arguments)}
+        unchecked = {"lint": False} if step.compilation is not None and step.gate is None else {}
+        return {"step": step.name, "tool": step.tool, "arguments": list(step.arguments), **unchecked}
     own = {"step": step.name, "module": step.module, "arguments": list(step.arguments)}
     return {**own, "code": code.digest(session.project, step.module)}
 
@@ -358,10 +362,9 @@ def _missing(inputs: Sequence[Input]) -> MissingError:
     return MissingError(f"{listed} missing. {'; then '.join(hints)}")
 
 
-def _summary(path: Path) -> Optional[Mapping[str, Any]]:
-    if not path.exists():
-        return None
-    return dict(json.loads(path.read_text(encoding="utf-8")))
+def _summary(path: Path) -> Mapping[str, Any]:
+    """What the stage counted; a tool writes none."""
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
 
 
 def _describe(session: Session, path: PurePosixPath) -> str:

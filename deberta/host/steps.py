@@ -73,6 +73,7 @@ class Step:
     inference: Optional[Inference] = None
     tool: str = ""  # atc, msame or ais_bench
     compilation: Optional[Compilation] = None
+    gate: Optional[Step] = None  # a check that runs first when this step has to run
 
     @property
     def program(self) -> tuple[str, ...]:
@@ -97,7 +98,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that names a run: paths, profile and options. The last four are the ascend backend's."""
+    """Everything that names a run: paths, profile and options. The last five are the ascend backend's."""
 
     profile: Profile
     backend: str
@@ -106,6 +107,7 @@ class Plan:
     device: int = 0
     atc: AtcOptions = atc.DEFAULTS
     runner: str = "msame"
+    lint: bool = True
 
     @property
     def tool(self) -> str:
@@ -146,20 +148,24 @@ class Plan:
         )
 
 
-def export_onnx(plan: Plan) -> Step:
+def export_onnx(plan: Plan, relative: str = "shift") -> Step:
+    """`relative` gather: the reference form of the graph, in a file of its own that no other step takes."""
     profile, artifacts = plan.profile, plan.artifacts
+    made = artifacts.onnx if relative == "shift" else artifacts.onnx.with_name(f"{artifacts.onnx.stem}_{relative}.onnx")
+    form = () if relative == "shift" else ("--relative", relative)
+    name = "export-onnx" if relative == "shift" else f"export-onnx_{relative}"
     labels = ("--labels", ",".join(profile.labels)) if profile.labels else ()
     return Step(
-        name="export-onnx",
-        title="export-onnx",
+        name=name,
+        title=name.replace("_", " "),
         module="deberta.stages.export_onnx",
         arguments=(
             *("--checkpoint", str(profile.checkpoint_path), "--config", str(profile.config_path)),
-            *("--output", str(artifacts.onnx), *labels),
+            *("--output", str(made), *labels, *form),
         ),
         inputs=(plan.source(profile.checkpoint_path), plan.source(profile.config_path)),
-        outputs=(artifacts.onnx,),
-        log=artifacts.log("export-onnx"),
+        outputs=(made,),
+        log=artifacts.log(name),
         commands=plan.commands(),
     )
 
@@ -207,6 +213,7 @@ def build_om(plan: Plan, batch_size: int) -> Step:
             log=artifacts.log(name),
             commands=plan.commands(batch_size),
             compilation=wanted,
+            gate=lint(plan, batch_size) if plan.lint else None,
         )
     return Step(
         name=name,
@@ -217,6 +224,39 @@ def build_om(plan: Plan, batch_size: int) -> Step:
         outputs=(compiled, compiled.with_suffix(".bin")),
         log=artifacts.log(name),
         commands=plan.commands(batch_size),
+    )
+
+
+def lint(plan: Plan, batch_size: int) -> Step:
+    """The check that comes before ATC: an error stops, what else it finds goes to the compilation's record."""
+    artifacts = plan.artifacts
+    made = artifacts.lint(batch_size)
+    return Step(
+        name=f"lint-onnx_bs{batch_size}",
+        title=f"lint-onnx bs={batch_size}",
+        module="deberta.stages.lint_onnx",
+        arguments=(
+            *("--model", str(artifacts.onnx), "--batch-sizes", str(batch_size)),
+            *("--format", "json", "--output", str(made)),
+        ),
+        inputs=(Input(artifacts.onnx, plan.command("export-onnx")),),
+        outputs=(made,),
+        log=artifacts.log(f"lint-onnx_bs{batch_size}"),
+        commands=plan.commands(batch_size),
+    )
+
+
+def lint_file(plan: Plan, model: Path, output: Path, options: Sequence[str]) -> Step:
+    """The same check of any ONNX file, as a user asks for it."""
+    return Step(
+        name="lint-onnx",
+        title="lint-onnx",
+        module="deberta.stages.lint_onnx",
+        arguments=("--model", str(model), "--output", str(output), *options),
+        inputs=(Input(model, plan.command("export-onnx") if model == plan.artifacts.onnx else "Check --model"),),
+        outputs=(output,),
+        log=plan.artifacts.log("lint-onnx"),
+        commands=plan.commands(),
     )
 
 

@@ -339,7 +339,8 @@ def test_interrupted_at_work(workspace: Workspace, cann: Path, tool: str) -> Non
     out, err = running.communicate(timeout=helpers.TIMEOUT)
     assert running.returncode == 130, out + err
     assert "Traceback" not in out + err and "interrupted" in err
-    assert {name for name in workspace.files() - before if "/logs/" not in name} == set()
+    # The check before ATC is done, and its report true, whatever comes after it.
+    assert {name for name in workspace.files() - before if "/logs/" not in name and "/lint_" not in name} == set()
     fake_cann.force(cann)
     assert len(_ran(workspace.succeed(*command))) == 1
 

@@ -1,0 +1,93 @@
+"""A step's gate runs before the step, only when the step has to run, and stops it when it fails."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deberta import records
+from deberta.errors import GateError
+from deberta.host import pipeline, steps
+from deberta.host.executor import Ground, Show
+from deberta.host.pipeline import Session
+from deberta.host.profiles import Profile
+from deberta.host.steps import Plan, Step
+from tests.mnli_helpers import REPOSITORY
+
+PLAN = Plan(
+    Profile("tiny", "c.bin", "c.json", "spm.model", "MNLI", None, {"match": 3}, False),
+    "ascend",
+    soc_version="Ascend310P3",
+)
+
+
+@dataclass
+class Recorder:
+    """An executor whose lint ends with `code`, and whose atc writes what the real one would."""
+
+    root: Path
+    code: int = 0
+    ran: list[str] = field(default_factory=list)
+    name: str = "local"
+
+    def identity(self, step: Step) -> Mapping[str, Any]:
+        return {}
+
+    def prepare(self, step: Step) -> None:
+        """Nothing to prepare."""
+
+    def run(self, step: Step, arguments: Sequence[str], show: Show) -> tuple[list[str], int]:
+        self.ran.append(step.name)
+        if step.tool:
+            made = next(one.partition("=")[2] for one in arguments if one.startswith("--output="))
+            (self.root / f"{made}.om").write_bytes(b"om" * 100)
+            return ["ATC run success, welcome to the next use.\n"], 0
+        (self.root / step.outputs[0]).parent.mkdir(parents=True, exist_ok=True)
+        (self.root / step.outputs[0]).write_text("{}")
+        return (["error: 1 finding\n"], self.code) if self.code else ([], 0)
+
+    def ground(self, step: Step) -> Ground:
+        return Ground()
+
+    def show(self, step: Step) -> None:
+        """Not asked for here."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+@pytest.fixture(name="executor")
+def _executor(tmp_path: Path) -> Recorder:
+    (tmp_path / "models/tiny").mkdir(parents=True)
+    (tmp_path / "models/tiny/dynamic.onnx").write_bytes(b"onnx" * 10)
+    return Recorder(tmp_path)
+
+
+def _run(executor: Recorder, plan: Plan = PLAN) -> Mapping[str, Any]:
+    session = Session(REPOSITORY, executor.root, executor, lambda: "Ascend310P3")
+    return pipeline.run(session, steps.build_om(plan, 8))
+
+
+def test_an_error_stops_the_compilation(executor: Recorder) -> None:
+    executor.code = GateError.exit_code
+    with pytest.raises(GateError, match="1 finding"):
+        _run(executor)
+    assert executor.ran == ["lint-onnx_bs8"]
+    assert not list(executor.root.rglob("*.om")) and not list(executor.root.rglob("lint*.record.json"))
+
+
+def test_no_lint_is_recorded_and_its_model_is_used_afterwards(executor: Recorder) -> None:
+    executor.code = GateError.exit_code
+    record = _run(executor, replace(PLAN, lint=False))
+    assert executor.ran == ["build-om_bs8"] and records.parameters(record)["lint"] is False
+    assert _run(executor) == record and executor.ran == ["build-om_bs8"]  # up to date: nothing is checked again
+
+
+def test_what_the_gate_found_is_in_the_record(executor: Recorder) -> None:
+    record = _run(executor)
+    assert executor.ran == ["lint-onnx_bs8", "build-om_bs8"]
+    assert "gate" in records.summary(record) and "lint" not in records.parameters(record)
