@@ -1,0 +1,160 @@
+"""Which nodes have to stay in float32, and the file in which ATC's --keep_dtype reads their names.
+
+The file: one node name per line. Blank lines are skipped, and a name that the graph does not have is an error to ATC
+(graphengine r1.8.0, ge/ir_build/attr_options/keep_dtype_option.cc), so there is nothing else in it, no comment either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from deberta import files
+from deberta.errors import DataError, MissingError, some
+from deberta.progress import Progress
+from deberta.stages import fp16_run
+from deberta.stages.fp16_run import Graph, Node, Outcome, Rows
+from deberta.stages.fp16_survey import Survey, survey
+
+ROUNDS = 4  # of finding, shortening and verifying
+LEVELS = 16  # how far up from a node that float32 alone does not cure its inputs' producers are kept too
+TRIALS = 256  # runs of a few rows that shortening may take
+
+
+class _Stop(Exception):
+    """Ends a run at a node."""
+
+    def __init__(self, node: Node) -> None:
+        super().__init__(node.name)
+        self.node = node
+
+
+@dataclass(frozen=True)
+class Cure:
+    """A list that leaves no overflow in any row. `irreducible`: shown that none of the new nodes can be left out."""
+
+    nodes: list[str]  # in the graph's order, those that were kept before included
+    irreducible: bool
+    survey: Survey  # with these nodes kept
+
+
+def find(graph: Graph, parts: Sequence[Rows], affected: Sequence[Rows], before: Collection[str]) -> Cure | None:
+    """The nodes to keep in addition to `before`; None if none were found that leave everything finite.
+
+    Every node whose result overflows is kept, and every one that then gets a value beyond float16's range. Where a
+    kept node still is not finite (a divisor that rounding made 0), the nodes before it are kept too. Then each is
+    left out once, and stays out if nothing overflows without it.
+    """
+    keep, hard = set(before), list(affected)
+    for _ in range(ROUNDS):
+        if not _grow(graph, hard, keep):
+            return None
+        irreducible = _shorten(graph, hard, keep, before)
+        found = survey(graph, parts, keep, "check-fp16, verifying")
+        if not found.affected:
+            return Cure([node.name for node in graph.nodes if node.name in keep], irreducible, found)
+        hard += [part for part in found.affected if part not in hard]
+    return None
+
+
+def _grow(graph: Graph, parts: Sequence[Rows], keep: set[str]) -> bool:
+    """Add to `keep` until nothing overflows in these rows; False if that cannot be reached."""
+
+    def watch(node: Node, outcome: Outcome) -> bool:
+        if outcome.good:
+            return False
+        if outcome.kept:
+            raise _Stop(node)
+        keep.add(node.name)
+        return True
+
+    progress = Progress("check-fp16, finding nodes", len(parts), "parts")
+    for done, part in enumerate(parts):
+        for _ in range(LEVELS):
+            try:
+                fp16_run.run(graph, part, keep, watch)
+                break
+            except _Stop as stop:
+                if not _keep_producers(graph, stop.node, keep):
+                    return False
+        else:
+            return False
+        progress.update(done + 1)
+    return True
+
+
+def _keep_producers(graph: Graph, node: Node, keep: set[str]) -> bool:
+    """Keep the nearest nodes before `node` that are not kept yet; False if there are none."""
+    producers = graph.producers
+    added = False
+    seen: set[str] = set()
+    left = [node]
+    while left:
+        for name in left.pop().inputs:
+            producer = producers.get(name)
+            if producer is None or name in seen:
+                continue
+            seen.add(name)
+            if producer.name in keep or producer.moves:
+                left.append(producer)
+            added = added or producer.name not in keep
+            keep.add(producer.name)
+    return added
+
+
+def _shorten(graph: Graph, parts: Sequence[Rows], keep: set[str], before: Collection[str]) -> bool:
+    """Leave out of `keep` what is not needed in these rows; True if all that remains was shown to be needed."""
+    order = list(parts)
+    trials = 0
+    dropped = True
+    while dropped:  # what was needed may no longer be, without what was dropped after it
+        dropped = False
+        candidates = [node.name for node in graph.nodes if node.name in keep and node.name not in before]
+        progress = Progress("check-fp16, shortening the list", len(candidates), "nodes")
+        for done, name in enumerate(candidates):
+            for part in list(order):
+                if trials == TRIALS:
+                    return False
+                trials += 1
+                if not _is_clean(graph, part, keep - {name}):
+                    order.remove(part)
+                    order.insert(0, part)  # the rows that failed are tried first next time
+                    break
+            else:
+                keep.remove(name)
+                dropped = True
+            progress.update(done + 1)
+    return True
+
+
+def _is_clean(graph: Graph, part: Rows, keep: set[str]) -> bool:
+    def watch(node: Node, outcome: Outcome) -> bool:
+        if not outcome.good:
+            raise _Stop(node)
+        return False
+
+    try:
+        fp16_run.run(graph, part, keep, watch)
+    except _Stop:
+        return False
+    return True
+
+
+def read(path: Path, graph: Graph) -> set[str]:
+    """The names in a file for --keep_dtype. Raises MissingError, and DataError for a name that no node has."""
+    if not path.is_file():
+        raise MissingError(f"{path} is missing. Check keep_dtype under atc in invoke.yaml")
+    names = {line.strip() for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()}
+    unknown = sorted(names - {node.name for node in graph.nodes})
+    if unknown:
+        raise DataError(f"{path} names what is no node of the graph that computes: {some(unknown)}")
+    return names
+
+
+def write(path: Path, names: Sequence[str]) -> None:
+    """Write the file, or remove an old one if there is nothing to keep: ATC needs none then."""
+    if names:
+        files.write_text(path, "".join(f"{name}\n" for name in names))
+    else:
+        files.remove(path)

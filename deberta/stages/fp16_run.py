@@ -1,0 +1,313 @@
+"""Runs the exported graph with float16 between its nodes: an emulation of what a force_fp16 compilation computes.
+
+Every float input and output of a node is rounded to float16 as IEEE 754 says: to nearest, ties to even, subnormals
+kept, beyond the largest value (65504; from 65520 on) infinity. Inside a node it is float32, as in matrix units that
+multiply float16 and add up in float32. A node that is kept in float32 (ATC's --keep_dtype) is not rounded, and what it
+hands to one that is not kept is rounded on entry, where ATC puts a cast.
+
+It is no NPU. A compiler that fuses nodes rounds less often than this; one that replaces an erf by an approximation, or
+a unit that drops subnormals, computes something else. A 310P is said to know saturation mode alone (CANN's page of
+aclrtFloatOverflowMode: "Atlas inference products"): the largest value instead of infinity, 0 instead of NaN. `saturate`
+computes that; infinities and NaN are what shows where values stop being true, so that the search goes without.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Container
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor
+from torch.nn import functional
+
+from deberta.contract import INPUTS, LABELS, OUTPUT
+from deberta.errors import DataError, MissingError, some
+
+LARGEST = 65504.0  # float16's largest value
+OVERFLOW = 65520.0  # from here on, rounding to float16 gives infinity
+AGAIN = "Run: invoke export-onnx --force"
+
+
+@dataclass(frozen=True)
+class Node:
+    """One node, with the attributes that its operation reads. No node of the graph has two outputs."""
+
+    name: str
+    op: str
+    inputs: tuple[str, ...]
+    output: str
+    attributes: dict[str, Any]
+
+    @property
+    def moves(self) -> bool:
+        """Whether it only moves values, so that float16 values stay float16 values."""
+        return self.op in _MOVING
+
+
+@dataclass(frozen=True)
+class Graph:
+    nodes: tuple[Node, ...]  # in an order in which they can be computed
+    weights: dict[str, Tensor]  # initializers and constants, float32 or whole numbers
+    narrow: dict[str, tuple[Tensor, int]]  # float weights that are computed with: rounded, and how many overflow
+    done_with: tuple[tuple[str, ...], ...]  # per node: the values that nothing reads after it
+    length: int
+    vocabulary: int
+
+    @property
+    def producers(self) -> dict[str, Node]:
+        return {node.output: node for node in self.nodes}
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Some rows of the bins: `numbers` counts them from 0; ids and mask are int32 [rows, length]."""
+
+    numbers: list[int]
+    ids: Tensor
+    mask: Tensor
+
+    def split(self, size: int = 2) -> list[Rows]:
+        """A few rows at a time: small tensors are computed several times faster than those of a whole batch."""
+        starts = range(0, len(self.numbers), size)
+        return [Rows(self.numbers[i : i + size], self.ids[i : i + size], self.mask[i : i + size]) for i in starts]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came out of one node."""
+
+    given: tuple[Tensor, ...]  # its inputs as it got them
+    raw: Tensor  # its result in float32
+    value: Tensor  # what the next nodes get: rounded, unless the node is kept
+    peak: float  # the largest |raw|; nan if there is a NaN
+    lost: int  # finite values that rounding, on entry or of the result, made infinite
+    kept: bool
+
+    @property
+    def good(self) -> bool:
+        return not self.lost and (math.isfinite(self.peak) if self.kept else self.peak < OVERFLOW)
+
+
+# Sees every outcome; True asks for the node to be computed again in float32, and be kept from now on.
+Watch = Callable[[Node, Outcome], bool]
+
+
+def load(path: Path) -> Graph:
+    """Read an ONNX file that export-onnx wrote. Raises MissingError, and DataError for any other graph."""
+    if not path.is_file():
+        raise MissingError(f"{path} is missing. Run: invoke export-onnx")
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except (DecodeError, ValueError) as error:
+        raise DataError(f"{path} is not an ONNX file ({error}). {AGAIN}") from None
+    shapes = {value.name: value.type.tensor_type for value in model.graph.input}
+    length = int(shapes[INPUTS[0]].shape.dim[1].dim_value) if INPUTS[0] in shapes else 0
+    outputs = [value.name for value in model.graph.output]
+    if tuple(shapes) != INPUTS or length < 1 or outputs != [OUTPUT]:
+        raise DataError(f"{path} has the inputs {', '.join(shapes)} and outputs {', '.join(outputs)}. {AGAIN}")
+    weights: dict[str, Tensor] = {}
+    for tensor in model.graph.initializer:
+        weights[tensor.name] = _tensor(tensor)
+        tensor.ClearField("raw_data")  # a large model is not held twice
+    nodes = []
+    for node in model.graph.node:
+        attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        if node.op_type == "Constant" and "value" in attributes:
+            weights[node.output[0]] = _tensor(attributes["value"])
+        else:
+            nodes.append(Node(node.name, node.op_type, tuple(node.input), node.output[0], attributes))
+    _check(path, nodes)
+    last = {name: i for i, node in enumerate(nodes) for name in node.inputs if name not in weights}
+    done_with = tuple(tuple(name for name in set(node.inputs) if last.get(name) == i) for i, node in enumerate(nodes))
+    tables = [weights[n.inputs[0]] for n in nodes if n.op == "Gather" and n.inputs[1] == INPUTS[0]]
+    if not tables:
+        raise DataError(f"{path} looks up no embedding by {INPUTS[0]}. {AGAIN}")
+    if broken := [name for name, x in weights.items() if x.is_floating_point() and not math.isfinite(peak(x))]:
+        raise DataError(f"{path} holds NaN or infinite weights: {some(broken)}. Check the checkpoint, then {AGAIN}")
+    computed = {name for node in nodes if not node.moves for name in node.inputs}
+    narrow = {
+        name: (rounded(x), overflows(x)) for name, x in weights.items() if name in computed and x.is_floating_point()
+    }
+    return Graph(tuple(nodes), weights, narrow, done_with, length, len(tables[0]))
+
+
+def _tensor(tensor: TensorProto) -> Tensor:
+    return torch.from_numpy(np.array(numpy_helper.to_array(tensor)))
+
+
+def _check(path: Path, nodes: list[Node]) -> None:
+    unknown = sorted({node.op for node in nodes} - set(_OPERATIONS))
+    casts = [n.name for n in nodes if n.op == "Cast" and n.attributes["to"] != TensorProto.FLOAT]
+    if unknown or casts:
+        what = some([*unknown, *casts])
+        raise DataError(f"{path} holds nodes that export-onnx does not write: {what}. {AGAIN}")
+    names = {node.name for node in nodes}
+    if len(names) != len(nodes) or "" in names:
+        raise DataError(f"{path} has nodes without a name of their own, so none could be named to ATC. {AGAIN}")
+
+
+def rounded(x: Tensor, saturate: bool = False) -> Tensor:
+    """To float16 and back."""
+    narrow = x.half().float()
+    return torch.nan_to_num(narrow, nan=0.0, posinf=LARGEST, neginf=-LARGEST) if saturate else narrow
+
+
+def peak(x: Tensor) -> float:
+    """The largest magnitude, infinity included; nan if there is a NaN."""
+    low, high = (float(bound) for bound in torch.aminmax(x))
+    return math.nan if math.isnan(low) or math.isnan(high) else max(abs(low), abs(high))
+
+
+def run(
+    graph: Graph, rows: Rows, keep: Container[str] | None, watch: Watch | None = None, saturate: bool = False
+) -> Tensor:
+    """The logits, float32 [rows, 3]. `keep`: nodes that are computed in float32, all of them if None.
+
+    `keep` is asked anew for every node, so that `watch` may add to it.
+    """
+    values = {**graph.weights, INPUTS[0]: rows.ids, INPUTS[1]: rows.mask}
+    wide = {name for name, x in graph.weights.items() if x.is_floating_point()}  # what is not in float16
+    with torch.no_grad():
+        for node, done in zip(graph.nodes, graph.done_with, strict=True):
+            outcome = _compute(graph, node, values, wide, keep is None or node.name in keep, saturate)
+            if watch is not None and watch(node, outcome) and not outcome.kept:
+                outcome = _compute(graph, node, values, wide, True, saturate)
+                watch(node, outcome)
+            values[node.output] = outcome.value
+            if outcome.kept:
+                wide.add(node.output)
+            for name in done:
+                del values[name]
+    logits = values[OUTPUT]
+    if logits.shape != (len(rows.numbers), len(LABELS)):
+        raise DataError(f"the graph gives logits {list(logits.shape)} for {len(rows.numbers)} rows. {AGAIN}")
+    return logits
+
+
+def _compute(
+    graph: Graph, node: Node, values: dict[str, Tensor], wide: set[str], kept: bool, saturate: bool
+) -> Outcome:
+    given = tuple(values[name] for name in node.inputs)
+    lost = 0
+    rounds = not kept and any(name in wide for name in node.inputs)
+    if rounds and not node.moves:
+        entered = [_enter(graph, name, values[name], wide, saturate) for name in node.inputs]
+        given, lost = tuple(x for x, _ in entered), sum(count for _, count in entered)
+    raw = _OPERATIONS[node.op](node, *given)
+    if not raw.is_floating_point() or (node.moves and not kept and not rounds):
+        return Outcome(given, raw, raw, 0.0, 0, kept)  # nothing can have changed
+    largest = peak(raw)
+    if kept:
+        return Outcome(given, raw, raw, largest, 0, True)
+    # A node that moves is rounded after it moved, which is the same, and less work for an embedding's table.
+    lost += 0 if largest < OVERFLOW else overflows(raw)
+    return Outcome(given, raw, rounded(raw, saturate), largest, lost, False)
+
+
+def _enter(graph: Graph, name: str, x: Tensor, wide: set[str], saturate: bool) -> tuple[Tensor, int]:
+    """An input as a node that is not kept gets it, and how many of its values overflow on the way."""
+    if name not in wide:
+        return x, 0
+    if name in graph.narrow and not (saturate and graph.narrow[name][1]):
+        return graph.narrow[name]
+    return rounded(x, saturate), overflows(x)
+
+
+def overflows(x: Tensor) -> int:
+    """How many finite values become infinite in float16."""
+    if peak(x) < OVERFLOW:
+        return 0
+    return int((x.isfinite() & (x.abs() >= OVERFLOW)).sum())
+
+
+def _gather(node: Node, data: Tensor, indices: Tensor) -> Tensor:
+    axis = int(node.attributes.get("axis", 0)) % data.dim()
+    taken = torch.index_select(data, axis, indices.reshape(-1).long())
+    return taken.reshape(*data.shape[:axis], *indices.shape, *data.shape[axis + 1 :])
+
+
+def _gather_elements(node: Node, data: Tensor, indices: Tensor) -> Tensor:
+    axis = int(node.attributes.get("axis", 0)) % data.dim()
+    return torch.gather(data, axis, torch.where(indices < 0, indices + data.shape[axis], indices).long())
+
+
+def _expand(node: Node, x: Tensor, shape: Tensor) -> Tensor:
+    return x.expand(np.broadcast_shapes(tuple(x.shape), tuple(shape.tolist())))
+
+
+def _reshape(node: Node, x: Tensor, shape: Tensor) -> Tensor:
+    return x.reshape([x.shape[i] if size == 0 else size for i, size in enumerate(shape.tolist())])
+
+
+def _slice(node: Node, x: Tensor, starts: Tensor, ends: Tensor, axes: Tensor, steps: Tensor | None = None) -> Tensor:
+    cut = [slice(None)] * x.dim()
+    strides = [1] * len(axes) if steps is None else steps.tolist()
+    for start, end, axis, stride in zip(starts.tolist(), ends.tolist(), axes.tolist(), strides, strict=True):
+        cut[axis] = slice(start, end, stride)
+    return x[tuple(cut)]
+
+
+def _gemm(node: Node, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    read = node.attributes.get
+    a, b = (a.t() if read("transA", 0) else a), (b.t() if read("transB", 0) else b)
+    return torch.addmm(c, a, b, beta=read("beta", 1.0), alpha=read("alpha", 1.0))
+
+
+def _softmax(node: Node, x: Tensor) -> Tensor:
+    """Opset 12: over all axes from `axis` on, together."""
+    axis = int(node.attributes.get("axis", 1)) % x.dim()
+    return torch.softmax(x.flatten(axis), axis).reshape(x.shape)
+
+
+def _reduce(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def reduce(node: Node, x: Tensor) -> Tensor:
+        axes = node.attributes.get("axes") or range(x.dim())
+        return function(x, dim=tuple(axes), keepdim=bool(node.attributes.get("keepdims", 1)))
+
+    return reduce
+
+
+def _convolution(node: Node, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """One-dimensional, padded alike on both sides: DeBERTa v2's."""
+    read = node.attributes
+    return functional.conv1d(x, weight, bias, read["strides"], read["pads"][:1], read["dilations"], read["group"])
+
+
+def _plain(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return lambda node, *given: function(*given)
+
+
+_MOVING = ("Expand", "Gather", "GatherElements", "Reshape", "Slice", "Transpose")
+_OPERATIONS: dict[str, Callable[..., Tensor]] = {
+    "Add": _plain(torch.add),
+    "Cast": _plain(lambda x: x.float()),
+    "Conv": _convolution,
+    "Div": _plain(torch.div),
+    "Erf": _plain(torch.erf),
+    "Expand": _expand,
+    "Gather": _gather,
+    "GatherElements": _gather_elements,
+    "Gemm": _gemm,
+    "MatMul": _plain(torch.matmul),
+    "Mul": _plain(torch.mul),
+    "Pow": _plain(torch.pow),
+    "ReduceMean": _reduce(torch.mean),
+    "ReduceSum": _reduce(torch.sum),
+    "Relu": _plain(torch.relu),
+    "Reshape": _reshape,
+    "Shape": _plain(lambda x: torch.tensor(x.shape)),
+    "Sigmoid": _plain(torch.sigmoid),
+    "Slice": _slice,
+    "Softmax": _softmax,
+    "Sqrt": _plain(torch.sqrt),
+    "Sub": _plain(torch.sub),
+    "Tanh": _plain(torch.tanh),
+    "Transpose": lambda node, x: x.permute(*node.attributes["perm"]),
+}

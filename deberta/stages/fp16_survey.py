@@ -1,0 +1,109 @@
+"""What every node did in one emulated run over all rows: its largest value, and what overflowed or vanished where."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from deberta.progress import Progress
+from deberta.stages import fp16_run
+from deberta.stages.fp16_run import LARGEST, Graph, Node, Outcome, Rows
+
+Logits = npt.NDArray[np.float32]
+
+
+@dataclass
+class Tally:
+    """What one node did over all rows."""
+
+    name: str
+    op: str
+    peak: float = 0.0  # the largest finite |value| before rounding
+    arose: int = 0  # values that became infinite or NaN here, from finite ones
+    infinite: int = 0
+    nan: int = 0
+    vanished: int = 0  # values that rounding made 0
+    values: int = 0
+    rows: set[int] = field(default_factory=set)  # in which something arose
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "op": self.op,
+            "max_abs": self.peak,
+            "of_largest": self.peak / LARGEST,
+            "arose": self.arose,
+            "inf": self.infinite,
+            "nan": self.nan,
+            "vanished_share": self.vanished / self.values if self.values else 0.0,
+            "rows": sorted(self.rows)[:20],
+        }
+
+
+@dataclass(frozen=True)
+class Survey:
+    """One run over all rows. `affected`: the parts in which not everything was finite."""
+
+    tallies: dict[str, Tally]
+    logits: Logits
+    affected: list[Rows]
+
+    @property
+    def origins(self) -> list[Tally]:
+        return [tally for tally in self.tallies.values() if tally.arose]
+
+
+def survey(graph: Graph, parts: Sequence[Rows], keep: Collection[str], what: str) -> Survey:
+    tallies: dict[str, Tally] = {}
+    affected: list[Rows] = []
+    logits = []
+    progress = Progress(what, sum(len(part.numbers) for part in parts), "rows")
+    done = 0
+    for part in parts:
+        good = True
+
+        def watch(node: Node, outcome: Outcome, part: Rows = part) -> bool:
+            nonlocal good
+            good = good and outcome.good
+            if outcome.raw.is_floating_point() and not (node.moves and outcome.good):
+                _count(tallies.setdefault(node.name, Tally(node.name, node.op)), outcome, part.numbers)
+            return False
+
+        logits.append(fp16_run.run(graph, part, keep, watch).numpy())
+        if not good:
+            affected.append(part)
+        done += len(part.numbers)
+        progress.update(done)
+    return Survey(tallies, np.concatenate(logits), affected)
+
+
+def _count(tally: Tally, outcome: Outcome, numbers: Sequence[int]) -> None:
+    raw, value = outcome.raw, outcome.value
+    tally.values += raw.numel()
+    if not outcome.kept:
+        tally.vanished += int(torch.count_nonzero(raw)) - int(torch.count_nonzero(value))
+    if outcome.good:
+        tally.peak = max(tally.peak, outcome.peak)
+        return
+    finite = raw.isfinite()
+    tally.peak = max(tally.peak, float(raw[finite].abs().max()) if finite.any() else 0.0)
+    tally.infinite += int(value.isinf().sum())
+    tally.nan += int(value.isnan().sum())
+    # A value that is not finite arises here if it was finite before rounding, or all that its row came from was.
+    rows = len(numbers)
+    bad = ~value.isfinite()
+    before = torch.ones(rows, dtype=torch.bool)
+    for x in outcome.given:
+        if x.is_floating_point() and x.dim() and x.shape[0] % rows == 0:
+            before &= x.reshape(rows, -1).isfinite().all(dim=1)
+    by_row = bad.reshape(rows, -1) & (before[:, None] | finite.reshape(rows, -1))
+    hits = by_row.any(dim=1).tolist()
+    if outcome.lost and not any(hits):  # a weight overflowed, so every row is affected
+        hits = [True] * rows
+    tally.arose += int(by_row.sum()) or outcome.lost
+    tally.rows |= {number for number, hit in zip(numbers, hits, strict=True) if hit}
