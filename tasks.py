@@ -11,6 +11,7 @@ from invoke.tasks import task
 from deberta import contract
 from deberta.errors import ConfigError
 from deberta.host import chain, choices, development, pipeline
+from deberta.host.check_tasks import check_fp16, lint_onnx
 from deberta.host.cli import (
     DEVICE,
     HELP,
@@ -27,6 +28,8 @@ from deberta.host.cli import (
 )
 from deberta.host.steps import Plan
 
+__all__ = ["check_fp16", "lint_onnx"]  # tasks from another file
+
 
 @command("profile", *RUN, relative="shift, or gather: the reference form, in dynamic_gather.onnx")
 def export_onnx(
@@ -42,38 +45,6 @@ def export_onnx(
     session, plan = session_of(c, executor, force, dry, keep), Plan(profile_of(c, profile), "cpu")
     with pipeline.exclusive(session):
         chain.export(session, plan, contract.one_of("--relative", relative, ("shift", "gather")))
-
-
-@command(
-    *("profile", *RUN),
-    model="an ONNX file, in the workspace or absolute (default: the profile's dynamic.onnx, exported if need be)",
-    format="text, json or sarif",
-    output="write the report there instead of printing it",
-    severity="exit with 6 from this severity on: error, warning or note",
-    stats="count parameters, FLOP and bytes too, and the time at a 310P's peak",
-    batch_sizes="batch sizes to look at (default 1,8,64)",
-)
-def lint_onnx(
-    c: Context,
-    model: str | None = None,
-    format: str = "text",
-    output: str | None = None,
-    severity: str = "error",
-    stats: bool = False,
-    batch_sizes: str = "1,8,64",
-    profile: str | None = None,
-    executor: str | None = None,
-    keep: bool = False,
-    force: bool = False,
-    dry: bool = False,
-) -> None:
-    """Check an ONNX file against what ATC of CANN 5.1.RC2 and the 310P take."""
-    options = ["--format", contract.one_of("--format", format, ("text", "json", "sarif"))]
-    options += ["--severity", contract.one_of("--severity", severity, ("error", "warning", "note"))]
-    options += ["--batch-sizes", batch_sizes, *(["--stats"] if stats else [])]
-    session, plan = session_of(c, executor, force, dry, keep), Plan(profile_of(c, profile), "cpu")
-    with pipeline.exclusive(session):
-        chain.lint(session, plan, model, output, options)
 
 
 @command("bs", "version", "limit", "profile", *RUN)

@@ -76,6 +76,14 @@ class Artifacts:
         """What lint-onnx found before a compilation."""
         return self.results / f"{self._named('lint', batch_size)}.json"
 
+    def check_fp16(self, batch_size: int, version: str) -> Path:
+        """The fp16 gate's report; it is of the graph, whatever backend runs it."""
+        return self.results.parent / f"{limited(self._named('check-fp16', batch_size), self.limit)}_{version}.json"
+
+    def keep_dtype(self, batch_size: int, version: str) -> Path:
+        """Nodes to keep in float32, for ATC's --keep_dtype; there only if some overflow."""
+        return self.results.parent / f"{limited(self._named('keep_dtype', batch_size), self.limit)}_{version}.txt"
+
     def report(self, suffix: str = "md") -> Path:
         return self.results / f"report.{suffix}"
 

@@ -10,7 +10,7 @@ from deberta import records
 from deberta.artifacts import record_of
 from deberta.contract import PERFORMANCE_LOOPS
 from deberta.errors import ConfigError, DataError, MissingError
-from deberta.host import pipeline, report, steps
+from deberta.host import check_steps, pipeline, report, steps
 from deberta.host.demo import remake_steps
 from deberta.host.pipeline import Session
 from deberta.host.steps import Plan, Step
@@ -27,7 +27,7 @@ def lint(session: Session, plan: Plan, model: Optional[str], output: Optional[st
     kind = options[options.index("--format") + 1]
     target = PurePosixPath(output) if output else plan.artifacts.results.parent / f"lint-onnx.{kind}"
     before = [] if model else [steps.export_onnx(plan)]
-    step = steps.lint_file(plan, path, target, options)
+    step = check_steps.lint_file(plan, path, target, options)
     pipeline.check_sources(session, [*before, step])
     for one in before:
         pipeline.run(session, one)
@@ -50,6 +50,12 @@ def finetune(session: Session, plan: Plan, init: Optional[str], options: Sequenc
     present = [v for v in profile.rows if (session.workspace / profile.data_path(v)).exists()]
     start = PurePosixPath(init) if init else None
     _run_all(session, [steps.finetune(plan, present, start, options)])
+
+
+def check_fp16(session: Session, plan: Plan, batch_size: int, version: str, rows: str, margin: str) -> None:
+    """checkpoint and data -> what the graph would do in float16, as ATC compiles it."""
+    before = [steps.export_onnx(plan), steps.preprocess(plan, batch_size, version)]
+    _run_all(session, [*before, check_steps.check_fp16(plan, batch_size, version, rows, margin)])
 
 
 def build(session: Session, plan: Plan, batch_size: int) -> None:
@@ -173,7 +179,7 @@ def _compiling(session: Session, plan: Plan, batch_size: int) -> list[Step]:
     """Nothing for an .om that the user brought."""
     if _uses_brought(session, plan, batch_size):
         return []
-    return [steps.export_onnx(plan), steps.build_om(plan, batch_size)]
+    return [steps.export_onnx(plan), check_steps.build_om(plan, batch_size)]
 
 
 def _before_inference(session: Session, plan: Plan, batch_size: int, version: str) -> list[Step]:

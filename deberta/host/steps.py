@@ -213,7 +213,6 @@ def build_om(plan: Plan, batch_size: int) -> Step:
             log=artifacts.log(name),
             commands=plan.commands(batch_size),
             compilation=wanted,
-            gate=lint(plan, batch_size) if plan.lint else None,
         )
     return Step(
         name=name,
@@ -224,39 +223,6 @@ def build_om(plan: Plan, batch_size: int) -> Step:
         outputs=(compiled, compiled.with_suffix(".bin")),
         log=artifacts.log(name),
         commands=plan.commands(batch_size),
-    )
-
-
-def lint(plan: Plan, batch_size: int) -> Step:
-    """The check that comes before ATC: an error stops, what else it finds goes to the compilation's record."""
-    artifacts = plan.artifacts
-    made = artifacts.lint(batch_size)
-    return Step(
-        name=f"lint-onnx_bs{batch_size}",
-        title=f"lint-onnx bs={batch_size}",
-        module="deberta.stages.lint_onnx",
-        arguments=(
-            *("--model", str(artifacts.onnx), "--batch-sizes", str(batch_size)),
-            *("--format", "json", "--output", str(made)),
-        ),
-        inputs=(Input(artifacts.onnx, plan.command("export-onnx")),),
-        outputs=(made,),
-        log=artifacts.log(f"lint-onnx_bs{batch_size}"),
-        commands=plan.commands(batch_size),
-    )
-
-
-def lint_file(plan: Plan, model: Path, output: Path, options: Sequence[str]) -> Step:
-    """The same check of any ONNX file, as a user asks for it."""
-    return Step(
-        name="lint-onnx",
-        title="lint-onnx",
-        module="deberta.stages.lint_onnx",
-        arguments=("--model", str(model), "--output", str(output), *options),
-        inputs=(Input(model, plan.command("export-onnx") if model == plan.artifacts.onnx else "Check --model"),),
-        outputs=(output,),
-        log=plan.artifacts.log("lint-onnx"),
-        commands=plan.commands(),
     )
 
 
@@ -292,7 +258,7 @@ def infer(plan: Plan, batch_size: int, version: str, rows: int) -> Step:
         module="" if plan.tool else "deberta.stages.run_cpu",
         tool=plan.tool,
         arguments=_arguments(plan, batch_size, [f"{bins / i}/" for i in INPUTS], output),
-        inputs=(_compiled(plan, batch_size), _bins(plan, batch_size, version)),
+        inputs=(_compiled(plan, batch_size), bins_of(plan, batch_size, version)),
         outputs=(output,),
         log=artifacts.log(name),
         commands=plan.commands(batch_size, version),
@@ -325,7 +291,7 @@ def perf(plan: Plan, batch_size: int, version: str, loops: int) -> Step:
         module="" if plan.tool else "deberta.stages.run_cpu",
         tool=plan.tool,
         arguments=_arguments(plan, batch_size, [str(path) for path in first], output, loops),
-        inputs=(_compiled(plan, batch_size), _bins(plan, batch_size, version)),
+        inputs=(_compiled(plan, batch_size), bins_of(plan, batch_size, version)),
         outputs=(timing_log, output),
         log=artifacts.log(name),
         commands=plan.commands(batch_size, version),
@@ -390,6 +356,6 @@ def _compiled(plan: Plan, batch_size: int) -> Input:
     return Input(plan.artifacts.compiled(batch_size), plan.command("build-om", f" --bs {batch_size}"))
 
 
-def _bins(plan: Plan, batch_size: int, version: str) -> Input:
+def bins_of(plan: Plan, batch_size: int, version: str) -> Input:
     command = plan.command("preprocess", f" --bs {batch_size} --version {version}")
     return Input(plan.artifacts.bins(batch_size, version), command)

@@ -11,7 +11,7 @@ import pytest
 
 from deberta import records
 from deberta.errors import GateError
-from deberta.host import pipeline, steps
+from deberta.host import check_steps, pipeline
 from deberta.host.executor import Ground, Show
 from deberta.host.pipeline import Session
 from deberta.host.profiles import Profile
@@ -69,7 +69,7 @@ def _executor(tmp_path: Path) -> Recorder:
 
 def _run(executor: Recorder, plan: Plan = PLAN) -> Mapping[str, Any]:
     session = Session(REPOSITORY, executor.root, executor, lambda: "Ascend310P3")
-    return pipeline.run(session, steps.build_om(plan, 8))
+    return pipeline.run(session, check_steps.build_om(plan, 8))
 
 
 def test_an_error_stops_the_compilation(executor: Recorder) -> None:

@@ -27,9 +27,10 @@ class Hint(NamedTuple):
 
 
 def tasks() -> dict[str, set[str]]:
-    """Each task of tasks.py with its options, as a user writes them."""
+    """Each task with its options, as a user writes them."""
     found = {}
-    for node in ast.parse((ROOT / "tasks.py").read_text(encoding="utf-8")).body:
+    files = (ROOT / "tasks.py", ROOT / "deberta/host/check_tasks.py")
+    for node in [node for file in files for node in ast.parse(file.read_text(encoding="utf-8")).body]:
         if isinstance(node, ast.FunctionDef) and any(map(decorates_a_task, node.decorator_list)):
             _context, *parameters = [*node.args.args, *node.args.kwonlyargs]
             found[dashed(node.name)] = {f"--{dashed(parameter.arg)}" for parameter in parameters}

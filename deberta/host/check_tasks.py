@@ -1,0 +1,72 @@
+"""The commands that check and make nothing; tasks.py takes them over."""
+
+from __future__ import annotations
+
+from typing import Optional
+
+from invoke.context import Context
+
+from deberta import contract
+from deberta.host import chain, choices, pipeline
+from deberta.host.cli import RUN, command, profile_of, session_of, version_of
+from deberta.host.steps import Plan
+
+
+@command(
+    *("profile", *RUN),
+    model="an ONNX file, in the workspace or absolute (default: the profile's dynamic.onnx, exported if need be)",
+    format="text, json or sarif",
+    output="write the report there instead of printing it",
+    severity="exit with 6 from this severity on: error, warning or note",
+    stats="count parameters, FLOP and bytes too, and the time at a 310P's peak",
+    batch_sizes="batch sizes to look at (default 1,8,64)",
+)
+def lint_onnx(
+    c: Context,
+    model: Optional[str] = None,
+    format: str = "text",
+    output: Optional[str] = None,
+    severity: str = "error",
+    stats: bool = False,
+    batch_sizes: str = "1,8,64",
+    profile: Optional[str] = None,
+    executor: Optional[str] = None,
+    keep: bool = False,
+    force: bool = False,
+    dry: bool = False,
+) -> None:
+    """Check an ONNX file against what ATC of CANN 5.1.RC2 and the 310P take."""
+    options = ["--format", contract.one_of("--format", format, ("text", "json", "sarif"))]
+    options += ["--severity", contract.one_of("--severity", severity, ("error", "warning", "note"))]
+    options += ["--batch-sizes", batch_sizes, *(["--stats"] if stats else [])]
+    session, plan = session_of(c, executor, force, dry, keep), Plan(profile_of(c, profile), "cpu")
+    with pipeline.exclusive(session):
+        chain.lint(session, plan, model, output, options)
+
+
+@command(
+    *("bs", "version", "limit", "profile", *RUN),
+    rows="rows of the data, evenly spread (default 256; 0: all)",
+    margin="float32 margin from which a changed label counts, in logits (default 0.1)",
+)
+def check_fp16(
+    c: Context,
+    bs: Optional[str] = None,
+    version: Optional[str] = None,
+    rows: Optional[str] = None,
+    margin: Optional[str] = None,
+    limit: Optional[str] = None,
+    profile: Optional[str] = None,
+    executor: Optional[str] = None,
+    keep: bool = False,
+    force: bool = False,
+    dry: bool = False,
+) -> None:
+    """Run the graph with float16 storage on the CPU: overflows, changed labels, nodes to keep in float32."""
+    batch_size, chosen = contract.parse_batch_size(bs), version_of(version, "match")
+    first = contract.parse_integer("--limit", limit, 0, 1, 10**9)
+    some = str(contract.parse_integer("--rows", rows, 0, 0, 10**9)) if rows else ""
+    session = session_of(c, executor, force, dry, keep)
+    plan = Plan(profile_of(c, profile), "cpu", first, atc=choices.atc_options(c.config.get("atc")))
+    with pipeline.exclusive(session):
+        chain.check_fp16(session, plan, batch_size, chosen, some, margin or "")
