@@ -210,7 +210,7 @@ def cann_like(shop: Workshop, tag: str, folder: str, base: str = BULLSEYE) -> st
     shutil.rmtree(root, ignore_errors=True)
     fake_cann.install(root, at=folder)
     packed = io.BytesIO()
-    dockerfile = f"FROM {base}\nCOPY cann {folder}\nUSER 1000\nENTRYPOINT [\"/bin/false\"]\n".encode()
+    dockerfile = f'FROM {base}\nCOPY cann {folder}\nUSER 1000\nENTRYPOINT ["/bin/false"]\n'.encode()
     with tarfile.open(fileobj=packed, mode="w") as archive:
         archive.add(root, "cann")
         entry = tarfile.TarInfo("Dockerfile")

@@ -1,0 +1,176 @@
+"""A step's container as data, without an engine."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import subprocess
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pytest
+
+from deberta import atc
+from deberta.host import containers, docker_executor, local, profiles, steps
+from deberta.host.containers import Access, Container, Mount, User
+from deberta.host.steps import Plan, Step
+
+PROFILE = profiles.load("demo", {"demo": {"checkpoint": "p.bin", "config": "c.json", "tokenizer": "spm.model",
+    "dataset": "MNLI", "labels": ["contradiction", "neutral", "entailment"], "rows": {"match": 10}}})  # fmt: skip
+CPU = Plan(PROFILE, "cpu")
+ASCEND = Plan(PROFILE, "ascend", soc_version="Ascend310P3", device=2)
+USER, NO_NPU = User(1234, 5678), Access()
+OUTPUTS = PurePosixPath("results/demo/cpu/outputs_bs1_om/match/2022_1")
+
+
+def of(step: Step, workspace: Path, access: Access = NO_NPU) -> Container:
+    return containers.of_step(step, step.arguments, "image:tag", Path("/project"), workspace, USER, access)
+
+
+def binds(container: Container, workspace: Path) -> dict[str, tuple[str, bool]]:
+    """Target to source and whether it may be written to; sources in the workspace as relative paths."""
+    found = {}
+    for mount in container.mounts:
+        inside = mount.source.is_relative_to(workspace)
+        source = mount.source.relative_to(workspace) if inside else mount.source
+        assert str(mount.target) not in found
+        found[str(mount.target)] = (str(source), mount.writable)
+    return found
+
+
+KINDS = {f"/work/{kind}": (kind, False) for kind in ("models", "data", "results")}
+
+
+def scratch(name: str) -> dict[str, tuple[str, bool]]:
+    there = f".cache/scratch/{name}"
+    return {f"/work/{there}": (there, True), "/etc/passwd": (f"{there}/passwd", False)}
+
+
+def test_a_stage_writes_to_its_folder_and_not_over_its_inputs(tmp_path: Path) -> None:
+    made = of(steps.export_onnx(CPU), tmp_path)
+    assert binds(made, tmp_path) == {
+        **KINDS,
+        **scratch("export-onnx"),
+        "/work/models/demo": ("models/demo", True),
+        "/work/models/demo/p.bin": ("models/demo/p.bin", False),
+        "/work/models/demo/c.json": ("models/demo/c.json", False),
+        "/opt/deberta-ascend/deberta": ("/project/deberta", False),
+    }
+    # A mount below another one has to come after it.
+    targets = [str(mount.target) for mount in made.mounts]
+    assert targets.index("/work/models") < targets.index("/work/models/demo") < targets.index("/work/models/demo/p.bin")
+    assert made.command[:3] == ("/opt/stages/bin/python", "-m", "deberta.stages.export_onnx")
+    assert made.folder == PurePosixPath("/work") and made.variables["PYTHONPATH"] == "/opt/deberta-ascend"
+    assert made.variables["HOME"] == made.variables["TMPDIR"] == "/work/.cache/scratch/export-onnx/home"
+
+
+def test_outputs_of_an_earlier_step_in_the_same_folder_are_read_only(tmp_path: Path) -> None:
+    made = binds(of(steps.postprocess(CPU, 1, "match", OUTPUTS), tmp_path), tmp_path)
+    assert made["/work/results/demo/cpu"] == ("results/demo/cpu", True)
+    assert made[f"/work/{OUTPUTS}"] == (str(OUTPUTS), False)
+
+
+def test_a_tool_works_in_its_scratch_folder_without_our_code(tmp_path: Path) -> None:
+    access = Access(mounts=(Mount(Path("/driver/lib64"), PurePosixPath("/usr/local/Ascend/driver/lib64")),))
+    step = steps.infer(ASCEND, 1, "match", 10)
+    made = of(step, tmp_path, access)
+    assert binds(made, tmp_path) == {
+        **KINDS,
+        **scratch("infer_bs1_match"),
+        "/work/results/demo/ascend/outputs_bs1_om": ("results/demo/ascend/outputs_bs1_om", True),
+        "/usr/local/Ascend/driver/lib64": ("/driver/lib64", False),
+    }
+    assert made.folder == PurePosixPath("/work/.cache/scratch/infer_bs1_match") and made.command[0] == "msame"
+    assert "PYTHONPATH" not in made.variables
+    assert step.arguments[-2:] == ("--device", "2")
+    assert docker_executor.without_device(step.arguments) == step.arguments[:-2]
+    options = atc.options({"fusion_switch_file": "models/demo/fusion.cfg"})
+    built = of(steps.build_om(Plan(PROFILE, "ascend", soc_version="Ascend310P3", atc=options), 1), tmp_path)
+    assert binds(built, tmp_path)["/work/models/demo/ascend"] == ("models/demo/ascend", True)
+
+
+def test_links_and_paths_elsewhere_have_mounts_of_their_own(tmp_path: Path) -> None:
+    workspace, elsewhere = tmp_path / "workspace", tmp_path / "else,where"
+    for folder in (workspace / "models/demo", workspace / "data", elsewhere / "results", elsewhere / "out"):
+        folder.mkdir(parents=True)
+    (workspace / "results").symlink_to(elsewhere / "results")
+    (elsewhere / "p.bin").touch()
+    (workspace / "models/demo/p.bin").symlink_to(elsewhere / "p.bin")
+    made = binds(of(steps.export_onnx(CPU), workspace), workspace)
+    assert made["/work/models/demo/p.bin"] == (str(elsewhere / "p.bin"), False)
+    assert made["/work/results"] == (str(elsewhere / "results"), False)
+    step = steps.postprocess(CPU, 1, "match", PurePosixPath(elsewhere / "out"))
+    made = binds(of(step, workspace), workspace)
+    assert made[str(elsewhere / "out")] == (str(elsewhere / "out"), False)
+    assert made["/work/results/demo/cpu"] == (str(elsewhere / "results/demo/cpu"), True)
+
+
+def parsed(line: list[str]) -> tuple[dict[str, list[str]], list[str]]:
+    """The options of a `docker run` line, and the image with its command."""
+    assert line[:2] == ["docker", "run"]
+    options: dict[str, list[str]] = {}
+    rest = line[2:]
+    while rest[0].startswith("--"):
+        alone = rest[0] in ("--rm", "--read-only")
+        options.setdefault(rest[0], []).append("" if alone else rest[1])
+        rest = rest[1 if alone else 2 :]
+    return options, rest
+
+
+@pytest.mark.parametrize("runtime", [False, True])
+def test_the_line_to_paste_means_what_the_engine_is_asked_for(tmp_path: Path, runtime: bool) -> None:
+    nodes = tuple((Path("/d") / name, f"/dev/{name}") for name in ("davinci0", "hisi_hdc"))
+    access = (
+        Access(runtime="ascend", variables=(("ASCEND_VISIBLE_DEVICES", "0"),))
+        if runtime
+        else Access(nodes, groups=(7, 8))
+    )
+    workspace = tmp_path / 'a, b "c"'
+    made = of(steps.infer(ASCEND, 1, "match", 10), workspace, access)
+    asked: dict[str, Any] = containers.create_arguments(made, "sha256:1", "name", {"label": "x"})
+    options, command = parsed(containers.command_line(made))
+    assert command == ["image:tag", *asked["command"]]
+    assert (options["--network"], asked["network_mode"]) == (["none"], "none")
+    assert (options["--cap-drop"], asked["cap_drop"]) == (["ALL"], ["ALL"])
+    assert options["--security-opt"] == asked["security_opt"] == ["no-new-privileges"]
+    assert options["--read-only"] and asked["read_only"] and "privileged" not in asked
+    assert options["--tmpfs"] == list(asked["tmpfs"]) == ["/tmp"]
+    assert options["--user"] == [asked["user"]] == ["1234:5678"]
+    assert options["--workdir"] == [asked["working_dir"]]
+    assert options.get("--group-add", []) == asked["group_add"] == ([] if runtime else ["7", "8"])
+    assert options.get("--device", []) == asked["devices"]
+    assert options.get("--runtime", []) == ([asked["runtime"]] if "runtime" in asked else [])
+    assert dict(pair.split("=", 1) for pair in options["--env"]) == asked["environment"]
+    mounts = [next(csv.reader(io.StringIO(value))) for value in options["--mount"]]
+    assert mounts == [
+        [
+            "type=bind",
+            f"source={mount['Source']}",
+            f"target={mount['Target']}",
+            *(["readonly"] if mount["ReadOnly"] else []),
+        ]
+        for mount in asked["mounts"]
+    ]
+    assert f"source={workspace}/models" in mounts[0]
+    assert set(options) <= {
+        *("--rm", "--network", "--cap-drop", "--security-opt", "--read-only", "--tmpfs", "--user", "--workdir"),
+        *("--group-add", "--device", "--runtime", "--env", "--mount"),
+    }
+
+
+def test_the_folder_that_a_run_names_is_the_shells_to_find(tmp_path: Path) -> None:
+    """In a mount too, whatever else is in that."""
+    for name in ("one", "t wo"):
+        (tmp_path / "out puts" / name).mkdir(parents=True)
+    os.utime(tmp_path / "out puts/one", (1, 1))
+    mount = 'type=bind,"source=/a, $b/$T",target=/work/$T,readonly'
+    lines = local.to_paste(["printf", "%s\\n", mount, "", "--outputs", "out puts/$T"])
+    ran = subprocess.run(["sh", "-e", "-c", "\n".join(lines)], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert ran.stdout.splitlines() == [mount.replace("$T", "t wo"), "", "--outputs", "out puts/t wo"]
+
+
+def test_passwd() -> None:
+    home = PurePosixPath("/work/.cache/home")
+    assert containers.passwd(USER, home).splitlines()[1] == "user:x:1234:5678::/work/.cache/home:/bin/sh"
+    assert containers.passwd(User(0, 0), home) == "root:x:0:0:root:/root:/bin/sh\n"
