@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import os
 import platform
 import shlex
@@ -22,6 +23,7 @@ from deberta.host.local import renaming, to_paste
 from deberta.host.npu_access import NpuSettings
 from deberta.host.steps import Step
 
+ABOUT = f"{containers.CODE}/image.json"  # what docker/check-cann wrote
 STAGES = {"": "export", "atc": "compile", "msame": "runtime", "ais_bench": "compile"}  # tool -> stage image
 OWNED = (*tools.KINDS, ".cache")
 
@@ -66,6 +68,8 @@ class DockerExecutor:
         image = self._image(step)
         resource = {"name": f"image {image.tag}", "digest": {"sha256": self._ids[image.stage].partition(":")[2]}}
         internal = {"pins": f"not pinned: {'; '.join(image.unpinned)}" if image.unpinned else "pinned"}
+        if step.tool:
+            internal["cann"] = self._cann(image.stage)
         return Ground([resource], internal)
 
     def show(self, step: Step) -> None:
@@ -114,6 +118,11 @@ class DockerExecutor:
     @functools.cache  # noqa: B019 - one executor, a few stages
     def _planned(self, stage: str) -> Image:
         return images.plan(self._project, self._pins, stage, platform.machine())
+
+    @functools.cache  # noqa: B019 - as above
+    def _cann(self, stage: str) -> str:
+        """CANN's version in an image, as docker/check-cann found it there; empty if it found none."""
+        return str(json.loads(self._open().read(self._ids[stage], ABOUT)).get("cann_version", ""))
 
     def _build(self, image: Image) -> str:
         engine = self._open()

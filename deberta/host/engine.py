@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import os
 import shlex
 import socket
 import subprocess
 import sys
+import tarfile
 import uuid
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Callable, Iterator, Mapping, Optional, Sequence
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import docker
 import docker.errors
@@ -61,7 +63,7 @@ def address(variables: Mapping[str, str] = os.environ) -> dict[str, Any]:
 
 def check_local(base_url: str, named: Callable[[], str]) -> None:
     """Raise ConfigError for an engine on another machine. `named` asks the engine for its machine's name."""
-    parts = urlsplit(base_url)
+    parts = _parts(base_url)
     if parts.scheme in ("unix", "http+unix"):
         return
     why = "folders are mounted from the engine's own machine, and the workspace is on this one"
@@ -72,11 +74,16 @@ def check_local(base_url: str, named: Callable[[], str]) -> None:
         raise ConfigError(f"behind {base_url} is the Docker engine of the machine {named()!r}: {why}. {instead}")
 
 
+def _parts(base_url: str) -> SplitResult:
+    """HOST:PORT alone is TCP, as for the docker command."""
+    return urlsplit(base_url if "://" in base_url else f"tcp://{base_url}")
+
+
 def connect(timeout: float = ANSWER_SECONDS) -> Any:
     """A client of an engine on this machine that answered. Raises ConfigError and MissingError."""
     where = address()
     url = str(where.get("base_url", ""))
-    if urlsplit(url).scheme == "ssh" or urlsplit(url).hostname not in (*LOOPBACK, None):
+    if _parts(url).scheme == "ssh" or _parts(url).hostname not in (*LOOPBACK, None):
         check_local(url, str)  # before anything is sent there: what is far away may take a minute not to answer
     try:
         client = docker.DockerClient(**where, timeout=timeout, version="auto")
@@ -157,6 +164,18 @@ class Engine:
 
     def has_runtime(self, name: str) -> bool:
         return name in (self.client.info().get("Runtimes") or {})
+
+    def read(self, image_id: str, path: str) -> bytes:
+        """A file of an image, through a container that is never started. Raises StageError."""
+        with explained(f"reading {path} of {image_id}"):
+            made = self.client.containers.create(image_id, ["none"], labels=self._labels, network_mode="none")
+            try:
+                chunks, _ = made.get_archive(path)
+                with tarfile.open(fileobj=io.BytesIO(b"".join(chunks))) as archive:
+                    member = archive.extractfile(archive.getmembers()[0])
+                    return member.read() if member else b""
+            finally:
+                remove(made)
 
     def run(
         self, container: Container, image_id: str, name: str, log: Path, show: Callable[[str], None], graceful: bool

@@ -45,7 +45,7 @@ class Executor(Protocol):
         """
 
     def ground(self, step: Step) -> Ground:
-        """What a step that has run ran on."""
+        """What a prepared step runs on; `internal` has CANN's version for its tools: `cann`, empty if not told."""
 
     def show(self, step: Step) -> None:
         """Print what a person could paste to run the step, in the workspace."""

@@ -53,7 +53,7 @@ class LocalExecutor:
         return execute([str(program), *step.program[1:], *arguments], scratch, variables, log, show)
 
     def ground(self, step: Step) -> Ground:
-        return Ground()
+        return Ground(internal={"cann": self.tools.cann().version} if step.tool else {})
 
     def show(self, step: Step) -> None:
         if step.tool:

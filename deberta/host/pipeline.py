@@ -15,10 +15,10 @@ from typing import Any, Callable, Iterator, Mapping, Optional, Sequence
 
 from deberta import ais_bench, atc, files, msame, records
 from deberta.artifacts import record_of
-from deberta.errors import DataError, DebertaError, MissingError, StageError
+from deberta.errors import ConfigError, DataError, DebertaError, MissingError, StageError
 from deberta.host import code, tools
 from deberta.host.console import Console
-from deberta.host.executor import Executor, judge_stage
+from deberta.host.executor import Executor, Ground, judge_stage
 from deberta.host.steps import Compilation, Inference, Input, Step
 
 UNRECORDED = f"{files.TEMPORARY}unrecorded"
@@ -102,6 +102,8 @@ def run(session: Session, step: Step) -> Mapping[str, Any]:
     console.say(f"running: {reason}")
     checked = {"gate": records.summary(run(session, step.gate))} if step.gate is not None else {}
     session.executor.prepare(step)
+    ground = session.executor.ground(step)
+    _check_cann(session, step, ground)
     parameters, dependencies = _parameters(session, step), _dependencies(session, step)
     started, clock = records.now(), time.monotonic()
     summary_path = tools.new_scratch(session.workspace, step.name) / "summary.json"
@@ -112,7 +114,6 @@ def run(session: Session, step: Step) -> Mapping[str, Any]:
     for subject in subjects:
         if not (session.workspace / subject).exists():
             raise StageError(f"{step.title} ended without an error, but {subject} is not there. See {step.log}")
-    ground = session.executor.ground(step)
     statement = records.statement(
         subjects=[records.resource(subject, session.digests.of(subject)) for subject in subjects],
         dependencies=[*dependencies, *ground.dependencies],
@@ -211,6 +212,23 @@ def _record(session: Session, step: Step) -> Optional[dict[str, Any]]:
 
 def _dependencies(session: Session, step: Step) -> list[dict[str, Any]]:
     return [records.resource(needed.path, session.digests.of(needed.path)) for needed in step.inputs]
+
+
+def _check_cann(session: Session, step: Step, ground: Ground) -> None:
+    """Raise ConfigError if a model would run on another CANN than the one that compiled it, where both are known.
+
+    Such a pair converts without a word and fails when it runs (ACL 507011, 500002), or should not be trusted.
+    """
+    if not step.on_device:
+        return
+    compiled = step.inputs[0].path
+    record = records.read(session.workspace / record_of(compiled))
+    made, runs = records.internal(record).get("cann") if record else "", ground.internal.get("cann")
+    if made and runs and made != runs:
+        raise ConfigError(
+            f"{compiled} was compiled with CANN {made}, and CANN {runs} would run it. Use the same for both "
+            "(cann in invoke.yaml, or docker/cann and the images' bases), then run: invoke build-om --force"
+        )
 
 
 def _parameters(session: Session, step: Step) -> dict[str, Any]:

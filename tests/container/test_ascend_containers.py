@@ -185,6 +185,7 @@ def test_images_and_records(evaluated: tuple[Place, dict[str, Any]], engine_clie
         assert record is not None and records.parameters(record)["image"] == image.tag
         assert records.dependencies(record)[f"image {image.tag}"] == {"sha256": found.id.partition(":")[2]}
         assert records.internal(record)["pins"].startswith("not pinned: base sha256:")
+        assert records.internal(record)["cann"] == fake_cann.VERSION
 
 
 def mounted(found: Any, path: str) -> Any:

@@ -48,6 +48,7 @@ def _context(tmp_path: Path, name: str, host: str) -> None:
     ("host", "says"),
     [
         ("tcp://192.0.2.1:2375", "the Docker engine at tcp://192.0.2.1:2375 is remote"),
+        ("192.0.2.1:2375", "the Docker engine at 192.0.2.1:2375 is remote"),
         ("ssh://me@there", "is remote"),
         ("ssh://localhost", "is remote"),
         ("https://engine.invalid:2376", "the workspace is on this one"),
@@ -73,7 +74,7 @@ def test_the_command_refuses_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_loopback_address_that_leads_to_another_machine_is_refused() -> None:
-    for host in ("tcp://localhost:2375", "tcp://127.0.0.1:2375", "tcp://[::1]:2375"):
+    for host in ("tcp://localhost:2375", "127.0.0.1:2375", "tcp://127.0.0.1:2375", "tcp://[::1]:2375"):
         with pytest.raises(ConfigError, match="is the Docker engine of the machine 'elsewhere'"):
             engine.check_local(host, lambda: "elsewhere")
         engine.check_local(host, socket.gethostname)

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from deberta import records
-from deberta.errors import GateError
-from deberta.host import check_steps, pipeline
+from deberta.errors import ConfigError, GateError
+from deberta.host import check_steps, pipeline, steps
 from deberta.host.executor import Ground, Show
 from deberta.host.pipeline import Session
 from deberta.host.profiles import Profile
@@ -32,6 +32,7 @@ class Recorder:
     root: Path
     code: int = 0
     ran: list[str] = field(default_factory=list)
+    cann: str = "5.1.RC2"
     name: str = "local"
 
     def identity(self, step: Step) -> Mapping[str, Any]:
@@ -51,7 +52,7 @@ class Recorder:
         return (["error: 1 finding\n"], self.code) if self.code else ([], 0)
 
     def ground(self, step: Step) -> Ground:
-        return Ground()
+        return Ground(internal={"cann": self.cann} if step.tool else {})
 
     def show(self, step: Step) -> None:
         """Not asked for here."""
@@ -91,3 +92,14 @@ def test_what_the_gate_found_is_in_the_record(executor: Recorder) -> None:
     record = _run(executor)
     assert executor.ran == ["lint-onnx_bs8", "build-om_bs8"]
     assert "gate" in records.summary(record) and "lint" not in records.parameters(record)
+
+
+def test_a_model_runs_on_the_cann_that_compiled_it(executor: Recorder) -> None:
+    _run(executor)
+    executor.cann = "6.0.1"
+    bins = executor.root / "data/tiny/pre_mnli_bs8/match"
+    bins.mkdir(parents=True)
+    session = Session(REPOSITORY, executor.root, executor, lambda: "Ascend310P3")
+    with pytest.raises(ConfigError, match=r"compiled with CANN 5\.1\.RC2, and CANN 6\.0\.1 would run it"):
+        pipeline.run(session, steps.infer(PLAN, 8, "match", 3))
+    assert "infer_bs8_match" not in executor.ran
