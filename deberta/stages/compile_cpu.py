@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from deberta import files
-from deberta.contract import INPUTS, OUTPUT, parse_batch_size, parse_integer
+from deberta.contract import INPUTS, OUTPUT, SEQUENCE_LENGTH, parse_batch_size, parse_integer
 from deberta.cpus import effective_cpus
 from deberta.errors import ConfigError, DataError, MissingError, StageError, run_stage
 from deberta.stages import run_cpu
@@ -31,6 +31,7 @@ TOLERANCE = 1e-4  # max abs difference of logits between ONNX Runtime and the co
 # Tokens per row of the verification: full, none, and the lengths of real pairs (median 38, p99 105, longest 253).
 LENGTHS = (256, 0, 38, 105, 253, 12, 64, 3)
 MIN_ROWS = 4  # at batch 1, too, rows of several lengths are compared
+CUTS = (105, 38, 3)  # a model of any length runs the rows that fit at these lengths too
 
 
 @contextmanager
@@ -66,8 +67,11 @@ def _share_weights(weights: Path, folder: Path) -> None:
             return
 
 
-def save(onnx: Path, batch_size: int, xml: Path) -> None:
-    """Save `onnx` as an OpenVINO model for inputs int32 [batch_size, length], with its float32 weights as they are."""
+def save(onnx: Path, batch_size: int, xml: Path, longest: int = 0) -> None:
+    """Save `onnx` as an OpenVINO model for inputs int32 [batch_size, length], with its float32 weights as they are.
+
+    `longest` above 0: the ONNX is one of any length, and so is the model, from 1 to `longest`.
+    """
     import openvino as ov
 
     try:
@@ -75,13 +79,17 @@ def save(onnx: Path, batch_size: int, xml: Path) -> None:
     except RuntimeError as error:
         raise DataError(f"{onnx} cannot be read ({reason(error)}). Run: invoke export-onnx --force") from error
     shapes = {port.any_name: port.get_partial_shape() for port in model.inputs}
-    if set(shapes) != set(INPUTS) or any(len(s) != 2 or s[0].is_static or s[1].is_dynamic for s in shapes.values()):
-        wanted = f"{' and '.join(INPUTS)} [any batch, a fixed length]"
+    fixed = not longest
+    if set(shapes) != set(INPUTS) or any(
+        len(s) != 2 or s[0].is_static or s[1].is_static != fixed for s in shapes.values()
+    ):
+        wanted = f"{' and '.join(INPUTS)} [any batch, {'a fixed' if fixed else 'any'} length]"
         raise DataError(f"{onnx} has the inputs {shapes}, not {wanted}. Run: invoke export-onnx --force")
     if shutil.disk_usage(xml.parent).free < onnx.stat().st_size:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(xml))
     try:
-        model.reshape({name: [batch_size, shape[1].get_length()] for name, shape in shapes.items()})
+        length = ov.Dimension(1, longest)
+        model.reshape({name: [batch_size, shape[1] if fixed else length] for name, shape in shapes.items()})
         for index, node in enumerate(model.get_ordered_ops()):
             if node.get_friendly_name() == node.get_name():  # made up from a counter of the process
                 node.set_friendly_name(f"unnamed_{index}")
@@ -120,8 +128,8 @@ def compiled_logits(engine: Engine, ids: np.ndarray, mask: np.ndarray) -> np.nda
     batches = []
     for first in range(0, len(ids), engine.shape[0]):
         rows = slice(first, first + engine.shape[0])
-        request.get_tensor(INPUTS[0]).data[:] = ids[rows]
-        request.get_tensor(INPUTS[1]).data[:] = mask[rows]
+        for name, values in zip(INPUTS, (ids[rows], mask[rows]), strict=True):
+            run_cpu.give(request, name, values)
         request.infer()
         batches.append(request.get_output_tensor(0).data.copy())
     return np.concatenate(batches)
@@ -146,6 +154,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--model", required=True, type=Path, help="dynamic.onnx")
     parser.add_argument("--bs", required=True, help="the batch size")
     parser.add_argument("--output", required=True, type=Path, help="the .xml; its .bin is written beside it")
+    parser.add_argument("--any-length", action="store_true", help="one model for every length, of export-onnx's twin")
     parser.add_argument("--threads", help="default: as many as the container's CPU quota allows")
     parser.add_argument("--summary", type=Path, help="write what was counted to this JSON file")
     options = parser.parse_args(argv)
@@ -156,11 +165,16 @@ def main(argv: Sequence[str]) -> None:
     if not options.model.is_file():
         raise MissingError(f"{options.model} is missing. Run: invoke export-onnx")
     with new_model(options.output) as xml:
-        save(options.model, batch_size, xml)
+        save(options.model, batch_size, xml, SEQUENCE_LENGTH if options.any_length else 0)
         print(f"compiled {options.model} for batch size {batch_size}, verifying against ONNX Runtime", flush=True)
         engine = run_cpu.load_model(xml, threads)
         ids, mask = verification_rows(batch_size, engine.shape[1], engine.vocabulary)
-        difference = compare(reference_logits(options.model, ids, mask, threads), compiled_logits(engine, ids, mask))
+        reference = reference_logits(options.model, ids, mask, threads)
+        difference = compare(reference, compiled_logits(engine, ids, mask))
+        for length in CUTS if options.any_length else ():
+            fitting = mask.sum(axis=1) <= length
+            logits = compiled_logits(engine, ids[:, :length], mask[:, :length])
+            difference = max(difference, compare(reference[fitting], logits[fitting]))
         print(f"max abs difference of {len(ids)} rows' logits: {difference:.3g} (at most {TOLERANCE:g})", flush=True)
     if options.summary:
         _write_summary(options.summary, engine, len(ids), difference)

@@ -17,6 +17,7 @@ import onnx
 import onnxruntime
 import torch
 from onnx import TensorProto
+from torch.jit._trace import TracerWarning
 
 from deberta import contract, files
 from deberta.contract import INPUTS, LABELS, ONNX_IR_VERSION, ONNX_MAX_BYTES, ONNX_OPSET, OUTPUT
@@ -31,6 +32,8 @@ RELATIVE = ("shift", "gather")  # how the scores by relative position are found;
 _GATHERING = ("Shape", "GatherElements", "Expand")  # what the gather form may have of FORBIDDEN
 # Tokens of the validation batches' rows: MNLI's median, p90 and p99, all of the length, a very short and an empty row.
 _BATCHES = ((38,), (67, 105, 256), (0, 3, 256, 38))
+# A graph of any length also gets the rows that fit into these lengths, and has to give what they gave when padded.
+_CUTS = (105, 38, 3)
 
 Batch = tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]
 
@@ -45,6 +48,9 @@ def main(argv: Sequence[str]) -> None:
     )
     parser.add_argument("--sequence-length", type=int, default=contract.SEQUENCE_LENGTH)
     parser.add_argument("--relative", choices=RELATIVE, default="shift", help="gather: the guide's form, to compare")
+    parser.add_argument(
+        "--any-length", action="store_true", help="for the cpu backend: shorter rows too, in one graph (never ATC's)"
+    )
     parser.add_argument("--summary", type=Path)
     options = parser.parse_args(argv)
     torch.set_num_threads(effective_cpus())
@@ -61,9 +67,13 @@ def main(argv: Sequence[str]) -> None:
     expected = [_run_torch(loaded.model, batch) for batch in batches]
     print("exporting", flush=True)
     with files.new_file(options.output) as temporary:
-        export(loaded.model, temporary, options.sequence_length, options.relative)
-        nodes = check_graph(temporary, options.relative)
+        export(loaded.model, temporary, options.sequence_length, options.relative, options.any_length)
+        nodes = check_graph(temporary, forbidden_in(options.relative, options.any_length))
         print("validating against PyTorch", flush=True)
+        if options.any_length:
+            cuts = [cut(*given, length) for length in _CUTS for given in zip(batches, expected, strict=True)]
+            batches += [batch for batch, _ in cuts if len(batch[0])]
+            expected += [logits for _, logits in cuts if len(logits)]
         difference = validate(temporary, batches, expected)
         size = temporary.stat().st_size
     print(
@@ -96,15 +106,27 @@ def validation_batches(length: int, vocabulary: int) -> list[Batch]:
     return batches
 
 
-def export(model: Deberta, path: Path, length: int, relative: str = "shift") -> None:
-    """Fold `model` (in place) and write it as ONNX, batch dynamic. The same weights give the same bytes."""
+def cut(batch: Batch, expected: npt.NDArray[np.float32], length: int) -> tuple[Batch, npt.NDArray[np.float32]]:
+    """The rows of at most `length` tokens without the padding behind that, and what is expected of them."""
+    ids, mask = batch
+    fitting = mask.sum(axis=1) <= length
+    return (ids[fitting, :length], mask[fitting, :length]), expected[fitting]
+
+
+def export(model: Deberta, path: Path, length: int, relative: str = "shift", any_length: bool = False) -> None:
+    """Fold `model` (in place) and write it as ONNX, batch dynamic. The same weights give the same bytes.
+
+    `any_length`: the length is dynamic too, up to `length`.
+    """
     if relative == "gather":
         relative_gather.fold(model, length)
     else:
-        model.fold(length)
+        model.fold(length, any_length)
     zeros = torch.zeros(1, length, dtype=torch.int32)
+    longer = {name: {0: "batch", 1: "length"} for name in INPUTS}
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # the TorchScript exporter is the one that writes opset 12
+        warnings.simplefilter("ignore", TracerWarning)  # a length that is a constant is meant to be one
         torch.onnx.export(
             model,
             (zeros, zeros),
@@ -113,11 +135,16 @@ def export(model: Deberta, path: Path, length: int, relative: str = "shift") -> 
             opset_version=ONNX_OPSET,
             input_names=list(INPUTS),
             output_names=[OUTPUT],
-            dynamic_axes={name: {0: "batch"} for name in (*INPUTS, OUTPUT)},
+            dynamic_axes={**{name: {0: "batch"} for name in (*INPUTS, OUTPUT)}, **(longer if any_length else {})},
         )
 
 
-def check_graph(path: Path, relative: str = "shift") -> Counter[str]:
+def forbidden_in(relative: str, any_length: bool = False) -> Sequence[str]:
+    """Operators that a form of the graph may not have; one of any length is never ATC's, and may have all."""
+    return () if any_length else [op for op in FORBIDDEN if relative == "shift" or op not in _GATHERING]
+
+
+def check_graph(path: Path, forbidden: Sequence[str] = FORBIDDEN) -> Counter[str]:
     """Check a file against the contract and return its nodes by type. Raises StageError naming all that is off."""
     if path.stat().st_size > ONNX_MAX_BYTES:
         raise StageError(
@@ -126,7 +153,6 @@ def check_graph(path: Path, relative: str = "shift") -> Counter[str]:
     model = onnx.load(str(path), load_external_data=False)
     onnx.checker.check_model(model)
     nodes = Counter(node.op_type for node in model.graph.node)
-    forbidden = [op for op in FORBIDDEN if relative == "shift" or op not in _GATHERING]
     problems = [f"{nodes[op]} {op} nodes" for op in forbidden if nodes[op]]
     opsets = [(entry.domain, entry.version) for entry in model.opset_import]
     if opsets != [("", ONNX_OPSET)] or model.ir_version != ONNX_IR_VERSION:

@@ -127,6 +127,7 @@ class SelfAttention(nn.Module):
         self.dropout = nn.Dropout(config.attention_probs_dropout_prob)
         self.pos_dropout = nn.Dropout(config.hidden_dropout_prob)
         self.folded = False
+        self.longest = 0  # above 0: folded for this length and every shorter one
         self.register_buffer("c2p_table", None, persistent=False)
         self.register_buffer("p2c_table", None, persistent=False)
 
@@ -177,8 +178,20 @@ class SelfAttention(nn.Module):
         self.query_proj.bias = nn.Parameter((bias.double() * self.scale).float(), requires_grad=False)
         self.folded = True
 
-    def tables(self, relative: Relative | None, first_only: bool) -> tuple[Tensor | None, Tensor | None]:
+    def cut(self, length: int, first_only: bool) -> tuple[Tensor | None, Tensor | None]:
+        """The stored tables for a shorter length: its distances are the ones in the middle, and column 2 * length - 1,
+        which `shift` never reads, is the distance beyond.
+        """
+        c2p, p2c = self.c2p_table, self.p2c_table
+        middle = slice(self.longest - length, self.longest + length)
+        if first_only:
+            return None if c2p is None else c2p[..., :length], None if p2c is None else p2c[:, :, :length]
+        return None if c2p is None else c2p[..., middle], None if p2c is None else p2c[..., middle]
+
+    def tables(self, relative: Relative | None, length: int, first_only: bool) -> tuple[Tensor | None, Tensor | None]:
         """The two tables: the stored ones once folded, else computed so that gradients flow."""
+        if self.longest:
+            return self.cut(length, first_only)
         if self.folded or relative is None:
             return self.c2p_table, self.p2c_table
         embeddings = self.pos_dropout(relative.embeddings)
@@ -207,7 +220,7 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, bias: Tensor, length: int, relative: Relative | None, first_only: bool) -> Tensor:
         """x [B * L, E] and additive key bias [B, 1, 1, L] -> [B * L, H * D], or [B, H * D] for the first position."""
-        c2p_table, p2c_table = self.tables(relative, first_only)
+        c2p_table, p2c_table = self.tables(relative, length, first_only)
         key = self.split(self.key_proj(x), length)  # [B, H, L, D]
         value = self.split(self.value_proj(x), length)
         if first_only:
@@ -305,12 +318,13 @@ class Encoder(nn.Module):
         self.conv = Convolution(config) if config.conv_kernel_size else None
         self.folded_length = 0
         self.every_position = False  # compute all positions in the last layer too, see relative_gather
+        self.any_length = False
 
     def only_first(self, index: int) -> bool:
         """The logits need the last layer's first position alone, unless the convolution has to see its neighbours."""
         return index == len(self.layer) - 1 and not (index == 0 and self.conv is not None) and not self.every_position
 
-    def fold(self, length: int) -> None:
+    def fold(self, length: int, shorter: bool) -> None:
         relative = None
         if self.config.relative_attention:
             embeddings = self.rel_embeddings.weight.detach()
@@ -320,7 +334,8 @@ class Encoder(nn.Module):
         for i, layer in enumerate(self.layer):
             assert isinstance(layer, Layer)
             layer.attention.self.fold(relative, self.only_first(i))
-        self.folded_length = length
+            layer.attention.self.longest = length if shorter else 0
+        self.folded_length, self.any_length = length, shorter
 
     def forward(self, x: Tensor, mask: Tensor, bias: Tensor, length: int) -> Tensor:
         """x [B * L, E], mask [B * L, 1], additive key bias [B, 1, 1, L] -> the first position's output [B, E]."""
@@ -367,23 +382,25 @@ class Deberta(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.classifier = nn.Linear(config.hidden_size, labels)
 
-    def fold(self, length: int) -> None:
+    def fold(self, length: int, shorter: bool = False) -> None:
         """Compute everything that no input changes, for one sequence length, in place and for good.
 
+        `shorter`: for every shorter length too; the graph then holds the cuts of the tables, and shapes of the inputs.
         The results do not depend on the CPU: float64 sums that are exact in any order, rounded once to float32.
-        Afterwards the model runs at this length only, and its state dict is no longer a checkpoint's.
+        Afterwards the model runs at these lengths only, and its state dict is no longer a checkpoint's.
         """
         self.eval()
-        self.deberta.encoder.fold(length)
+        self.deberta.encoder.fold(length, shorter)
 
     def forward(self, input_ids: Tensor, input_mask: Tensor) -> Tensor:
         """int32 [B, L] token ids and mask (1 token, 0 padding) -> float32 logits [B, labels]."""
         # A plain number: under tracing the shape's entry would become nodes of the graph.
-        length = self.deberta.encoder.folded_length or int(input_ids.shape[1])
+        encoder = self.deberta.encoder
+        length = input_ids.shape[1] if encoder.any_length else encoder.folded_length or int(input_ids.shape[1])
         mask = input_mask.to(torch.float32)
         bias = ((1.0 - mask) * MASKED).reshape(-1, 1, 1, length)
         by_token = mask.reshape(-1, 1)
         embedded = self.deberta.embeddings(input_ids, by_token, length)
-        x = self.deberta.encoder(embedded, by_token, bias, length)
+        x = encoder(embedded, by_token, bias, length)
         logits: Tensor = self.classifier(self.dropout(self.pooler(x)))
         return logits

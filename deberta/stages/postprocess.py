@@ -24,6 +24,7 @@ from deberta import contract, files, mnli
 from deberta.errors import DataError, MissingError, run_stage, some
 
 Logits = npt.NDArray[np.float32]
+Gold = tuple[str, int]  # genre, index of the label
 _Value = TypeVar("_Value")
 
 
@@ -98,16 +99,40 @@ def evaluate(
     `limit` and `expected_rows` (of the whole file) apply if above 0. Raises MissingError; DataError also when a logit
     of a real row is NaN or infinite. That of a padding row is only counted.
     """
+    gold = read_gold(data, limit, expected_rows)
+    rows = len(gold)
+    logits = read_outputs(outputs, contract.batch_count(rows, batch_size), batch_size)
+    finite = finite_rows(logits)
+    check_finite(outputs, data, finite[:rows], range(rows), batch_size)
+    padding_nan = int(np.count_nonzero(~finite[rows:]))
+    return count(gold, logits[:rows], version, batch_size, limit, padding_nan, files.folder_digest(outputs))
+
+
+def read_gold(data: Path, limit: int = 0, expected_rows: int = 0) -> list[Gold]:
+    """Genre and label of each row. Raises MissingError and DataError."""
     gold = [(row.genre, row.label) for row in mnli.rows(data)]
     if expected_rows:
         mnli.expect_rows(data, len(gold), expected_rows)
-    gold = gold[:limit] if limit else gold
-    rows = len(gold)
-    logits = read_outputs(outputs, contract.batch_count(rows, batch_size), batch_size)
-    finite: npt.NDArray[np.bool_] = np.logical_and.reduce(np.isfinite(logits), axis=1)
-    _check_finite(outputs, data, finite[:rows], batch_size)
-    predicted = np.argmax(logits[:rows], axis=1)  # the first of equals, as the guide's
+    return gold[:limit] if limit else gold
 
+
+def finite_rows(logits: Logits) -> npt.NDArray[np.bool_]:
+    found: npt.NDArray[np.bool_] = np.logical_and.reduce(np.isfinite(logits), axis=1)
+    return found
+
+
+def count(
+    gold: Sequence[Gold],
+    logits: Logits,
+    version: str,
+    batch_size: int,
+    limit: int,
+    padding_nan_rows: int,
+    outputs_sha256: str,
+) -> Evaluation:
+    """Count logits, finite and in the tsv's order, against the gold labels."""
+    rows = len(gold)
+    predicted = np.argmax(logits, axis=1)  # the first of equals, as the guide's
     confusion = np.zeros((len(contract.LABELS), len(contract.LABELS)), np.int64)
     genres: dict[str, list[int]] = {}  # correct, rows
     for (genre, label), guess in zip(gold, predicted.tolist(), strict=True):
@@ -127,8 +152,8 @@ def evaluate(
         labels_gold=_by_label(confusion.sum(axis=1).tolist()),
         confusion=_by_label([_by_label(counts) for counts in confusion.tolist()]),
         nan_rows=0,
-        padding_nan_rows=int(np.count_nonzero(~finite[rows:])),
-        outputs_sha256=files.folder_digest(outputs),
+        padding_nan_rows=padding_nan_rows,
+        outputs_sha256=outputs_sha256,
     )
 
 
@@ -143,13 +168,17 @@ def _by_label(values: Sequence[_Value]) -> dict[str, _Value]:
     return dict(zip(contract.LABELS, values, strict=True))
 
 
-def _check_finite(outputs: Path, data: Path, finite: npt.NDArray[np.bool_], batch_size: int) -> None:
+def check_finite(
+    outputs: Path, data: Path, finite: npt.NDArray[np.bool_], tsv_rows: Sequence[int], batch_size: int
+) -> None:
+    """Raise DataError for the first row that is not; `tsv_rows` says which of the tsv each one is."""
     bad = np.flatnonzero(~finite)
     if len(bad):
         batch, row = divmod(int(bad[0]), batch_size)
+        line = tsv_rows[int(bad[0])] + 2
         raise DataError(
             f"{outputs}: {len(bad)} of {len(finite)} rows hold NaN or infinity, the first in"
-            f" {contract.output_file(batch)} row {row} ({data.name} line {int(bad[0]) + 2}). This is usually an fp16"
+            f" {contract.output_file(batch)} row {row} ({data.name} line {line}). This is usually an fp16"
             " overflow in the compiled model: compile it with another precision_mode (atc's default is force_fp16),"
             " then run: invoke infer --force"
         )
@@ -172,19 +201,23 @@ def main(argv: Sequence[str]) -> None:
     expected = contract.parse_integer("--rows", options.rows, 0, 1, most)
     version = contract.parse_version(options.version)
     result = evaluate(options.outputs, options.data, batch_size, version, limit, expected)
-    counts: dict[str, object] = asdict(result)
+    keep(result, asdict(result), options.output, options.summary)
+
+
+def keep(result: Evaluation, counts: dict[str, object], output: Path, summary: Path | None) -> None:
+    """Write the accuracy text to `output`, `counts` as JSON beside it, and the stage's summary."""
     with contextlib.ExitStack() as both:  # renamed last to first: the JSON file, then the text
-        text_file = both.enter_context(files.new_file(options.output))
-        json_file = both.enter_context(files.new_file(options.output.with_suffix(".json")))
+        text_file = both.enter_context(files.new_file(output))
+        json_file = both.enter_context(files.new_file(output.with_suffix(".json")))
         text_file.write_bytes(guide_text(result).encode("utf-8"))
         json_file.write_bytes(_json(counts))
     print(
         f"accuracy {result.accuracy:.4f} ({result.correct}/{result.rows} rows"
-        f"{', the first only' if limit else ''}): {options.output}"
+        f"{', the first only' if result.limit else ''}): {output}"
     )
-    if options.summary:
-        counts["peak_rss_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        files.write_text(options.summary, _json(counts).decode("utf-8"))
+    if summary:
+        measured = {**counts, "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+        files.write_text(summary, _json(measured).decode("utf-8"))
 
 
 def _json(counts: dict[str, object]) -> bytes:

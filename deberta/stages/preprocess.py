@@ -30,7 +30,7 @@ _CHUNK_ROWS = 1024  # encoded at a time: enough for the tokenizer's threads, a f
 Array = npt.NDArray[np.int32]
 
 
-class _Counts:
+class Counts:
     """What the written rows held; every field goes into the summary."""
 
     def __init__(self, length: int) -> None:
@@ -76,31 +76,23 @@ def preprocess(
     batches = contract.batch_count(rows, batch_size)
     tokenizer = tokenizers_of_guide.load(tokenizer_path)
     tokenizers_of_guide.truncate(tokenizer, length)
-    counts = _Counts(length)
+    counts = Counts(length)
     progress = Progress(f"preprocess {output.name} bs={batch_size}", rows, "rows")
     with files.new_folder(output) as folder:
         for name in contract.INPUTS:
             (folder / name).mkdir()
         index = done = 0
-        for ids, mask in _chunks(data, tokenizer, batch_size, length, limit, counts):
-            if vocabulary and int(ids.max()) >= vocabulary:
-                row = done + int(np.argmax(ids.max(axis=1) >= vocabulary))
-                raise DataError(
-                    f"{tokenizer_path} gives id {int(ids.max())} (first in {data} line {row + 2}),"
-                    f" but the model's vocabulary has {vocabulary} entries. They do not belong together"
-                )
+        for ids, mask in chunks(data, tokenizer, batch_size, length, limit, counts):
+            check_vocabulary(ids, vocabulary, tokenizer_path, data, done)
             for start in range(0, len(ids), batch_size):
                 for name, values in zip(contract.INPUTS, (ids, mask), strict=True):
-                    batch = _filled(values[start : start + batch_size], batch_size)
-                    _write(folder / name / contract.input_file(index), batch, output)
+                    batch = filled(values[start : start + batch_size], batch_size)
+                    write_bin(folder / name / contract.input_file(index), batch, output)
                 index += 1
             done += len(ids)
             progress.update(done)
-        _check(folder, done, rows, batches, contract.input_bytes(batch_size, length))
-    used = tokenizers_of_guide.source(tokenizer_path)
-    mapped = tokenizers_of_guide.has_character_map(tokenizer)
-    if not mapped and used.name == tokenizers_of_guide.TOKENIZER_FILE:
-        print(f"note: {used} has no character map (transformers 5 drops it); ids differ from the guide's in a few rows")
+        check_count(done, rows)
+        check(folder, batches, contract.input_bytes(batch_size, length))
     return {
         "rows": rows,
         "batch_size": batch_size,
@@ -109,6 +101,17 @@ def preprocess(
         "padding_rows": batches * batch_size - rows,
         "limit": limit,
         **counts.summary(),
+        **tokenizer_facts(tokenizer_path, tokenizer),
+    }
+
+
+def tokenizer_facts(path: Path, tokenizer: Tokenizer) -> dict[str, object]:
+    """What a summary says about the tokenizer; prints a note about one that is not quite the guide's."""
+    used = tokenizers_of_guide.source(path)
+    mapped = tokenizers_of_guide.has_character_map(tokenizer)
+    if not mapped and used.name == tokenizers_of_guide.TOKENIZER_FILE:
+        print(f"note: {used} has no character map (transformers 5 drops it); ids differ from the guide's in a few rows")
+    return {
         "tokenizer_file": used.name,
         "tokenizer_sha256": files.sha256_of(used),
         "tokenizer_vocabulary": tokenizers_of_guide.vocabulary_size(tokenizer),
@@ -116,8 +119,18 @@ def preprocess(
     }
 
 
-def _chunks(
-    data: Path, tokenizer: Tokenizer, batch_size: int, length: int, limit: int, counts: _Counts
+def check_vocabulary(ids: Array, vocabulary: int, tokenizer_path: Path, data: Path, done: int) -> None:
+    """Raise DataError for an id that the model has not; `done` rows came before these. A vocabulary of 0: any id."""
+    if vocabulary and int(ids.max()) >= vocabulary:
+        row = done + int(np.argmax(ids.max(axis=1) >= vocabulary))
+        raise DataError(
+            f"{tokenizer_path} gives id {int(ids.max())} (first in {data} line {row + 2}),"
+            f" but the model's vocabulary has {vocabulary} entries. They do not belong together"
+        )
+
+
+def chunks(
+    data: Path, tokenizer: Tokenizer, batch_size: int, length: int, limit: int, counts: Counts
 ) -> Iterator[tuple[Array, Array]]:
     """Ids and mask, each int32 [rows, length], of whole batches at a time; only the last one may be cut short."""
     size = batch_size * max(1, _CHUNK_ROWS // batch_size)
@@ -138,14 +151,14 @@ def _chunks(
         yield ids, mask
 
 
-def _filled(values: Array, batch_size: int) -> Array:
+def filled(values: Array, batch_size: int) -> Array:
     """[n, length] to [batch_size, length]: the guide fills the last batch with all-zero rows."""
     if len(values) == batch_size:
         return values
     return np.concatenate([values, np.zeros((batch_size - len(values), values.shape[1]), values.dtype)])
 
 
-def _write(path: Path, values: Array, output: Path) -> None:
+def write_bin(path: Path, values: Array, output: Path) -> None:
     try:
         with open(path, "wb") as file:
             file.write(values.tobytes())
@@ -153,10 +166,13 @@ def _write(path: Path, values: Array, output: Path) -> None:
         raise OSError(error.errno, error.strerror, str(output)) from error
 
 
-def _check(folder: Path, done: int, rows: int, batches: int, size: int) -> None:
-    """Everything that was planned is there, each file with its exact size. Raises StageError."""
+def check_count(done: int, rows: int) -> None:
     if done != rows:
         raise StageError(f"{done} rows were encoded, {rows} were counted: the tsv changed. Run: invoke preprocess")
+
+
+def check(folder: Path, batches: int, size: int) -> None:
+    """Everything that was planned is there, each file with its exact size. Raises StageError."""
     for name in contract.INPUTS:
         with os.scandir(folder / name) as entries:
             sizes = {entry.name: entry.stat().st_size for entry in entries}

@@ -18,7 +18,7 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from deberta import files
-from deberta.contract import INPUTS, LABELS, PERFORMANCE_LOOPS, input_bytes, parse_integer
+from deberta.contract import INPUTS, LABELS, PERFORMANCE_LOOPS, SEQUENCE_LENGTH, input_bytes, parse_integer
 from deberta.cpus import effective_cpus
 from deberta.errors import ConfigError, DataError, MissingError, StageError, run_stage, some
 from deberta.progress import Progress
@@ -57,11 +57,22 @@ class Job:
 
 @dataclass(frozen=True)
 class Engine:
-    """A loaded model. `shape`: of each input, (batch, length); `vocabulary`: token ids are below it."""
+    """A loaded model. `shape`: of each input, (batch, length); `vocabulary`: token ids are below it.
+
+    `any_length`: it takes shorter inputs too; `at` gives the engine for one of them.
+    """
 
     compiled: ov.CompiledModel
     shape: tuple[int, int]
     vocabulary: int
+    any_length: bool = False
+
+    def at(self, length: int, model: Path) -> Engine:
+        """This engine for inputs of one length. Raises DataError where the model does not take them."""
+        if length != self.shape[1] and not (self.any_length and 0 < length < self.shape[1]):
+            up_to = "up to " if self.any_length else ""
+            raise DataError(f"{model} takes inputs of {up_to}{self.shape[1]} tokens, not of {length}. {REBUILD}")
+        return replace(self, shape=(self.shape[0], length))
 
 
 def engine_settings(threads: int) -> dict[str, str | int | bool]:
@@ -96,19 +107,30 @@ def load_model(model: Path, threads: int) -> Engine:
     precision = compiled.get_property("INFERENCE_PRECISION_HINT")
     if precision != ov.Type.f32:
         raise StageError(f"OpenVINO would compute {model} in {precision} instead of float32. Run: invoke doctor")
-    return Engine(compiled, _checked_shape(model, compiled), vocabulary_of(model, graph))
+    shape, any_length = _checked_shape(model, compiled)
+    return Engine(compiled, shape, vocabulary_of(model, graph), any_length)
 
 
-def _checked_shape(model: Path, compiled: ov.CompiledModel) -> tuple[int, int]:
-    """The model must have the contract's inputs, int32 [batch, length], and one output, float32 [batch, 3]."""
-    inputs = {port.any_name: (port.element_type.get_type_name(), tuple(port.shape)) for port in compiled.inputs}
-    outputs = [(port.element_type.get_type_name(), tuple(port.shape)) for port in compiled.outputs]
-    shape = next(iter(inputs.values()))[1] if inputs else ()
-    if len(shape) != 2 or inputs != dict.fromkeys(INPUTS, ("i32", shape)):
+def _checked_shape(model: Path, compiled: ov.CompiledModel) -> tuple[tuple[int, int], bool]:
+    """The model must have the contract's inputs, int32 [batch, length], and one output, float32 [batch, 3].
+
+    The length may be a range, and the shape then has the largest: [8,1..256] gives (8, 256), True.
+    """
+    import openvino as ov
+
+    inputs = {port.any_name: (port.element_type.get_type_name(), port.get_partial_shape()) for port in compiled.inputs}
+    outputs = [(port.element_type.get_type_name(), port.get_partial_shape()) for port in compiled.outputs]
+    shape = next(iter(inputs.values()))[1] if inputs else ov.PartialShape([])
+    if len(shape) != 2 or shape[0].is_dynamic or inputs != dict.fromkeys(INPUTS, ("i32", shape)):
         raise DataError(f"{model} has the inputs {inputs}, not int32 {', '.join(INPUTS)} of one shape. {REBUILD}")
-    if outputs != [("f32", (shape[0], len(LABELS)))]:
-        raise DataError(f"{model} has the outputs {outputs}, not float32 [{shape[0]}, {len(LABELS)}]. {REBUILD}")
-    return shape[0], shape[1]
+    batch_size, longest = shape[0].get_length(), shape[1].get_max_length()
+    # Of a range of lengths OpenVINO cannot work out the batch again: [?,3].
+    logits = ov.PartialShape([batch_size, len(LABELS)])
+    if [name for name, _ in outputs] != ["f32"] or not logits.compatible(outputs[0][1]):
+        raise DataError(f"{model} has the outputs {outputs}, not float32 [{batch_size}, {len(LABELS)}]. {REBUILD}")
+    if longest < 1:
+        raise DataError(f"{model} sets no limit to the length of its inputs. {REBUILD}")
+    return (batch_size, longest), shape[1].is_dynamic
 
 
 def vocabulary_of(model: Path, graph: ov.Model) -> int:
@@ -206,7 +228,7 @@ def run(job: Job, engine: Engine, folder: Path) -> list[float]:
     for index, batch in enumerate(job.batches):
         for name, file in zip(INPUTS, batch.files, strict=True):
             print(f"[INFO] start to process file:{file}")
-            request.get_tensor(name).data[:] = read_input(name, file, engine)
+            give(request, name, read_input(name, file, engine))
         for _ in range(job.loops):
             started = time.perf_counter()
             request.infer(share_outputs=True)
@@ -214,14 +236,21 @@ def run(job: Job, engine: Engine, folder: Path) -> list[float]:
             print("[INFO] model execute success")
             print(f"Inference time: {times[-1]:g}ms", flush=True)  # %g is what a C++ stream does by default
         for k in range(len(engine.compiled.outputs)):
-            _write_output(folder / f"{batch.stem}_output_{k}.bin", request.get_output_tensor(k).data)
+            write_output(folder / f"{batch.stem}_output_{k}.bin", request.get_output_tensor(k).data)
         print("[INFO] output data success", flush=True)
         if draws:
             progress.update(index + 1)
     return times
 
 
-def _write_output(path: Path, values: np.ndarray) -> None:
+def give(request: ov.InferRequest, name: str, values: np.ndarray) -> None:
+    """Copy an input into its tensor, which takes the input's length if the model takes any."""
+    tensor = request.get_tensor(name)
+    tensor.shape = values.shape
+    tensor.data[:] = values
+
+
+def write_output(path: Path, values: np.ndarray) -> None:
     content = values.astype("<f4").tobytes()
     path.write_bytes(content)
     if path.stat().st_size != len(content):
@@ -259,6 +288,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--output", required=True, help="the folder that gets <T>/; its parent must exist")
     parser.add_argument("--loop", help="inferences in file mode, 1 to 100; checked but not used in directory mode")
     parser.add_argument("--device", default="0", help="only 0")
+    parser.add_argument("--sequence-length", help="of the inputs, where the model takes any")
     parser.add_argument("--threads", help="default: as many as the container's CPU quota allows")
     parser.add_argument("--summary", type=Path, help="write what was counted to this JSON file")
     return parser.parse_args(argv)
@@ -274,6 +304,9 @@ def main(argv: Sequence[str]) -> None:
     job = plan(elements, loops, options.model)
     output = _check_output(options.output)
     engine = load_model(options.model, threads)
+    if options.sequence_length is not None:
+        length = parse_integer("--sequence-length", options.sequence_length, engine.shape[1], 1, SEQUENCE_LENGTH)
+        engine = engine.at(length, options.model)
     print(f"[INFO] load model {options.model} success")
     check_sizes(job, input_bytes(*engine.shape), options.model)
     folder = time_name(datetime.now())

@@ -43,6 +43,24 @@ def test_logits_equal_those_of_transformers(changes: dict[str, Any], tmp_path: P
         helpers.assert_same(compile_cpu.compiled_logits(engine, ids, mask), wanted)
 
 
+@pytest.mark.parametrize("changes", helpers.VARIANTS.values(), ids=helpers.VARIANTS)
+def test_one_graph_for_every_length(changes: dict[str, Any], tmp_path: Path) -> None:
+    """Folded for 64 tokens and all shorter lengths: rows without their padding give what they gave with it."""
+    reference = helpers.reference(**changes)
+    ids, mask = (part.numpy() for part in helpers.batch(8, 64))  # rows of 64, 10, 0 and 1 tokens
+    expected = helpers.logits(reference, *helpers.batch(8, 64))
+    export_onnx.export(helpers.ours(reference, **changes), tmp_path / "any.onnx", 64, any_length=True)
+    export_onnx.check_graph(tmp_path / "any.onnx", forbidden=())
+    session = onnxruntime.InferenceSession(str(tmp_path / "any.onnx"), providers=["CPUExecutionProvider"])
+    for length in (64, 41, 10, 1):
+        cut, wanted = export_onnx.cut((ids, mask), expected, length)
+        helpers.assert_same(session.run(None, dict(zip(INPUTS, cut, strict=True)))[0], wanted)
+        compile_cpu.save(tmp_path / "any.onnx", len(wanted), tmp_path / "any.xml", longest=64)
+        engine = run_cpu.load_model(tmp_path / "any.xml", threads=1)
+        assert (engine.shape, engine.any_length) == ((len(wanted), 64), True)
+        helpers.assert_same(compile_cpu.compiled_logits(engine, *cut), wanted)
+
+
 def test_shift_is_the_gather_by_relative_position() -> None:
     length, heads = 7, 2
     scores = torch.randn(3, heads, length, 2 * length)
