@@ -32,6 +32,7 @@ OF_WORKSPACE, OF_SESSION, KEPT = f"{LABEL}.workspace", f"{LABEL}.session", f"{LA
 DEFAULT_SOCKET = "/var/run/docker.sock"
 ANSWER_SECONDS = 60  # for one request, builds and runs apart
 GRACE_SECONDS = 120.0  # for a stage to finish its step and remove what it half wrote, before it is killed
+NETWORKED = ("tcp", "http", "https")
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _FAILURES = (docker.errors.DockerException, requests.exceptions.RequestException, OSError, ValueError)
 
@@ -64,11 +65,11 @@ def address(variables: Mapping[str, str] = os.environ) -> dict[str, Any]:
 def check_local(base_url: str, named: Callable[[], str]) -> None:
     """Raise ConfigError for an engine on another machine. `named` asks the engine for its machine's name."""
     parts = _parts(base_url)
-    if parts.scheme in ("unix", "http+unix"):
+    if parts.scheme not in ("ssh", *NETWORKED) or not parts.hostname:  # a socket, or nothing that the SDK takes
         return
     why = "folders are mounted from the engine's own machine, and the workspace is on this one"
     instead = "Use --executor local, or an engine on this machine (DOCKER_HOST=unix:///var/run/docker.sock)"
-    if parts.hostname not in LOOPBACK or parts.scheme == "ssh":
+    if parts.scheme == "ssh" or parts.hostname not in LOOPBACK:
         raise ConfigError(f"the Docker engine at {base_url} is remote: {why}. {instead}")
     if named() != socket.gethostname():
         raise ConfigError(f"behind {base_url} is the Docker engine of the machine {named()!r}: {why}. {instead}")
@@ -83,7 +84,7 @@ def connect(timeout: float = ANSWER_SECONDS) -> Any:
     """A client of an engine on this machine that answered. Raises ConfigError and MissingError."""
     where = address()
     url = str(where.get("base_url", ""))
-    if _parts(url).scheme == "ssh" or _parts(url).hostname not in (*LOOPBACK, None):
+    if _parts(url).scheme == "ssh" or _parts(url).hostname not in LOOPBACK:
         check_local(url, str)  # before anything is sent there: what is far away may take a minute not to answer
     try:
         client = docker.DockerClient(**where, timeout=timeout, version="auto")
