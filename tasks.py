@@ -8,9 +8,10 @@ from invoke.context import Context
 from invoke.exceptions import Exit
 from invoke.tasks import task
 
+from deberta import buckets as lengths
 from deberta import contract
 from deberta.errors import ConfigError
-from deberta.host import chain, choices, development, pipeline
+from deberta.host import bucket_report, bucketing, chain, choices, development, pipeline
 from deberta.host.check_tasks import check_fp16, lint_onnx
 from deberta.host.cli import (
     DEVICE,
@@ -47,12 +48,13 @@ def export_onnx(
         chain.export(session, plan, contract.one_of("--relative", relative, ("shift", "gather")))
 
 
-@command("bs", "version", "limit", "profile", *RUN)
+@command("bs", "version", "limit", "buckets", "profile", *RUN)
 def preprocess(
     c: Context,
     bs: str | None = None,
     version: str | None = None,
     limit: str | None = None,
+    buckets: str | None = None,
     profile: str | None = None,
     executor: str | None = None,
     keep: bool = False,
@@ -61,16 +63,21 @@ def preprocess(
 ) -> None:
     """Turn MNLI's tsv into the guide's bins; without --version, every version whose tsv is there."""
     rows = contract.parse_integer("--limit", limit, 0, 1, 10**9)
+    asked = lengths.parse(buckets)
     batch_size, chosen = contract.parse_batch_size(bs), version_of(version) if version else None
     session, plan = session_of(c, executor, force, dry, keep), Plan(profile_of(c, profile), "cpu", rows)
     with pipeline.exclusive(session):
-        chain.preprocess(session, plan, batch_size, chosen)
+        if asked:
+            bucketing.preprocess(session, plan, batch_size, chosen, asked)
+        else:
+            chain.preprocess(session, plan, batch_size, chosen)
 
 
-@command("bs", "profile", "backend", "soc-version", "no-lint", *RUN)
+@command("bs", "buckets", "profile", "backend", "soc-version", "no-lint", *RUN)
 def build_om(
     c: Context,
     bs: str | None = None,
+    buckets: str | None = None,
     profile: str | None = None,
     backend: str | None = None,
     soc_version: str | None = None,
@@ -81,19 +88,24 @@ def build_om(
     dry: bool = False,
 ) -> None:
     """Compile the model for one batch size; exports it first if need be."""
+    asked = lengths.parse(buckets)
     batch_size = contract.parse_batch_size(bs)
     plan = plan_of(c, profile, backend, compiles=True, lint=not no_lint)
     session = session_of(c, executor, force, dry, keep, soc_version)
     with pipeline.exclusive(session):
-        chain.build(session, plan, batch_size)
+        if asked:
+            bucketing.build(session, plan, batch_size, asked)
+        else:
+            chain.build(session, plan, batch_size)
 
 
-@command("bs", "version", "limit", "profile", "backend", *DEVICE, *RUN)
+@command("bs", "version", "limit", "buckets", "profile", "backend", *DEVICE, *RUN)
 def infer(
     c: Context,
     bs: str | None = None,
     version: str | None = None,
     limit: str | None = None,
+    buckets: str | None = None,
     profile: str | None = None,
     backend: str | None = None,
     soc_version: str | None = None,
@@ -106,15 +118,19 @@ def infer(
     dry: bool = False,
 ) -> None:
     """Run the compiled model over one version's bins; makes what it needs first."""
+    asked = lengths.parse(buckets)
     batch_size, chosen = contract.parse_batch_size(bs), version_of(version)
     plan = plan_of(c, profile, backend, limit, device, runner=runner)
     session = session_of(c, executor, force, dry, keep, soc_version, device, msame)
     with pipeline.exclusive(session):
-        chain.infer(session, plan, batch_size, chosen)
+        if asked:
+            bucketing.infer(session, plan, batch_size, chosen, asked)
+        else:
+            chain.infer(session, plan, batch_size, chosen)
 
 
 @command(
-    *("bs", "version", "limit", "profile", "backend", *RUN),
+    *("bs", "version", "limit", "buckets", "profile", "backend", *RUN),
     outputs="folder of input_<i>_output_0.bin, in the workspace or absolute, if not infer's own",
 )
 def postprocess(
@@ -123,6 +139,7 @@ def postprocess(
     version: str | None = None,
     outputs: str | None = None,
     limit: str | None = None,
+    buckets: str | None = None,
     profile: str | None = None,
     backend: str | None = None,
     executor: str | None = None,
@@ -131,18 +148,23 @@ def postprocess(
     dry: bool = False,
 ) -> None:
     """Work out accuracy, overall and by genre, from the model's outputs."""
+    asked = lengths.parse(buckets)
     batch_size, chosen = contract.parse_batch_size(bs), version_of(version)
     plan, session = plan_of(c, profile, backend, limit), session_of(c, executor, force, dry, keep)
     with pipeline.exclusive(session):
-        chain.postprocess(session, plan, batch_size, chosen, outputs)
+        if asked:
+            bucketing.postprocess(session, plan, batch_size, chosen, outputs, asked)
+        else:
+            chain.postprocess(session, plan, batch_size, chosen, outputs)
 
 
-@command("bs", "version", "limit", "profile", "backend", *DEVICE, *RUN)
+@command("bs", "version", "limit", "buckets", "profile", "backend", *DEVICE, *RUN)
 def evaluate(
     c: Context,
     bs: str | None = None,
     version: str | None = None,
     limit: str | None = None,
+    buckets: str | None = None,
     profile: str | None = None,
     backend: str | None = None,
     soc_version: str | None = None,
@@ -155,19 +177,24 @@ def evaluate(
     dry: bool = False,
 ) -> None:
     """Run the whole chain for one version and print its accuracy."""
+    asked = lengths.parse(buckets)
     batch_size, chosen = contract.parse_batch_size(bs), version_of(version)
     plan = plan_of(c, profile, backend, limit, device, runner=runner)
     session = session_of(c, executor, force, dry, keep, soc_version, device, msame)
     with pipeline.exclusive(session):
-        chain.evaluate(session, plan, batch_size, chosen)
+        if asked:
+            bucketing.evaluate(session, plan, batch_size, chosen, asked)
+        else:
+            chain.evaluate(session, plan, batch_size, chosen)
 
 
-@command("bs", "version", "loops", "profile", "backend", *DEVICE, *RUN)
+@command("bs", "version", "loops", "buckets", "profile", "backend", *DEVICE, *RUN)
 def perf(
     c: Context,
     bs: str | None = None,
     version: str | None = None,
     loops: str | None = None,
+    buckets: str | None = None,
     profile: str | None = None,
     backend: str | None = None,
     soc_version: str | None = None,
@@ -180,12 +207,16 @@ def perf(
     dry: bool = False,
 ) -> None:
     """The guide's performance run: one batch, 100 times; prints fps and percentiles."""
+    asked = lengths.parse(buckets)
     batch_size, chosen = contract.parse_batch_size(bs), version_of(version, "match")
     times = contract.parse_integer("--loops", loops, contract.PERFORMANCE_LOOPS, 2, contract.PERFORMANCE_LOOPS)
     plan = plan_of(c, profile, backend, device=device, runner=runner)
     session = session_of(c, executor, force, dry, keep, soc_version, device, msame)
     with pipeline.exclusive(session):
-        chain.perf(session, plan, batch_size, chosen, times)
+        if asked:
+            bucketing.perf(session, plan, batch_size, chosen, times, asked)
+        else:
+            chain.perf(session, plan, batch_size, chosen, times)
 
 
 @command("profile", "backend", "dry")
@@ -193,7 +224,8 @@ def report(c: Context, profile: str | None = None, backend: str | None = None, d
     """Write report.md: the guide's table, published figures beside measured ones."""
     plan, session = plan_of(c, profile, backend), session_of(c, "local", dry=dry)
     with pipeline.exclusive(session):
-        chain.write_report(session, plan, [contract.parse_batch_size(size) for size in c.config.batch_sizes])
+        usual = [contract.parse_batch_size(size) for size in c.config.batch_sizes]
+        chain.write_report(session, plan, usual, bucket_report.section(session, plan))
 
 
 @task(

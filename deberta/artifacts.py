@@ -21,12 +21,18 @@ def limited(name: str, limit: int) -> str:
 
 @dataclass(frozen=True)
 class Artifacts:
-    """Artifact paths of one profile and backend. `limit` > 0: a run over the first `limit` rows."""
+    """Artifact paths of one profile and backend. `limit` > 0: a run over the first `limit` rows.
+
+    `buckets`: what belongs to `length` in a bucketed run. Its rows and figures are not those of the padded run, so
+    their names have the length also at 256; models of 256 are the padded run's own. The cpu backend's one model for
+    all lengths is named for none.
+    """
 
     profile: str
     backend: str = "cpu"
     limit: int = 0
     length: int = SEQUENCE_LENGTH
+    buckets: bool = False
 
     @property
     def models(self) -> Path:
@@ -42,6 +48,8 @@ class Artifacts:
 
     @property
     def onnx(self) -> Path:
+        if self._any_length:
+            return self.models / self.backend / "dynamic_lengths.onnx"
         return self.models / f"dynamic{self._of_length}.onnx"
 
     @property
@@ -52,7 +60,12 @@ class Artifacts:
     def compiled(self, batch_size: int) -> Path:
         """A file named .om is always ATC's; the cpu backend's is an OpenVINO model (.xml, weights in .bin)."""
         suffix = "om" if self.backend == "ascend" else "xml"
-        return self.models / self.backend / f"{self._named('deberta', batch_size)}.{suffix}"
+        length = "_lengths" if self._any_length else self._of_length
+        return self.models / self.backend / f"deberta_bs{batch_size}{length}.{suffix}"
+
+    def token_counts(self, version: str) -> Path:
+        """How many rows have how many tokens."""
+        return self.data / f"{limited('tokens', self.limit)}_{version}.json"
 
     def bins(self, batch_size: int, version: str) -> Path:
         return self.data / limited(self._named("pre_mnli", batch_size), self.limit) / version
@@ -65,6 +78,8 @@ class Artifacts:
 
     def evaluation(self, batch_size: int, version: str) -> Path:
         """The guide's accuracy text; exact counts are in the .json of the same name."""
+        if self.buckets:  # of all lengths together
+            return self.results / f"{limited(f'eval_bs{batch_size}', self.limit)}_{version}_buckets.txt"
         return self.results / f"{limited(self._named('eval', batch_size), self.limit)}_{version}.txt"
 
     def timing_log(self, batch_size: int, version: str, runner: str = "msame") -> Path:
@@ -84,6 +99,10 @@ class Artifacts:
         """Nodes to keep in float32, for ATC's --keep_dtype; there only if some overflow."""
         return self.results.parent / f"{limited(self._named('keep_dtype', batch_size), self.limit)}_{version}.txt"
 
+    def throughput(self, batch_size: int, version: str) -> Path:
+        """What the timing logs of all lengths of a bucketed run come to."""
+        return self.results / f"perf_bs{batch_size}_{version}_buckets.json"
+
     def report(self, suffix: str = "md") -> Path:
         return self.results / f"report.{suffix}"
 
@@ -91,7 +110,11 @@ class Artifacts:
         return self.results / "logs" / f"{step}.log"
 
     def _named(self, what: str, batch_size: int) -> str:
-        return f"{what}_bs{batch_size}{self._of_length}"
+        return f"{what}_bs{batch_size}{f'_s{self.length}' if self.buckets else self._of_length}"
+
+    @property
+    def _any_length(self) -> bool:
+        return self.buckets and self.backend == "cpu"
 
     @property
     def _of_length(self) -> str:

@@ -18,7 +18,7 @@ from deberta.host.steps import Plan, Step
 
 def export(session: Session, plan: Plan, relative: str = "shift") -> None:
     """checkpoint -> dynamic.onnx, or dynamic_gather.onnx."""
-    _run_all(session, [steps.export_onnx(plan, relative)])
+    run_all(session, [steps.export_onnx(plan, relative)])
 
 
 def lint(session: Session, plan: Plan, model: Optional[str], output: Optional[str], options: Sequence[str]) -> None:
@@ -49,18 +49,18 @@ def finetune(session: Session, plan: Plan, init: Optional[str], options: Sequenc
         )
     present = [v for v in profile.rows if (session.workspace / profile.data_path(v)).exists()]
     start = PurePosixPath(init) if init else None
-    _run_all(session, [steps.finetune(plan, present, start, options)])
+    run_all(session, [steps.finetune(plan, present, start, options)])
 
 
 def check_fp16(session: Session, plan: Plan, batch_size: int, version: str, rows: str, margin: str) -> None:
     """checkpoint and data -> what the graph would do in float16, as ATC compiles it."""
     before = [steps.export_onnx(plan), steps.preprocess(plan, batch_size, version)]
-    _run_all(session, [*before, check_steps.check_fp16(plan, batch_size, version, rows, margin)])
+    run_all(session, [*before, check_steps.check_fp16(plan, batch_size, version, rows, margin)])
 
 
 def build(session: Session, plan: Plan, batch_size: int) -> None:
     """checkpoint -> compiled model; the export runs first if need be."""
-    _run_all(session, _compiling(session, _for_chip(session, plan, batch_size), batch_size))
+    run_all(session, compiling(session, for_chip(session, plan, batch_size), batch_size))
 
 
 def preprocess(session: Session, plan: Plan, batch_size: int, version: Optional[str]) -> None:
@@ -72,12 +72,12 @@ def preprocess(session: Session, plan: Plan, batch_size: int, version: Optional[
             needed = plan.source(plan.profile.data_path(absent))
             print(f"{needed.path} is missing, so {absent} is left out. To have it: {needed.command}")
         wanted = present
-    _run_all(session, [steps.preprocess(plan, batch_size, v) for v in wanted])
+    run_all(session, [steps.preprocess(plan, batch_size, v) for v in wanted])
 
 
 def infer(session: Session, plan: Plan, batch_size: int, version: str) -> PurePosixPath:
     """Everything up to the model's outputs; returns their folder."""
-    plan = _for_chip(session, plan, batch_size)
+    plan = for_chip(session, plan, batch_size)
     before = _before_inference(session, plan, batch_size, version)
     pipeline.check_sources(session, before)
     made = [pipeline.run(session, step) for step in before]
@@ -96,7 +96,7 @@ def postprocess(session: Session, plan: Plan, batch_size: int, version: str, out
     pipeline.run(session, steps.postprocess(plan, batch_size, version, folder))
     if not session.dry:
         # Outputs that the user names may be any machine's: then no backend is named.
-        _print_evaluation(session, plan, batch_size, version, f"of {outputs}" if outputs else f"on {plan.backend}")
+        print_evaluation(session, plan, batch_size, version, f"of {outputs}" if outputs else f"on {plan.backend}")
 
 
 def evaluate(session: Session, plan: Plan, batch_size: int, version: str) -> None:
@@ -104,14 +104,14 @@ def evaluate(session: Session, plan: Plan, batch_size: int, version: str) -> Non
     folder = infer(session, plan, batch_size, version)
     pipeline.run(session, steps.postprocess(plan, batch_size, version, folder))
     if not session.dry:
-        _print_evaluation(session, plan, batch_size, version, f"on {plan.backend}")
+        print_evaluation(session, plan, batch_size, version, f"on {plan.backend}")
 
 
 def perf(session: Session, plan: Plan, batch_size: int, version: str, loops: int) -> None:
     """The guide's performance run: the first bin, `loops` times, and throughput from the average without the first."""
-    whole = _for_chip(session, replace(plan, limit=0), batch_size)
+    whole = for_chip(session, replace(plan, limit=0), batch_size)
     step = steps.perf(whole, batch_size, version, loops)
-    _run_all(session, [*_before_inference(session, whole, batch_size, version), step])
+    run_all(session, [*_before_inference(session, whole, batch_size, version), step])
     if session.dry:
         return
     timing_log = whole.artifacts.timing_log(batch_size, version, plan.tool or "msame")
@@ -124,9 +124,9 @@ def perf(session: Session, plan: Plan, batch_size: int, version: str, loops: int
     )
 
 
-def write_report(session: Session, plan: Plan, usual: Sequence[int]) -> None:
-    """results/.../report.md from what has been measured so far; the table is printed too."""
-    text = report.render(plan, report.collect(session, plan, usual))
+def write_report(session: Session, plan: Plan, usual: Sequence[int], bucketed: str = "") -> None:
+    """results/.../report.md from what has been measured so far; the table is printed too. `bucketed`: its last part."""
+    text = report.render(plan, report.collect(session, plan, usual, bool(bucketed))) + bucketed
     path = plan.artifacts.report()
     if session.dry:
         print(f"would write {path}")
@@ -137,7 +137,7 @@ def write_report(session: Session, plan: Plan, usual: Sequence[int]) -> None:
 
 def remake_demo(session: Session, plan: Plan) -> None:
     """Make the demo's data, tokenizer and model again, in the place of the committed ones."""
-    _run_all(session, remake_steps(plan))
+    run_all(session, remake_steps(plan))
 
 
 def demo(session: Session, plan: Plan) -> None:
@@ -149,17 +149,17 @@ def demo(session: Session, plan: Plan) -> None:
     write_report(session, plan, (1, 8))
 
 
-def _run_all(session: Session, planned: Sequence[Step]) -> None:
+def run_all(session: Session, planned: Sequence[Step]) -> None:
     pipeline.check_sources(session, planned)
     for step in planned:
         pipeline.run(session, step)
 
 
-def _for_chip(session: Session, plan: Plan, batch_size: int) -> Plan:
+def for_chip(session: Session, plan: Plan, batch_size: int) -> Plan:
     """The plan with the chip to compile for, if this will compile. Says so if the user's own .om is used instead."""
     if plan.backend != "ascend":
         return plan
-    if _uses_brought(session, plan, batch_size):
+    if uses_brought(session, plan, batch_size):
         said = (
             f"{plan.artifacts.compiled(batch_size)} was not made here and is used as it is (--force compiles it anew)"
         )
@@ -168,23 +168,23 @@ def _for_chip(session: Session, plan: Plan, batch_size: int) -> Plan:
     return replace(plan, soc_version=session.soc_version())
 
 
-def _uses_brought(session: Session, plan: Plan, batch_size: int) -> bool:
+def uses_brought(session: Session, plan: Plan, batch_size: int) -> bool:
     """An .om that the user brought stays as it is until --force."""
     if plan.backend != "ascend" or session.force:
         return False
     return pipeline.is_brought(session, plan.artifacts.compiled(batch_size))
 
 
-def _compiling(session: Session, plan: Plan, batch_size: int) -> list[Step]:
+def compiling(session: Session, plan: Plan, batch_size: int) -> list[Step]:
     """Nothing for an .om that the user brought."""
-    if _uses_brought(session, plan, batch_size):
+    if uses_brought(session, plan, batch_size):
         return []
     return [steps.export_onnx(plan), check_steps.build_om(plan, batch_size)]
 
 
 def _before_inference(session: Session, plan: Plan, batch_size: int, version: str) -> list[Step]:
     """The bins' step comes last: its record counts the rows."""
-    return [*_compiling(session, plan, batch_size), steps.preprocess(plan, batch_size, version)]
+    return [*compiling(session, plan, batch_size), steps.preprocess(plan, batch_size, version)]
 
 
 def _known_outputs(session: Session, plan: Plan, batch_size: int, version: str) -> PurePosixPath:
@@ -213,7 +213,7 @@ def _known_outputs(session: Session, plan: Plan, batch_size: int, version: str) 
     return parent / found[0]
 
 
-def _print_evaluation(session: Session, plan: Plan, batch_size: int, version: str, origin: str) -> None:
+def print_evaluation(session: Session, plan: Plan, batch_size: int, version: str, origin: str) -> None:
     path = plan.artifacts.evaluation(batch_size, version)
     result = report.read_evaluation(session.workspace / path.with_suffix(".json"))
     partial = f" (only the first {plan.limit} rows: no result)" if plan.limit else ""

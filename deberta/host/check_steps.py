@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import PurePosixPath as Path
 from typing import Sequence
 
+from deberta.contract import SEQUENCE_LENGTH
 from deberta.host import steps
 from deberta.host.steps import Input, Plan, Step, bins_of
 
@@ -20,17 +21,19 @@ def lint(plan: Plan, batch_size: int) -> Step:
     """The check that comes before ATC: an error stops, what else it finds goes to the compilation's record."""
     artifacts = plan.artifacts
     made = artifacts.lint(batch_size)
+    suffix, length = plan.model_length
+    other = ("--sequence-length", str(plan.length)) if plan.length != SEQUENCE_LENGTH else ()
     return Step(
-        name=f"lint-onnx_bs{batch_size}",
-        title=f"lint-onnx bs={batch_size}",
+        name=f"lint-onnx_bs{batch_size}{suffix}",
+        title=f"lint-onnx bs={batch_size}{length}",
         module="deberta.stages.lint_onnx",
         arguments=(
             *("--model", str(artifacts.onnx), "--batch-sizes", str(batch_size)),
-            *("--format", "json", "--output", str(made)),
+            *("--format", "json", "--output", str(made), *other),
         ),
         inputs=(Input(artifacts.onnx, plan.command("export-onnx")),),
         outputs=(made,),
-        log=artifacts.log(f"lint-onnx_bs{batch_size}"),
+        log=artifacts.log(f"lint-onnx_bs{batch_size}{suffix}"),
         commands=plan.commands(batch_size),
     )
 

@@ -29,6 +29,7 @@ HELP = {
     "force": "run every step again",
     "dry": "print the commands, touch nothing",
     "limit": "the first N rows only; never a result",
+    "buckets": "lengths that rows run at, such as 32,64,128,256, or auto (from the data)",
     "loops": "inferences of the performance run, 2 to 100",
     "soc-version": "the chip to compile for: Ascend310P3, or auto to ask npu-smi",
     "device": "the NPU to run on: npu-smi's column Device (default 0)",

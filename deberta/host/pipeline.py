@@ -286,7 +286,9 @@ def _compile(
     made = clock.with_name(clock.name + ".om")  # ATC adds it
     options = atc.rooted(compilation.options, root)
     output = made.relative_to(session.workspace)
-    command = atc.command(compilation.model, output, compilation.batch_size, compilation.soc_version, options)
+    command = atc.command(
+        compilation.model, output, compilation.batch_size, compilation.soc_version, options, compilation.length
+    )
     try:
         clock.touch()
         started = clock.stat().st_mtime  # the file system's clock, which the .om's age is told by

@@ -59,13 +59,13 @@ class Measured:
     engines: tuple[str, ...]  # what the runs' own summaries say they ran on
 
 
-def collect(session: Session, plan: Plan, usual: Sequence[int]) -> tuple[Measured, ...]:
+def collect(session: Session, plan: Plan, usual: Sequence[int], bucketed: bool = False) -> tuple[Measured, ...]:
     """What was measured at the `usual` batch sizes and at any other that left files.
 
-    Raises MissingError if that is nothing, DataError if a file was altered.
+    Raises MissingError if that is nothing and nothing is `bucketed` either, DataError if a file was altered.
     """
     found = [_at(session, plan, size) for size in sorted({*usual, *_present(session, plan)})]
-    if not any(entry.evaluations or entry.performances for entry in found):
+    if not bucketed and not any(entry.evaluations or entry.performances for entry in found):
         raise MissingError(f"nothing has been measured in {plan.artifacts.results}. Run: {plan.command('evaluate')}")
     return tuple(found)
 
@@ -91,7 +91,7 @@ def _at(session: Session, plan: Plan, batch_size: int) -> Measured:
             engines.add(_engine(summary))
         for log in (plan.artifacts.timing_log(batch_size, version, runner) for runner in RUNNERS):
             if (session.workspace / log).exists():
-                record = _unaltered(session, log)
+                record = unaltered(session, log)
                 origin = _model_of(session, plan, batch_size, record) if record else "no record"
                 engines.add(_engine(records.summary(record)) if record else "")
                 found = performance(session.workspace / log, batch_size, version, origin)
@@ -101,7 +101,7 @@ def _at(session: Session, plan: Plan, batch_size: int) -> Measured:
 
 def _evaluated_from(session: Session, plan: Plan, batch_size: int, version: str) -> tuple[str, Mapping[str, Any]]:
     """The origin of an evaluation, and the summary of the run whose outputs it counted."""
-    record = _unaltered(session, plan.artifacts.evaluation(batch_size, version))
+    record = unaltered(session, plan.artifacts.evaluation(batch_size, version))
     if record is None:
         return "no record", {}
     [(folder, digest)] = [entry for entry in records.dependencies(record).items() if "dirHash" in entry[1]]
@@ -271,7 +271,7 @@ def performance(log: Path, batch_size: int, version: str, origin: str = "") -> P
     return Performance(version, fps, average, percentiles, len(times), origin, runner)
 
 
-def _unaltered(session: Session, artifact: PurePosixPath) -> Optional[dict[str, Any]]:
+def unaltered(session: Session, artifact: PurePosixPath) -> Optional[dict[str, Any]]:
     """An artifact's record, None for a file that we did not make. Raises DataError if the two do not agree."""
     record = records.read(session.workspace / record_of(artifact))
     for name, digest in records.digests(record["subject"]).items() if record else ():

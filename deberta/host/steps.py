@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath as Path
 from typing import Mapping, Optional, Sequence
 
-from deberta import ais_bench, atc, contract
+from deberta import ais_bench, atc, buckets, contract
 from deberta.artifacts import Artifacts, limited
 from deberta.atc import AtcOptions
-from deberta.contract import INPUTS, TRAIN_FILE
+from deberta.buckets import Buckets
+from deberta.contract import INPUTS, SEQUENCE_LENGTH, TRAIN_FILE
 from deberta.errors import ConfigError
 from deberta.host.profiles import Profile
 
@@ -53,6 +54,7 @@ class Compilation:
     batch_size: int
     soc_version: str
     options: AtcOptions
+    length: int = SEQUENCE_LENGTH
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,10 @@ class Step:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that names a run: paths, profile and options. The last five are the ascend backend's."""
+    """Everything that names a run: paths, profile and options. The five from `soc_version` are the ascend backend's.
+
+    `buckets`: the lengths of a bucketed run; `length` is then the one that a step is about, if it is about one.
+    """
 
     profile: Profile
     backend: str
@@ -108,6 +113,8 @@ class Plan:
     atc: AtcOptions = atc.DEFAULTS
     runner: str = "msame"
     lint: bool = True
+    buckets: Buckets = ()
+    length: int = SEQUENCE_LENGTH
 
     @property
     def tool(self) -> str:
@@ -116,7 +123,19 @@ class Plan:
 
     @property
     def artifacts(self) -> Artifacts:
-        return Artifacts(self.profile.name, self.backend, self.limit)
+        return Artifacts(self.profile.name, self.backend, self.limit, self.length, bool(self.buckets))
+
+    @property
+    def any_length(self) -> bool:
+        """Whether one model runs all lengths, as the cpu backend's does."""
+        return bool(self.buckets) and self.backend == "cpu"
+
+    @property
+    def model_length(self) -> tuple[str, str]:
+        """What names and titles of steps that make a model say about its length."""
+        if self.any_length:
+            return "_lengths", " any length"
+        return ("", "") if self.length == SEQUENCE_LENGTH else (f"_s{self.length}", f" s={self.length}")
 
     def command(self, task: str, options: str = "") -> str:
         """The command that runs one of our tasks for this profile, to be named in messages."""
@@ -124,7 +143,8 @@ class Plan:
         backend = " --backend ascend" if self.backend == "ascend" and task not in ("export-onnx", "preprocess") else ""
         other = self.tool == ais_bench.MODULE and task in ("infer", "evaluate", "perf")
         runner = f" --runner {self.tool}" if other else ""
-        return f"invoke {task}{options} --profile {self.profile.name}{backend}{runner}{limit}"
+        lengths = f" --buckets {buckets.text(self.buckets)}" if self.buckets and task != "export-onnx" else ""
+        return f"invoke {task}{options}{lengths} --profile {self.profile.name}{backend}{runner}{limit}"
 
     def commands(self, batch_size: Optional[int] = None, version: Optional[str] = None) -> dict[str, str]:
         """The command line of each task that a stage may name in a message."""
@@ -132,13 +152,18 @@ class Plan:
         split = f" --version {version}" if version else ""
         options = dict.fromkeys(("preprocess", "infer", "postprocess", "evaluate"), size + split)
         options.update({"export-onnx": "", "build-om": size})
-        return {task: self.command(task, given) for task, given in options.items()}
+        commands = {task: self.command(task, given) for task, given in options.items()}
+        if self.model_length[0]:  # what export-onnx itself makes is the padded model
+            commands["export-onnx"] = commands["build-om"]
+        return commands
 
     def named(self, step: str, batch_size: int, version: str) -> tuple[str, str]:
         """Name and title of a step on data; a limited run has names of its own."""
-        name = limited(f"{step}_bs{batch_size}_{version}", self.limit)
+        name, length = limited(f"{step}_bs{batch_size}_{version}", self.limit), ""
+        if self.buckets:
+            name, length = f"{name}_s{self.length}", f" s={self.length}"
         first = f" first {self.limit} rows" if self.limit else ""
-        return name, f"{step} bs={batch_size} {version}{first}"
+        return name, f"{step} bs={batch_size}{length} {version}{first}"
 
     def source(self, path: Path) -> Input:
         """A file that the user brings."""
@@ -153,15 +178,17 @@ def export_onnx(plan: Plan, relative: str = "shift") -> Step:
     profile, artifacts = plan.profile, plan.artifacts
     made = artifacts.onnx if relative == "shift" else artifacts.onnx.with_name(f"{artifacts.onnx.stem}_{relative}.onnx")
     form = () if relative == "shift" else ("--relative", relative)
-    name = "export-onnx" if relative == "shift" else f"export-onnx_{relative}"
     labels = ("--labels", ",".join(profile.labels)) if profile.labels else ()
+    name, title = (f"export-onnx{length}" for length in plan.model_length)
+    if relative != "shift":
+        name, title = f"{name}_{relative}", f"{title} {relative}"
     return Step(
         name=name,
-        title=name.replace("_", " "),
+        title=title,
         module="deberta.stages.export_onnx",
         arguments=(
             *("--checkpoint", str(profile.checkpoint_path), "--config", str(profile.config_path)),
-            *("--output", str(made), *labels, *form),
+            *("--output", str(made), *labels, *form, *_model_length(plan)),
         ),
         inputs=(plan.source(profile.checkpoint_path), plan.source(profile.config_path)),
         outputs=(made,),
@@ -198,17 +225,20 @@ def finetune(plan: Plan, present: Sequence[str], init: Optional[Path], options: 
 def build_om(plan: Plan, batch_size: int) -> Step:
     artifacts = plan.artifacts
     compiled = artifacts.compiled(batch_size)
-    name = f"build-om_bs{batch_size}"
+    suffix, length = plan.model_length
+    name, title = f"build-om_bs{batch_size}{suffix}", f"build-om bs={batch_size}{length}"
+    exported = Input(artifacts.onnx, plan.commands(batch_size)["export-onnx"])
     if plan.backend == "ascend":
-        wanted = Compilation(artifacts.onnx, compiled, batch_size, plan.soc_version, plan.atc)
+        wanted = Compilation(artifacts.onnx, compiled, batch_size, plan.soc_version, plan.atc, plan.length)
+        line = atc.command(wanted.model, wanted.om, batch_size, plan.soc_version, plan.atc, plan.length)
         files = tuple(Input(path, "check atc in invoke.yaml") for path in atc.option_files(plan.atc))
         return Step(
             name=name,
-            title=f"build-om bs={batch_size}",
+            title=title,
             module="",
             tool="atc",
-            arguments=atc.command(wanted.model, wanted.om, batch_size, wanted.soc_version, wanted.options)[1:],
-            inputs=(Input(artifacts.onnx, plan.command("export-onnx")), *files),
+            arguments=line[1:],
+            inputs=(exported, *files),
             outputs=(compiled,),
             log=artifacts.log(name),
             commands=plan.commands(batch_size),
@@ -216,10 +246,13 @@ def build_om(plan: Plan, batch_size: int) -> Step:
         )
     return Step(
         name=name,
-        title=f"build-om bs={batch_size}",
+        title=title,
         module="deberta.stages.compile_cpu",
-        arguments=("--model", str(artifacts.onnx), "--bs", str(batch_size), "--output", str(compiled)),
-        inputs=(Input(artifacts.onnx, plan.command("export-onnx")),),
+        arguments=(
+            *("--model", str(artifacts.onnx), "--bs", str(batch_size), "--output", str(compiled)),
+            *(("--any-length",) if plan.any_length else ()),
+        ),
+        inputs=(exported,),
         outputs=(compiled, compiled.with_suffix(".bin")),
         log=artifacts.log(name),
         commands=plan.commands(batch_size),
@@ -236,7 +269,7 @@ def preprocess(plan: Plan, batch_size: int, version: str) -> Step:
         module="deberta.stages.preprocess",
         arguments=(
             *("--data", str(data), "--tokenizer", str(profile.tokenizer_path), "--config", str(profile.config_path)),
-            *("--bs", str(batch_size), "--output", str(bins), *_counts(plan, version)),
+            *("--bs", str(batch_size), "--output", str(bins), *row_counts(plan, version)),
         ),
         inputs=(plan.source(data), plan.source(profile.tokenizer_path), plan.source(profile.config_path)),
         outputs=(bins,),
@@ -258,7 +291,7 @@ def infer(plan: Plan, batch_size: int, version: str, rows: int) -> Step:
         module="" if plan.tool else "deberta.stages.run_cpu",
         tool=plan.tool,
         arguments=_arguments(plan, batch_size, [f"{bins / i}/" for i in INPUTS], output),
-        inputs=(_compiled(plan, batch_size), bins_of(plan, batch_size, version)),
+        inputs=(compiled_model(plan, batch_size), bins_of(plan, batch_size, version)),
         outputs=(output,),
         log=artifacts.log(name),
         commands=plan.commands(batch_size, version),
@@ -267,7 +300,7 @@ def infer(plan: Plan, batch_size: int, version: str, rows: int) -> Step:
             expected={named(i): contract.output_bytes(batch_size) for i in range(batches)},
             times=batches,
             bins=tuple(bins / i for i in INPUTS),
-            bin_bytes=contract.input_bytes(batch_size),
+            bin_bytes=contract.input_bytes(batch_size, plan.length),
             device=plan.device,
         ),
     )
@@ -291,7 +324,7 @@ def perf(plan: Plan, batch_size: int, version: str, loops: int) -> Step:
         module="" if plan.tool else "deberta.stages.run_cpu",
         tool=plan.tool,
         arguments=_arguments(plan, batch_size, [str(path) for path in first], output, loops),
-        inputs=(_compiled(plan, batch_size), bins_of(plan, batch_size, version)),
+        inputs=(compiled_model(plan, batch_size), bins_of(plan, batch_size, version)),
         outputs=(timing_log, output),
         log=artifacts.log(name),
         commands=plan.commands(batch_size, version),
@@ -300,7 +333,7 @@ def perf(plan: Plan, batch_size: int, version: str, loops: int) -> Step:
             expected={made: contract.output_bytes(batch_size)},
             times=loops,
             bins=first,
-            bin_bytes=contract.input_bytes(batch_size),
+            bin_bytes=contract.input_bytes(batch_size, plan.length),
             device=plan.device,
             log_copy=timing_log,
         ),
@@ -318,7 +351,7 @@ def postprocess(plan: Plan, batch_size: int, version: str, outputs: Path) -> Ste
         module="deberta.stages.postprocess",
         arguments=(
             *("--outputs", str(outputs), "--data", str(data), "--bs", str(batch_size)),
-            *("--output", str(evaluation), "--version", version, *_counts(plan, version)),
+            *("--output", str(evaluation), "--version", version, *row_counts(plan, version)),
         ),
         inputs=(Input(outputs, plan.command("infer", f" --bs {batch_size} --version {version}")), plan.source(data)),
         outputs=(evaluation, evaluation.with_suffix(".json")),
@@ -327,10 +360,16 @@ def postprocess(plan: Plan, batch_size: int, version: str, outputs: Path) -> Ste
     )
 
 
-def _counts(plan: Plan, version: str) -> tuple[str, ...]:
+def row_counts(plan: Plan, version: str) -> tuple[str, ...]:
     expected = plan.profile.rows[version]
     limit = ("--limit", str(plan.limit)) if plan.limit else ()
     return (*limit, "--rows", str(expected)) if expected is not None else limit
+
+
+def _model_length(plan: Plan) -> tuple[str, ...]:
+    if plan.any_length:
+        return ("--any-length",)
+    return () if plan.length == SEQUENCE_LENGTH else ("--sequence-length", str(plan.length))
 
 
 def _arguments(
@@ -338,7 +377,7 @@ def _arguments(
 ) -> tuple[str, ...]:
     """The guide's line for msame, and for ais_bench its own; beyond it the gear of a model that has gears."""
     model = plan.artifacts.compiled(batch_size)
-    gear = atc.dym_dims(batch_size, plan.atc) if plan.tool else ()
+    gear = atc.dym_dims(batch_size, plan.atc, plan.length) if plan.tool else ()
     if plan.tool == ais_bench.MODULE:
         paths = [Path(path) for path in inputs]
         return (*ais_bench.command(model, paths, output, batch_size, plan.device, loops), *gear)
@@ -348,11 +387,12 @@ def _arguments(
         *("--model", str(model), "--input", ",".join(inputs), "--output", str(output)),
         *(("--loop", str(loops)) if loops is not None else ()),
         *(("--device", str(plan.device)) if plan.tool and plan.device else ()),
+        *(("--sequence-length", str(plan.length)) if plan.any_length else ()),
         *gear,
     )
 
 
-def _compiled(plan: Plan, batch_size: int) -> Input:
+def compiled_model(plan: Plan, batch_size: int) -> Input:
     return Input(plan.artifacts.compiled(batch_size), plan.command("build-om", f" --bs {batch_size}"))
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deberta.errors import INTERRUPTED, StageError, run_stage
+from deberta.errors import INTERRUPTED, DataError, StageError, run_stage
 from deberta.stages import compile_cpu
 from tests.cpu_model_helpers import small_onnx
 
@@ -133,6 +133,12 @@ def test_bad_input_is_refused_and_leaves_nothing(
     assert stderr.count("\n") == 1
     assert names_in(tmp_path / "cpu") == []
     assert not (tmp_path / "summary.json").exists()
+
+
+def test_a_fixed_length_is_not_taken_for_any(tmp_path: Path) -> None:
+    small_onnx(tmp_path / "dynamic.onnx")
+    with pytest.raises(DataError, match="any batch, any length"):
+        compile_cpu.save(tmp_path / "dynamic.onnx", 2, tmp_path / "any.xml", longest=256)
 
 
 def test_a_difference_fails_with_the_numbers() -> None:

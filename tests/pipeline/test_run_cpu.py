@@ -149,6 +149,8 @@ def _nothing(_: Path) -> None:
         (_nothing, {"device": "1"}, 2, "--device"),
         (_nothing, {"device": "256"}, 2, "--device"),
         (_nothing, {"threads": "0"}, 2, "--threads"),
+        (_nothing, {"sequence-length": "64"}, 5, "takes inputs of 256 tokens, not of 64. Run: invoke build-om"),
+        (_nothing, {"sequence-length": "0"}, 2, "--sequence-length"),
         (_nothing, {"input": "in/input_ids/"}, 2, "2 directories or files"),
         (_nothing, {"input": "in/input_ids/,in/input_mask/,in/input_mask/"}, 2, "2 directories or files"),
         (_nothing, {"input": "in/input_ids/,in/input_mask/input_0.bin"}, 2, "mixes"),
