@@ -204,7 +204,7 @@ def _cann(project: Path, pins: Pins, stage: str, arch: str, digests: Digests) ->
     # The run-time package has no compiler; the toolkit has both.
     kinds = ("toolkit",) if stage == "compile" else ("nnrt", "toolkit")
     folder = project / CANN
-    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    names = sorted(path.name for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
     matches = [match for match in map(CANN_PACKAGE.fullmatch, names) if match and match[3] == arch]
     for kind in kinds:
         found = [match[0] for match in matches if match[1] == kind]
@@ -225,7 +225,7 @@ def _all(
     project: Path, folder: Path, suffix: str, name: str, wanted: Mapping[str, str], digests: Digests
 ) -> List[File]:
     """Every file of a folder of the user's, and exactly those that are pinned."""
-    there = sorted(path.name for path in (project / folder).glob(f"*{suffix}"))
+    there = sorted(path.name for path in (project / folder).glob(f"*{suffix}") if path.is_file())
     if absent := sorted(set(wanted) - set(there)):
         raise MissingError(
             f"{folder / absent[0]} is in {pinned.PINS}, and not there. Put it back, or take it out of the pins with: "

@@ -256,7 +256,7 @@ def _only(table: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
 def _tables(document: Mapping[str, Any], name: str, where: str, known: tuple[str, ...] = ()) -> Dict[str, Any]:
     table = document.get(name, {})
     if not isinstance(table, dict) or not all(isinstance(entry, dict) for entry in table.values()):
-        raise ConfigError(f"{where}: [{name}] does not hold tables only. Run: invoke images --lock")
+        raise ConfigError(f"{where}: [{name}] does not hold tables only. Correct it, or run: git checkout -- {PINS}")
     if known:
         _only(table, known, f"{where}: [{name}]")
     return dict(table)
@@ -267,7 +267,7 @@ def _strings(entry: Mapping[str, Any], keys: tuple[str, ...], where: str) -> Dic
     _only(entry, keys, where)
     for key in keys:
         if not isinstance(entry.get(key), str) or not entry[key]:
-            raise ConfigError(f"{where} has no {key}. Run: invoke images --lock")
+            raise ConfigError(f"{where} has no {key}. Correct it, or run: git checkout -- {PINS}")
     return {key: str(entry[key]) for key in keys}
 
 
@@ -286,5 +286,5 @@ def _sha256(value: str, what: str) -> str:
 
 def _must(pattern: re.Pattern[str], value: str, what: str, wanted: str) -> str:
     if not pattern.fullmatch(value):
-        raise ConfigError(f"{what} is {value!r}, not {wanted}. Run: invoke images --lock")
+        raise ConfigError(f"{what} is {value!r}, not {wanted}. Correct it, or run: git checkout -- {PINS}")
     return value
