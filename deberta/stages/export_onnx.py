@@ -53,6 +53,8 @@ def main(argv: Sequence[str]) -> None:
     )
     parser.add_argument("--summary", type=Path)
     options = parser.parse_args(argv)
+    if options.any_length and options.relative != "shift":
+        raise ConfigError(f"--any-length is not for --relative {options.relative}")
     torch.set_num_threads(effective_cpus())
     model_config = config.read(options.config)
     if not 0 < options.sequence_length <= model_config.max_position_embeddings:
