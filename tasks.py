@@ -12,7 +12,7 @@ from deberta import buckets as lengths
 from deberta import contract
 from deberta.errors import ConfigError
 from deberta.host import bucket_report, bucketing, chain, choices, development, pipeline
-from deberta.host.check_tasks import check_fp16, lint_onnx
+from deberta.host.check_tasks import bench, check_fp16, lint_onnx
 from deberta.host.cli import (
     DEVICE,
     HELP,
@@ -29,7 +29,7 @@ from deberta.host.cli import (
 )
 from deberta.host.steps import Plan
 
-__all__ = ["check_fp16", "lint_onnx"]  # tasks from another file
+__all__ = ["bench", "check_fp16", "lint_onnx"]  # tasks from another file
 
 
 @command("profile", *RUN, relative="shift, or gather: the reference form, in dynamic_gather.onnx")

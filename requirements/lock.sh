@@ -26,3 +26,4 @@ lock host 3.9 "$@"
 lock stages 3.11 --find-links "$torch" "$@"
 lock compile 3.9 --no-universal --python-platform linux "$@"  # one Python; the hashes are of every machine's files
 lock dev 3.11 --find-links "$torch" "$@"
+lock bench 3.11 --find-links "$torch" "$@"  # peers of `invoke bench`, in an environment of their own

@@ -1,14 +1,15 @@
-"""The commands that check and make nothing; tasks.py takes them over."""
+"""The commands that check or measure and make nothing; tasks.py takes them over."""
 
 from __future__ import annotations
 
+import os
 from typing import Optional
 
 from invoke.context import Context
 
 from deberta import contract
-from deberta.host import chain, choices, pipeline
-from deberta.host.cli import RUN, command, profile_of, session_of, version_of
+from deberta.host import chain, choices, development, pipeline, stage_env
+from deberta.host.cli import PROJECT, RUN, command, prepared_python, profile_of, session_of, version_of, workspace
 from deberta.host.steps import Plan
 
 
@@ -70,3 +71,49 @@ def check_fp16(
     plan = Plan(profile_of(c, profile), "cpu", first, atc=choices.atc_options(c.config.get("atc")))
     with pipeline.exclusive(session):
         chain.check_fp16(session, plan, batch_size, chosen, some, margin or "")
+
+
+@command(
+    "profile",
+    "dry",
+    size="of the random weights: full (the guide's config) or tiny",
+    bs="batch sizes, comma separated (default 1,8)",
+    repeats="turns of each engine (default 7)",
+    threads="of every engine (default: the cores that may be used)",
+    engines="some of the engines, comma separated (default: all)",
+    rows="rows in the sample of real lengths (default 128)",
+    lengths="tokens of each row of real data, in a text file (default: the profile's dev_matched.tsv, if it is there)",
+    publish="write docs/benchmarks.md and its plot too",
+)
+def bench(
+    c: Context,
+    size: str = "full",
+    bs: str = "1,8",
+    repeats: Optional[str] = None,
+    threads: Optional[str] = None,
+    engines: Optional[str] = None,
+    rows: Optional[str] = None,
+    lengths: Optional[str] = None,
+    publish: bool = False,
+    profile: Optional[str] = None,
+    dry: bool = False,
+) -> None:
+    """Measure the cpu backend beside what else one would run the model with."""
+    here, plan = workspace(c), Plan(profile_of(c, profile), "cpu")
+    given = {"--repeats": repeats, "--threads": threads, "--engines": engines, "--rows": rows}
+    data, tokenizer = (here / path for path in (plan.profile.data_path("match"), plan.profile.tokenizer_path))
+    if lengths:
+        given["--lengths"] = os.path.abspath(lengths)
+    elif data.exists() and tokenizer.exists():
+        given.update({"--data": str(data), "--tokenizer": str(tokenizer)})
+    if publish:
+        given.update(
+            {"--markdown": str(PROJECT / "docs/benchmarks.md"), "--plot": str(PROJECT / "docs/benchmarks.svg")}
+        )
+    arguments = ["--output", "results/bench/bench.json", "--size", size, "--bs", bs]
+    arguments += ["--config", str(PROJECT / "models/mnli/model_config.json")]
+    arguments += [part for name, value in given.items() if value for part in (name, value)]
+    prepared = prepared_python(c)
+    development.bench(
+        PROJECT, here, lambda: stage_env.ensure(PROJECT, python=prepared), arguments, dry or bool(c.config.run.dry)
+    )

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
 import subprocess
 from pathlib import Path
-from typing import Optional, Sequence
+from typing import Callable, Optional, Sequence
 
 from deberta.errors import StageError
-from deberta.host import stage_env
+from deberta.host import local, stage_env
+from deberta.host.executor import judge_stage
+
+BENCH = "deberta.stages.bench"
 
 
 def test(project: Path, path: str, slow: bool, names: Optional[str], dry: bool) -> None:
@@ -23,6 +27,23 @@ def lint(project: Path, dry: bool) -> None:
     _check(project, ["ruff", "check", "."], "ruff found something", dry)
     _check(project, ["ruff", "format", "--check", "."], "run: .venv-stages/bin/python -m ruff format .", dry)
     _check(project, ["mypy"], "mypy found something", dry)
+
+
+def bench(project: Path, workspace: Path, python: Callable[[], Path], arguments: Sequence[str], dry: bool) -> None:
+    """The benchmark, in the workspace; its peers run in .venv-bench, if that is there. Raises the stage's errors."""
+    whole = [*arguments, "--peers-python", str(project / ".venv-bench" / "bin" / "python")]
+    if dry:
+        print(f"cd {shlex.quote(str(workspace))}")
+        print(shlex.join([f"PYTHONPATH={project}", "python", "-m", BENCH, *whole]))
+        return
+    log = workspace / "results" / "bench" / "bench.log"
+    variables = local.environment(project, os.environ)
+    lines, code = local.execute([str(python()), "-m", BENCH, *whole], workspace, variables, log, _say)
+    judge_stage(BENCH, lines, code, log)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
 
 
 def _check(project: Path, arguments: Sequence[str], problem: str, dry: bool) -> None:

@@ -1,0 +1,276 @@
+"""bench: the cpu backend beside what else one would run the model with, in one run, in turns.
+
+Writes a JSON report, and from it a Markdown page and a plot. All models are made from one set of weights in a folder of
+the workspace's .cache/bench, which takes up to 5 GB and is removed at the end. A peer that cannot run is reported with
+the reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import deberta
+from deberta import files
+from deberta.contract import LABELS, SEQUENCE_LENGTH, parse_integer
+from deberta.cpus import effective_cpus
+from deberta.errors import ConfigError, GateError, MissingError, StageError, run_stage
+from deberta.progress import Progress
+from deberta.stages import bench_machine, bench_processes, bench_report, bench_rows
+from deberta.stages.bench_engines import ENGINES, OURS, REFERENCE
+from deberta.stages.bench_prepare import INSTALL, PEERS, Case, Settings, prepare, variables, workspace
+from deberta.stages.bench_processes import Failed, Process
+from deberta.stages.run_cpu import MAX_THREADS
+
+FIXED_ROWS = 16
+PAUSE = 0.2  # seconds before each turn
+SIZES = ("full", "tiny")
+WORKER = (sys.executable, "-m", "deberta.stages.bench_worker")
+
+
+def main(argv: Sequence[str]) -> None:
+    options = _parse(argv)
+    lengths, sample = _sample(options)
+    settings = _settings(options)
+    sizes = [parse_integer("--bs", size, 1, 1, 1024) for size in options.bs.split(",")]
+    fixed = (SEQUENCE_LENGTH,) * FIXED_ROWS
+    cases = [Case(size, True, fixed) for size in sizes]
+    cases += [Case(size, False, tuple(lengths)) for size in sizes if lengths]
+    machine = bench_machine.describe()
+    warnings = []
+    if machine["load_average"] > bench_machine.IDLE:
+        warnings.append(f"Something else was running: the load average was {machine['load_average']} at the start")
+        print(f"warning: {warnings[0]}", flush=True)
+    started = datetime.now(UTC)
+    with workspace(Path(".cache", "bench")) as folder:
+        model, absent, peers = prepare(settings, cases, folder)
+        measured = [_measure(case, settings, folder, model["vocabulary"], absent) for case in cases]
+    report = {
+        "format": 1,
+        "made": started.isoformat(timespec="seconds"),
+        "seconds": round((datetime.now(UTC) - started).total_seconds()),
+        "deberta_ascend": deberta.__version__,
+        "command": " ".join(["invoke", "bench", *_given(options)]),
+        "machine": machine,
+        "warnings": warnings,
+        "settings": {
+            "threads": settings.threads, "repeats": settings.repeats, "pause_s": PAUSE, "fixed_rows": FIXED_ROWS,
+            "warm_up_passes": 1, "seed": settings.seed, "size": settings.size, "tolerance": bench_report.TOLERANCE,
+        },
+        "sample": sample,
+        "model": model,
+        "peers": peers,
+        "engines": {name: ENGINES[name].label for name in settings.engines if name not in absent},
+        "absent": absent,
+        "cases": measured,
+    }  # fmt: skip
+    _write(report, options, settings)
+    _judge(report)
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m deberta.stages.bench", description=__doc__)
+    parser.add_argument("--output", type=Path, required=True, help="the report, a JSON file; logs/ goes beside it")
+    parser.add_argument("--markdown", type=Path, help="the page to write")
+    parser.add_argument("--plot", type=Path, help="the plot to draw, an .svg")
+    parser.add_argument("--size", default="full", help="of random weights: full (the guide's config) or tiny")
+    parser.add_argument("--config", type=Path, default=Path("models/mnli/model_config.json"), help="of the size full")
+    parser.add_argument("--checkpoint", type=Path, help="in place of random weights, with --config")
+    parser.add_argument("--labels", default=",".join(LABELS), help="the checkpoint's label order")
+    parser.add_argument("--bs", default="1,8", help="batch sizes, commas between")
+    parser.add_argument("--repeats", help="turns of each engine in each case, default 7")
+    parser.add_argument("--threads", help="of every engine; default: as many as the container's CPU quota allows")
+    parser.add_argument("--engines", help=f"some of {','.join(ENGINES)}; default: all")
+    parser.add_argument("--lengths", type=Path, help="tokens of each row of real data, whole numbers in a text file")
+    parser.add_argument("--data", type=Path, help="in place of --lengths: a dev tsv, with --tokenizer")
+    parser.add_argument("--tokenizer", type=Path)
+    parser.add_argument("--rows", help="rows in the sample of real lengths, default 128")
+    parser.add_argument("--seed", help="of the random weights, default 0")
+    parser.add_argument("--peers-python", type=Path, default=PEERS, help="has requirements-bench.lock's packages")
+    return parser.parse_args(argv)
+
+
+def _settings(options: argparse.Namespace) -> Settings:
+    names = [name.strip() for name in options.engines.split(",")] if options.engines else list(ENGINES)
+    if unknown := [name for name in names if name not in ENGINES]:
+        raise ConfigError(f"--engines {unknown[0]!r} is not one of: {', '.join(ENGINES)}")
+    if OURS not in names:
+        raise ConfigError(f"--engines {options.engines!r} lacks {OURS}, which all others are compared with")
+    if options.size not in SIZES:
+        raise ConfigError(f"--size {options.size!r} is not one of: {', '.join(SIZES)}")
+    if options.plot and options.plot.suffix != ".svg":
+        raise ConfigError(f"--plot {options.plot} must end in .svg")
+    config = options.config if options.size == "full" or options.checkpoint else None
+    for path in (config, options.checkpoint):
+        if path and not path.exists():
+            raise MissingError(f"{path} is missing. Run: invoke fetch")
+    return Settings(
+        tuple(name for name in ENGINES if name in names),
+        parse_integer("--threads", options.threads, effective_cpus(), 1, MAX_THREADS),
+        parse_integer("--repeats", options.repeats, 7, 1, 1000),
+        parse_integer("--seed", options.seed, 0, 0, 2**31 - 1),
+        options.size,
+        config,
+        options.checkpoint,
+        tuple(options.labels.split(",")),
+        options.peers_python,
+        options.output.parent / "logs",
+    )
+
+
+def _sample(options: argparse.Namespace) -> tuple[list[int], dict[str, Any]]:
+    """The lengths of the sample's rows, none if there is no data, and what is said about them."""
+    rows = parse_integer("--rows", options.rows, 128, 1, 100_000)
+    if options.lengths:
+        every, source = bench_rows.read_lengths(options.lengths), options.lengths.name
+    elif options.data:
+        if not options.tokenizer:
+            raise ConfigError("--data needs --tokenizer, the model's spm.model")
+        every = bench_rows.lengths_of(options.data, options.tokenizer)
+        source = f"{options.data.name} under {options.tokenizer.name}"
+    else:
+        return [], {"rows": 0, "source": "neither --lengths nor --data was given"}
+    lengths = bench_rows.sample(every, min(rows, len(every)))
+    return lengths, {
+        "source": source,
+        "of": len(every),
+        "rows": len(lengths),
+        "mean": statistics.fmean(lengths),
+        "median": statistics.median(lengths),
+        "longest": max(lengths),
+        "mean_of_all": statistics.fmean(every),
+        "buckets": list(bench_rows.BUCKETS),
+        "lengths": lengths,
+    }
+
+
+def _measure(case: Case, settings: Settings, folder: Path, vocabulary: int, absent: dict[str, str]) -> dict[str, Any]:
+    """Start the case's engines, let them take turns, and return its figures."""
+    names = [name for name in settings.engines if name not in absent and (case.fixed or ENGINES[name].real)]
+    results: dict[str, dict[str, Any]] = {}
+    logits: dict[str, Any] = {}
+    with contextlib.ExitStack() as stack:
+        running: dict[str, Process] = {}
+        # The reference is run even where its time is not wanted.
+        for name in [*names, *([] if REFERENCE in names else [REFERENCE])]:
+            print(f"[bench {case.title}] loading {name}", flush=True)
+            log = settings.logs / f"{name}_bs{case.batch_size}_{'fixed' if case.fixed else 'real'}.log"
+            process = stack.enter_context(bench_processes.started(WORKER, variables(settings, folder), log))
+            try:
+                job = json.dumps(dataclasses.asdict(case.job(name, folder, settings.threads, vocabulary)))
+                results[name] = process.ask(job)
+                logits[name] = process.ask("pass")["logits"]
+                running[name] = process
+            except Failed as failure:
+                process.close()
+                if name in (OURS, REFERENCE):
+                    raise StageError(f"{name} could not be measured ({case.title}): {failure}. See {log}") from None
+                results[name] = {"error": str(failure)}
+                print(f"not measured: {name}: {failure}", flush=True)
+        order = [name for name in names if name in running]
+        times = _turns(case, order, running, settings.repeats, results)
+        for name in times:
+            try:
+                results[name] |= running[name].ask("end")
+            except Failed as failure:
+                raise StageError(f"{name} ended before it told its memory ({case.title}): {failure}") from None
+    if REFERENCE not in names:
+        del results[REFERENCE]
+    for name, seconds in times.items():
+        results[name]["times_s"] = seconds
+        results[name]["ms_per_row"] = bench_report.spread(seconds, len(case.lengths))
+        results[name]["ratio"] = bench_report.ratio(seconds, times[OURS])
+        if ENGINES[name].exact:
+            results[name] |= bench_report.compare(logits[name], logits[REFERENCE])
+    shown = {"title": case.title, "batch_size": case.batch_size, "fixed": case.fixed, "rows": len(case.lengths)}
+    return {**shown, "results": results, "headlines": bench_report.headlines(results)}
+
+
+def _turns(
+    case: Case, order: Sequence[str], running: dict[str, Process], repeats: int, results: dict[str, dict[str, Any]]
+) -> dict[str, list[float]]:
+    """Each engine's seconds, repeat by repeat; every repeat begins with the next engine. One that fails is left out."""
+    times: dict[str, list[float]] = {name: [] for name in order}
+    progress = Progress(f"bench {case.title}", repeats * len(order), "turns")
+    for repeat in range(repeats):
+        first = repeat % len(order)
+        for place, name in enumerate([*order[first:], *order[:first]]):
+            progress.update(repeat * len(order) + place, name)
+            if name not in times:
+                continue
+            time.sleep(PAUSE)
+            try:
+                times[name].append(running[name].ask("pass")["seconds"])
+            except Failed as failure:
+                if name == OURS:
+                    raise StageError(f"{name} failed ({case.title}): {failure}") from None
+                results[name] = {"error": str(failure)}
+                del times[name]
+    return times
+
+
+def _given(options: argparse.Namespace) -> list[str]:
+    """The options that make a difference to the figures, as the task takes them."""
+    named = {"size": options.size, "bs": options.bs, "repeats": options.repeats, "threads": options.threads,
+             "engines": options.engines, "rows": options.rows}  # fmt: skip
+    usual = {"size": "full", "bs": "1,8"}
+    return [f"--{name} {value}" for name, value in named.items() if value is not None and value != usual.get(name)]
+
+
+def _write(report: dict[str, Any], options: argparse.Namespace, settings: Settings) -> None:
+    files.write_text(options.output, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    print(f"report: {options.output}", flush=True)
+    plot = None
+    if options.plot:
+        try:
+            plot = _draw(options, settings)
+        except (MissingError, StageError) as error:
+            print(f"no plot: {error}", flush=True)
+    page = bench_report.markdown(report, plot)
+    print(page)
+    if options.markdown:
+        files.write_text(options.markdown, page)
+        print(f"page: {options.markdown}", flush=True)
+
+
+def _draw(options: argparse.Namespace, settings: Settings) -> str:
+    """Draw the plot; returns how the page finds it."""
+    if not os.access(settings.peers, os.X_OK):
+        raise MissingError(f"{settings.peers}, with matplotlib, is missing. Run: {INSTALL}")
+    variables = {**os.environ, "PYTHONPATH": str(Path(deberta.__file__).parents[1])}
+    with files.new_file(options.plot) as temporary:
+        command = [str(settings.peers), "-m", "deberta.stages.bench_plot", str(options.output), str(temporary)]
+        bench_processes.finish(command, variables, settings.logs / "plot.log")
+    print(f"plot: {options.plot}", flush=True)
+    page: Path = options.markdown or options.output
+    return os.path.relpath(options.plot, page.parent)
+
+
+def _judge(report: dict[str, Any]) -> None:
+    """Raise GateError if ours computes something else; name others that do."""
+    for case in report["cases"]:
+        for name, result in case["results"].items():
+            if not result.get("differs"):
+                continue
+            what = (
+                f"{name} computes something else ({case['title']}): max difference {result['max_abs_difference']}, "
+                f"{result['other_labels']} other labels"
+            )
+            if name == OURS:
+                allowed = f"at most {bench_report.TOLERANCE:g} and none are allowed"
+                raise GateError(f"{what}; {allowed}. Run: invoke build-om --force")
+            print(f"warning: {what}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(run_stage(main))

@@ -1,0 +1,247 @@
+"""bench: the engines that are compared. Each runs in a process of its own, which imports only what it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from deberta.contract import INPUTS, OUTPUT
+from deberta.stages import bench_rows
+from deberta.stages.bench_rows import Array, Batch
+
+# What lies in the folder of a run.
+HF = "hf"  # transformers' own layout
+GUIDE = "guide.onnx"
+HF_EXPORT = "hf_export/model.onnx"
+SUMMARY = "models.json"  # what bench_models made
+
+Logits = npt.NDArray[np.float32]
+
+
+def ours_onnx(length: int) -> str:
+    return f"ours_s{length}.onnx"
+
+
+def ours_xml(batch_size: int, length: int) -> str:
+    return f"cpu/ours_bs{batch_size}_s{length}.xml"
+
+
+def floor_onnx(batch_size: int, length: int) -> str:
+    return f"floor_bs{batch_size}_s{length}.onnx"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one engine runs: its model in `folder`, on the sample's rows. `fixed`: all of them have 256 tokens."""
+
+    engine: str
+    folder: str
+    threads: int
+    batch_size: int
+    fixed: bool
+    lengths: tuple[int, ...]
+    vocabulary: int
+
+    @property
+    def batches(self) -> list[Batch]:
+        batching = bench_rows.as_they_come if self.fixed else ENGINES[self.engine].batching
+        return batching(self.lengths, self.batch_size)
+
+    def file(self, name: str) -> Path:
+        return Path(self.folder, name)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """An engine that can run: `prepare` is not timed; `run` is, from what it gave to logits [batch size, 3]."""
+
+    prepare: Callable[[Batch, Array, Array], Any]
+    run: Callable[[Any], Logits]
+    facts: Callable[[], dict[str, Any]] = field(default=dict)  # asked for at the end
+
+
+@dataclass(frozen=True)
+class Engine:
+    """`how` is shown in the report; `batching`: of rows of real lengths; `exact`: it gives the model's logits."""
+
+    label: str
+    how: str
+    load: Callable[[Job], Loaded]
+    batching: Callable[[tuple[int, ...], int], list[Batch]]
+    exact: bool = True
+    real: bool = True  # whether it runs rows of real lengths, too
+
+
+def _filled(batch: Batch, rows: int, ids: Array, mask: Array) -> list[Array]:
+    return [bench_rows.fill(values, batch, rows) for values in (ids, mask)]
+
+
+def _load_ours(job: Job) -> Loaded:
+    """The cpu backend's own models, loaded as its runner does."""
+    from deberta.stages import run_cpu
+
+    requests, facts = {}, {}
+    for length in sorted({batch.length for batch in job.batches}, reverse=True):
+        engine = run_cpu.load_model(job.file(ours_xml(job.batch_size, length)), job.threads)
+        requests[length] = engine.compiled.create_infer_request()
+        facts = {name: run_cpu.engine_facts(engine)[name] for name in ("precision", "threads")}
+
+    def run(given: tuple[int, list[Array]]) -> Logits:
+        request = requests[given[0]]
+        for name, values in zip(INPUTS, given[1], strict=True):
+            request.get_tensor(name).data[:] = values
+        request.infer(share_outputs=True)
+        return np.array(request.get_output_tensor(0).data)
+
+    return Loaded(
+        lambda batch, ids, mask: (batch.length, _filled(batch, job.batch_size, ids, mask)), run, lambda: facts
+    )
+
+
+def _load_transformers(job: Job, compiled: bool) -> Loaded:
+    import torch
+    from transformers import DebertaV2ForSequenceClassification
+
+    torch.set_num_threads(job.threads)
+    source = job.file(HF)
+    model = DebertaV2ForSequenceClassification.from_pretrained(source, dtype=torch.float32, local_files_only=True)
+    model.train(False)
+    call = torch.compile(model, dynamic=not job.fixed) if compiled else model
+
+    def prepare(batch: Batch, ids: Array, mask: Array) -> Any:
+        return [torch.from_numpy(values.astype(np.int64)) for values in _filled(batch, len(batch.rows), ids, mask)]
+
+    def run(given: Any) -> Logits:
+        with torch.inference_mode():
+            return np.array(call(input_ids=given[0], attention_mask=given[1]).logits.numpy())
+
+    def facts() -> dict[str, Any]:
+        said: dict[str, Any] = {"precision": str(model.dtype), "threads": torch.get_num_threads()}
+        if compiled:
+            from torch._dynamo.utils import counters
+
+            said["graphs"] = counters["stats"]["unique_graphs"]
+            said["graph_breaks"] = sum(counters["graph_break"].values())
+        return said
+
+    return Loaded(prepare, run, facts)
+
+
+def _load_hf_export(job: Job) -> Loaded:
+    """Batch and length are dynamic in this export, and its inputs int64."""
+    session = _session(job.file(HF_EXPORT), job.threads)
+
+    def prepare(batch: Batch, ids: Array, mask: Array) -> Any:
+        filled = (values.astype(np.int64) for values in _filled(batch, len(batch.rows), ids, mask))
+        return dict(zip(("input_ids", "attention_mask"), filled, strict=True))
+
+    return Loaded(prepare, lambda given: np.asarray(session.run([OUTPUT], given)[0]))
+
+
+def _load_guide(job: Job) -> Loaded:
+    """ONNX Runtime is told the batch size when it loads the graph, so that it folds what ATC does."""
+    session = _session(job.file(GUIDE), job.threads, batch=job.batch_size)
+
+    def prepare(batch: Batch, ids: Array, mask: Array) -> Any:
+        return dict(zip(INPUTS, _filled(batch, job.batch_size, ids, mask), strict=True))
+
+    return Loaded(prepare, lambda given: np.asarray(session.run([OUTPUT], given)[0]))
+
+
+def _load_floor(job: Job) -> Loaded:
+    """On OpenVINO with the cpu backend's settings, in the shapes of its batches."""
+    import openvino as ov
+
+    from deberta.stages import bench_floor, run_cpu
+
+    core = ov.Core()
+    requests = {}
+    for length in sorted({batch.length for batch in job.batches}, reverse=True):
+        compiled = core.compile_model(
+            core.read_model(job.file(floor_onnx(job.batch_size, length))), "CPU", run_cpu.engine_settings(job.threads)
+        )
+        requests[length] = compiled.create_infer_request()
+        for name, values in bench_floor.inputs({port.any_name: port.shape for port in compiled.inputs}).items():
+            requests[length].get_tensor(name).data[:] = values
+
+    def run(length: int) -> Logits:
+        requests[length].infer(share_outputs=True)
+        return np.array(requests[length].get_output_tensor(0).data)
+
+    return Loaded(lambda batch, ids, mask: batch.length, run)
+
+
+def _load_floor_ort(job: Job) -> Loaded:
+    from deberta.stages import bench_floor
+
+    (length,) = {batch.length for batch in job.batches}
+    session = _session(job.file(floor_onnx(job.batch_size, length)), job.threads)
+    given = bench_floor.inputs({port.name: port.shape for port in session.get_inputs()})
+    return Loaded(lambda batch, ids, mask: given, lambda values: np.asarray(session.run(None, values)[0]))
+
+
+def _session(path: Path, threads: int, **dimensions: int) -> Any:
+    """ONNX Runtime's session with all of its optimizations, its default."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    for name, size in dimensions.items():
+        options.add_free_dimension_override_by_name(name, size)
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+OURS, REFERENCE = "ours", "eager"
+ENGINES = {
+    OURS: Engine(
+        "deberta-ascend, cpu backend",
+        "our graph on OpenVINO in float32, as `build-om` and `infer` make and run it on a CPU",
+        _load_ours,
+        bench_rows.by_bucket,
+    ),
+    REFERENCE: Engine(
+        "transformers, eager",
+        "the model that `from_pretrained` gives, in inference mode",
+        lambda job: _load_transformers(job, compiled=False),
+        bench_rows.by_length,
+    ),
+    "compile": Engine(
+        "transformers, torch.compile",
+        "the same under `torch.compile`, with dynamic shapes for real lengths alone",
+        lambda job: _load_transformers(job, compiled=True),
+        bench_rows.by_length,
+    ),
+    "hf-export": Engine(
+        "Hugging Face's export on ONNX Runtime",
+        "what `optimum-cli export onnx` (optimum-onnx) makes, run by ONNX Runtime itself",
+        _load_hf_export,
+        bench_rows.by_length,
+    ),
+    "guide": Engine(
+        "the guide's form on ONNX Runtime",
+        "the guide's graph (2 GatherElements by int64 indices per layer, a mask of -inf)",
+        _load_guide,
+        bench_rows.as_they_come,
+    ),
+    "floor": Engine(
+        "matrix products alone, OpenVINO",
+        "our graph's matrix products and nothing else, with constant weights",
+        _load_floor,
+        bench_rows.by_bucket,
+        exact=False,
+    ),
+    "floor-ort": Engine(
+        "matrix products alone, ONNX Runtime",
+        "the same products on ONNX Runtime",
+        _load_floor_ort,
+        bench_rows.by_bucket,
+        exact=False,
+        real=False,
+    ),
+}

@@ -1,0 +1,111 @@
+"""bench: the models that the engines load, made from one set of weights into one folder, in a process of its own.
+
+Their names are in bench_engines; `models.json` says what they are. The rest is made by compile_cpu and bench_hf_export:
+OpenVINO does not go into one process with torch, nor optimum-onnx with this transformers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnxruntime
+import torch
+from transformers import DebertaV2Config, DebertaV2ForSequenceClassification
+
+from deberta import files
+from deberta.contract import LABELS
+from deberta.errors import run_stage
+from deberta.stages import bench_floor, bench_guide, checkpoint, config, export_onnx
+from deberta.stages.bench_engines import GUIDE, HF, SUMMARY, floor_onnx, ours_onnx
+
+TINY = {
+    "vocab_size": 300, "hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 80,
+    "max_position_embeddings": 512, "relative_attention": True, "pos_att_type": "p2c|c2p", "position_buckets": 256,
+    "share_att_key": True, "norm_rel_ebd": "layer_norm", "position_biased_input": False, "type_vocab_size": 0,
+    "initializer_range": 0.3,
+}  # fmt: skip
+
+
+def make(
+    folder: Path, values: dict[str, Any], trained: tuple[Path, tuple[str, ...]] | None, seed: int,
+    engines: Sequence[str], shapes: Sequence[tuple[int, int]],
+) -> dict[str, Any]:  # fmt: skip
+    """Make what `engines` need, ours and the floor for these (batch size, length); returns what is to be told."""
+    settings = config.from_dict(values)
+    model = _weights(values, trained, seed)
+    model.save_pretrained(folder / HF)
+    said: dict[str, Any] = {"parameters": sum(weight.numel() for weight in model.parameters())}
+    if "guide" in engines:
+        print("exporting the guide's form", flush=True)
+        said["guide"] = {"nodes": bench_guide.export(model, folder / GUIDE), "folded": _folded(folder / GUIDE)}
+    del model
+    if "ours" in engines:
+        for length in sorted({length for _, length in shapes}):
+            print(f"exporting ours for {length} tokens", flush=True)
+            loaded = checkpoint.load(folder / HF, settings, LABELS).model
+            export_onnx.export(loaded, folder / ours_onnx(length), length)
+            nodes = export_onnx.check_graph(folder / ours_onnx(length))
+        said["ours"] = {"nodes": dict(nodes.most_common())}
+    if "floor" in engines or "floor-ort" in engines:
+        said["floor"] = {}
+        for batch_size, length in shapes:
+            path = folder / floor_onnx(batch_size, length)
+            bench_floor.write(settings, batch_size, length, path)
+            count, operations = bench_floor.products(path)
+            said["floor"][path.stem] = {"products": count, "operations": operations}
+    return said
+
+
+def _weights(values: dict[str, Any], trained: tuple[Path, tuple[str, ...]] | None, seed: int) -> Any:
+    """transformers' model: random, or of a checkpoint with its label order."""
+    torch.manual_seed(seed)
+    pooling = values.get("pooling", {})  # Microsoft's name for what Hugging Face keeps in two keys
+    named = {f"pooler_{key}": value for key, value in pooling.items()}
+    labels = {"id2label": dict(enumerate(LABELS)), "label2id": {name: index for index, name in enumerate(LABELS)}}
+    model = DebertaV2ForSequenceClassification(DebertaV2Config.from_dict({**values, **named, **labels})).train(False)
+    if trained is not None:
+        model.load_state_dict(checkpoint.load(trained[0], config.from_dict(values), trained[1]).model.state_dict())
+        return model
+    with torch.no_grad():  # biases too, and wide enough that logits differ from row to row
+        for weight in model.parameters():
+            weight.add_(torch.randn_like(weight) * 0.02)
+    return model
+
+
+def _folded(path: Path) -> dict[str, int]:
+    """The nodes by type of a graph for batch size 1 once ONNX Runtime has folded its constants."""
+    folded = path.with_name("folded.onnx")
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.add_free_dimension_override_by_name("batch", 1)
+    options.optimized_model_filepath = str(folded)
+    onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    nodes = [node.op_type for node in onnx.load(str(folded), load_external_data=False).graph.node]
+    for left in folded.parent.glob("folded.onnx*"):
+        left.unlink()
+    return {name: nodes.count(name) for name in sorted(set(nodes), key=lambda name: (-nodes.count(name), name))}
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m deberta.stages.bench_models", description=__doc__)
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--job", required=True, help="JSON: engines, shapes, seed, threads, config, checkpoint, labels")
+    options = parser.parse_args(argv)
+    job = json.loads(options.job)
+    torch.set_num_threads(job["threads"])
+    values = json.loads(Path(job["config"]).read_text(encoding="utf-8")) if job["config"] else TINY
+    trained = (Path(job["checkpoint"]), tuple(job["labels"])) if job["checkpoint"] else None
+    said = make(options.folder, values, trained, job["seed"], job["engines"], job["shapes"])
+    said["vocabulary"] = config.from_dict(values).vocab_size
+    files.write_text(options.folder / SUMMARY, json.dumps(said, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(run_stage(main))

@@ -1,0 +1,130 @@
+"""bench: everything that happens before the first turn, in processes of its own, and where the models are kept."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import deberta
+from deberta.errors import MissingError, StageError
+from deberta.stages import bench_processes
+from deberta.stages.bench_engines import HF, HF_EXPORT, OURS, SUMMARY, Job, ours_onnx, ours_xml
+
+PEERS = Path(".venv-bench", "bin", "python")
+INSTALL = "python3.11 -m venv .venv-bench && .venv-bench/bin/pip install --require-hashes -r requirements-bench.lock"
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One table of the report."""
+
+    batch_size: int
+    fixed: bool
+    lengths: tuple[int, ...]
+
+    @property
+    def title(self) -> str:
+        return f"{'256 tokens' if self.fixed else 'Real lengths'}, batch size {self.batch_size}"
+
+    def job(self, engine: str, folder: Path, threads: int, vocabulary: int) -> Job:
+        return Job(engine, str(folder), threads, self.batch_size, self.fixed, self.lengths, vocabulary)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    engines: tuple[str, ...]
+    threads: int
+    repeats: int
+    seed: int
+    size: str
+    config: Path | None
+    checkpoint: Path | None
+    labels: tuple[str, ...]
+    peers: Path
+    logs: Path
+
+
+@contextlib.contextmanager
+def workspace(parent: Path) -> Iterator[Path]:
+    """A folder of this run alone, removed at the end; those of runs that were killed are removed first."""
+    parent.mkdir(parents=True, exist_ok=True)
+    for left in parent.glob("run-*"):
+        with contextlib.suppress(ValueError):
+            if not Path("/proc", str(int(left.name.split("-")[1]))).exists():
+                shutil.rmtree(left)
+    folder = Path(tempfile.mkdtemp(prefix=f"run-{os.getpid()}-", dir=parent)).resolve()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+def variables(settings: Settings, folder: Path) -> dict[str, str]:
+    """Every process gets as many threads; nothing is fetched; torch.compile's files and workers stay within the run."""
+    return {
+        **os.environ,
+        "PYTHONPATH": str(Path(deberta.__file__).parents[1]),
+        "OMP_NUM_THREADS": str(settings.threads),
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),
+        "TORCHINDUCTOR_COMPILE_THREADS": "1",
+    }
+
+
+def prepare(
+    settings: Settings, cases: Sequence[Case], folder: Path
+) -> tuple[dict[str, Any], dict[str, str], dict[str, str]]:
+    """Make the models; returns what they are, the engines that cannot be measured, and the peers' packages."""
+    absent: dict[str, str] = {}
+    jobs = [case.job(OURS, folder, settings.threads, 0) for case in cases]
+    shapes = sorted({(job.batch_size, batch.length) for job in jobs for batch in job.batches})
+    models = {
+        "engines": settings.engines, "shapes": shapes, "seed": settings.seed, "threads": settings.threads,
+        "config": str(settings.config or ""), "checkpoint": str(settings.checkpoint or ""), "labels": settings.labels,
+    }  # fmt: skip
+    print("making the models", flush=True)
+    command = [sys.executable, "-m", "deberta.stages.bench_models", "--folder", str(folder)]
+    command += ["--job", json.dumps(models)]
+    bench_processes.finish(command, variables(settings, folder), settings.logs / "models.log")
+    model = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+    random = f"random (size {settings.size}, seed {settings.seed})"
+    model["weights"] = str(settings.checkpoint) if settings.checkpoint else random
+    _compile(settings, shapes, folder)
+    versions: dict[str, str] = {}
+    if "hf-export" in settings.engines:
+        target = folder / HF_EXPORT
+        try:
+            versions = _export_peer(settings, folder, target.parent)
+        except (MissingError, StageError) as error:
+            absent["hf-export"] = str(error)
+            print(f"not measured: hf-export: {error}", flush=True)
+    return model, absent, versions
+
+
+def _compile(settings: Settings, shapes: Sequence[tuple[int, int]], folder: Path) -> None:
+    """Make the cpu backend's own models, as build-om does."""
+    print("compiling ours", flush=True)
+    for batch_size, length in shapes:
+        arguments = {"--model": folder / ours_onnx(length), "--output": folder / ours_xml(batch_size, length)}
+        command = [sys.executable, "-m", "deberta.stages.compile_cpu", "--bs", str(batch_size)]
+        command += ["--threads", str(settings.threads), *(str(word) for pair in arguments.items() for word in pair)]
+        bench_processes.finish(command, variables(settings, folder), settings.logs / "compile_cpu.log")
+
+
+def _export_peer(settings: Settings, folder: Path, target: Path) -> dict[str, str]:
+    if not os.access(settings.peers, os.X_OK):
+        raise MissingError(f"{settings.peers}, with optimum-onnx, is missing. Run: {INSTALL}")
+    print("making Hugging Face's export", flush=True)
+    command = [str(settings.peers), "-m", "deberta.stages.bench_hf_export", str(folder / HF), str(target)]
+    bench_processes.finish(command, variables(settings, folder), settings.logs / "hf_export.log")
+    versions: dict[str, str] = json.loads((target / "versions.json").read_text(encoding="utf-8"))
+    return versions

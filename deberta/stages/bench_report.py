@@ -1,0 +1,197 @@
+"""bench: from times and logits to figures, and from figures to Markdown. Nothing here runs or reads anything."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from deberta.stages.bench_engines import ENGINES, OURS, REFERENCE
+
+TOLERANCE = 1e-4  # largest difference of a logit from transformers eager, float32 both
+COMPARED = ("guide", "eager", "compile", "hf-export")  # shown by ours in the first table
+FLOORS = ("floor", "floor-ort")
+_SHOWN = ("GatherElements", "Where", "Expand", "Tile", "Cast", "MatMul", "Gemm", "Softmax")
+
+Json = Mapping[str, Any]
+
+
+def spread(seconds: Sequence[float], rows: int) -> dict[str, float]:
+    """Milliseconds per row: the median of the repeats, the quartiles and the least."""
+    q1, median, q3 = np.percentile(np.asarray(seconds) * 1000 / rows, (25, 50, 75))
+    return {"median": float(median), "q1": float(q1), "q3": float(q3), "min": min(seconds) * 1000 / rows}
+
+
+def ratio(seconds: Sequence[float], ours: Sequence[float]) -> dict[str, float]:
+    """How many times as long as ours: the median and the quartiles of each repeat's own ratio.
+
+    In a repeat the engines run right after each other, so what slows the machine down for a while is in both.
+    """
+    q1, median, q3 = np.percentile(np.asarray(seconds) / np.asarray(ours), (25, 50, 75))
+    return {"median": float(median), "q1": float(q1), "q3": float(q3)}
+
+
+def compare(logits: Sequence[Sequence[float]], reference: Sequence[Sequence[float]]) -> dict[str, Any]:
+    """How far an engine's logits are from the reference's; `differs`: it computes something else."""
+    found, expected = np.asarray(logits), np.asarray(reference)
+    difference = float(np.abs(found - expected).max())
+    flips = int((found.argmax(1) != expected.argmax(1)).sum())
+    return {
+        "max_abs_difference": difference if np.isfinite(difference) else None,
+        "other_labels": flips,
+        "differs": not difference <= TOLERANCE or flips > 0,  # a NaN differs
+    }
+
+
+def headlines(results: Json) -> dict[str, float]:
+    """The ratios that matter: others by ours, ours by the fastest products. Who computes something else has none."""
+    sound = {name: result["ratio"]["median"] for name, result in results.items() if _sound(result)}
+    found = {name: sound[name] for name in COMPARED if name in sound}
+    floors = [sound[name] for name in FLOORS if name in sound]
+    return {**found, "ours_by_floor": 1 / min(floors)} if floors else found
+
+
+def _sound(result: Json) -> bool:
+    return "ratio" in result and not result.get("differs")
+
+
+def markdown(report: Json, plot: str | None) -> str:
+    """The page: tables, what was compared and how, the machine. `plot`: how the page finds its picture."""
+    made = f"Made by `{report['command']}` on {report['made'][:10]}, in one run on one machine; not edited."
+    lines = ["# Benchmarks", "", made, ""]
+    for warning in report["warnings"]:
+        lines += [f"> **{warning}**", ""]
+    lines += _first_table(report)
+    if plot:
+        lines += [f"![Milliseconds per row of each engine]({plot})", ""]
+    for case in report["cases"]:
+        lines += _case(case)
+    lines += ["## What was compared", ""]
+    lines += [_described(name, report) for name in ENGINES if name in report["engines"]]
+    lines += [f"- {ENGINES[name].label}: **not measured**. {reason}" for name, reason in report["absent"].items()]
+    return "\n".join([*lines, "", "## How", "", *_how(report), "", "## The machine", "", *_machine(report), ""])
+
+
+def _first_table(report: Json) -> list[str]:
+    """Each case in one line: the others' times by ours, and ours by the products'."""
+    found = [case["headlines"] for case in report["cases"]]
+    columns = [name for name in (*COMPARED, "ours_by_floor") if any(name in ratios for ratios in found)]
+    if not columns:
+        return []
+    titles = [ENGINES[name].label if name in ENGINES else "ours by the fastest products" for name in columns]
+    lines = [f"| time divided by ours | {' | '.join(titles)} |", f"|---|{'---|' * len(columns)}"]
+    for case in report["cases"]:
+        cells = [f"{case['headlines'][name]:.2f}" if name in case["headlines"] else "-" for name in columns]
+        lines.append(f"| {case['title']} | {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
+def _case(case: Json) -> list[str]:
+    lines = [
+        f"## {case['title']}",
+        "",
+        "| engine | ms per row | quartiles | least | rows per s | by ours | memory | max difference | other labels |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    failed = {name: result for name, result in case["results"].items() if "error" in result}
+    measured = {name: result for name, result in case["results"].items() if name not in failed}
+    for name, result in sorted(measured.items(), key=lambda entry: float(entry[1]["ms_per_row"]["median"])):
+        lines.append(f"| {' | '.join(_cells(name, result))} |")
+    for name, result in failed.items():
+        lines.append(f"| {ENGINES[name].label} | **failed** | | | | | | {_cell(result['error'])} | |")
+    return [*lines, ""]
+
+
+def _cells(name: str, result: Json) -> list[str]:
+    time, factor, memory = result["ms_per_row"], result["ratio"], result["peak_rss_bytes"]
+    label = f"**{ENGINES[name].label}**" if name == OURS else ENGINES[name].label
+    exact = ["-", "-"]
+    if name == REFERENCE:
+        exact = ["the reference", "-"]
+    elif ENGINES[name].exact:
+        difference = result["max_abs_difference"]
+        exact = ["not finite" if difference is None else f"{difference:.1e}", str(result["other_labels"])]
+    return [
+        f"{label}: **computes something else**" if result.get("differs") else label,
+        f"{time['median']:.1f}",
+        f"{time['q1']:.1f}-{time['q3']:.1f}",
+        f"{time['min']:.1f}",
+        f"{1000 / time['median']:.2f}",
+        f"{factor['median']:.2f} ({factor['q1']:.2f}-{factor['q3']:.2f})",
+        f"{memory / 2**30:.1f} GiB" if memory else "not known",
+        *exact,
+    ]
+
+
+def _described(name: str, report: Json) -> str:
+    text = f"- {ENGINES[name].label} (`{name}`): {ENGINES[name].how}"
+    made = report["model"].get(name)
+    if name == OURS:
+        text += f"; {_nodes(made['nodes'])}"
+    if name == "guide":
+        text += (
+            ". It is transformers' model, which descends from the guide's, traced with the attention that the guide's "
+            f"has: {_nodes(made['nodes'])}. Folded by ONNX Runtime for batch size 1: {_nodes(made['folded'])}"
+        )
+    if name == "floor":
+        first = next(iter(made.values()))
+        text += f": {first['products']} of them"
+    if name == "hf-export":
+        text += f"; by {', '.join(f'{package} {version}' for package, version in report['peers'].items())}"
+    return f"{text}."
+
+
+def _nodes(nodes: Mapping[str, int]) -> str:
+    counted = {name: count for name, count in nodes.items() if name not in ("Constant", "Identity")}
+    named = ", ".join(f"{counted[name]} {name}" for name in _SHOWN if name in counted)
+    return f"{sum(counted.values())} nodes, among them {named}"
+
+
+def _how(report: Json) -> list[str]:
+    model, settings, sample = report["model"], report["settings"], report["sample"]
+    lines = [
+        f"- Weights: {model['weights']}, {model['parameters'] / 1e6:.1f} M parameters, float32, the same for all.",
+        f"- {settings['threads']} threads for each engine, which is a process of its own. The engines take turns; each "
+        f"of the {settings['repeats']} repeats begins with another one. Before each turn is a rest of "
+        f"{settings['pause_s']} s, since the threads of some go on spinning for a while. Each engine's first turn is "
+        "left out.",
+        "- A turn runs all rows of the case. Its time is that of the inference calls, from arrays in memory to logits: "
+        "nothing is read, tokenized or padded in it.",
+        "- By ours: the median (and the quartiles) over the repeats of an engine's time divided by ours in the same "
+        "repeat. Memory: the most that the process had, loading included, exporting not.",
+        "- Max difference and other labels are of the logits from those of transformers eager on the same rows. Above "
+        f"{settings['tolerance']:g}, or with another label, an engine is marked and left out of the first table.",
+        f"- 256 tokens: {settings['fixed_rows']} rows of random ids.",
+    ]
+    if not sample["rows"]:
+        return [*lines, f"- Real lengths were **not measured**: {sample['source']}."]
+    buckets = ", ".join(map(str, sample["buckets"]))
+    return [
+        *lines,
+        f"- Real lengths: {sample['rows']} rows of random ids, whose lengths are evenly spaced quantiles of those in "
+        f"{sample['source']} ({sample['of']} rows, mean {sample['mean_of_all']:.1f} tokens): mean "
+        f"{sample['mean']:.1f}, median {sample['median']:g}, longest {sample['longest']} tokens. Ours and the products "
+        f"run them sorted by length, each batch filled to the next of {buckets} tokens; transformers and Hugging "
+        "Face's export sorted by length, each batch filled to its longest row; the guide's form unsorted, every row "
+        "filled to 256.",
+    ]
+
+
+def _machine(report: Json) -> list[str]:
+    machine = report["machine"]
+    memory = f"{machine['memory_bytes'] / 2**30:.0f} GiB of memory, " if machine["memory_bytes"] else ""
+    where = "in a virtual machine, " if machine["hypervisor"] else ""
+    packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
+    return [
+        f"- {machine['cpu']} (family, model, stepping {', '.join(machine['family_model_stepping'])}), "
+        f"{machine['usable_cpus']} of {machine['logical_cpus']} logical CPUs usable, {where}{memory}"
+        f"with {', '.join(machine['flags'])}",
+        f"- {machine['system']}, {machine['c_library']}; C++ compiler: {machine['cxx_compiler'] or 'none'}; "
+        f"load average at the start: {machine['load_average']}",
+        f"- Python {machine['python']}, {packages}",
+    ]
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
