@@ -90,21 +90,35 @@ def remove_images(dry: bool) -> None:
     with engine.explained("listing images"):
         found = {entry["Id"]: entry for label in (f"{engine.LABEL}=image", building.BUILD)
                  for entry in client.api.images(all=True, filters={"label": label})}  # fmt: skip
-    in_use = []
-    for number, entry in sorted(found.items(), key=lambda item: int(item[1]["Created"]), reverse=True):
-        name = _name(entry)
-        print(f"{'would remove' if dry else 'removing'} image {name}")
-        if dry:
-            continue
-        try:
-            for tag in entry.get("RepoTags") or [number]:
-                client.api.remove_image(tag if "<none>" not in tag else number)
-        except docker.errors.ImageNotFound:
-            pass  # it went with the one that stood on it
-        except docker.errors.APIError as error:
-            in_use.append(f"{name}: {error.explanation}")
-    if in_use:
-        raise StageError(f"not removed: {'; '.join(in_use)}. Run: invoke clean --images --containers")
+    waiting = sorted(found.values(), key=lambda entry: int(entry["Created"]), reverse=True)
+    for entry in waiting:
+        print(f"{'would remove' if dry else 'removing'} image {_name(entry)}")
+    kept: dict[str, str] = {}
+    while waiting and not dry:  # children first; those made within one second have no order, hence the rounds
+        kept = {}
+        for entry in waiting:
+            if reason := _remove_image(client, entry):
+                kept[entry["Id"]] = f"{_name(entry)}: {reason}"
+        if len(kept) == len(waiting):
+            break
+        waiting = [entry for entry in waiting if entry["Id"] in kept]
+    if kept:
+        raise StageError(
+            f"not removed, because other images or containers use them: {'; '.join(kept.values())}. Remove those "
+            "first; ours go with: invoke clean --containers"
+        )
+
+
+def _remove_image(client: Any, entry: Any) -> str:
+    """Why the engine would not remove an image; empty if it is gone."""
+    try:
+        for tag in entry.get("RepoTags") or [entry["Id"]]:
+            client.api.remove_image(tag if "<none>" not in tag else entry["Id"])
+    except docker.errors.ImageNotFound:
+        return ""  # it went with the one that stood on it
+    except docker.errors.APIError as error:
+        return str(error.explanation)
+    return ""
 
 
 def _name(entry: Any) -> str:
