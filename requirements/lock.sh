@@ -1,5 +1,5 @@
 #!/bin/sh
-# Make the four hash-locked files at the top of the repository again: requirements/lock.sh [--upgrade]
+# Make the five hash-locked files at the top of the repository again: requirements/lock.sh [--upgrade]
 # Needs uv (tried: 0.13.9). Without --upgrade, versions that still fit are kept.
 # torch's +cpu wheel is looked for in PIP_FIND_LINKS if that is set, else on PyTorch's CPU index.
 # docker/pins.toml holds the hashes of the locks that images are built from. Afterwards run: invoke images --lock

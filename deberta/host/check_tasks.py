@@ -81,7 +81,7 @@ def check_fp16(
     repeats="turns of each engine (default 7)",
     threads="of every engine (default: the cores that may be used)",
     engines="some of the engines, comma separated (default: all)",
-    rows="rows in the sample of real lengths (default 128)",
+    rows="rows in the sample of real lengths (default 256)",
     lengths="tokens of each row of real data, in a text file (default: the profile's dev_matched.tsv, if it is there)",
     publish="write docs/benchmarks.md and its plot too",
 )

@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import signal
 import statistics
 import sys
 import time
@@ -28,7 +29,7 @@ from deberta.errors import ConfigError, GateError, MissingError, StageError, run
 from deberta.progress import Progress
 from deberta.stages import bench_machine, bench_processes, bench_report, bench_rows
 from deberta.stages.bench_engines import ENGINES, OURS, REFERENCE
-from deberta.stages.bench_prepare import INSTALL, PEERS, Case, Settings, prepare, variables, workspace
+from deberta.stages.bench_prepare import PEERS, Case, Settings, prepare, variables, workspace
 from deberta.stages.bench_processes import Failed, Process
 from deberta.stages.run_cpu import MAX_THREADS
 
@@ -40,12 +41,12 @@ WORKER = (sys.executable, "-m", "deberta.stages.bench_worker")
 
 def main(argv: Sequence[str]) -> None:
     options = _parse(argv)
-    lengths, sample = _sample(options)
     settings = _settings(options)
     sizes = [parse_integer("--bs", size, 1, 1, 1024) for size in options.bs.split(",")]
-    fixed = (SEQUENCE_LENGTH,) * FIXED_ROWS
-    cases = [Case(size, True, fixed) for size in sizes]
-    cases += [Case(size, False, tuple(lengths)) for size in sizes if lengths]
+    sample = _sample(options, sizes)
+    cases = [Case(size, True, (SEQUENCE_LENGTH,) * FIXED_ROWS, (SEQUENCE_LENGTH,)) for size in sizes]
+    if sample["rows"]:
+        cases += [Case(size, False, tuple(sample["lengths"]), sample["buckets"][str(size)]) for size in sizes]
     machine = bench_machine.describe()
     warnings = []
     if machine["load_average"] > bench_machine.IDLE:
@@ -64,7 +65,8 @@ def main(argv: Sequence[str]) -> None:
         "machine": machine,
         "warnings": warnings,
         "settings": {
-            "threads": settings.threads, "repeats": settings.repeats, "pause_s": PAUSE, "fixed_rows": FIXED_ROWS,
+            "threads": settings.threads, "repeats": settings.repeats,
+            "real_repeats": settings.real_repeats, "pause_s": PAUSE, "fixed_rows": FIXED_ROWS,
             "warm_up_passes": 1, "seed": settings.seed, "size": settings.size, "tolerance": bench_report.TOLERANCE,
         },
         "sample": sample,
@@ -88,13 +90,13 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--checkpoint", type=Path, help="in place of random weights, with --config")
     parser.add_argument("--labels", default=",".join(LABELS), help="the checkpoint's label order")
     parser.add_argument("--bs", default="1,8", help="batch sizes, commas between")
-    parser.add_argument("--repeats", help="turns of each engine in each case, default 7")
+    parser.add_argument("--repeats", help="turns of each engine, default 7; half as many at real lengths, 3 or more")
     parser.add_argument("--threads", help="of every engine; default: as many as the container's CPU quota allows")
     parser.add_argument("--engines", help=f"some of {','.join(ENGINES)}; default: all")
     parser.add_argument("--lengths", type=Path, help="tokens of each row of real data, whole numbers in a text file")
     parser.add_argument("--data", type=Path, help="in place of --lengths: a dev tsv, with --tokenizer")
     parser.add_argument("--tokenizer", type=Path)
-    parser.add_argument("--rows", help="rows in the sample of real lengths, default 128")
+    parser.add_argument("--rows", help="rows in the sample of real lengths, default 256")
     parser.add_argument("--seed", help="of the random weights, default 0")
     parser.add_argument("--peers-python", type=Path, default=PEERS, help="has requirements-bench.lock's packages")
     return parser.parse_args(argv)
@@ -128,9 +130,9 @@ def _settings(options: argparse.Namespace) -> Settings:
     )
 
 
-def _sample(options: argparse.Namespace) -> tuple[list[int], dict[str, Any]]:
+def _sample(options: argparse.Namespace, batch_sizes: Sequence[int]) -> dict[str, Any]:
     """The lengths of the sample's rows, none if there is no data, and what is said about them."""
-    rows = parse_integer("--rows", options.rows, 128, 1, 100_000)
+    rows = parse_integer("--rows", options.rows, 256, 1, 100_000)
     if options.lengths:
         every, source = bench_rows.read_lengths(options.lengths), options.lengths.name
     elif options.data:
@@ -139,9 +141,9 @@ def _sample(options: argparse.Namespace) -> tuple[list[int], dict[str, Any]]:
         every = bench_rows.lengths_of(options.data, options.tokenizer)
         source = f"{options.data.name} under {options.tokenizer.name}"
     else:
-        return [], {"rows": 0, "source": "neither --lengths nor --data was given"}
+        return {"rows": 0, "source": "neither --lengths nor --data was given"}
     lengths = bench_rows.sample(every, min(rows, len(every)))
-    return lengths, {
+    return {
         "source": source,
         "of": len(every),
         "rows": len(lengths),
@@ -149,14 +151,14 @@ def _sample(options: argparse.Namespace) -> tuple[list[int], dict[str, Any]]:
         "median": statistics.median(lengths),
         "longest": max(lengths),
         "mean_of_all": statistics.fmean(every),
-        "buckets": list(bench_rows.BUCKETS),
+        "buckets": {str(size): bench_rows.choose(every, size) for size in batch_sizes},
         "lengths": lengths,
     }
 
 
 def _measure(case: Case, settings: Settings, folder: Path, vocabulary: int, absent: dict[str, str]) -> dict[str, Any]:
     """Start the case's engines, let them take turns, and return its figures."""
-    names = [name for name in settings.engines if name not in absent and (case.fixed or ENGINES[name].real)]
+    names = [name for name in settings.engines if name not in absent]
     results: dict[str, dict[str, Any]] = {}
     logits: dict[str, Any] = {}
     with contextlib.ExitStack() as stack:
@@ -178,7 +180,7 @@ def _measure(case: Case, settings: Settings, folder: Path, vocabulary: int, abse
                 results[name] = {"error": str(failure)}
                 print(f"not measured: {name}: {failure}", flush=True)
         order = [name for name in names if name in running]
-        times = _turns(case, order, running, settings.repeats, results)
+        times = _turns(case, order, running, settings.repeats if case.fixed else settings.real_repeats, results)
         for name in times:
             try:
                 results[name] |= running[name].ask("end")
@@ -246,7 +248,7 @@ def _write(report: dict[str, Any], options: argparse.Namespace, settings: Settin
 def _draw(options: argparse.Namespace, settings: Settings) -> str:
     """Draw the plot; returns how the page finds it."""
     if not os.access(settings.peers, os.X_OK):
-        raise MissingError(f"{settings.peers}, with matplotlib, is missing. Run: {INSTALL}")
+        raise MissingError(f"{settings.peers}, with matplotlib, is missing. Run: {bench_report.INSTALL}")
     variables = {**os.environ, "PYTHONPATH": str(Path(deberta.__file__).parents[1])}
     with files.new_file(options.plot) as temporary:
         command = [str(settings.peers), "-m", "deberta.stages.bench_plot", str(options.output), str(temporary)]
@@ -272,5 +274,11 @@ def _judge(report: dict[str, Any]) -> None:
             print(f"warning: {what}", flush=True)
 
 
+def _stop(*_: object) -> None:
+    """A signal to end does what Ctrl-C does: nothing may be left behind."""
+    raise KeyboardInterrupt
+
+
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _stop)
     sys.exit(run_stage(main))

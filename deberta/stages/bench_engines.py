@@ -19,25 +19,31 @@ HF = "hf"  # transformers' own layout
 GUIDE = "guide.onnx"
 HF_EXPORT = "hf_export/model.onnx"
 SUMMARY = "models.json"  # what bench_models made
+# How an engine puts rows of real lengths into batches, see bench_rows.
+AS_THEY_COME, BY_LENGTH, BY_BUCKET = "as they come", "by length", "by bucket"
 
 Logits = npt.NDArray[np.float32]
 
 
-def ours_onnx(length: int) -> str:
-    return f"ours_s{length}.onnx"
+def ours_onnx(fixed: bool) -> str:
+    """Ours for 256 tokens, or for any length up to that."""
+    return "ours.onnx" if fixed else "ours_any.onnx"
 
 
-def ours_xml(batch_size: int, length: int) -> str:
-    return f"cpu/ours_bs{batch_size}_s{length}.xml"
+def ours_xml(batch_size: int, fixed: bool) -> str:
+    return f"cpu/ours_bs{batch_size}.xml" if fixed else f"cpu/ours_bs{batch_size}_any.xml"
 
 
-def floor_onnx(batch_size: int, length: int) -> str:
-    return f"floor_bs{batch_size}_s{length}.onnx"
+def floor_onnx(batch_size: int, fixed: bool) -> str:
+    return f"floor_bs{batch_size}.onnx" if fixed else f"floor_bs{batch_size}_any.onnx"
 
 
 @dataclass(frozen=True)
 class Job:
-    """What one engine runs: its model in `folder`, on the sample's rows. `fixed`: all of them have 256 tokens."""
+    """What one engine runs: its model in `folder`, on the sample's rows. `fixed`: all of them have 256 tokens.
+
+    `buckets`: the lengths that the cpu backend runs them at.
+    """
 
     engine: str
     folder: str
@@ -45,12 +51,17 @@ class Job:
     batch_size: int
     fixed: bool
     lengths: tuple[int, ...]
+    buckets: tuple[int, ...]
     vocabulary: int
 
     @property
     def batches(self) -> list[Batch]:
-        batching = bench_rows.as_they_come if self.fixed else ENGINES[self.engine].batching
-        return batching(self.lengths, self.batch_size)
+        batching = ENGINES[self.engine].batching
+        if self.fixed or batching == AS_THEY_COME:
+            return bench_rows.as_they_come(self.lengths, self.batch_size)
+        if batching == BY_LENGTH:
+            return bench_rows.by_length(self.lengths, self.batch_size)
+        return bench_rows.by_bucket(self.lengths, self.batch_size, self.buckets)
 
     def file(self, name: str) -> Path:
         return Path(self.folder, name)
@@ -72,9 +83,8 @@ class Engine:
     label: str
     how: str
     load: Callable[[Job], Loaded]
-    batching: Callable[[tuple[int, ...], int], list[Batch]]
+    batching: str
     exact: bool = True
-    real: bool = True  # whether it runs rows of real lengths, too
 
 
 def _filled(batch: Batch, rows: int, ids: Array, mask: Array) -> list[Array]:
@@ -82,25 +92,24 @@ def _filled(batch: Batch, rows: int, ids: Array, mask: Array) -> list[Array]:
 
 
 def _load_ours(job: Job) -> Loaded:
-    """The cpu backend's own models, loaded as its runner does."""
-    from deberta.stages import run_cpu
+    """The cpu backend's own model, loaded and run as its runners do: of 256 tokens, or one of all lengths."""
+    from deberta.stages import run_buckets, run_cpu
 
-    requests, facts = {}, {}
-    for length in sorted({batch.length for batch in job.batches}, reverse=True):
-        engine = run_cpu.load_model(job.file(ours_xml(job.batch_size, length)), job.threads)
-        requests[length] = engine.compiled.create_infer_request()
-        facts = {name: run_cpu.engine_facts(engine)[name] for name in ("precision", "threads")}
+    xml = job.file(ours_xml(job.batch_size, job.fixed))
+    engine = run_cpu.load_model(xml, job.threads)
+    request = engine.compiled.create_infer_request()
+    run_buckets.release(xml.with_suffix(".bin"))
 
-    def run(given: tuple[int, list[Array]]) -> Logits:
-        request = requests[given[0]]
-        for name, values in zip(INPUTS, given[1], strict=True):
-            request.get_tensor(name).data[:] = values
+    def run(given: list[Array]) -> Logits:
+        for name, values in zip(INPUTS, given, strict=True):
+            run_cpu.give(request, name, values)
         request.infer(share_outputs=True)
         return np.array(request.get_output_tensor(0).data)
 
-    return Loaded(
-        lambda batch, ids, mask: (batch.length, _filled(batch, job.batch_size, ids, mask)), run, lambda: facts
-    )
+    def facts() -> dict[str, Any]:
+        return {name: run_cpu.engine_facts(engine)[name] for name in ("precision", "threads")}
+
+    return Loaded(lambda batch, ids, mask: _filled(batch, job.batch_size, ids, mask), run, facts)
 
 
 def _load_transformers(job: Job, compiled: bool) -> Loaded:
@@ -144,8 +153,8 @@ def _load_hf_export(job: Job) -> Loaded:
 
 
 def _load_guide(job: Job) -> Loaded:
-    """ONNX Runtime is told the batch size when it loads the graph, so that it folds what ATC does."""
-    session = _session(job.file(GUIDE), job.threads, batch=job.batch_size)
+    """As it was exported. Told the batch size, ONNX Runtime folds more of it, and is slower for all those indices."""
+    session = _session(job.file(GUIDE), job.threads)
 
     def prepare(batch: Batch, ids: Array, mask: Array) -> Any:
         return dict(zip(INPUTS, _filled(batch, job.batch_size, ids, mask), strict=True))
@@ -160,40 +169,41 @@ def _load_floor(job: Job) -> Loaded:
     from deberta.stages import bench_floor, run_cpu
 
     core = ov.Core()
-    requests = {}
-    for length in sorted({batch.length for batch in job.batches}, reverse=True):
-        compiled = core.compile_model(
-            core.read_model(job.file(floor_onnx(job.batch_size, length))), "CPU", run_cpu.engine_settings(job.threads)
-        )
-        requests[length] = compiled.create_infer_request()
-        for name, values in bench_floor.inputs({port.any_name: port.shape for port in compiled.inputs}).items():
-            requests[length].get_tensor(name).data[:] = values
+    model = core.read_model(job.file(floor_onnx(job.batch_size, job.fixed)))
+    hidden = model.inputs[0].get_partial_shape()[1].get_length()
+    request = core.compile_model(model, "CPU", run_cpu.engine_settings(job.threads)).create_infer_request()
 
-    def run(length: int) -> Logits:
-        requests[length].infer(share_outputs=True)
-        return np.array(requests[length].get_output_tensor(0).data)
+    def prepare(batch: Batch, ids: Array, mask: Array) -> Any:
+        values = bench_floor.inputs(job.batch_size, batch.length, hidden)
+        return {name: ov.Tensor(given, shared_memory=True) for name, given in values.items()}
 
-    return Loaded(lambda batch, ids, mask: batch.length, run)
+    def run(given: Any) -> Logits:
+        for name, tensor in given.items():
+            request.set_tensor(name, tensor)
+        request.infer(share_outputs=True)
+        return np.array(request.get_output_tensor(0).data)
+
+    return Loaded(prepare, run)
 
 
 def _load_floor_ort(job: Job) -> Loaded:
     from deberta.stages import bench_floor
 
-    (length,) = {batch.length for batch in job.batches}
-    session = _session(job.file(floor_onnx(job.batch_size, length)), job.threads)
-    given = bench_floor.inputs({port.name: port.shape for port in session.get_inputs()})
-    return Loaded(lambda batch, ids, mask: given, lambda values: np.asarray(session.run(None, values)[0]))
+    session = _session(job.file(floor_onnx(job.batch_size, job.fixed)), job.threads)
+    hidden = session.get_inputs()[0].shape[1]
+    return Loaded(
+        lambda batch, ids, mask: bench_floor.inputs(job.batch_size, batch.length, hidden),
+        lambda given: np.asarray(session.run(None, given)[0]),
+    )
 
 
-def _session(path: Path, threads: int, **dimensions: int) -> Any:
+def _session(path: Path, threads: int) -> Any:
     """ONNX Runtime's session with all of its optimizations, its default."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
-    for name, size in dimensions.items():
-        options.add_free_dimension_override_by_name(name, size)
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
@@ -203,45 +213,44 @@ ENGINES = {
         "deberta-ascend, cpu backend",
         "our graph on OpenVINO in float32, as `build-om` and `infer` make and run it on a CPU",
         _load_ours,
-        bench_rows.by_bucket,
+        BY_BUCKET,
     ),
     REFERENCE: Engine(
         "transformers, eager",
         "the model that `from_pretrained` gives, in inference mode",
         lambda job: _load_transformers(job, compiled=False),
-        bench_rows.by_length,
+        BY_LENGTH,
     ),
     "compile": Engine(
         "transformers, torch.compile",
         "the same under `torch.compile`, with dynamic shapes for real lengths alone",
         lambda job: _load_transformers(job, compiled=True),
-        bench_rows.by_length,
+        BY_LENGTH,
     ),
     "hf-export": Engine(
         "Hugging Face's export on ONNX Runtime",
         "what `optimum-cli export onnx` (optimum-onnx) makes, run by ONNX Runtime itself",
         _load_hf_export,
-        bench_rows.by_length,
+        BY_LENGTH,
     ),
     "guide": Engine(
         "the guide's form on ONNX Runtime",
         "the guide's graph (2 GatherElements by int64 indices per layer, a mask of -inf)",
         _load_guide,
-        bench_rows.as_they_come,
+        AS_THEY_COME,
     ),
     "floor": Engine(
         "matrix products alone, OpenVINO",
         "our graph's matrix products and nothing else, with constant weights",
         _load_floor,
-        bench_rows.by_bucket,
+        BY_BUCKET,
         exact=False,
     ),
     "floor-ort": Engine(
         "matrix products alone, ONNX Runtime",
         "the same products on ONNX Runtime",
         _load_floor_ort,
-        bench_rows.by_bucket,
+        BY_BUCKET,
         exact=False,
-        real=False,
     ),
 }

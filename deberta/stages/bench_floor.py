@@ -9,7 +9,7 @@ compute the product, and nothing is spent on passing it on.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,15 +17,19 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from deberta.contract import ONNX_IR_VERSION, ONNX_OPSET
+from deberta.contract import ONNX_IR_VERSION, ONNX_OPSET, SEQUENCE_LENGTH
 from deberta.stages.config import ModelConfig
 
 INPUTS = ("x", "first")  # float32 [batch_size * length, E] and [batch_size, E]
+LONGEST = SEQUENCE_LENGTH
 WEIGHTS = "floor.weights"
 
 
 def write(config: ModelConfig, batch_size: int, length: int, path: Path) -> None:
-    """Write the graph for one batch size and length; its random weights are shared by all that lie beside it."""
+    """Write the graph for one batch size and length, 0 for any up to LONGEST.
+
+    The random weights are shared by all graphs that lie beside it.
+    """
     graph = _Graph(config, batch_size, length)
     last = config.num_hidden_layers - 1
     for index in range(last + 1):
@@ -35,10 +39,10 @@ def write(config: ModelConfig, batch_size: int, length: int, path: Path) -> None
     graph.save(path)
 
 
-def inputs(shapes: Mapping[str, Sequence[int]]) -> dict[str, npt.NDArray[np.float32]]:
-    """Values for a graph's inputs, whose shapes an engine tells."""
+def inputs(batch_size: int, length: int, hidden: int) -> dict[str, npt.NDArray[np.float32]]:
     draw = np.random.default_rng(0)
-    return {name: draw.standard_normal([int(size) for size in shapes[name]], np.float32) for name in INPUTS}
+    sizes = zip(INPUTS, (batch_size * length, batch_size), strict=True)
+    return {name: draw.standard_normal((rows, hidden), np.float32) for name, rows in sizes}
 
 
 def products(path: Path) -> tuple[int, int]:
@@ -62,6 +66,7 @@ class _Graph:
         self.small: list[onnx.TensorProto] = []
         self.large: dict[str, tuple[int, ...]] = {}
         self.corners: list[str] = []
+        self.bounds: list[str] = []  # of any length: the length, and where the tables are cut
 
     def weight(self, name: str, shape: tuple[int, ...]) -> str:
         """A matrix in the shared file."""
@@ -92,30 +97,46 @@ class _Graph:
         taken = self.node("Slice", (value, zeros, ones, self.constant(f"axes_{axes}", np.arange(axes))))
         self.corners.append(self.reshape(taken, (1,)))
 
+    def cut(self, table: str, first_only: bool) -> str:
+        """What of a table for LONGEST tokens the input's number of tokens needs."""
+        if self.length:
+            return table
+        if not self.bounds:
+            tokens = self.node(
+                "Slice", (self.node("Shape", ("x",)), *(self.constant(f"c{n}", np.array([n])) for n in (0, 1)))
+            )
+            length = self.node("Div", (tokens, self.constant("batch", np.array([self.batch_size]))))
+            longest = self.constant("longest", np.array([LONGEST]))
+            self.bounds = [length, self.node("Sub", (longest, length)), self.node("Add", (longest, length))]
+        length, begin, end = self.bounds
+        start, stop = (self.constant("c0", np.array([0])), length) if first_only else (begin, end)
+        return self.node("Slice", (table, start, stop, self.constant("c3", np.array([3]))))
+
     def layer(self, index: int, first_only: bool) -> None:
-        config, batch, length = self.config, self.batch_size, self.length
+        config, batch = self.config, self.batch_size
         hidden, inner = config.hidden_size, config.all_head_size
         heads, size = config.num_attention_heads, config.attention_head_size
-        queries = 1 if first_only else length
 
         def linear(value: str, name: str, rows: int, columns: int) -> str:
             return self.product(value, self.weight(f"{index}.{name}", (rows, columns)))
 
-        def table(name: str, columns: int) -> str:
+        def table(name: str) -> str:
+            """[1, H, D, 2 * length], or [1, H, D, length] for the first position alone."""
+            columns = (1 if first_only else 2) * (self.length or LONGEST)
             values = np.random.default_rng(index).standard_normal((1, heads, size, columns), np.float32)
-            return self.constant(f"{index}.{name}", values / math.sqrt(size))
+            return self.cut(self.constant(f"{index}.{name}", values / math.sqrt(size)), first_only)
 
         x = "first" if first_only else "x"
-        query = self.reshape(linear(x, "query", hidden, inner), (batch, heads, queries, size))
+        query = self.reshape(linear(x, "query", hidden, inner), (batch, heads, 1 if first_only else -1, size))
         key = linear("x", "key", hidden, inner)
-        value = self.reshape(linear("x", "value", hidden, inner), (batch, heads, length, size))
-        scores = self.product(query, self.reshape(key, (batch, heads, size, length)))
+        value = self.reshape(linear("x", "value", hidden, inner), (batch, heads, -1, size))
+        scores = self.product(query, self.reshape(key, (batch, heads, size, -1)))
         if config.relative_attention and "c2p" in config.pos_att_type:
-            self.corner(self.product(query, table("c2p", length if first_only else 2 * length)), 4)
+            self.corner(self.product(query, table("c2p")), 4)
         # For one position p2c is no product of matrices: each key meets one distance only.
         if config.relative_attention and "p2c" in config.pos_att_type and not first_only:
-            self.corner(self.product(self.reshape(key, (batch, heads, length, size)), table("p2c", 2 * length)), 4)
-        context = self.reshape(self.product(scores, value), (batch * queries, inner))
+            self.corner(self.product(self.reshape(key, (batch, heads, -1, size)), table("p2c")), 4)
+        context = self.reshape(self.product(scores, value), (-1, inner))
         attended = linear(context, "output", inner, hidden)
         wide = linear(attended, "wide", hidden, config.intermediate_size)
         self.corner(linear(wide, "narrow", config.intermediate_size, hidden), 2)
@@ -143,7 +164,7 @@ class _Graph:
             "floor",
             [
                 helper.make_tensor_value_info(name, TensorProto.FLOAT, [rows, self.config.hidden_size])
-                for name, rows in zip(INPUTS, (self.batch_size * self.length, self.batch_size), strict=True)
+                for name, rows in zip(INPUTS, (self.batch_size * self.length or "tokens", self.batch_size), strict=True)
             ],
             [helper.make_tensor_value_info("corners", TensorProto.FLOAT, [len(self.corners)])],
             [*self.small, *outside],

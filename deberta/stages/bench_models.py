@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ import torch
 from transformers import DebertaV2Config, DebertaV2ForSequenceClassification
 
 from deberta import files
-from deberta.contract import LABELS
+from deberta.contract import LABELS, SEQUENCE_LENGTH
 from deberta.errors import run_stage
 from deberta.stages import bench_floor, bench_guide, checkpoint, config, export_onnx
 from deberta.stages.bench_engines import GUIDE, HF, SUMMARY, floor_onnx, ours_onnx
@@ -34,9 +35,9 @@ TINY = {
 
 def make(
     folder: Path, values: dict[str, Any], trained: tuple[Path, tuple[str, ...]] | None, seed: int,
-    engines: Sequence[str], shapes: Sequence[tuple[int, int]],
+    engines: Sequence[str], cases: Sequence[tuple[int, bool]],
 ) -> dict[str, Any]:  # fmt: skip
-    """Make what `engines` need, ours and the floor for these (batch size, length); returns what is to be told."""
+    """Make what `engines` need for these (batch size, whether of 256 tokens); returns what is to be told."""
     settings = config.from_dict(values)
     model = _weights(values, trained, seed)
     model.save_pretrained(folder / HF)
@@ -46,19 +47,20 @@ def make(
         said["guide"] = {"nodes": bench_guide.export(model, folder / GUIDE), "folded": _folded(folder / GUIDE)}
     del model
     if "ours" in engines:
-        for length in sorted({length for _, length in shapes}):
-            print(f"exporting ours for {length} tokens", flush=True)
+        for fixed in sorted({fixed for _, fixed in cases}, reverse=True):
+            print("exporting ours for 256 tokens" if fixed else "exporting ours for any length", flush=True)
             loaded = checkpoint.load(folder / HF, settings, LABELS).model
-            export_onnx.export(loaded, folder / ours_onnx(length), length)
-            nodes = export_onnx.check_graph(folder / ours_onnx(length))
-        said["ours"] = {"nodes": dict(nodes.most_common())}
+            export_onnx.export(loaded, folder / ours_onnx(fixed), SEQUENCE_LENGTH, any_length=not fixed)
+            if fixed:
+                said["ours"] = {"nodes": dict(export_onnx.check_graph(folder / ours_onnx(fixed)).most_common())}
     if "floor" in engines or "floor-ort" in engines:
         said["floor"] = {}
-        for batch_size, length in shapes:
-            path = folder / floor_onnx(batch_size, length)
-            bench_floor.write(settings, batch_size, length, path)
-            count, operations = bench_floor.products(path)
-            said["floor"][path.stem] = {"products": count, "operations": operations}
+        for batch_size, fixed in cases:
+            path = folder / floor_onnx(batch_size, fixed)
+            bench_floor.write(settings, batch_size, SEQUENCE_LENGTH if fixed else 0, path)
+            if fixed:
+                count, operations = bench_floor.products(path)
+                said["floor"][str(batch_size)] = {"products": count, "operations": operations}
     return said
 
 
@@ -72,10 +74,20 @@ def _weights(values: dict[str, Any], trained: tuple[Path, tuple[str, ...]] | Non
     if trained is not None:
         model.load_state_dict(checkpoint.load(trained[0], config.from_dict(values), trained[1]).model.state_dict())
         return model
-    with torch.no_grad():  # biases too, and wide enough that logits differ from row to row
-        for weight in model.parameters():
-            weight.add_(torch.randn_like(weight) * 0.02)
+    _randomise(model)
     return model
+
+
+def _randomise(model: Any) -> None:
+    """Weights, biases included, that give logits of several units and every label: a slip would show in them."""
+    wide = 1.4 / math.sqrt(model.config.hidden_size)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            norm, bias = name.endswith("LayerNorm.weight"), name.endswith("bias")
+            weight.normal_(1.0 if norm else 0.0, 0.05 if norm else 0.02 if bias else wide)
+        model.classifier.weight.normal_(0.0, 6 * wide)
+        ids = torch.randint(1, model.config.vocab_size, (32, 40))
+        model.classifier.bias -= model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.mean(dim=0)
 
 
 def _folded(path: Path) -> dict[str, int]:
@@ -96,13 +108,13 @@ def _folded(path: Path) -> dict[str, int]:
 def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m deberta.stages.bench_models", description=__doc__)
     parser.add_argument("--folder", type=Path, required=True)
-    parser.add_argument("--job", required=True, help="JSON: engines, shapes, seed, threads, config, checkpoint, labels")
+    parser.add_argument("--job", required=True, help="JSON: engines, cases, seed, threads, config, checkpoint, labels")
     options = parser.parse_args(argv)
     job = json.loads(options.job)
     torch.set_num_threads(job["threads"])
     values = json.loads(Path(job["config"]).read_text(encoding="utf-8")) if job["config"] else TINY
     trained = (Path(job["checkpoint"]), tuple(job["labels"])) if job["checkpoint"] else None
-    said = make(options.folder, values, trained, job["seed"], job["engines"], job["shapes"])
+    said = make(options.folder, values, trained, job["seed"], job["engines"], job["cases"])
     said["vocabulary"] = config.from_dict(values).vocab_size
     files.write_text(options.folder / SUMMARY, json.dumps(said, indent=2) + "\n")
 

@@ -42,7 +42,7 @@ def _panel(axis: Any, case: dict[str, Any], labels: dict[str, str]) -> None:
         text = f" {median:.1f} ms, {results[name]['ratio']['median']:.2f}x{differs}"
         axis.text(median + more, place, text, va="center", fontsize=8)
     axis.set_yticks(range(len(names)), [labels[name] for name in names], fontsize=8)
-    axis.set_xlim(0, max(medians) * 1.35)
+    axis.set_xlim(0, max(medians) * 1.5)
     axis.set_xlabel("ms per row (x: by ours)", fontsize=8)
     axis.set_title(case["title"], fontsize=10)
     axis.spines[["top", "right"]].set_visible(False)

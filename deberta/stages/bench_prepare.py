@@ -16,10 +16,10 @@ from typing import Any
 import deberta
 from deberta.errors import MissingError, StageError
 from deberta.stages import bench_processes
-from deberta.stages.bench_engines import HF, HF_EXPORT, OURS, SUMMARY, Job, ours_onnx, ours_xml
+from deberta.stages.bench_engines import HF, HF_EXPORT, SUMMARY, Job, ours_onnx, ours_xml
+from deberta.stages.bench_report import INSTALL
 
 PEERS = Path(".venv-bench", "bin", "python")
-INSTALL = "python3.11 -m venv .venv-bench && .venv-bench/bin/pip install --require-hashes -r requirements-bench.lock"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,13 +29,15 @@ class Case:
     batch_size: int
     fixed: bool
     lengths: tuple[int, ...]
+    buckets: tuple[int, ...]
 
     @property
     def title(self) -> str:
         return f"{'256 tokens' if self.fixed else 'Real lengths'}, batch size {self.batch_size}"
 
     def job(self, engine: str, folder: Path, threads: int, vocabulary: int) -> Job:
-        return Job(engine, str(folder), threads, self.batch_size, self.fixed, self.lengths, vocabulary)
+        rows = (self.batch_size, self.fixed, self.lengths, self.buckets)
+        return Job(engine, str(folder), threads, *rows, vocabulary)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +52,11 @@ class Settings:
     labels: tuple[str, ...]
     peers: Path
     logs: Path
+
+    @property
+    def real_repeats(self) -> int:
+        """At real lengths one turn is many batches."""
+        return max(3, (self.repeats + 1) // 2)
 
 
 @contextlib.contextmanager
@@ -85,10 +92,9 @@ def prepare(
 ) -> tuple[dict[str, Any], dict[str, str], dict[str, str]]:
     """Make the models; returns what they are, the engines that cannot be measured, and the peers' packages."""
     absent: dict[str, str] = {}
-    jobs = [case.job(OURS, folder, settings.threads, 0) for case in cases]
-    shapes = sorted({(job.batch_size, batch.length) for job in jobs for batch in job.batches})
     models = {
-        "engines": settings.engines, "shapes": shapes, "seed": settings.seed, "threads": settings.threads,
+        "engines": settings.engines, "cases": [(case.batch_size, case.fixed) for case in cases], "seed": settings.seed,
+        "threads": settings.threads,
         "config": str(settings.config or ""), "checkpoint": str(settings.checkpoint or ""), "labels": settings.labels,
     }  # fmt: skip
     print("making the models", flush=True)
@@ -98,7 +104,7 @@ def prepare(
     model = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
     random = f"random (size {settings.size}, seed {settings.seed})"
     model["weights"] = str(settings.checkpoint) if settings.checkpoint else random
-    _compile(settings, shapes, folder)
+    _compile(settings, cases, folder)
     versions: dict[str, str] = {}
     if "hf-export" in settings.engines:
         target = folder / HF_EXPORT
@@ -110,13 +116,14 @@ def prepare(
     return model, absent, versions
 
 
-def _compile(settings: Settings, shapes: Sequence[tuple[int, int]], folder: Path) -> None:
+def _compile(settings: Settings, cases: Sequence[Case], folder: Path) -> None:
     """Make the cpu backend's own models, as build-om does."""
     print("compiling ours", flush=True)
-    for batch_size, length in shapes:
-        arguments = {"--model": folder / ours_onnx(length), "--output": folder / ours_xml(batch_size, length)}
-        command = [sys.executable, "-m", "deberta.stages.compile_cpu", "--bs", str(batch_size)]
-        command += ["--threads", str(settings.threads), *(str(word) for pair in arguments.items() for word in pair)]
+    for case in cases:
+        onnx, xml = folder / ours_onnx(case.fixed), folder / ours_xml(case.batch_size, case.fixed)
+        command = [sys.executable, "-m", "deberta.stages.compile_cpu", "--bs", str(case.batch_size)]
+        command += ["--threads", str(settings.threads), "--model", str(onnx), "--output", str(xml)]
+        command += [] if case.fixed else ["--any-length"]
         bench_processes.finish(command, variables(settings, folder), settings.logs / "compile_cpu.log")
 
 

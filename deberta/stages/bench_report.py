@@ -12,6 +12,16 @@ from deberta.stages.bench_engines import ENGINES, OURS, REFERENCE
 TOLERANCE = 1e-4  # largest difference of a logit from transformers eager, float32 both
 COMPARED = ("guide", "eager", "compile", "hf-export")  # shown by ours in the first table
 FLOORS = ("floor", "floor-ort")
+INSTALL = "python3.11 -m venv .venv-bench && .venv-bench/bin/pip install --require-hashes -r requirements-bench.lock"
+_RUNNING = [
+    "`invoke bench` writes `results/bench/bench.json` and prints these tables; `invoke bench --publish` writes this "
+    "page and its plot too. Rows of real lengths are taken from the profile's `dev_matched.tsv`, or from a text file "
+    "with the number of tokens of each row: `invoke bench --lengths FILE`. Hugging Face's export and the plot need an "
+    "environment of their own; where it, or a C++ compiler for torch.compile, is not there, they are reported as "
+    "missing:",
+    "",
+    f"    {INSTALL}",
+]
 _SHOWN = ("GatherElements", "Where", "Expand", "Tile", "Cast", "MatMul", "Gemm", "Softmax")
 
 Json = Mapping[str, Any]
@@ -70,7 +80,8 @@ def markdown(report: Json, plot: str | None) -> str:
     lines += ["## What was compared", ""]
     lines += [_described(name, report) for name in ENGINES if name in report["engines"]]
     lines += [f"- {ENGINES[name].label}: **not measured**. {reason}" for name, reason in report["absent"].items()]
-    return "\n".join([*lines, "", "## How", "", *_how(report), "", "## The machine", "", *_machine(report), ""])
+    lines += ["", "## How", "", *_how(report), "", "## The machine", "", *_machine(report), "", "## Running it", ""]
+    return "\n".join([*lines, *_RUNNING, ""])
 
 
 def _first_table(report: Json) -> list[str]:
@@ -152,10 +163,10 @@ def _how(report: Json) -> list[str]:
     model, settings, sample = report["model"], report["settings"], report["sample"]
     lines = [
         f"- Weights: {model['weights']}, {model['parameters'] / 1e6:.1f} M parameters, float32, the same for all.",
-        f"- {settings['threads']} threads for each engine, which is a process of its own. The engines take turns; each "
-        f"of the {settings['repeats']} repeats begins with another one. Before each turn is a rest of "
-        f"{settings['pause_s']} s, since the threads of some go on spinning for a while. Each engine's first turn is "
-        "left out.",
+        f"- {settings['threads']} threads for each engine, which is a process of its own. The engines take turns, in "
+        f"{settings['repeats']} repeats ({settings['real_repeats']} at real lengths) that each begin with another one. "
+        f"Before each turn is a rest of {settings['pause_s']} s, since the threads of some go on spinning for a while. "
+        "Each engine's first turn is left out.",
         "- A turn runs all rows of the case. Its time is that of the inference calls, from arrays in memory to logits: "
         "nothing is read, tokenized or padded in it.",
         "- By ours: the median (and the quartiles) over the repeats of an engine's time divided by ours in the same "
@@ -166,15 +177,17 @@ def _how(report: Json) -> list[str]:
     ]
     if not sample["rows"]:
         return [*lines, f"- Real lengths were **not measured**: {sample['source']}."]
-    buckets = ", ".join(map(str, sample["buckets"]))
+    buckets = "; ".join(
+        f"at batch size {size} {', '.join(map(str, lengths))}" for size, lengths in sample["buckets"].items()
+    )
     return [
         *lines,
         f"- Real lengths: {sample['rows']} rows of random ids, whose lengths are evenly spaced quantiles of those in "
         f"{sample['source']} ({sample['of']} rows, mean {sample['mean_of_all']:.1f} tokens): mean "
-        f"{sample['mean']:.1f}, median {sample['median']:g}, longest {sample['longest']} tokens. Ours and the products "
-        f"run them sorted by length, each batch filled to the next of {buckets} tokens; transformers and Hugging "
-        "Face's export sorted by length, each batch filled to its longest row; the guide's form unsorted, every row "
-        "filled to 256.",
+        f"{sample['mean']:.1f}, median {sample['median']:g}, longest {sample['longest']} tokens. Every engine but "
+        "the guide's form gets them sorted by length: transformers and Hugging Face's export with each batch filled to "
+        "its longest row, ours and the products with each batch filled to the next of the lengths that `--buckets "
+        f"auto` chooses for all {sample['of']} rows ({buckets}). The guide's form gets every row filled to 256.",
     ]
 
 

@@ -6,6 +6,7 @@ Only a row's number of tokens decides how long it takes, so rows are random ids 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -13,11 +14,10 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from deberta import mnli
+from deberta import buckets, mnli
 from deberta.contract import SEQUENCE_LENGTH
 from deberta.errors import DataError, MissingError
 
-BUCKETS = (32, 48, 64, 96, 128, SEQUENCE_LENGTH)
 SHORTEST = 4  # [CLS], [SEP], [SEP] and one token
 
 Array = npt.NDArray[np.int32]
@@ -70,15 +70,24 @@ def as_they_come(lengths: Sequence[int], batch_size: int) -> list[Batch]:
     return [Batch(rows, SEQUENCE_LENGTH) for rows in _chunks(range(len(lengths)), batch_size)]
 
 
+def choose(lengths: Sequence[int], batch_size: int) -> tuple[int, ...]:
+    """The lengths that `--buckets auto` runs rows of these numbers of tokens at on the cpu backend."""
+    return buckets.choose(Counter(lengths), batch_size, "cpu")
+
+
 def by_length(lengths: Sequence[int], batch_size: int) -> list[Batch]:
     """Rows sorted by length, each batch filled to its longest row: as little padding as there can be."""
     ordered = sorted(range(len(lengths)), key=lambda row: lengths[row])
     return [Batch(rows, lengths[rows[-1]]) for rows in _chunks(ordered, batch_size)]
 
 
-def by_bucket(lengths: Sequence[int], batch_size: int) -> list[Batch]:
-    """Rows sorted by length, each batch filled to the smallest of BUCKETS that holds its longest row."""
-    fitted = [next(bucket for bucket in BUCKETS if bucket >= length) for length in lengths]
+def by_bucket(lengths: Sequence[int], batch_size: int, chosen: Sequence[int]) -> list[Batch]:
+    """Rows sorted by length, each batch filled to the smallest of the `chosen` lengths that holds its longest row.
+
+    A run of all rows has a batch of each length that is not full. So that a sample does not have as many of them, a
+    batch here may hold rows that belong to two lengths.
+    """
+    fitted = [next(bucket for bucket in chosen if bucket >= length) for length in lengths]
     return [Batch(batch.rows, fitted[batch.rows[-1]]) for batch in by_length(lengths, batch_size)]
 
 

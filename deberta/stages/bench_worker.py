@@ -41,7 +41,8 @@ def serve(requests: IO[str], answers: IO[str]) -> None:
             spent, logits = one_pass(job, loaded, prepared)
             answer(seconds=spent, logits=logits)
     except Exception as error:  # any engine may fail in any way: it is reported as not measured, with this
-        answer(error=f"{type(error).__name__}: {error}")
+        said = str(error).strip().splitlines() or [""]
+        answer(error=f"{type(error).__name__}: {said[0]}")
         raise
 
 

@@ -55,7 +55,7 @@ PREPARED: dict[str, Any] = {
     "weights": "none",
     "ours": {"nodes": {}},
     "guide": {"nodes": {}, "folded": {}},
-    "floor": {"floor_bs1_s256": {"products": 1, "operations": 2}},
+    "floor": {"1": {"products": 1, "operations": 2}},
 }
 
 
@@ -147,11 +147,13 @@ def test_bad_options(options: list[str], says: str, tmp_path: Path, monkeypatch:
         run(tmp_path, monkeypatch, {}, *options)
 
 
-def test_interrupted_nothing_is_left(tmp_path: Path) -> None:
-    """One engine never answers; after Ctrl-C no process and no file is left."""
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_nothing_is_left(sent: signal.Signals, tmp_path: Path) -> None:
+    """One engine never answers; after Ctrl-C, or a signal to end, no process and no file is left."""
     (tmp_path / "engine.py").write_text(STAND_IN, encoding="utf-8")
     script = (
-        "import sys; from deberta.stages import bench; from deberta.errors import run_stage;"
+        "import signal, sys; from deberta.stages import bench; from deberta.errors import run_stage;"
+        "signal.signal(signal.SIGTERM, bench._stop);"
         f"bench.WORKER = (sys.executable, {str(tmp_path / 'engine.py')!r});"
         f"bench.prepare = lambda *_: ({PREPARED!r}, {{}}, {{}});"
         "sys.exit(run_stage(bench.main, ['--output', 'bench.json', '--size', 'tiny', '--engines', 'ours,guide']))"
@@ -170,7 +172,7 @@ def test_interrupted_nothing_is_left(tmp_path: Path) -> None:
     while "guide" not in (turns.read_text() if turns.exists() else "") and time.monotonic() < until:
         time.sleep(0.1)
     assert len(_processes_with(str(turns))) >= 3  # it, ours and the guide's form
-    os.killpg(process.pid, signal.SIGINT)
+    process.send_signal(sent)
     assert process.wait(timeout=30) == 130
     assert _processes_with(str(turns)) == []
     assert list((tmp_path / ".cache/bench").iterdir()) == []
@@ -207,7 +209,11 @@ def test_the_sample_is_spread_like_the_whole() -> None:
     assert sorted(bench_rows.sample([5, 7, 9], 3)) == [5, 7, 9]
 
 
-@pytest.mark.parametrize("batching", [bench_rows.as_they_come, bench_rows.by_length, bench_rows.by_bucket])
+def by_bucket(lengths: list[int], batch_size: int) -> list[bench_rows.Batch]:
+    return bench_rows.by_bucket(lengths, batch_size, bench_rows.choose(lengths, batch_size))
+
+
+@pytest.mark.parametrize("batching", [bench_rows.as_they_come, bench_rows.by_length, by_bucket])
 @pytest.mark.parametrize("batch_size", [1, 8])
 def test_every_row_is_in_one_batch_that_holds_it(batching: Any, batch_size: int) -> None:
     lengths = bench_rows.sample(range(4, 257), 61)
@@ -259,8 +265,18 @@ def test_the_floor_has_our_matrix_products(length: int, tmp_path: Path) -> None:
     for value in model.graph.input:
         value.type.tensor_type.shape.dim[0].dim_value = 4
     onnx.save(model, str(tmp_path / "ours.onnx"))
-    bench_floor.write(config.from_dict(helpers.TINY), 4, length, tmp_path / "floor.onnx")
+    tiny = config.from_dict(helpers.TINY)
+    bench_floor.write(tiny, 4, length, tmp_path / "floor.onnx")
     assert bench_floor.products(tmp_path / "floor.onnx") == bench_floor.products(tmp_path / "ours.onnx")
+    bench_floor.write(tiny, 4, 0, tmp_path / "any.onnx")
+    given = bench_floor.inputs(4, length, tiny.hidden_size)
+    corners = []
+    for name in ("floor.onnx", "any.onnx"):
+        session = onnxruntime.InferenceSession(str(tmp_path / name), providers=["CPUExecutionProvider"])
+        corners.append(session.run(None, given)[0])
+    assert corners[0].shape == corners[1].shape  # their tables are drawn at different lengths
+    if length == bench_floor.LONGEST:
+        assert np.array_equal(*corners)
 
 
 def test_a_real_run_at_the_tiny_size(tmp_path: Path) -> None:
@@ -284,5 +300,6 @@ def test_a_real_run_at_the_tiny_size(tmp_path: Path) -> None:
         assert all(not result.get("differs") for result in case["results"].values())
         assert all(2**25 < result["peak_rss_bytes"] < 2**30 for result in case["results"].values())
     assert report["cases"][1]["results"]["guide"]["tokens"] == 4 * 256
-    assert report["cases"][1]["results"]["ours"]["tokens"] == 2 * 32 + 2 * 64
+    assert report["sample"]["buckets"] == {"2": [64]}
+    assert report["cases"][1]["results"]["ours"]["tokens"] == 4 * 64
     assert list((tmp_path / ".cache/bench").iterdir()) == []

@@ -17,7 +17,11 @@ PROSE = {"and"}  # "installing invoke and docker"
 # The host completes a stage's hints with the options of the run, so these stand there as they are or with --force.
 COMPLETED = {"export-onnx", "preprocess", "build-om", "infer", "postprocess", "evaluate"}
 UNCOMPLETED = {"fetch", "doctor"}
-SHOWN_BY_STAGES = [ROOT / "deberta" / "mnli.py", ROOT / "deberta" / "msame.py", *ROOT.glob("deberta/stages/*.py")]
+PAGES = {"bench_report.py"}  # what it names stands on a page, not in a message of a run
+SHOWN_BY_STAGES = [
+    *(ROOT / "deberta" / name for name in ("mnli.py", "msame.py")),
+    *(path for path in ROOT.glob("deberta/stages/*.py") if path.name not in PAGES),
+]
 
 
 class Hint(NamedTuple):
