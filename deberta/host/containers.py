@@ -16,7 +16,7 @@ from typing import Any, Mapping, Sequence
 from deberta.host import tools
 from deberta.host.steps import Step
 
-ROOT = PurePosixPath("/work")  # the workspace in a container
+ROOT = PurePosixPath("/workspace")  # the workspace in a container
 CODE = PurePosixPath("/opt/deberta-ascend")  # our package's folder there
 PYTHON = "/opt/stages/bin/python"  # of the export image
 

@@ -34,7 +34,7 @@ OM = "models/demo/ascend/deberta_bs8.om"
 OUTPUTS, FEW_OUTPUTS = f"{RESULTS}/outputs_bs8_om", f"{RESULTS}/outputs_bs8_limit24_om"
 NODES = ("davinci0", "davinci_manager", "devmm_svm", "hisi_hdc")
 DEVICE_GROUP = 34567
-FORCED = "/work/models/forced.sh"  # a test writes it into its workspace
+FORCED = "/workspace/models/forced.sh"  # a test writes it into its workspace
 # A step's inputs, and the folder that it may write to beside its scratch folder.
 STEPS = {
     "export-onnx": (("models/demo/pytorch.model-demo.bin", "models/demo/model_config.json"), "models/demo"),
@@ -222,7 +222,7 @@ def test_a_step_can_write_its_outputs_and_not_its_inputs(evaluated: tuple[Place,
     writable = {mount["Source"] for mount in found["Mounts"] if mount["RW"]}
     assert writable == {str(place.root / path) for path in (outputs, f".cache/scratch/{step}")}
     for path in inputs:
-        [there] = [f"/work/{one.relative_to(place.root)}" for one in place.root.glob(path)]
+        [there] = [f"/workspace/{one.relative_to(place.root)}" for one in place.root.glob(path)]
         assert not mounted(found, there)["RW"], there
     for path in (
         "/etc/passwd",
@@ -252,13 +252,12 @@ def test_a_running_container_from_within(place: Place, engine_client: Any) -> No
         assert within("ls /sys/class/net") == "lo\n"
         assert within("ls /dev | grep -E 'davinci|devmm|hisi'").split() == list(NODES)
         assert within("for node in davinci0 devmm_svm; do : < /dev/$node && echo open; done").split() == ["open"] * 2
-        folders = "/ /opt/deberta-ascend /usr/local/Ascend /work /work/models /work/models/demo/ascend /work/data/demo"
-        closed = f"for folder in {folders} /work/results/demo; do touch $folder/x 2>&1; done | grep -c Read-only"
+        folders = "/ /opt/deberta-ascend /usr/local/Ascend . ./models ./models/demo/ascend ./data/demo ./results/demo"
+        closed = f"cd /workspace; for folder in {folders}; do touch $folder/x 2>&1; done | grep -c Read-only"
         assert within(closed) == "8\n"
-        scratch = "/work/.cache/scratch/infer_bs8_mismatch_limit24"
-        opened = (
-            f"for folder in {scratch} $HOME $TMPDIR /tmp /work/{FEW_OUTPUTS}; do touch $folder/x && echo $folder; done"
-        )
+        scratch = "/workspace/.cache/scratch/infer_bs8_mismatch_limit24"
+        folders = f"{scratch} $HOME $TMPDIR /tmp /workspace/{FEW_OUTPUTS}"
+        opened = f"for folder in {folders}; do touch $folder/x && echo $folder; done"
         assert len(within(opened).splitlines()) == 5
     finally:
         running.terminate()

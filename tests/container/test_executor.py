@@ -58,7 +58,7 @@ def test_errors_of_a_stage_are_its_own(place: Place) -> None:
     data = place.root / "data/demo/MNLI/dev_matched.tsv"
     data.write_bytes(data.read_bytes() + b"\xff\n")
     said = place.fail(5, *PREPROCESS)
-    assert "data/demo/MNLI/dev_matched.tsv" in said and "/work" not in said
+    assert "data/demo/MNLI/dev_matched.tsv" in said and "/workspace" not in said
 
 
 def test_an_engine_that_cannot_be_used(place: Place) -> None:

@@ -39,12 +39,12 @@ def binds(container: Container, workspace: Path) -> dict[str, tuple[str, bool]]:
     return found
 
 
-KINDS = {f"/work/{kind}": (kind, False) for kind in ("models", "data", "results")}
+KINDS = {f"/workspace/{kind}": (kind, False) for kind in ("models", "data", "results")}
 
 
 def scratch(name: str) -> dict[str, tuple[str, bool]]:
     there = f".cache/scratch/{name}"
-    return {f"/work/{there}": (there, True), "/etc/passwd": (f"{there}/passwd", False)}
+    return {f"/workspace/{there}": (there, True), "/etc/passwd": (f"{there}/passwd", False)}
 
 
 def test_a_stage_writes_to_its_folder_and_not_over_its_inputs(tmp_path: Path) -> None:
@@ -52,23 +52,27 @@ def test_a_stage_writes_to_its_folder_and_not_over_its_inputs(tmp_path: Path) ->
     assert binds(made, tmp_path) == {
         **KINDS,
         **scratch("export-onnx"),
-        "/work/models/demo": ("models/demo", True),
-        "/work/models/demo/p.bin": ("models/demo/p.bin", False),
-        "/work/models/demo/c.json": ("models/demo/c.json", False),
+        "/workspace/models/demo": ("models/demo", True),
+        "/workspace/models/demo/p.bin": ("models/demo/p.bin", False),
+        "/workspace/models/demo/c.json": ("models/demo/c.json", False),
         "/opt/deberta-ascend/deberta": ("/project/deberta", False),
     }
     # A mount below another one has to come after it.
     targets = [str(mount.target) for mount in made.mounts]
-    assert targets.index("/work/models") < targets.index("/work/models/demo") < targets.index("/work/models/demo/p.bin")
+    assert (
+        targets.index("/workspace/models")
+        < targets.index("/workspace/models/demo")
+        < targets.index("/workspace/models/demo/p.bin")
+    )
     assert made.command[:3] == ("/opt/stages/bin/python", "-m", "deberta.stages.export_onnx")
-    assert made.folder == PurePosixPath("/work") and made.variables["PYTHONPATH"] == "/opt/deberta-ascend"
-    assert made.variables["HOME"] == made.variables["TMPDIR"] == "/work/.cache/scratch/export-onnx/home"
+    assert made.folder == PurePosixPath("/workspace") and made.variables["PYTHONPATH"] == "/opt/deberta-ascend"
+    assert made.variables["HOME"] == made.variables["TMPDIR"] == "/workspace/.cache/scratch/export-onnx/home"
 
 
 def test_outputs_of_an_earlier_step_in_the_same_folder_are_read_only(tmp_path: Path) -> None:
     made = binds(of(steps.postprocess(CPU, 1, "match", OUTPUTS), tmp_path), tmp_path)
-    assert made["/work/results/demo/cpu"] == ("results/demo/cpu", True)
-    assert made[f"/work/{OUTPUTS}"] == (str(OUTPUTS), False)
+    assert made["/workspace/results/demo/cpu"] == ("results/demo/cpu", True)
+    assert made[f"/workspace/{OUTPUTS}"] == (str(OUTPUTS), False)
 
 
 def test_a_tool_works_in_its_scratch_folder_without_our_code(tmp_path: Path) -> None:
@@ -78,16 +82,16 @@ def test_a_tool_works_in_its_scratch_folder_without_our_code(tmp_path: Path) -> 
     assert binds(made, tmp_path) == {
         **KINDS,
         **scratch("infer_bs1_match"),
-        "/work/results/demo/ascend/outputs_bs1_om": ("results/demo/ascend/outputs_bs1_om", True),
+        "/workspace/results/demo/ascend/outputs_bs1_om": ("results/demo/ascend/outputs_bs1_om", True),
         "/usr/local/Ascend/driver/lib64": ("/driver/lib64", False),
     }
-    assert made.folder == PurePosixPath("/work/.cache/scratch/infer_bs1_match") and made.command[0] == "msame"
+    assert made.folder == PurePosixPath("/workspace/.cache/scratch/infer_bs1_match") and made.command[0] == "msame"
     assert "PYTHONPATH" not in made.variables
     assert step.arguments[-2:] == ("--device", "2")
     assert docker_executor.without_device(step.arguments) == step.arguments[:-2]
     options = atc.options({"fusion_switch_file": "models/demo/fusion.cfg"})
     built = of(steps.build_om(Plan(PROFILE, "ascend", soc_version="Ascend310P3", atc=options), 1), tmp_path)
-    assert binds(built, tmp_path)["/work/models/demo/ascend"] == ("models/demo/ascend", True)
+    assert binds(built, tmp_path)["/workspace/models/demo/ascend"] == ("models/demo/ascend", True)
 
 
 def test_links_and_paths_elsewhere_have_mounts_of_their_own(tmp_path: Path) -> None:
@@ -98,12 +102,12 @@ def test_links_and_paths_elsewhere_have_mounts_of_their_own(tmp_path: Path) -> N
     (elsewhere / "p.bin").touch()
     (workspace / "models/demo/p.bin").symlink_to(elsewhere / "p.bin")
     made = binds(of(steps.export_onnx(CPU), workspace), workspace)
-    assert made["/work/models/demo/p.bin"] == (str(elsewhere / "p.bin"), False)
-    assert made["/work/results"] == (str(elsewhere / "results"), False)
+    assert made["/workspace/models/demo/p.bin"] == (str(elsewhere / "p.bin"), False)
+    assert made["/workspace/results"] == (str(elsewhere / "results"), False)
     step = steps.postprocess(CPU, 1, "match", PurePosixPath(elsewhere / "out"))
     made = binds(of(step, workspace), workspace)
     assert made[str(elsewhere / "out")] == (str(elsewhere / "out"), False)
-    assert made["/work/results/demo/cpu"] == (str(elsewhere / "results/demo/cpu"), True)
+    assert made["/workspace/results/demo/cpu"] == (str(elsewhere / "results/demo/cpu"), True)
 
 
 def parsed(line: list[str]) -> tuple[dict[str, list[str]], list[str]]:
@@ -164,13 +168,13 @@ def test_the_folder_that_a_run_names_is_the_shells_to_find(tmp_path: Path) -> No
     for name in ("one", "t wo"):
         (tmp_path / "out puts" / name).mkdir(parents=True)
     os.utime(tmp_path / "out puts/one", (1, 1))
-    mount = 'type=bind,"source=/a, $b/$T",target=/work/$T,readonly'
+    mount = 'type=bind,"source=/a, $b/$T",target=/workspace/$T,readonly'
     lines = local.to_paste(["printf", "%s\\n", mount, "", "--outputs", "out puts/$T"])
     ran = subprocess.run(["sh", "-e", "-c", "\n".join(lines)], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert ran.stdout.splitlines() == [mount.replace("$T", "t wo"), "", "--outputs", "out puts/t wo"]
 
 
 def test_passwd() -> None:
-    home = PurePosixPath("/work/.cache/home")
-    assert containers.passwd(USER, home).splitlines()[1] == "user:x:1234:5678::/work/.cache/home:/bin/sh"
+    home = PurePosixPath("/workspace/.cache/home")
+    assert containers.passwd(USER, home).splitlines()[1] == "user:x:1234:5678::/workspace/.cache/home:/bin/sh"
     assert containers.passwd(User(0, 0), home) == "root:x:0:0:root:/root:/bin/sh\n"
