@@ -26,6 +26,11 @@ HEAVY = {
     "tokenizers",
     "sentencepiece",
     "safetensors",
+    "scipy",
+    "rfc8785",
+    "jsonschema",
+    "jinja2",
+    "cryptography",
 }
 FOLDERS = ("deberta", "tests", "docs", "docker", "benchmarks", "requirements", ".ci")
 # Put together, so that this file does not hold what it looks for.
