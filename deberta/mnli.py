@@ -1,14 +1,14 @@
 """GLUE's MNLI files, row by row: tab separated, never quoted, one header line, UTF-8.
 
-Columns, counted from 0: genre 3, sentence1 8, sentence2 9, gold_label last. The dev files have 16 columns, train.tsv
-12, the test files 10 and no gold label. Every cell is taken as it stands: the texts hold unbalanced double quotes,
-and separators such as U+2028, so only the byte \\n ends a row.
+Columns, counted from 0: pairID 2, genre 3, sentence1 8, sentence2 9, gold_label last. The dev files have 16 columns,
+train.tsv 12, the test files 10 and no gold label. Every cell is taken as it stands: the texts hold unbalanced double
+quotes, and separators such as U+2028, so only the byte \\n ends a row.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from deberta.contract import LABELS
@@ -17,22 +17,23 @@ from deberta.errors import DataError, MissingError
 DEV_COLUMNS = 16
 TRAIN_COLUMNS = 12
 TEST_COLUMNS = 10
-GENRE, PREMISE, HYPOTHESIS = 3, 8, 9
+PAIR_ID, GENRE, PREMISE, HYPOTHESIS = 2, 3, 8, 9
 
 _KINDS = {DEV_COLUMNS: "dev", TRAIN_COLUMNS: "train", TEST_COLUMNS: "test"}
-_NAMES = {GENRE: "genre", PREMISE: "sentence1", HYPOTHESIS: "sentence2", -1: "gold_label"}
+_NAMES = {PAIR_ID: "pairID", GENRE: "genre", PREMISE: "sentence1", HYPOTHESIS: "sentence2", -1: "gold_label"}
 _LABEL_INDEX = {label: index for index, label in enumerate(LABELS)}
 _SHOWN = 5  # bad rows quoted in one message; the others are counted
 
 
 @dataclass(frozen=True)
 class Row:
-    """One pair; `label` is an index into contract.LABELS."""
+    """One pair; `label` is an index into contract.LABELS. `pair_id` names it, and should do so once in a file."""
 
     premise: str
     hypothesis: str
     genre: str
     label: int
+    pair_id: str = field(default="", compare=False)  # rows that say the same are equal
 
 
 def rows(path: Path, expected_columns: int = DEV_COLUMNS, limit: int = 0) -> Iterator[Row]:
@@ -118,7 +119,7 @@ def _parse(line: bytes, expected_columns: int) -> Row:
         raise ValueError(f"unknown label {cells[-1][:40]!r}{hint}, expected one of {', '.join(LABELS)}")
     if not cells[GENRE].isprintable():  # it becomes part of a line in the accuracy text
         raise ValueError(f"genre {cells[GENRE][:40]!r} has characters that do not print")
-    return Row(cells[PREMISE], cells[HYPOTHESIS], cells[GENRE], label)
+    return Row(cells[PREMISE], cells[HYPOTHESIS], cells[GENRE], label, cells[PAIR_ID])
 
 
 def _text(line: bytes) -> str:

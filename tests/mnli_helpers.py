@@ -37,9 +37,13 @@ DEV_HEADER = [
 
 
 def dev_line(
-    premise: str = "A boat.", hypothesis: str = "A ship.", genre: str = "travel", label: str = "neutral"
+    premise: str = "A boat.",
+    hypothesis: str = "A ship.",
+    genre: str = "travel",
+    label: str = "neutral",
+    pair_id: str = "0n",
 ) -> str:
-    return "\t".join(["0", "0", "0n", genre, "", "", "", "", premise, hypothesis, label, "", "", "", "", label])
+    return "\t".join(["0", "0", pair_id, genre, "", "", "", "", premise, hypothesis, label, "", "", "", "", label])
 
 
 def write_dev(path: Path, lines: Sequence[str]) -> Path:

@@ -109,7 +109,7 @@ def make(root: Path) -> Workspace:
     workspace.data("match").parent.mkdir(parents=True)
     for version, rows in ROWS.items():
         lines = [
-            dev_line(f'A "boat {i} of the sea.', "A ship." * (i + 1), GENRES[version][i % 2], LABELS[i % 3])
+            dev_line(f'A "boat {i} of the sea.', "A ship." * (i + 1), GENRES[version][i % 2], LABELS[i % 3], f"{i}n")
             for i in range(rows)
         ]
         write_dev(workspace.data(version), lines)

@@ -12,7 +12,7 @@ import json
 import os
 import resource
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,13 +31,30 @@ Array = npt.NDArray[np.int32]
 
 
 class Counts:
-    """What the written rows held; every field goes into the summary."""
+    """What the written rows held. Lines are the tsv's, the header line being 1."""
 
     def __init__(self, length: int) -> None:
         self.lengths = np.zeros(length + 1, np.int64)  # rows by their number of tokens, specials included
-        self.truncated = 0
+        self.truncated: list[int] = []  # lines
+        self.duplicates: list[tuple[int, int]] = []  # lines: a pairID's first one, and one that has it again
         self.unknown = 0
         self.labels = [0] * len(contract.LABELS)
+        self._first_lines: dict[str, int] = {}  # by pairID
+
+    def add(self, row: int, pair: mnli.Row, encoding: Encoding) -> None:
+        """Count row number `row` of the tsv; [UNK] is counted for many rows at once."""
+        line, tokens = row + 2, len(encoding.ids)
+        self.lengths[tokens] += 1
+        self.labels[pair.label] += 1
+        if tokens == len(self.lengths) - 1 and encoding.overflowing:
+            self.truncated.append(line)
+        first = self._first_lines.setdefault(pair.pair_id, line)
+        if first != line:
+            self.duplicates.append((first, line))
+
+    @property
+    def tokens(self) -> int:
+        return int(self.lengths @ np.arange(len(self.lengths)))
 
     def quantile(self, share: float) -> int:
         """The smallest length that at least `share` of the rows do not exceed."""
@@ -46,8 +63,9 @@ class Counts:
 
     def summary(self) -> dict[str, object]:
         return {
-            "truncated_rows": self.truncated,
-            "tokens": int(self.lengths @ np.arange(len(self.lengths))),
+            "truncated_rows": len(self.truncated),
+            "duplicate_pair_ids": len(self.duplicates),
+            "tokens": self.tokens,
             "unknown_tokens": self.unknown,
             "labels": dict(zip(contract.LABELS, self.labels, strict=True)),
             "length": {"median": self.quantile(0.5), "p90": self.quantile(0.9), "max": self.quantile(1.0)},
@@ -105,6 +123,14 @@ def preprocess(
     }
 
 
+def remarks(summary: Mapping[str, object]) -> str:
+    """The line that says what the data themselves are like."""
+    return (
+        f"{summary['tokens']} tokens, {summary['unknown_tokens']} of them [UNK];"
+        f" {summary['duplicate_pair_ids']} rows with the pairID of an earlier row"
+    )
+
+
 def tokenizer_facts(path: Path, tokenizer: Tokenizer) -> dict[str, object]:
     """What a summary says about the tokenizer; prints a note about one that is not quite the guide's."""
     used = tokenizers_of_guide.source(path)
@@ -136,6 +162,7 @@ def chunks(
     size = batch_size * max(1, _CHUNK_ROWS // batch_size)
     unknown = tokenizer.token_to_id("[UNK]")
     stream = mnli.rows(data, limit=limit)
+    done = 0
     while chunk := list(itertools.islice(stream, size)):
         encodings: list[Encoding] = tokenizer.encode_batch([(row.premise, row.hypothesis) for row in chunk])
         ids = np.zeros((len(chunk), length), "<i4")
@@ -144,10 +171,9 @@ def chunks(
             tokens = encoding.ids
             ids[row, : len(tokens)] = tokens
             mask[row, : len(tokens)] = 1
-            counts.lengths[len(tokens)] += 1
-            counts.truncated += len(tokens) == length and bool(encoding.overflowing)
-            counts.labels[pair.label] += 1
+            counts.add(done + row, pair, encoding)
         counts.unknown += int(np.count_nonzero(ids == unknown))
+        done += len(chunk)
         yield ids, mask
 
 
@@ -208,7 +234,7 @@ def main(argv: Sequence[str]) -> None:
     print(
         f"{summary['rows']} rows{' (the first only)' if limit else ''} in {summary['batches']} batches of"
         f" {batch_size} x {length}, {summary['padding_rows']} padding rows, {summary['truncated_rows']} truncated:"
-        f" {options.output}"
+        f" {options.output}\n{remarks(summary)}"
     )
     if options.summary:
         summary["peak_rss_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -148,7 +148,7 @@ def main(argv: Sequence[str]) -> None:
     print(
         f"{summary['rows']} rows{' (the first only)' if limit else ''} in {summary['batches']} batches of {batch_size}"
         f" at lengths {buckets.text(list(outputs))}: {summary['run_tokens']} tokens to run, {summary['tokens']} of them"
-        f" the rows' own, {summary['truncated_rows']} rows truncated"
+        f" the rows' own, {summary['truncated_rows']} rows truncated\n{preprocess.remarks(summary)}"
     )
     if options.summary:
         summary["peak_rss_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,151 @@
+"""PyTorch's logits of MNLI's tsv in float32 on the CPU: what the compiled models' outputs are compared with.
+
+The checkpoint runs as it is, nothing folded, each row at its own length. The result is float32 [rows, 3] in NumPy's
+format, C order: the tsv's rows in order, contradiction, neutral, entailment.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from deberta import contract, files, mnli
+from deberta.cpus import effective_cpus
+from deberta.errors import ConfigError, DataError, run_stage
+from deberta.progress import Progress
+from deberta.stages import checkpoint, config, preprocess
+from deberta.stages import tokenizer as tokenizers_of_guide
+from deberta.stages.model import Deberta
+
+# Of a batch. Every batch makes the position tables anew, at full size the work of some 85 tokens, so batches are not
+# tiny; more tokens are no faster and only take memory.
+BATCH_TOKENS = 2048
+
+Ids = npt.NDArray[np.int32]
+Logits = npt.NDArray[np.float32]
+
+
+def read_ids(
+    data: Path, tokenizer_path: Path, limit: int = 0, expected_rows: int = 0, vocabulary: int = 0
+) -> tuple[list[Ids], dict[str, object]]:
+    """Each row's ids, int32 [its tokens], as `preprocess` writes them without the padding, and what was counted.
+
+    The arguments, and the errors raised, are `preprocess`'s.
+    """
+    if expected_rows:
+        mnli.expect_rows(data, mnli.count(data), expected_rows)
+    length = contract.SEQUENCE_LENGTH
+    tokenizer = tokenizers_of_guide.load(tokenizer_path)
+    tokenizers_of_guide.truncate(tokenizer, length)
+    counts = preprocess.Counts(length)
+    rows: list[Ids] = []
+    for ids, mask in preprocess.chunks(data, tokenizer, 1, length, limit, counts):
+        preprocess.check_vocabulary(ids, vocabulary, tokenizer_path, data, len(rows))
+        rows += [row[:tokens].copy() for row, tokens in zip(ids, mask.sum(axis=1).tolist(), strict=True)]
+    facts = {"truncated_rows": counts.summary()["truncated_rows"]}
+    return rows, {**facts, **preprocess.tokenizer_facts(tokenizer_path, tokenizer)}
+
+
+def plan(lengths: Sequence[int], batch_tokens: int = BATCH_TOKENS) -> list[list[int]]:
+    """Row numbers by batch: rows of one length only, so that there is no padding; at most `batch_tokens` tokens, or
+    one row. The longest come first: what does not fit into memory shows at once."""
+    ordered = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
+    batches = []
+    for length, rows in itertools.groupby(ordered, key=lambda row: lengths[row]):
+        same, size = list(rows), max(1, batch_tokens // length)
+        batches += [same[first : first + size] for first in range(0, len(same), size)]
+    return batches
+
+
+def run(model: Deberta, rows: Sequence[Ids], name: str, data: Path, batch_tokens: int = BATCH_TOKENS) -> Logits:
+    """The logits of all rows, float32 [rows, labels], in their order. `name` and `data` are for messages.
+
+    Raises DataError as soon as a logit is NaN or infinite.
+    """
+    logits = np.empty((len(rows), model.classifier.out_features), np.float32)
+    progress = Progress(name, sum(map(len, rows)), "tokens")
+    done = 0
+    with torch.inference_mode():
+        for batch in plan([len(ids) for ids in rows], batch_tokens):
+            ids = torch.from_numpy(np.stack([rows[row] for row in batch]))
+            values: Logits = model(ids, torch.ones_like(ids)).numpy()
+            finite = np.logical_and.reduce(np.isfinite(values), axis=1)
+            if not finite.all():
+                row = batch[int(np.argmin(finite))]
+                raise DataError(
+                    f"PyTorch gives NaN or infinite logits for row {row} ({data.name} line {row + 2}) in float32: the"
+                    " checkpoint is damaged, or not of its config. Move it away and run: invoke fetch"
+                )
+            logits[batch] = values
+            done += ids.numel()
+            progress.update(done)
+    return logits
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m deberta.stages.reference", description=__doc__)
+    parser.add_argument("--checkpoint", type=Path, required=True, help=".bin state dict or Hugging Face folder")
+    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument(
+        "--labels", help="the checkpoint's label order, comma separated; default: the config's id2label"
+    )
+    parser.add_argument("--data", type=Path, required=True, help="GLUE's dev tsv, 16 columns")
+    parser.add_argument("--tokenizer", type=Path, required=True, help="spm.model, or a Hugging Face tokenizer folder")
+    parser.add_argument("--output", type=Path, required=True, help="the .npy file")
+    parser.add_argument("--limit", help="the first N rows only")
+    parser.add_argument("--rows", help="rows that the whole tsv must have")
+    parser.add_argument("--summary", type=Path, help="write what was counted to this JSON file")
+    options = parser.parse_args(argv)
+    most = 2**31 - 1
+    limit = contract.parse_integer("--limit", options.limit, 0, 0, most)
+    expected = contract.parse_integer("--rows", options.rows, 0, 1, most)
+    os.environ["TOKENIZERS_PARALLELISM"] = "true"  # a setting of tokenizers: one thread per core in encode_batch
+    threads = effective_cpus()
+    torch.set_num_threads(threads)
+    model_config = config.read(options.config)
+    if model_config.max_position_embeddings < contract.SEQUENCE_LENGTH:
+        raise ConfigError(
+            f"{options.config}: max_position_embeddings is {model_config.max_position_embeddings}, and rows have up to"
+            f" {contract.SEQUENCE_LENGTH} tokens"
+        )
+    rows, facts = read_ids(options.data, options.tokenizer, limit, expected, model_config.vocab_size)
+    print(f"loading {options.checkpoint}", flush=True)
+    loaded = checkpoint.load(options.checkpoint, model_config, options.labels.split(",") if options.labels else None)
+    tokens = sum(map(len, rows))
+    print(f"{len(rows)} rows, {tokens} tokens, on {threads} threads", flush=True)
+    with files.new_file(options.output) as temporary:
+        started = time.monotonic()
+        logits = run(loaded.model, rows, f"reference {options.data.name}", options.data)
+        seconds = time.monotonic() - started
+        with open(temporary, "wb") as file:  # given a name, numpy would add .npy to it
+            np.save(file, logits, allow_pickle=False)
+    print(f"{len(rows)} rows{' (the first only)' if limit else ''} in {seconds:.1f} s: {options.output}")
+    if options.summary:
+        summary = {
+            "rows": len(rows),
+            "limit": limit,
+            "tokens": tokens,
+            "seconds": round(seconds, 3),
+            "torch": torch.__version__,
+            "threads": threads,
+            "labels": contract.LABELS,
+            "checkpoint_labels": loaded.labels,
+            **facts,
+            "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        }
+        files.write_text(options.summary, json.dumps(summary, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(run_stage(main))
