@@ -1,0 +1,129 @@
+"""A headless Chromium for tests of pages, and what to look at in a page. It is Debian's: apt-get install chromium."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal, Optional
+
+import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+
+# Texts with less contrast to what is behind them than WCAG 2.2 AA asks for: 4.5 to 1, of large ones 3 to 1.
+# Colours are read back from a canvas, so that every notation (color-mix too) comes as numbers.
+_FAINT = """() => {
+  const canvas = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
+  const rgba = (colour) => {
+    canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1);
+    return Array.from(canvas.getImageData(0, 0, 1, 1).data, (part) => part / 255);
+  };
+  const over = (top, under) => [0, 1, 2].map((k) => top[k] * top[3] + under[k] * (1 - top[3]));
+  const behind = (element) => {
+    const layers = [];
+    for (let at = element; at; at = at.parentElement) layers.unshift(rgba(getComputedStyle(at).backgroundColor));
+    return layers.reduce((under, top) => over(top, under), [1, 1, 1]);
+  };
+  const luminance = (colour) => {
+    const [r, g, b] = colour.map((c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const found = [];
+  for (const element of document.body.querySelectorAll("*")) {
+    const text = [...element.childNodes].filter((n) => n.nodeType === 3).map((n) => n.data.trim()).join("");
+    if (!text || ["title", "desc"].includes(element.tagName)) continue;
+    const style = getComputedStyle(element), ground = behind(element);
+    const ink = over(rgba(element instanceof SVGElement ? style.fill : style.color), ground);
+    const [low, high] = [luminance(ink), luminance(ground)].sort((a, b) => a - b);
+    const size = parseFloat(style.fontSize), large = size >= 24 || (size >= 18.66 && style.fontWeight >= 700);
+    const contrast = (high + 0.05) / (low + 0.05);
+    if (contrast < (large ? 3 : 4.5)) found.push(`${text.slice(0, 40)}: ${contrast.toFixed(2)}`);
+  }
+  return found;
+}"""
+# Texts of a chart that stick out of it or run into each other, by their boxes on the screen, line gaps aside.
+_CROWDED = """() => {
+  const found = [];
+  for (const chart of document.querySelectorAll("svg")) {
+    const frame = chart.getBoundingClientRect();
+    const boxes = [...chart.querySelectorAll("text")].map((text) => [text.textContent, text.getBoundingClientRect()]);
+    boxes.forEach(([text, box], place) => {
+      if (box.left < frame.left - 1 || box.right > frame.right + 1 || box.top < frame.top - 1
+          || box.bottom > frame.bottom + 1) found.push(`${chart.id}: ${text} sticks out`);
+      for (const [other, its] of boxes.slice(place + 1))
+        if (box.left < its.right - 1 && its.left < box.right - 1
+            && box.top < its.bottom - 3 && its.top < box.bottom - 3)
+          found.push(`${text} and ${other} overlap`);
+    });
+  }
+  return found;
+}"""
+
+
+def find() -> Optional[str]:
+    """A Chromium on PATH, None if there is none."""
+    return next((path for path in map(shutil.which, NAMES) if path), None)
+
+
+def need() -> str:
+    """The Chromium's path; without one the test is skipped, or fails where BROWSER_TESTS=required."""
+    path = find()
+    if path is None:
+        said = f"no {' or '.join(NAMES)} on PATH. On Debian: apt-get install chromium"
+        if os.environ.get("BROWSER_TESTS") == "required":
+            pytest.fail(said)
+        pytest.skip(said)
+    return path
+
+
+@contextmanager
+def browser() -> Iterator[Browser]:
+    """The sandbox is off for root only, who cannot have it."""
+    path = need()
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=path, chromium_sandbox=os.geteuid() != 0)
+        try:
+            yield started
+        finally:
+            started.close()
+
+
+@contextmanager
+def opened(
+    browser: Browser, path: Path, width: int, scheme: Literal["light", "dark"] = "light"
+) -> Iterator[tuple[Page, list[str], list[str]]]:
+    """A page, every address that it asked for, and what it complained about."""
+    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    asked: list[str] = []
+    said: list[str] = []
+    try:
+        page = context.new_page()
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.goto(path.as_uri())
+        yield page, asked, said
+    finally:
+        context.close()
+
+
+def overflow(page: Page) -> int:
+    """How many px the page is wider than its window."""
+    found: int = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+    return found
+
+
+def faint(page: Page) -> list[str]:
+    """Texts that are hard to read, with their contrast."""
+    found: list[str] = page.evaluate(_FAINT)
+    return found
+
+
+def crowded(page: Page) -> list[str]:
+    """Texts of charts that stick out or overlap."""
+    found: list[str] = page.evaluate(_CROWDED)
+    return found

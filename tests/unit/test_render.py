@@ -1,0 +1,371 @@
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree as xml
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any, Callable, Optional
+
+import pytest
+
+from deberta.errors import run_stage
+from deberta.stages import assess, render, render_charts
+from deberta.stages.render_charts import Dot, Series
+from deberta.stages.render_html import html
+from deberta.stages.render_markdown import markdown
+from tests import report_helpers, report_samples
+from tests.report_samples import changed
+
+HOSTILE = '<script>alert("1")</script>|\n</td>'
+VOID = {"meta", "link", "br", "img"}
+
+
+class Page(HTMLParser):
+    """What a reader of the page gets: tables by id as rows of texts, captions, links, ids, and all text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tables: dict[str, list[list[str]]] = {}
+        self.texts: dict[str, list[str]] = {}  # by tag
+        self.header = ""
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str, Optional[str]]] = []  # tag, name, value
+        self._open: list[str] = []
+        self.feed(text)
+        self.close()
+        assert not self._open, f"not closed: {self._open}"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, Optional[str]]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value) for name, value in attrs]
+        if tag not in VOID:
+            self._open.append(tag)
+        self.texts.setdefault(tag, []).append("")
+        if tag == "table":
+            self.tables[str(dict(attrs)["id"])] = []
+        elif tag == "tr":
+            self._rows.append([])
+        elif tag in ("td", "th"):
+            self._rows[-1].append("")
+        elif tag == "span" and self._rows and self._rows[-1] and self._rows[-1][-1]:
+            self._rows[-1][-1] += ", "  # the next line of a cell
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, Optional[str]]]) -> None:
+        self.handle_starttag(tag, attrs)
+        self.handle_endtag(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        for tag in set(self._open):
+            self.texts[tag][-1] += data
+        if "header" in self._open:
+            self.header += data
+        if {"td", "th"} & set(self._open):
+            self._rows[-1][-1] += data
+
+    @property
+    def _rows(self) -> list[list[str]]:
+        return next(reversed(self.tables.values()), [])
+
+    def values(self, name: str) -> list[str]:
+        return [value or "" for _, attribute, value in self.attributes if attribute == name]
+
+
+def test_the_page_says_what_the_report_says() -> None:
+    report = report_samples.mnli()
+    page = Page(html(report))
+    body, measured = report["body"], report["measured"]
+    [head, *rows] = page.tables["t-guide"]
+    assert head[3:] == ["measured accuracy", "baseline fps (published)", "310P fps (published)", "measured fps"]
+    assert rows[2] == [
+        *("Deberta bs8", "M=90.5/MM=90.5", "M=90.46/MM=90.71"),
+        "M=90.46 (8879/9815) on ascend, MM=90.71 (8919/9832) on ascend",
+        *("2.821", "4.639", f"{measured['performances'][2]['fps']:.3f} on ascend"),
+    ]
+    assert len(rows) == 6
+
+    [match, mismatch] = (next(one for one in body["cells"] if one["version"] == v) for v in body["versions"])
+    for number, one in ((1, match), (2, mismatch)):  # all batch sizes counted the same
+        shown = {row[0]: row[1:] for row in page.tables[f"t-genres-{number}"][1:]}
+        assert list(shown) == ["all", *one["genres"]]
+        for name, counted in {"all": one, **one["genres"]}.items():
+            low, high = counted["interval"]
+            figures = [
+                f"{counted['correct']}/{counted['rows']}",
+                f"{counted['accuracy']:.4f}",
+                f"{low:.4f} to {high:.4f}",
+            ]
+            assert shown[name] == figures
+        for row in page.tables[f"t-confusion-{number}"][1:-1]:
+            assert row[1:-1] == [f"{count}" for count in one["confusion"][row[0]].values()]
+            assert row[-1] == f"{one['labels_gold'][row[0]]}"
+        totals = [f"{count}" for count in one["labels_predicted"].values()]
+        assert page.tables[f"t-confusion-{number}"][-1] == ["predicted", *totals, f"{one['rows']}"]
+    assert page.texts["caption"].count("match, bs 1, 4, 8, 16, 32, 64 on ascend") == 2
+
+    assert page.tables["t-gates"][1:] == [
+        [gate[key] for key in ("gate", "of", "required", "found", "status")] for gate in report["verdict"]["gates"]
+    ]
+    for row, run in zip(page.tables["t-performances"][1:], measured["performances"]):
+        percentiles = [f"{run['percentiles_ms'][name]:.3f}" for name in ("p50", "p90", "p99")]
+        figures = ["100", f"{run['fps']:.3f}", f"{run['average_ms']}", *percentiles]
+        assert row[:8] == [f"{run['batch_size']}", "match", *figures]
+        assert row[8] == f"{run['interval_ms'][0]:.3f} to {run['interval_ms'][1]:.3f}"
+    hashes = {**body["inputs"], **body["artifacts"], **measured["artifacts"]}
+    files = [row for name in ("inputs", "artifacts", "measured-artifacts") for row in page.tables[f"t-{name}"][1:]]
+    assert {path: {kind: digest} for path, kind, digest in files} == hashes
+    assert report["body_sha256"] in page.texts["code"]
+    assert page.tables["t-versus"][1] == ["1, 4, 8, 16, 32, 64", "match", "9814/9815", "1", "0", "1.0", "1", "0"]
+    assert page.tables["t-flips"][1][-1] == "1, 4, 8, 16, 32, 64"
+    assert page.tables["t-orders"][1][:4] == [
+        "1, 4, 8, 16, 32, 64",
+        "match",
+        "contradiction, neutral, entailment",
+        "8879",
+    ]
+
+
+def test_the_page_stands_alone_and_holds_together() -> None:
+    """No script, nothing to load, every link and label leads somewhere, and no id is there twice."""
+    text = html(report_samples.mnli(), "report.json")
+    page = Page(text)
+    assert not {"script", "img", "iframe", "object", "form"} & set(page.tags)
+    assert not [name for _, name, _ in page.attributes if name.startswith("on") or name == "src"]
+    assert "url(" not in text and "@import" not in text and "http" not in text.replace("http-equiv", "")
+    ids = page.values("id")
+    assert len(ids) == len(set(ids)) > 20
+    links = [value for tag, name, value in page.attributes if (tag, name) == ("a", "href")]
+    assert {link.removeprefix("#") for link in links if link and link.startswith("#")} <= set(ids)
+    assert [link for link in links if link and not link.startswith("#")] == ["report.json"]
+    assert {one for value in page.values("aria-labelledby") for one in value.split()} <= set(ids)
+    assert page.tags.count("h1") == page.tags.count("main") == 1 and page.values("lang") == ["en"]
+    assert page.tags.count("caption") == page.tags.count("table") and set(page.values("scope")) == {"row", "col"}
+    assert page.tags.count("svg") == page.tags.count("desc") == 2 + 1 + 6
+
+
+def test_both_forms_are_the_same_bytes_again() -> None:
+    first, second = report_samples.mnli(), json.loads(json.dumps(report_samples.mnli()))
+    assert (markdown(first), html(first)) == (markdown(second), html(second))
+
+
+@pytest.mark.parametrize("make", [report_samples.demo, report_samples.limited, report_samples.failed])
+def test_only_an_acceptance_reads_as_one(make: Callable[[], dict[str, Any]]) -> None:
+    report = make()
+    page, text = Page(html(report)), markdown(report)
+    assert "accepted" not in (page.header + page.texts["title"][0]).lower()
+    assert "accepted" not in " ".join(page.values("class")) and "accepted" not in text.lower()
+    word = "Failed" if report["verdict"]["verdict"] == "failed" else "Checked"
+    assert page.texts["strong"] == [word] and f"**{word}.**" in text and page.texts["title"][0].startswith(word)
+    if word == "Checked":
+        assert "No acceptance because:" in page.header and "- backend cpu: no NPU was used" in text
+        assert "backend cpu: no NPU was used" in page.header
+    else:
+        assert (
+            "1 of 5 checks of 3 gates failed:" in page.header
+            and "found 1103 of 1200, required at least 1154" in page.header
+        )
+
+
+def test_an_acceptance_and_a_report_without_a_verdict() -> None:
+    page = Page(html(report_samples.mnli()))
+    assert page.texts["strong"] == ["Accepted"] and "All gates pass: 18 checks of 2 gates." in page.header
+    bare = changed(report_samples.mnli(), lambda report: report.update(verdict=None))
+    page, text = Page(html(bare)), markdown(bare)
+    assert page.texts["strong"] == ["No verdict"] and "t-gates" not in page.tables
+    assert "accepted" not in page.header.lower() and "Verdict" not in text and "| Deberta bs64 |" in text
+
+
+def test_a_limited_run_says_so_everywhere() -> None:
+    said = "first 64 rows only, no result"
+    page, text = Page(html(report_samples.limited())), markdown(report_samples.limited())
+    assert page.texts["p"][1] == "First 64 rows only, no result." and said in page.texts["title"][0].lower()
+    assert all(said in caption for caption in page.texts["caption"] + page.texts["figcaption"])
+    assert "**First 64 rows only, no result.**" in text and f"| M=96.67 (58/60) on cpu, {said} |" in text
+    assert page.tables["t-guide"][2][3] == f"M=96.67 (58/60) on cpu, {said}"
+    headings = [line for line in text.splitlines() if line.startswith("## ")]
+    assert len(headings) > 5 and all(said in line for line in headings if line != "## Environment")
+    assert "rows only" not in html(report_samples.demo()) + markdown(report_samples.demo())
+
+
+def test_names_from_data_stay_text() -> None:
+    def change(report: dict[str, Any]) -> None:
+        for cell in report["body"]["cells"]:
+            cell["genres"][HOSTILE] = cell["genres"].pop(next(iter(cell["genres"])))
+            cell["origin"] = f"outdated: {HOSTILE}"
+        report["measured"]["host"]["name"] = report["measured"]["performances"][0]["origin"] = HOSTILE
+        report["verdict"]["why_not_accepted"].append(HOSTILE)
+        report["measured"]["buckets_markdown"] = f"\n## Length buckets\n{HOSTILE}\n"
+
+    report = changed(report_samples.demo(), change)
+    text, plain = html(report, '"><b>.json'), markdown(report).partition("## Length buckets")[0]
+    assert "<script" not in text and "<b>" not in text
+    page = Page(text)
+    assert page.tables["t-genres-1"][-1][0] == HOSTILE
+    assert "<script" not in plain and "</td>" not in plain
+    widths = [(line.count("|") - line.count("\\|")) for line in plain.splitlines() if "&lt;script" in line]
+    assert sorted(widths) == [1, 3, 7, 7, 7, 8, 8, 12]  # no cell became two
+
+
+def test_what_stands_behind_a_figure() -> None:
+    def change(report: dict[str, Any]) -> None:
+        measured = report["measured"]
+        measured["places"]["bs8_match"]["pinned"] = False
+        report["body"]["cells"][2]["origin"] = "outdated: another model"
+        measured["performances"][0].update(runner="ais_bench", pinned=False)
+        measured["performances"][1].update(place="on another host", pinned=True)
+
+    report = changed(report_samples.demo(), change)
+    text, page = markdown(report), Page(html(report))
+    for table in (text, "\n".join(f"| {' | '.join(row)} |" for row in page.tables["t-guide"])):
+        assert "| M=99.08 (1189/1200) on cpu | - | - |" in table  # bs 1
+        assert "| M=99.08 (1189/1200) on cpu, not pinned, MM=96.42 (1157/1200) (outdated: another model) |" in table
+        assert " on cpu (ais_bench), not pinned |" in table and "512.098 on another host |" in table
+    assert "| 1 | match (ais_bench) | 100 |" in text and "its own throughput" in text
+    assert "Not pinned: made in an image" in text and "Not pinned" not in markdown(report_samples.demo())
+    assert "Measured on the CPU backend (x86_64; openvino 2026.4.1, f32, 2 threads). No Ascend device" in text
+    assert "CPU backend" not in markdown(report_samples.mnli()) and "90.6/MM=90.7" in markdown(report_samples.mnli())
+
+
+def test_parts_that_are_not_there() -> None:
+    def change(report: dict[str, Any]) -> None:
+        report["body"].update(cells=[], reference={}, sentinels={}, agreement={}, artifacts={})
+        report["measured"].update(performances=[], engines=[], steps=[], artifacts={}, places={})
+
+    report = changed(report_samples.demo(), change)
+    page, text = Page(html(report)), markdown(report)
+    assert set(page.tables) == {"t-guide", "t-gates", "t-environment", "t-inputs"} and "svg" not in page.tags
+    assert page.tables["t-guide"][1] == ["Deberta bs1", *["-"] * 6]
+    assert "| Deberta bs8 | - | - | - | - | - | - |" in text and "Comparison" not in text
+
+    def less(report: dict[str, Any]) -> None:
+        report["measured"].pop("places")
+        for cell in report["body"]["cells"]:
+            cell["versus_reference"] = None
+        report["measured"]["performances"][0].update(loops=1, times_ms=[2.4], interval_ms=None)
+
+    report = changed(report_samples.demo(), less)
+    assert "t-versus" not in Page(html(report)).tables and markdown(report).count(" on cpu |") == 4
+
+
+@pytest.mark.parametrize(
+    ("backend", "limit", "word"), [("ascend", 0, "Accepted"), ("cpu", 0, "Checked"), ("cpu", 24, "Checked")]
+)
+def test_what_assess_writes_can_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str, limit: int, word: str
+) -> None:
+    job = report_helpers.example_job(tmp_path, backend=backend, limit=limit)
+    monkeypatch.chdir(tmp_path)
+    assess.main(["--job", str(job), "--output", "report.json"])
+    render.main(["--report", "report.json", "--markdown", "report.md", "--html", "report.html"])
+    page, report = Page(Path("report.html").read_text()), json.loads(Path("report.json").read_text())
+    assert page.texts["strong"] == [word] and f"**{word}.**" in Path("report.md").read_text()
+    first, second = (f"{run['fps']:.3f}" for run in report["measured"]["performances"] if run["batch_size"] == 1)
+    assert page.tables["t-guide"][1][-1] == f"M={first} on {backend}, MM={second} on {backend}"
+    assert len(page.tables["t-gates"]) == 1 + len(report["verdict"]["gates"])
+    assert {path: {kind: digest} for path, kind, digest in page.tables["t-inputs"][1:]} == report["body"]["inputs"]
+
+
+def test_bucketed_runs_come_last_as_they_are() -> None:
+    section = "\n## Length buckets\n\n| batch size | fps |\n|---|---|\n| 8 | 900.000 |\n"
+    report = changed(report_samples.demo(), lambda report: report["measured"].update(buckets_markdown=section))
+    assert markdown(report).endswith(f"`\n{section}")
+    assert Page(html(report)).texts["pre"] == [section.strip()]
+
+
+def test_files_appear_together_or_not_at_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = report_samples.write(tmp_path / "report.json", report_samples.demo())
+    made, page, summary = tmp_path / "report.md", tmp_path / "report.html", tmp_path / "summary.json"
+    command = ["--report", str(report), "--markdown", str(made), "--html", str(page)]
+    page.mkdir()
+    (page / "file").touch()
+    assert run_stage(render.main, command) == 4 and not made.exists()
+    page.rename(tmp_path / "folder")
+    assert run_stage(render.main, [*command, "--summary", str(summary)]) == 0
+    assert "report.html: checked" in capsys.readouterr().out
+    assert json.loads(summary.read_text())["bytes"] == {str(path): path.stat().st_size for path in (made, page)}
+    assert 'href="report.json"' in page.read_text()
+
+
+def _accept(report: dict[str, Any], limit: int = 0) -> None:
+    for gate in report["verdict"]["gates"]:
+        gate["status"] = "passed"
+    report["body"]["limit"] = limit
+    report["verdict"].update(verdict="accepted", why_not_accepted=[])
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, "report.json is missing. Run: invoke report"),
+        ("{", "is not JSON"),
+        ('{"format": NaN}', "NaN is no number"),
+        ("[]", "is not a report of format 1 (its format: None)"),
+        ('{"format": 2}', "is not a report of format 1 (its format: 2)"),
+        ('{"format": 1}', "does not fit report.schema.json, at $"),
+        (lambda report: report["body"]["cells"][0].pop("genres"), "'genres' is a required property"),
+        (lambda report: report["measured"].update(loops="many"), "at $.measured.loops"),
+        (_accept, "says accepted, but: no NPU was used"),
+        (lambda report: _accept(report, limit=64), "it is of the first rows only"),
+        (
+            lambda report: report["verdict"]["gates"][0].update(status="failed"),
+            "says checked, but: correct_rows failed",
+        ),
+    ],
+)
+def test_what_is_no_report_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: Any, says: str
+) -> None:
+    path = tmp_path / "report.json"
+    if callable(content):
+        report_samples.write(path, changed(report_samples.demo(), content))
+    elif content is not None:
+        path.write_text(content)
+    _refused(path, capsys, says, 5 if content else 3)
+
+
+def test_a_body_that_was_changed_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = report_samples.demo()
+    report["body"]["cells"][0]["correct"] += 1
+    _refused(report_samples.write(tmp_path / "report.json", report), capsys, "it was changed", 5)
+
+
+def _refused(path: Path, capsys: pytest.CaptureFixture[str], says: str, code: int) -> None:
+    made, page = path.with_suffix(".md"), path.with_suffix(".html")
+    assert run_stage(render.main, ["--report", str(path), "--markdown", str(made), "--html", str(page)]) == code
+    assert says in capsys.readouterr().err and not made.exists() and not page.exists()
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0, 5.027, [0, 2, 4, 6]),
+        (86.2, 92.6, [86, 88, 90, 92, 94]),
+        (15.4, 15.9, [15.4, 15.5, 15.6, 15.7, 15.8, 15.9]),
+        (12700, 13390, [12600, 12800, 13000, 13200, 13400]),
+        (0.001, 0.0031, [0.001, 0.0015, 0.002, 0.0025, 0.003, 0.0035]),
+        (3, 3, [2.8, 2.9, 3.0, 3.1, 3.2]),
+    ],
+)
+def test_ticks_are_round_and_enclose(low: float, high: float, expected: list[float]) -> None:
+    assert render_charts.ticks(low, high) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    "svg",
+    [
+        render_charts.whiskers("a", "t", [Dot(HOSTILE, 50, 0, 100)], {"official 50": 50}, [0, 50, 100]),
+        render_charts.throughput("b", "t", [Series("x", "measured-1", ((1, 2.0), (64, 3.0)), (None, (1.0, 99.0)))]),
+        render_charts.throughput("c", "t", [Series(HOSTILE, "baseline", ((8, 2.0),))]),
+        render_charts.distribution("d", "t", [5.0] * 3, {"p50": 5.0, "p90": 5.0, "p99": 5.0}),
+    ],
+)
+def test_charts_are_whole_and_within_their_frame(svg: str) -> None:
+    chart = xml.fromstring(svg)
+    _, _, width, height = map(float, chart.attrib["viewBox"].split())
+    for element in chart.iter():
+        for name, most in (("x", width), ("x1", width), ("cx", width), ("y", height), ("y2", height), ("cy", height)):
+            assert 0 <= float(element.attrib.get(name, 0)) <= most
+    assert chart.attrib["role"] == "img" and chart[0].tag == "title" and chart[1].text
