@@ -13,9 +13,9 @@ from typing import Mapping, Optional, Sequence
 from deberta import buckets, records
 from deberta.artifacts import record_of
 from deberta.buckets import Asked
-from deberta.contract import SEQUENCE_LENGTH, batch_count
+from deberta.contract import FP32, SEQUENCE_LENGTH, batch_count
 from deberta.errors import ConfigError, DataError, MissingError
-from deberta.host import bucket_steps, chain, pipeline, report, steps
+from deberta.host import bucket_steps, chain, pipeline, precision, report, steps
 from deberta.host.bucket_steps import at
 from deberta.host.pipeline import Session
 from deberta.host.steps import Plan, Step
@@ -118,10 +118,17 @@ def postprocess(
 
 
 def evaluate(session: Session, plan: Plan, batch_size: int, version: str, asked: Asked) -> None:
-    """The whole chain for one version."""
-    made = infer(session, plan, batch_size, version, asked)
-    if made:
-        _count(session, made[0], batch_size, version, made[1])
+    """The whole chain for one version; of an int8 model the float32 run's too, and what changed."""
+    made = []
+    for one in dict.fromkeys((FP32, plan.precision)):
+        ran = infer(session, replace(plan, precision=one), batch_size, version, asked)
+        if ran is None:
+            return
+        _count(session, ran[0], batch_size, version, ran[1])
+        made.append(ran)
+    if len(made) > 1:
+        (_, fp32), (fitted, int8) = made
+        precision.show(session, fitted, batch_size, version, fp32, int8)
 
 
 def perf(session: Session, plan: Plan, batch_size: int, version: str, loops: int, asked: Asked) -> None:
@@ -141,7 +148,8 @@ def perf(session: Session, plan: Plan, batch_size: int, version: str, loops: int
     log = plan.artifacts.timing_log(batch_size, version, plan.tool or "msame")
     padded = report.performance(session.workspace / log, batch_size, version).fps
     print(
-        f"perf bs={batch_size} {version} {report.place(plan, plan.tool)}, buckets {buckets.text(whole.buckets)}: "
+        f"perf bs={batch_size} {version} {report.place(plan, plan.tool)}{chain.other_precision(plan)}, "
+        f"buckets {buckets.text(whole.buckets)}: "
         f"{measured['fps']:.3f} fps over {measured['rows']} rows, {measured['fps'] / padded:.2f} times the padded "
         f"{padded:.3f}"
     )
@@ -197,4 +205,4 @@ def _count(session: Session, plan: Plan, batch_size: int, version: str, outputs:
     pipeline.run(session, bucket_steps.postprocess(plan, batch_size, version, outputs))
     if not session.dry:
         lengths = buckets.text(plan.buckets)
-        chain.print_evaluation(session, plan, batch_size, version, f"on {plan.backend}, buckets {lengths}")
+        chain.print_evaluation(session, plan, batch_size, version, f"{chain.origin(plan)}, buckets {lengths}")

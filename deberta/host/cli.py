@@ -14,7 +14,7 @@ from invoke.tasks import task
 
 from deberta import atc, contract
 from deberta.errors import INTERRUPTED, ConfigError, DebertaError, from_os_error, one_line
-from deberta.host import choices, npu_access, pipeline, profiles, stage_env
+from deberta.host import choices, explaining, npu_access, pipeline, profiles, stage_env
 from deberta.host.executor import Executor
 from deberta.host.local import LocalExecutor
 from deberta.host.steps import Plan
@@ -30,6 +30,7 @@ HELP = {
     "dry": "print the commands, touch nothing",
     "limit": "the first N rows only; never a result",
     "buckets": "lengths that rows run at, such as 32,64,128,256, or auto (from the data)",
+    "precision": "fp32, or int8 of the cpu backend: quantized, its accuracy shown beside fp32's",
     "loops": "inferences of the performance run, 2 to 100",
     "soc-version": "the chip to compile for: Ascend310P3, or auto to ask npu-smi",
     "device": "the NPU to run on: npu-smi's column Device (default 0)",
@@ -94,6 +95,7 @@ def plan_of(
     compiles: bool = False,
     runner: Optional[str] = None,
     lint: bool = True,
+    precision: Optional[str] = None,
 ) -> Plan:
     rows = contract.parse_integer("--limit", limit, 0, 1, 10**9)
     chosen = choices.backend(backend or c.config.backend, compiles, str(c.config.get("cann") or ""), PROJECT)
@@ -106,7 +108,18 @@ def plan_of(
         atc=options,
         runner=runner_of(c, runner, chosen),
         lint=lint,
+        precision=precision_of(precision, chosen),
     )
+
+
+def precision_of(precision: Optional[str], backend: str) -> str:
+    chosen = contract.one_of("--precision", precision or contract.FP32, contract.PRECISIONS)
+    if chosen != contract.FP32 and backend != "cpu":
+        raise ConfigError(
+            f"--precision {chosen} is for the cpu backend, and this is {backend}: ATC's own options decide there "
+            "(atc in invoke.yaml). Add --backend cpu"
+        )
+    return chosen
 
 
 def runner_of(c: Context, runner: Optional[str], backend: str) -> str:
@@ -137,14 +150,15 @@ def session_of(
     script = choices.cann_setting(PROJECT, c.config.get("cann"))
     chosen = choices.executor(executor or c.config.executor, script, usual)
     soc, number = soc_version or str(c.config.get("soc_version") or "auto"), device_of(c, device)
-    here = workspace(c)
+    here, note = workspace(c), explaining.note()
     return pipeline.Session(
         project=PROJECT,
         workspace=here,
         executor=_docker(c, here, keep, msame) if chosen == "docker" else _local(c, here, script, msame),
         soc_version=functools.cache(lambda: choices.soc_version(soc, number)),
         force=force,
-        dry=dry or bool(c.config.run.dry),
+        dry=dry or note is not None or bool(c.config.run.dry),
+        note=note,
     )
 
 

@@ -30,6 +30,7 @@ from deberta.contract import INPUTS, LABELS, PERFORMANCE_LOOPS, SEQUENCE_LENGTH,
 from deberta.cpus import effective_cpus
 from deberta.errors import ConfigError, DataError, MissingError, StageError, run_stage, some
 from deberta.progress import Progress
+from deberta.stages import int8
 
 if TYPE_CHECKING:
     import openvino as ov
@@ -59,13 +60,15 @@ class Job:
 class Engine:
     """A loaded model. `shape`: of each input, (batch, length); `vocabulary`: token ids are below it.
 
-    `any_length`: it takes shorter inputs too; `at` gives the engine for one of them.
+    `any_length`: it takes shorter inputs too; `at` gives the engine for one of them. `precision`: of its layers, int8
+    or f32; all else is computed in float32.
     """
 
     compiled: ov.CompiledModel
     shape: tuple[int, int]
     vocabulary: int
     any_length: bool = False
+    precision: str = "f32"
 
     def at(self, length: int, model: Path) -> Engine:
         """This engine for inputs of one length. Raises DataError where the model does not take them."""
@@ -80,6 +83,7 @@ def engine_settings(threads: int) -> dict[str, str | int | bool]:
     return {
         # The default is bfloat16 wherever the CPU has instructions for it: other logits, without a word.
         "INFERENCE_PRECISION_HINT": "f32",
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": int8.GROUP,  # of int8 models alone: others have no weights that ask for it
         "INFERENCE_NUM_THREADS": threads,
         "NUM_STREAMS": 1,
         # Pinning would put every container of a host on the same first cores, whatever their quotas.
@@ -108,7 +112,8 @@ def load_model(model: Path, threads: int) -> Engine:
     if precision != ov.Type.f32:
         raise StageError(f"OpenVINO would compute {model} in {precision} instead of float32. Run: invoke doctor")
     shape, any_length = _checked_shape(model, compiled)
-    return Engine(compiled, shape, vocabulary_of(model, graph), any_length)
+    of_layers = "int8" if int8.is_quantized(graph) else precision.get_type_name()
+    return Engine(compiled, shape, vocabulary_of(model, graph), any_length, of_layers)
 
 
 def _checked_shape(model: Path, compiled: ov.CompiledModel) -> tuple[tuple[int, int], bool]:
@@ -333,7 +338,7 @@ def engine_facts(engine: Engine) -> dict[str, str | int]:
         "length": engine.shape[1],
         "vocabulary": engine.vocabulary,
         "engine": f"openvino {ov.__version__}",
-        "precision": engine.compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name(),
+        "precision": engine.precision,
         "threads": engine.compiled.get_property("INFERENCE_NUM_THREADS"),
         "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
