@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath as Path
 
 from deberta import contract
-from deberta.contract import SEQUENCE_LENGTH
+from deberta.contract import FP32, SEQUENCE_LENGTH
 
 
 def record_of(artifact: Path) -> Path:
@@ -25,7 +25,7 @@ class Artifacts:
 
     `buckets`: what belongs to `length` in a bucketed run. Its rows and figures are not those of the padded run, so
     their names have the length also at 256; models of 256 are the padded run's own. The cpu backend's one model for
-    all lengths is named for none.
+    all lengths is named for none. `precision` int8: of the cpu backend's quantized model, and of its runs.
     """
 
     profile: str
@@ -33,6 +33,7 @@ class Artifacts:
     limit: int = 0
     length: int = SEQUENCE_LENGTH
     buckets: bool = False
+    precision: str = FP32
 
     @property
     def models(self) -> Path:
@@ -61,7 +62,7 @@ class Artifacts:
         """A file named .om is always ATC's; the cpu backend's is an OpenVINO model (.xml, weights in .bin)."""
         suffix = "om" if self.backend == "ascend" else "xml"
         length = "_lengths" if self._any_length else self._of_length
-        return self.models / self.backend / f"deberta_bs{batch_size}{length}.{suffix}"
+        return self.models / self.backend / f"deberta_bs{batch_size}{length}{self._of_precision}.{suffix}"
 
     def token_counts(self, version: str) -> Path:
         """How many rows have how many tokens."""
@@ -71,21 +72,27 @@ class Artifacts:
         return self.data / limited(self._named("pre_mnli", batch_size), self.limit) / version
 
     def outputs(self, batch_size: int, version: str) -> Path:
-        return self.results / f"{limited(self._named('outputs', batch_size), self.limit)}_om" / version
+        return self.results / f"{limited(self._run('outputs', batch_size), self.limit)}_om" / version
 
     def performance(self, batch_size: int, version: str) -> Path:
-        return self.results / f"{self._named('perf', batch_size)}_om" / version
+        return self.results / f"{self._run('perf', batch_size)}_om" / version
 
     def evaluation(self, batch_size: int, version: str) -> Path:
         """The guide's accuracy text; exact counts are in the .json of the same name."""
         if self.buckets:  # of all lengths together
-            return self.results / f"{limited(f'eval_bs{batch_size}', self.limit)}_{version}_buckets.txt"
-        return self.results / f"{limited(self._named('eval', batch_size), self.limit)}_{version}.txt"
+            name = limited(f"eval_bs{batch_size}{self._of_precision}", self.limit)
+            return self.results / f"{name}_{version}_buckets.txt"
+        return self.results / f"{limited(self._run('eval', batch_size), self.limit)}_{version}.txt"
+
+    def flips(self, batch_size: int, version: str) -> Path:
+        """An int8 run beside the float32 one."""
+        of_lengths = "_buckets" if self.buckets else ""
+        return self.results / f"{limited(f'int8_bs{batch_size}', self.limit)}_{version}{of_lengths}.json"
 
     def timing_log(self, batch_size: int, version: str, runner: str = "msame") -> Path:
         """What msame printed, or the summary that ais_bench wrote."""
         suffix = "txt" if runner == "msame" else "json"
-        return self.results / f"{self._named(runner, batch_size)}_{version}.{suffix}"
+        return self.results / f"{self._run(runner, batch_size)}_{version}.{suffix}"
 
     def lint(self, batch_size: int) -> Path:
         """What lint-onnx found before a compilation."""
@@ -101,16 +108,44 @@ class Artifacts:
 
     def throughput(self, batch_size: int, version: str) -> Path:
         """What the timing logs of all lengths of a bucketed run come to."""
-        return self.results / f"perf_bs{batch_size}_{version}_buckets.json"
+        return self.results / f"perf_bs{batch_size}{self._of_precision}_{version}_buckets.json"
+
+    def reference(self, version: str) -> Path:
+        """PyTorch's logits of all rows, float32 [rows, 3]; they are of the checkpoint, whatever backend runs it."""
+        return self.results.parent / f"{limited('reference', self.limit)}_{version}.npy"
+
+    def sentinel(self, version: str) -> Path:
+        """What a look at the data itself found."""
+        return self.results.parent / f"{limited('sentinel', self.limit)}_{version}.json"
+
+    def job(self) -> Path:
+        """What the report is made of, as the host found it."""
+        return self.results / f"{limited('report_job', self.limit)}.json"
 
     def report(self, suffix: str = "md") -> Path:
-        return self.results / f"report.{suffix}"
+        return self.results / f"{limited('report', self.limit)}.{suffix}"
+
+    def attestation(self) -> Path:
+        """The signature of a report and of all that it stands on."""
+        return self.results / f"{limited('report', self.limit)}.dsse.json"
+
+    def bom(self) -> Path:
+        """The bill of materials: a CycloneDX ML-BOM."""
+        return self.results / f"{limited('bom', self.limit)}.cdx.json"
 
     def log(self, step: str) -> Path:
         return self.results / "logs" / f"{step}.log"
 
     def _named(self, what: str, batch_size: int) -> str:
         return f"{what}_bs{batch_size}{f'_s{self.length}' if self.buckets else self._of_length}"
+
+    def _run(self, what: str, batch_size: int) -> str:
+        """The name of something that the compiled model made."""
+        return self._named(what, batch_size) + self._of_precision
+
+    @property
+    def _of_precision(self) -> str:
+        return "" if self.precision == FP32 else f"_{self.precision}"
 
     @property
     def _any_length(self) -> bool:

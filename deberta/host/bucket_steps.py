@@ -8,6 +8,7 @@ from typing import Sequence
 
 from deberta import buckets
 from deberta.artifacts import limited
+from deberta.contract import FP32
 from deberta.host import steps
 from deberta.host.steps import Input, Plan, Step
 
@@ -62,7 +63,7 @@ def infer(plan: Plan, batch_size: int, version: str) -> Step:
     """The cpu backend's run of all lengths in one process. On ascend each length is a run of msame's, steps.infer."""
     bins = _bins(plan, batch_size, version)
     outputs = [at(plan, length).artifacts.outputs(batch_size, version) for length in plan.buckets]
-    model = steps.compiled_model(plan, batch_size)
+    model, *weights = steps.compiled_model(plan, batch_size)
     name, title = _named(plan, "infer", batch_size, version)
     return Step(
         name=name,
@@ -72,7 +73,7 @@ def infer(plan: Plan, batch_size: int, version: str) -> Step:
             *("--model", str(model.path), "--buckets", buckets.text(plan.buckets)),
             *("--bins", _list(bins), "--output", _list(outputs)),
         ),
-        inputs=(model, *_made(plan, bins, "preprocess", batch_size, version)),
+        inputs=(model, *weights, *_made(plan, bins, "preprocess", batch_size, version)),
         outputs=tuple(outputs),
         log=plan.artifacts.log(name),
         commands=plan.commands(batch_size, version),
@@ -130,7 +131,8 @@ def throughput(plan: Plan, batch_size: int, version: str) -> Step:
 def _named(plan: Plan, step: str, batch_size: int, version: str) -> tuple[str, str]:
     name = limited(f"{step}_bs{batch_size}_{version}_buckets", plan.limit)
     first = f" first {plan.limit} rows" if plan.limit else ""
-    return name, f"{step} bs={batch_size} {version} buckets{first}"
+    other = plan.precision if plan.precision != FP32 and step in steps.RUNS else ""
+    return f"{name}_{other}" if other else name, f"{step} bs={batch_size} {version} buckets{first} {other}".rstrip()
 
 
 def _bins(plan: Plan, batch_size: int, version: str) -> list[Path]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Optional, Sequence
 
 from deberta import records
 from deberta.artifacts import record_of
-from deberta.contract import PERFORMANCE_LOOPS
+from deberta.contract import FP32, PERFORMANCE_LOOPS
 from deberta.errors import ConfigError, DataError, MissingError
-from deberta.host import check_steps, pipeline, report, steps
+from deberta.host import check_steps, job, pipeline, precision, report, steps
 from deberta.host.demo import remake_steps
 from deberta.host.pipeline import Session
 from deberta.host.steps import Plan, Step
@@ -92,19 +92,37 @@ def infer(session: Session, plan: Plan, batch_size: int, version: str) -> PurePo
 
 def postprocess(session: Session, plan: Plan, batch_size: int, version: str, outputs: Optional[str]) -> None:
     """Outputs -> accuracy. Without `outputs`: the folder of infer's record, or the only one that is there."""
-    folder = PurePosixPath(outputs) if outputs else _known_outputs(session, plan, batch_size, version)
+    folder = PurePosixPath(outputs) if outputs else known_outputs(session, plan, batch_size, version)
     pipeline.run(session, steps.postprocess(plan, batch_size, version, folder))
     if not session.dry:
         # Outputs that the user names may be any machine's: then no backend is named.
-        print_evaluation(session, plan, batch_size, version, f"of {outputs}" if outputs else f"on {plan.backend}")
+        print_evaluation(session, plan, batch_size, version, f"of {outputs}" if outputs else origin(plan))
 
 
 def evaluate(session: Session, plan: Plan, batch_size: int, version: str) -> None:
-    """The whole chain for one version."""
+    """The whole chain for one version; of an int8 model the float32 run's too, and what changed."""
+    other = plan.precision != FP32
+    fp32 = [_evaluate(session, replace(plan, precision=FP32), batch_size, version)] if other else []
+    made = _evaluate(session, plan, batch_size, version)
+    if other:
+        precision.show(session, plan, batch_size, version, fp32, [made])
+
+
+def _evaluate(session: Session, plan: Plan, batch_size: int, version: str) -> PurePosixPath:
     folder = infer(session, plan, batch_size, version)
     pipeline.run(session, steps.postprocess(plan, batch_size, version, folder))
     if not session.dry:
-        print_evaluation(session, plan, batch_size, version, f"on {plan.backend}")
+        print_evaluation(session, plan, batch_size, version, origin(plan))
+    return folder
+
+
+def origin(plan: Plan) -> str:
+    """Where a figure is measured, as messages say it."""
+    return f"on {plan.backend}{other_precision(plan)}"
+
+
+def other_precision(plan: Plan) -> str:
+    return "" if plan.precision == FP32 else f" in {plan.precision}"
 
 
 def perf(session: Session, plan: Plan, batch_size: int, version: str, loops: int) -> None:
@@ -119,20 +137,26 @@ def perf(session: Session, plan: Plan, batch_size: int, version: str, loops: int
     times = ", ".join(f"{name} {value:.3f} ms" for name, value in found.percentiles_ms.items())
     average = "average" if found.runner == "ais_bench" else "average without first"
     print(
-        f"perf bs={batch_size} {version} {report.place(plan, found.runner)}: {found.fps:.3f} fps "
+        f"perf bs={batch_size} {version} {report.place(plan, found.runner)}"
+        f"{other_precision(plan)}: {found.fps:.3f} fps "
         f"({loops} loops, {average} {found.average_ms} ms, {times})\n  {timing_log}"
     )
 
 
-def write_report(session: Session, plan: Plan, usual: Sequence[int], bucketed: str = "") -> None:
-    """results/.../report.md from what has been measured so far; the table is printed too. `bucketed`: its last part."""
-    text = report.render(plan, report.collect(session, plan, usual, bool(bucketed))) + bucketed
-    path = plan.artifacts.report()
+def write_report(
+    session: Session, plan: Plan, usual: Sequence[int], bucketed: str = "", gates: Optional[Path] = None
+) -> None:
+    """results/.../report.{json,md,html} of what has been measured so far; the text is printed too.
+
+    `bucketed`: its last part, Markdown. `gates`: a file in the place of ours, for what counts as a near tie.
+    """
     if session.dry:
-        print(f"would write {path}")
+        job.show(session, plan)
         return
-    report.write(session.workspace / path, text)
-    print(f"{text}\n{path}")
+    asked = job.of_report(session, plan, usual, bucketed, gates)
+    job.publish(session, plan, job.make(session, plan, asked))
+    text = (session.workspace / plan.artifacts.report()).read_text(encoding="utf-8")
+    print("\n".join([text, *(str(plan.artifacts.report(kind)) for kind in ("json", "md", "html"))]))
 
 
 def remake_demo(session: Session, plan: Plan) -> None:
@@ -187,7 +211,7 @@ def _before_inference(session: Session, plan: Plan, batch_size: int, version: st
     return [*compiling(session, plan, batch_size), steps.preprocess(plan, batch_size, version)]
 
 
-def _known_outputs(session: Session, plan: Plan, batch_size: int, version: str) -> PurePosixPath:
+def known_outputs(session: Session, plan: Plan, batch_size: int, version: str) -> PurePosixPath:
     parent = plan.artifacts.outputs(batch_size, version)
     command = plan.command("infer", f" --bs {batch_size} --version {version}")
     record = records.read(session.workspace / record_of(parent))

@@ -33,7 +33,8 @@ def clean(session: Session, profiles: Sequence[Profile]) -> None:
     doomed += [
         root / backend / "logs" for root in roots for backend in ("cpu", "ascend") if (root / backend / "logs").exists()
     ]
-    doomed += sorted(path for root in roots for path in root.glob("*/report.*"))
+    of_reports = ("report.*", "report_job*.json", "report_limit*")  # some have no record
+    doomed += sorted({path for root in roots for name in of_reports for path in root.glob(f"*/{name}")})
     for path in doomed:
         if path.exists():
             print(f"{'would remove' if session.dry else 'removing'} {path.relative_to(session.workspace)}")

@@ -6,9 +6,11 @@ import ast
 import hashlib
 from pathlib import Path
 
+DATA = (".json", ".jinja")  # what a module reads besides: files of the package that it names
+
 
 def sources(project: Path, module: str) -> list[Path]:
-    """The files of `module` and of every module of ours that it imports, directly or not."""
+    """The files of `module` and of every module of ours that it imports, directly or not, and the data they name."""
     found: set[Path] = set()
     waiting = [module]
     while waiting:
@@ -21,6 +23,9 @@ def sources(project: Path, module: str) -> list[Path]:
                 waiting += [str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)]
             elif isinstance(node, ast.Import):
                 waiting += [alias.name for alias in node.names if alias.name.startswith("deberta.")]
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.endswith(DATA):
+                named = [folder / node.value for folder in (path.parent, project / "deberta")]
+                found.update(one for one in named if one.is_file())
     return sorted(found)
 
 

@@ -6,7 +6,6 @@ import contextlib
 import fcntl
 import json
 import os
-import re
 import shlex
 import time
 from dataclasses import dataclass, field
@@ -15,8 +14,8 @@ from typing import Any, Callable, Iterator, Mapping, Optional, Sequence
 
 from deberta import ais_bench, atc, files, msame, records
 from deberta.artifacts import record_of
-from deberta.errors import ConfigError, DataError, DebertaError, MissingError, StageError
-from deberta.host import code, tools
+from deberta.errors import ConfigError, DataError, DebertaError, StageError
+from deberta.host import code, messages, tools
 from deberta.host.console import Console
 from deberta.host.executor import Executor, Ground, judge_stage
 from deberta.host.steps import Compilation, Inference, Input, Step
@@ -27,15 +26,24 @@ BUILDER = "urn:deberta-ascend:executor:"
 
 @dataclass(frozen=True)
 class Session:
-    """One invocation: where things are, and how steps run. `soc_version` tells the chip when one is compiled for."""
+    """One invocation: where things are, and how steps run. `soc_version` tells the chip when one is compiled for.
+
+    `note` takes the steps of a dry run, instead of the executor, which prints them.
+    `strict`: what was altered after it was made is an error, and not made again. `ran`: names of steps; each is
+    forced, or shown in a dry run, once.
+    """
 
     project: Path
     workspace: Path
     executor: Executor
     soc_version: Callable[[], str]
     force: bool = False
+    why_forced: str = "--force"
     dry: bool = False
+    strict: bool = False
+    note: Optional[Callable[[Session, Step], None]] = None
     digests: records.Digests = field(init=False)
+    ran: set[str] = field(init=False, default_factory=set, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "digests", records.Digests(self.workspace))
@@ -45,7 +53,8 @@ class Session:
 def exclusive(session: Session) -> Iterator[None]:
     """Hold the workspace's lock: two invocations never write the same artifacts. Tidy up afterwards."""
     if session.dry:
-        print(f"cd {shlex.quote(str(session.workspace))}")
+        if session.note is None:
+            print(f"cd {shlex.quote(str(session.workspace))}")
         yield
         return
     path = session.workspace / ".cache" / "lock"
@@ -81,7 +90,7 @@ def check_sources(session: Session, steps: Sequence[Step]) -> None:
                 missing.setdefault(needed.path, needed.command)
         made.update(step.outputs)
     if missing:
-        raise _missing([Input(path, command) for path, command in missing.items()])
+        raise messages.missing([Input(path, command) for path, command in missing.items()])
 
 
 def run(session: Session, step: Step) -> Mapping[str, Any]:
@@ -89,28 +98,37 @@ def run(session: Session, step: Step) -> Mapping[str, Any]:
     console = Console(step.title)
     if session.dry:
         for one in (step.gate, step):
-            if one is not None:
-                session.executor.show(one)
+            if one is not None and one.name not in session.ran:
+                if session.note is not None:
+                    session.note(session, one)
+                else:
+                    session.executor.show(one)
+                session.ran.add(one.name)
         return {}
     if absent := _absent(session, step):
-        raise _missing(absent)
-    record = _record(session, step)
-    reason = "--force" if session.force else why_run(session, step, record)
+        raise messages.missing(absent)
+    record = last_record(session, step)
+    force = session.force and step.name not in session.ran
+    reason = session.why_forced if force else why_run(session, step, record)
     if record is not None and reason is None:
         console.say(f"up to date: {', '.join(str(path) for path in step.outputs)}")
         return record
+    altered = _altered_output(session, record) if session.strict and record is not None and not force else None
+    if altered is not None and altered[1] == reason:
+        raise messages.altered(step, *altered, session.workspace)
+    session.ran.add(step.name)
     console.say(f"running: {reason}")
     checked = {"gate": records.summary(run(session, step.gate))} if step.gate is not None else {}
     session.executor.prepare(step)
     ground = session.executor.ground(step)
     _check_cann(session, step, ground)
-    parameters, dependencies = _parameters(session, step), _dependencies(session, step)
+    parameters, dependencies = parameters_of(session, step), _dependencies(session, step)
     started, clock = records.now(), time.monotonic()
     summary_path = tools.new_scratch(session.workspace, step.name) / "summary.json"
     try:
         subjects = _execute(session, step, summary_path, console)
     except DebertaError as error:
-        raise type(error)(_completed(step, str(error))) from error
+        raise type(error)(messages.completed(step, str(error))) from error
     for subject in subjects:
         if not (session.workspace / subject).exists():
             raise StageError(f"{step.title} ended without an error, but {subject} is not there. See {step.log}")
@@ -144,7 +162,7 @@ def outdated(session: Session, step: Step) -> Optional[str]:
     absent = _absent(session, step)
     if absent:
         return f"{absent[0].path} is missing"
-    record = _record(session, step)
+    record = last_record(session, step)
     return why_run(session, step, record, {} if step.tool else _own_parameters(session, step))
 
 
@@ -155,7 +173,7 @@ def why_run(
     if record is None:
         there = (session.workspace / step.outputs[0]).exists()
         return f"{step.outputs[0]} has no record" if there else "not made yet"
-    for key, value in (_parameters(session, step) if wanted is None else wanted).items():
+    for key, value in (parameters_of(session, step) if wanted is None else wanted).items():
         if records.parameters(record).get(key) != value:
             return f"its {key} changed"
     return _altered(session, step, record)
@@ -167,12 +185,18 @@ def _altered(session: Session, step: Step, record: Mapping[str, Any]) -> Optiona
     for name in now:
         if before.get(name) != now[name]:
             return f"{name} changed"
+    altered = _altered_output(session, record)
+    return altered[1] if altered is not None else None
+
+
+def _altered_output(session: Session, record: Mapping[str, Any]) -> Optional[tuple[PurePosixPath, str]]:
+    """The first output that is no longer what the record says, and what happened to it."""
     for name, digest in records.digests(record["subject"]).items():
         path = PurePosixPath(name)
         if not (session.workspace / path).exists():
-            return f"{name} is missing"
+            return path, f"{name} is missing"
         if session.digests.of(path) != digest:
-            return f"{name} was changed after it was made"
+            return path, f"{name} was changed after it was made"
     return None
 
 
@@ -200,7 +224,7 @@ def _absent(session: Session, step: Step) -> list[Input]:
     return [needed for needed in step.inputs if not (session.workspace / needed.path).exists()]
 
 
-def _record(session: Session, step: Step) -> Optional[dict[str, Any]]:
+def last_record(session: Session, step: Step) -> Optional[dict[str, Any]]:
     """The record of a step's last run; --force gets past a damaged one."""
     try:
         return records.read(session.workspace / record_of(step.outputs[0]))
@@ -231,7 +255,8 @@ def _check_cann(session: Session, step: Step, ground: Ground) -> None:
         )
 
 
-def _parameters(session: Session, step: Step) -> dict[str, Any]:
+def parameters_of(session: Session, step: Step) -> dict[str, Any]:
+    """All that decides whether a step runs again, beside its inputs and outputs."""
     executor = session.executor
     return {**_own_parameters(session, step), "executor": executor.name, **executor.identity(step)}
 
@@ -363,23 +388,6 @@ def _remove_former(
     former = outputs_folder(record, step.inference)
     if former not in subjects:
         files.remove(session.workspace / former)
-
-
-def _completed(step: Step, message: str) -> str:
-    """A stage's message with the options of this run in the commands that it names."""
-
-    def command(match: re.Match[str]) -> str:
-        return step.commands.get(match[1], f"invoke {match[1]}") + (match[2] or "")
-
-    return re.sub(r"\binvoke ([a-z-]+[a-z])( --force)?", command, message)
-
-
-def _missing(inputs: Sequence[Input]) -> MissingError:
-    names = [str(needed.path) for needed in inputs]
-    listed = f"{', '.join(names[:-1])} and {names[-1]} are" if len(names) > 1 else f"{names[0]} is"
-    commands = list(dict.fromkeys(needed.command for needed in inputs))
-    hints = [f"Run: {command}" if command.startswith("invoke ") else command for command in commands]
-    return MissingError(f"{listed} missing. {'; then '.join(hints)}")
 
 
 def _summary(path: Path) -> Mapping[str, Any]:

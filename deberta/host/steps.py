@@ -13,10 +13,12 @@ from deberta import ais_bench, atc, buckets, contract
 from deberta.artifacts import Artifacts, limited
 from deberta.atc import AtcOptions
 from deberta.buckets import Buckets
-from deberta.contract import INPUTS, SEQUENCE_LENGTH, TRAIN_FILE
+from deberta.contract import FP32, INPUTS, SEQUENCE_LENGTH, TRAIN_FILE
 from deberta.errors import ConfigError
 from deberta.host.profiles import Profile
 
+RUNS = ("infer", "perf", "postprocess", "throughput")  # what a model of another precision makes anew
+UNLIMITED = ("export-onnx", "build-om", "perf", "report")
 LATEST = "/$T"  # stands for the folder that a run names after its time, where the run has not been yet
 
 
@@ -115,6 +117,7 @@ class Plan:
     lint: bool = True
     buckets: Buckets = ()
     length: int = SEQUENCE_LENGTH
+    precision: str = FP32
 
     @property
     def tool(self) -> str:
@@ -123,7 +126,8 @@ class Plan:
 
     @property
     def artifacts(self) -> Artifacts:
-        return Artifacts(self.profile.name, self.backend, self.limit, self.length, bool(self.buckets))
+        name, lengths = self.profile.name, bool(self.buckets)
+        return Artifacts(name, self.backend, self.limit, self.length, lengths, self.precision)
 
     @property
     def any_length(self) -> bool:
@@ -139,29 +143,33 @@ class Plan:
 
     def command(self, task: str, options: str = "") -> str:
         """The command that runs one of our tasks for this profile, to be named in messages."""
-        limit = f" --limit {self.limit}" if self.limit and task not in ("export-onnx", "build-om") else ""
+        limit = f" --limit {self.limit}" if self.limit and task not in UNLIMITED else ""
         backend = " --backend ascend" if self.backend == "ascend" and task not in ("export-onnx", "preprocess") else ""
         other = self.tool == ais_bench.MODULE and task in ("infer", "evaluate", "perf")
         runner = f" --runner {self.tool}" if other else ""
         lengths = f" --buckets {buckets.text(self.buckets)}" if self.buckets and task != "export-onnx" else ""
-        return f"invoke {task}{options}{lengths} --profile {self.profile.name}{backend}{runner}{limit}"
+        other = self.precision != FP32 and task not in ("export-onnx", "preprocess")
+        precision = f" --precision {self.precision}" if other else ""
+        return f"invoke {task}{options}{lengths} --profile {self.profile.name}{backend}{runner}{precision}{limit}"
 
     def commands(self, batch_size: Optional[int] = None, version: Optional[str] = None) -> dict[str, str]:
         """The command line of each task that a stage may name in a message."""
         size = f" --bs {batch_size}" if batch_size else ""
         split = f" --version {version}" if version else ""
-        options = dict.fromkeys(("preprocess", "infer", "postprocess", "evaluate"), size + split)
-        options.update({"export-onnx": "", "build-om": size})
+        options = dict.fromkeys(("preprocess", "infer", "postprocess", "evaluate", "perf"), size + split)
+        options.update({"export-onnx": "", "build-om": size, "report": ""})
         commands = {task: self.command(task, given) for task, given in options.items()}
         if self.model_length[0]:  # what export-onnx itself makes is the padded model
             commands["export-onnx"] = commands["build-om"]
         return commands
 
     def named(self, step: str, batch_size: int, version: str) -> tuple[str, str]:
-        """Name and title of a step on data; a limited run has names of its own."""
-        name, length = limited(f"{step}_bs{batch_size}_{version}", self.limit), ""
+        """Name and title of a step on data; a limited run has names of its own, and so has one of int8."""
+        other = self.precision != FP32 and step in RUNS
+        name, length = limited(f"{step}_bs{batch_size}_{version}", self.limit), f" {self.precision}" if other else ""
+        name = f"{name}_{self.precision}" if other else name
         if self.buckets:
-            name, length = f"{name}_s{self.length}", f" s={self.length}"
+            name, length = f"{name}_s{self.length}", f"{length} s={self.length}"
         first = f" first {self.limit} rows" if self.limit else ""
         return name, f"{step} bs={batch_size}{length} {version}{first}"
 
@@ -227,6 +235,8 @@ def build_om(plan: Plan, batch_size: int) -> Step:
     compiled = artifacts.compiled(batch_size)
     suffix, length = plan.model_length
     name, title = f"build-om_bs{batch_size}{suffix}", f"build-om bs={batch_size}{length}"
+    if plan.precision != FP32:
+        name, title = f"{name}_{plan.precision}", f"{title} {plan.precision}"
     exported = Input(artifacts.onnx, plan.commands(batch_size)["export-onnx"])
     if plan.backend == "ascend":
         wanted = Compilation(artifacts.onnx, compiled, batch_size, plan.soc_version, plan.atc, plan.length)
@@ -251,6 +261,7 @@ def build_om(plan: Plan, batch_size: int) -> Step:
         arguments=(
             *("--model", str(artifacts.onnx), "--bs", str(batch_size), "--output", str(compiled)),
             *(("--any-length",) if plan.any_length else ()),
+            *(("--precision", plan.precision) if plan.precision != FP32 else ()),
         ),
         inputs=(exported,),
         outputs=(compiled, compiled.with_suffix(".bin")),
@@ -291,7 +302,7 @@ def infer(plan: Plan, batch_size: int, version: str, rows: int) -> Step:
         module="" if plan.tool else "deberta.stages.run_cpu",
         tool=plan.tool,
         arguments=_arguments(plan, batch_size, [f"{bins / i}/" for i in INPUTS], output),
-        inputs=(compiled_model(plan, batch_size), bins_of(plan, batch_size, version)),
+        inputs=(*compiled_model(plan, batch_size), bins_of(plan, batch_size, version)),
         outputs=(output,),
         log=artifacts.log(name),
         commands=plan.commands(batch_size, version),
@@ -324,7 +335,7 @@ def perf(plan: Plan, batch_size: int, version: str, loops: int) -> Step:
         module="" if plan.tool else "deberta.stages.run_cpu",
         tool=plan.tool,
         arguments=_arguments(plan, batch_size, [str(path) for path in first], output, loops),
-        inputs=(compiled_model(plan, batch_size), bins_of(plan, batch_size, version)),
+        inputs=(*compiled_model(plan, batch_size), bins_of(plan, batch_size, version)),
         outputs=(timing_log, output),
         log=artifacts.log(name),
         commands=plan.commands(batch_size, version),
@@ -392,8 +403,11 @@ def _arguments(
     )
 
 
-def compiled_model(plan: Plan, batch_size: int) -> Input:
-    return Input(plan.artifacts.compiled(batch_size), plan.command("build-om", f" --bs {batch_size}"))
+def compiled_model(plan: Plan, batch_size: int) -> tuple[Input, ...]:
+    """All its files, the one that is named first: OpenVINO's .xml stays the same when only weights change."""
+    compiled, command = plan.artifacts.compiled(batch_size), plan.command("build-om", f" --bs {batch_size}")
+    weights = () if plan.backend == "ascend" else (compiled.with_suffix(".bin"),)
+    return tuple(Input(path, command) for path in (compiled, *weights))
 
 
 def bins_of(plan: Plan, batch_size: int, version: str) -> Input:

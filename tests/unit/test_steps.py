@@ -44,6 +44,7 @@ def test_guides_names_are_kept() -> None:
         ),
         inputs=(
             Input(Path("models/mnli/cpu/deberta_bs8.xml"), "invoke build-om --bs 8 --profile mnli"),
+            Input(Path("models/mnli/cpu/deberta_bs8.bin"), "invoke build-om --bs 8 --profile mnli"),
             Input(Path("data/mnli/pre_mnli_bs8/match"), "invoke preprocess --bs 8 --version match --profile mnli"),
         ),
         outputs=(Path("results/mnli/cpu/outputs_bs8_om/match"),),
@@ -55,6 +56,8 @@ def test_guides_names_are_kept() -> None:
             "infer": "invoke infer --bs 8 --version match --profile mnli",
             "postprocess": "invoke postprocess --bs 8 --version match --profile mnli",
             "evaluate": "invoke evaluate --bs 8 --version match --profile mnli",
+            "perf": "invoke perf --bs 8 --version match --profile mnli",
+            "report": "invoke report --profile mnli",
         },
         inference=Inference(
             output=Path("results/mnli/cpu/outputs_bs8_om/match"),

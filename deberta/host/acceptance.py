@@ -1,0 +1,176 @@
+"""Acceptance: a look at the data, PyTorch's own logits, every batch size and version measured, then all gates judged.
+
+Nothing is measured twice: what is up to date is skipped, so that a run that was stopped goes on where it was. What was
+altered after it was made is an error and not made again (pipeline.Session.strict).
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Iterable, Mapping, Optional
+
+from deberta.artifacts import record_of
+from deberta.contract import RUNNERS, batch_count
+from deberta.errors import GateError, some
+from deberta.host import chain, job, pipeline, reference_steps
+from deberta.host.job import Asked
+from deberta.host.pipeline import Session
+from deberta.host.steps import Plan
+
+Json = Mapping[str, Any]
+ACCURACY, PERFORMANCE = "accuracy", "performance"
+STATUSES = ("passed", "failed", "not judged")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One measurement. `rows`: how many rows the model runs, those that fill a batch among them."""
+
+    kind: str
+    batch_size: int
+    version: str
+    rows: int
+
+    @property
+    def text(self) -> str:
+        return f"{self.kind} bs={self.batch_size} {self.version}"
+
+
+@dataclass
+class Pace:
+    """Seconds per row, of the cells that ran."""
+
+    seconds: float = 0.0
+    rows: int = 0
+
+    def add(self, seconds: float, rows: int) -> None:
+        self.seconds, self.rows = self.seconds + seconds, self.rows + rows
+
+    def left(self, cells: Iterable[Cell]) -> str:
+        """What to add to a line; nothing before any cell ran."""
+        if not self.rows:
+            return ""
+        return f"; about {duration(self.seconds / self.rows * sum(cell.rows for cell in cells))} left"
+
+
+def run(session: Session, plan: Plan, asked: Asked) -> None:
+    """Measure, report and judge. Raises GateError if a gate fails; MissingError, StageError and DataError before."""
+    looks = [reference_steps.sentinel(plan, version) for version in asked.versions]
+    looks += [reference_steps.reference(plan, version) for version in asked.versions]
+    job.gates(session, plan, asked)  # a bad file is not to be found out at the end
+    pipeline.check_sources(session, looks)  # together they read all that the user brings
+    for step in looks:
+        pipeline.run(session, step)
+    matrix = cells(asked, {version: _rows(session, plan, version) for version in asked.versions})
+    started, pace = time.monotonic(), Pace()
+    for number, cell in enumerate(matrix):
+        if not session.dry:
+            left = pace.left(matrix[number:])
+            print(f"[acceptance] {number + 1} of {len(matrix)}: {cell.text}{left}", flush=True)
+        _measure(session, plan, cell, asked.loops, pace)
+    if session.dry:
+        job.show(session, plan)
+        return
+    print(f"[acceptance] {len(matrix)} of {len(matrix)} measured in {duration(time.monotonic() - started)}", flush=True)
+    conclude(plan, job.publish(session, plan, job.make(session, plan, asked)))
+
+
+def cells(asked: Asked, rows: Mapping[str, int]) -> list[Cell]:
+    """The matrix, batch size by batch size; `rows` of each version."""
+    found = []
+    for size in asked.batch_sizes:
+        for version in asked.versions:
+            found.append(Cell(ACCURACY, size, version, batch_count(rows[version], size) * size))
+        found += [Cell(PERFORMANCE, size, version, asked.loops * size) for version in asked.versions]
+    return found
+
+
+def conclude(plan: Plan, report: Json) -> None:
+    """Print what was measured, the verdict and why; GateError if a gate failed."""
+    body, measured, verdict = report["body"], report["measured"], report["verdict"]
+    partial = f", first {plan.limit} rows only" if plan.limit else ""
+    for size in body["batch_sizes"]:
+        said = [
+            f"{cell['version']} {cell['correct']}/{cell['rows']}{partial}"
+            for cell in body["cells"]
+            if cell["batch_size"] == size
+        ]
+        said += [
+            f"{run['version']} {run['fps']:.3f} fps ({run['loops']} loops)"
+            for run in measured["performances"]
+            if run["batch_size"] == size
+        ]
+        print(f"bs {size}: {'; '.join(said) or 'nothing'}")
+    gates = verdict["gates"]
+    counts = [f"{sum(gate['status'] == status for gate in gates)} {status}" for status in STATUSES]
+    print(f"gates: {', '.join(counts)}")
+    failed = [gate for gate in gates if gate["status"] == "failed"]
+    for gate in failed:
+        reason = f"; {gate['reason']}" if gate["reason"] else ""
+        print(f"  failed: {_name(gate)}: found {gate['found'] or 'nothing'}, required {gate['required']}{reason}")
+    unjudged: dict[tuple[str, str], list[str]] = {}
+    for gate in gates:
+        if gate["status"] == "not judged":
+            unjudged.setdefault((gate["gate"], gate["reason"]), []).append(gate["of"])
+    for (name, reason), about in unjudged.items():
+        more = f"; {len(about) - 3} more" if len(about) > 3 else ""
+        print(f"  not judged: {name} ({'; '.join(about[:3])}{more}): {reason}")
+    print(f"verdict: {statement(verdict)}")
+    for kind in ("json", "md", "html"):
+        print(f"  {plan.artifacts.report(kind)}")
+    print(f"  {plan.artifacts.bom()}")
+    if failed:
+        names = some([_name(gate) for gate in failed])
+        raise GateError(f"{'a gate' if len(failed) == 1 else f'{len(failed)} gates'} failed: {names}. See the report")
+
+
+def statement(verdict: Json) -> str:
+    """The verdict and what it means, in words that never take one for another."""
+    word, reasons = verdict["verdict"], "; ".join(verdict["why_not_accepted"])
+    if word == "accepted":
+        return "accepted - every gate passes"
+    if word == "checked":
+        judged = any(gate["status"] == "not judged" for gate in verdict["gates"])
+        passed = "the gates that were judged pass" if judged else "the gates pass"
+        return f"checked - {passed}, and this is no acceptance: {reasons}"
+    return f"failed - this is no acceptance: {reasons}"
+
+
+def duration(seconds: float) -> str:
+    """As a person says it."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
+
+
+def _name(gate: Json) -> str:
+    return f"{gate['gate']} ({gate['of']})"
+
+
+def _rows(session: Session, plan: Plan, version: str) -> int:
+    """How many rows are run, by the lines of the tsv; for an estimate."""
+    with open(session.workspace / plan.profile.data_path(version), "rb") as file:
+        rows = max(1, sum(1 for _ in file) - 1)
+    return min(rows, plan.limit) if plan.limit else rows
+
+
+def _measure(session: Session, plan: Plan, cell: Cell, loops: int, pace: Pace) -> None:
+    """One cell; what was up to date tells no pace."""
+    artifacts = plan.artifacts
+    made = artifacts.evaluation(cell.batch_size, cell.version)
+    if cell.kind == PERFORMANCE:
+        made = artifacts.timing_log(cell.batch_size, cell.version, plan.tool or RUNNERS[0])
+    record = session.workspace / record_of(made)
+    before, clock = _written(record), time.monotonic()
+    if cell.kind == PERFORMANCE:
+        chain.perf(session, plan, cell.batch_size, cell.version, loops)
+    else:
+        chain.evaluate(session, plan, cell.batch_size, cell.version)
+    if _written(record) != before:
+        pace.add(time.monotonic() - clock, cell.rows)
+
+
+def _written(path: Path) -> Optional[int]:
+    return path.stat().st_mtime_ns if path.exists() else None

@@ -1,0 +1,43 @@
+"""What the pipeline says of a step: its messages, with the commands to run next."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path, PurePosixPath
+from typing import Sequence
+
+from deberta.errors import DataError, MissingError
+from deberta.host.steps import Input, Step
+
+
+def completed(step: Step, message: str) -> str:
+    """A stage's message with the options of this run in the commands that it names."""
+
+    def command(match: re.Match[str]) -> str:
+        return step.commands.get(match[1], f"invoke {match[1]}") + (match[2] or "")
+
+    return re.sub(r"\binvoke ([a-z-]+[a-z])( --force)?", command, message)
+
+
+def missing(inputs: Sequence[Input]) -> MissingError:
+    names = [str(needed.path) for needed in inputs]
+    listed = f"{', '.join(names[:-1])} and {names[-1]} are" if len(names) > 1 else f"{names[0]} is"
+    commands = list(dict.fromkeys(needed.command for needed in inputs))
+    hints = [f"Run: {command}" if command.startswith("invoke ") else command for command in commands]
+    return MissingError(f"{listed} missing. {'; then '.join(hints)}")
+
+
+def altered(step: Step, output: PurePosixPath, reason: str, workspace: Path) -> DataError:
+    """For an output that is not what its record says, where nothing may be remade unasked."""
+    command = step.commands.get(step.name.partition("_")[0])
+    again = f"Run: {command} --force" if command else "To make everything again, add --force to this command"
+    return DataError(f"{reason}{_odd_files(step, workspace / output)}, so nothing is concluded from it. {again}")
+
+
+def _odd_files(step: Step, folder: Path) -> str:
+    """The files of a run's folder that are missing or not as long as they must be: a folder's digest names none."""
+    if step.inference is None or not folder.is_dir():
+        return ""
+    expected = step.inference.expected
+    odd = [n for n in expected if not (folder / n).is_file() or (folder / n).stat().st_size != expected[n]]
+    return f" ({', '.join(odd[:3])}{' and others' if len(odd) > 3 else ''})" if odd else ""
