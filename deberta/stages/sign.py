@@ -1,0 +1,176 @@
+"""Ed25519 signatures in DSSE envelopes, and the keys for them.
+
+DSSE 1.0 (https://github.com/secure-systems-lab/dsse): what is signed is PAE, "DSSEv1 LEN(type) type LEN(body) body".
+A key's id is sha256: and the SHA-256 of its public part as DER (SubjectPublicKeyInfo). Keys are PEM files, private
+ones PKCS8, as `openssl genpkey -algorithm ed25519` and `openssl pkey -pubout` write them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import binascii
+import hashlib
+import json
+import os
+import stat
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from deberta import files
+from deberta.errors import ConfigError, DataError, MissingError, run_stage
+
+PAYLOAD_TYPE = "application/vnd.in-toto+json"
+MAKE_KEY = "Make one with: invoke sign --new-key PATH"
+
+
+def pae(payload_type: str, body: bytes) -> bytes:
+    """DSSE's pre-authentication encoding: what is signed."""
+    kind = payload_type.encode("utf-8")
+    return b"DSSEv1 %d %b %d %b" % (len(kind), kind, len(body), body)
+
+
+def key_id(key: Ed25519PublicKey) -> str:
+    der = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return f"sha256:{hashlib.sha256(der).hexdigest()}"
+
+
+def private_key(path: Path, passphrase: bytes | None) -> Ed25519PrivateKey:
+    """Read a private key. Raises MissingError, and ConfigError for a file that everybody can read."""
+    content = _read(path)
+    if stat.S_IMODE(path.stat().st_mode) & stat.S_IRWXO:
+        raise ConfigError(f"{path} is a private key that everybody on this machine can use. Run: chmod 600 {path}")
+    try:
+        key = serialization.load_pem_private_key(content, passphrase)
+    except TypeError:
+        how = "is encrypted: name the variable that holds its passphrase with --passphrase-env"
+        raise ConfigError(
+            f"{path} {how if passphrase is None else 'is not encrypted: leave out --passphrase-env'}"
+        ) from None
+    except (ValueError, UnsupportedAlgorithm):
+        wrong = "or its passphrase is another one" if passphrase is not None else "(PEM, PKCS8)"
+        raise ConfigError(f"{path} is no private key {wrong}. {MAKE_KEY}") from None
+    if not isinstance(key, Ed25519PrivateKey):
+        raise ConfigError(f"{path} is not an Ed25519 key. {MAKE_KEY}")
+    return key
+
+
+def public_key(path: Path) -> Ed25519PublicKey:
+    """Read a public key. Raises MissingError and ConfigError."""
+    content = _read(path)
+    try:
+        key = serialization.load_pem_public_key(content)
+    except (ValueError, UnsupportedAlgorithm):
+        hint = f"of a private one: openssl pkey -in {path} -pubout -out PUBLIC.pem" if b"PRIVATE" in content else "PEM"
+        raise ConfigError(f"{path} is no public key ({hint})") from None
+    if not isinstance(key, Ed25519PublicKey):
+        raise ConfigError(f"{path} is not an Ed25519 key")
+    return key
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise MissingError(f"the key {path} is missing. {MAKE_KEY}") from None
+
+
+def new_key(path: Path, passphrase: bytes | None) -> str:
+    """Write a new private key, readable by its owner alone, and its public part beside it (.pub); returns its id.
+
+    Raises ConfigError if a file of either name is there.
+    """
+    public_path = path.with_name(f"{path.name}.pub")
+    for there in (path, public_path):
+        if there.exists():
+            raise ConfigError(f"{there} is there already, and a key is never replaced. Give another path")
+    key = Ed25519PrivateKey.generate()
+    protection = serialization.BestAvailableEncryption(passphrase) if passphrase else serialization.NoEncryption()
+    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, protection)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(pem)
+    public = key.public_key()
+    with files.new_file(public_path) as temporary:
+        temporary.write_bytes(
+            public.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+        )
+    return key_id(public)
+
+
+def sign(statement: bytes, key: Ed25519PrivateKey) -> dict[str, Any]:
+    """The DSSE envelope of an in-toto statement."""
+    signature = key.sign(pae(PAYLOAD_TYPE, statement))
+    return {
+        "payload": base64.b64encode(statement).decode("ascii"),
+        "payloadType": PAYLOAD_TYPE,
+        "signatures": [{"keyid": key_id(key.public_key()), "sig": base64.b64encode(signature).decode("ascii")}],
+    }
+
+
+def check(envelope: Any, key: Ed25519PublicKey, where: Path) -> str:
+    """Return the key's id if one of the signatures is good and by this key. Raises DataError."""
+    try:
+        body = base64.b64decode(envelope["payload"], validate=True)
+        signed = pae(envelope["payloadType"], body)
+        signatures = [base64.b64decode(entry["sig"], validate=True) for entry in envelope["signatures"]]
+        named = [str(entry.get("keyid", "?")) for entry in envelope["signatures"]]
+    except (KeyError, TypeError, AttributeError, binascii.Error, ValueError) as error:
+        raise DataError(f"{where} is not a DSSE envelope ({type(error).__name__}: {error})") from None
+    if envelope["payloadType"] != PAYLOAD_TYPE:
+        raise DataError(f"{where} holds {envelope['payloadType']}, expected {PAYLOAD_TYPE}")
+    for signature in signatures:  # the ids are hints, and not signed: every signature is tried
+        try:
+            key.verify(signature, signed)
+        except InvalidSignature:
+            continue
+        return key_id(key)
+    if key_id(key) in named:
+        raise DataError(f"{where}: the signature is bad: what was signed, or the signature, was changed")
+    raise DataError(f"{where} is signed by {', '.join(named) or 'nobody'}, not by the key given, {key_id(key)}")
+
+
+def _passphrase(variable: str | None) -> bytes | None:
+    if variable is None:
+        return None
+    if not os.environ.get(variable):
+        raise ConfigError(f"--passphrase-env {variable}: this variable is not set")
+    return os.environ[variable].encode("utf-8")
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m deberta.stages.sign", description="sign, or check a signature")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--new-key", type=Path, help="make a key pair: this file, and its public part in this .pub")
+    what.add_argument("--statement", type=Path, help="the in-toto statement to sign")
+    what.add_argument("--envelope", type=Path, help="the envelope whose signature to check")
+    parser.add_argument("--key", type=Path, help="private to sign, public to check")
+    parser.add_argument("--passphrase-env", help="the variable that holds the private key's passphrase")
+    parser.add_argument("--output", type=Path, help="the envelope to write")
+    options = parser.parse_args(argv)
+    if options.new_key:
+        print(f"{new_key(options.new_key, _passphrase(options.passphrase_env))}")
+        return
+    if options.key is None or (options.statement and options.output is None):
+        raise ConfigError("--key is needed, and --output to sign")
+    if options.envelope:
+        try:
+            envelope = json.loads(options.envelope.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise DataError(f"{options.envelope} is not JSON ({error})") from None
+        print(check(envelope, public_key(options.key), options.envelope))
+        return
+    key = private_key(options.key, _passphrase(options.passphrase_env))
+    envelope = sign(options.statement.read_bytes(), key)
+    files.write_text(options.output, json.dumps(envelope, indent=2) + "\n")
+    print(envelope["signatures"][0]["keyid"])
+
+
+if __name__ == "__main__":
+    sys.exit(run_stage(main))

@@ -1,0 +1,327 @@
+"""verify and sign on an acceptance run: every kind of tampering is found and named, an untouched copy passes.
+
+Tampering comes in two strengths: a file alone, which its digest shows; and with every digest that could show it made
+to fit, which leaves recomputing, replaying and the signature.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from deberta.contract import DEV_FILES, VERSIONS
+from deberta.errors import DataError, MissingError
+from deberta.host import evidence, verification
+from deberta.host.verification import Request
+from tests.mnli_helpers import REPOSITORY
+from tests.pipeline_helpers import Workspace
+from tests.verify_helpers import (
+    ARTIFACTS,
+    BOM,
+    CHECKPOINT,
+    EVALUATION,
+    JOB,
+    PAGE,
+    PROFILE,
+    REPORT,
+    RESULTS,
+    ROW,
+    ROWS,
+    TSV,
+    change_count,
+    change_count_and_hash,
+    edit,
+    edit_log,
+    edit_page,
+    flip_byte,
+    flip_logits,
+    outputs,
+    read,
+    remake,
+    request,
+    swap_gold,
+    vouch,
+)  # fmt: skip
+
+Tamper = Callable[[Path], object]
+
+
+@pytest.fixture(name="made", scope="module")
+def _made(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """A workspace in which acceptance has run at one batch size, with the demo's model; tests copy it."""
+    root = tmp_path_factory.mktemp("made")
+    (root / ARTIFACTS.models).mkdir(parents=True)
+    for name in ("checkpoint", "config", "tokenizer"):
+        shutil.copy(REPOSITORY / "models/demo" / str(PROFILE[name]), root / ARTIFACTS.models)
+    (root / TSV).parent.mkdir(parents=True)
+    for file in DEV_FILES.values():
+        lines = (REPOSITORY / "data/demo/MNLI" / file).read_bytes().splitlines(keepends=True)
+        (root / TSV).with_name(file).write_bytes(b"".join(lines[: ROWS + 1]))
+    settings = {"workspace": str(root), "stages_python": sys.executable, "executor": "local", "profile": "small"}
+    content = json.dumps({**settings, "profiles": {"small": PROFILE}})
+    (root / "settings.yaml").write_text(content, encoding="utf-8")  # JSON is YAML
+    workspace = Workspace(root)
+    workspace.succeed("acceptance", "--backend", "cpu", "--bs", "8", "--loops", "2")
+    return workspace
+
+
+@pytest.fixture(name="tree")
+def _tree(made: Workspace, tmp_path: Path) -> Path:
+    """A copy as somebody else would get it: without .cache, in another place."""
+    root = tmp_path / "elsewhere"
+    for kind in ("models", "data", "results"):
+        shutil.copytree(made.root / kind, root / kind)
+    return root
+
+
+def wrong(root: Path, capsys: pytest.CaptureFixture[str], **options: Any) -> list[str]:
+    """What verify prints as wrong."""
+    with pytest.raises(DataError) as raised:
+        verification.verify(request(root, **options))
+    assert "does not verify" in str(raised.value)
+    _, _, listed = capsys.readouterr().out.partition("\nwrong: ")
+    count, *lines = listed.strip().splitlines()
+    assert int(count) == len(lines)
+    return [line.strip() for line in lines]
+
+
+# What a digest shows. name: what is done, and the one thing that is found, as a regular expression
+ALTERED: dict[str, tuple[Tamper, str]] = {
+    "a logit": (flip_logits, r"outputs_bs8_om/match/\S+: expected dirHash \w+ \(says .+\), found dirHash \w+"),
+    "a count": (change_count, rf"{REPORT}: expected sha256 \w+ \(says .+\), found sha256 \w+"),
+    "the accuracy text": (
+        lambda root: edit(root / EVALUATION, "eval_samples = 64", "eval_samples = 65"),
+        f"{EVALUATION}: expected sha256",
+    ),
+    "a gold label": (swap_gold, f"{TSV}: expected sha256"),
+    "the checkpoint": (lambda root: flip_byte(root / CHECKPOINT), f"{CHECKPOINT}: expected sha256"),
+    "the graph": (lambda root: flip_byte(root / ARTIFACTS.onnx), f"{ARTIFACTS.onnx}: expected sha256"),
+    "the compiled model": (
+        lambda root: flip_byte(root / ARTIFACTS.compiled(8).with_suffix(".bin")),
+        r"deberta_bs8\.bin: expected sha256",
+    ),
+    "a bin": (
+        lambda root: flip_byte(root / ARTIFACTS.bins(8, "match") / "input_ids/input_3.bin"),
+        "pre_mnli_bs8/match: expected dirHash",
+    ),
+    "a timing log": (edit_log, r"msame_bs8_match\.txt: expected sha256"),
+    "the page": (edit_page, f"{PAGE}: expected sha256"),
+    "an output more": (
+        lambda root: (outputs(root) / "input_8_output_0.bin").write_bytes(bytes(96)),
+        r"match/\S+: expected dirHash",
+    ),
+    "an output less": (
+        lambda root: (outputs(root) / "input_7_output_0.bin").unlink(),
+        r"match/\S+: expected dirHash",
+    ),
+    "no outputs": (lambda root: shutil.rmtree(outputs(root)), r"match/\S+: expected dirHash \w+ .+, found nothing"),
+    "a record is gone": (
+        lambda root: (root / RESULTS / "outputs_bs8_om/match.record.json").unlink(),
+        r"outputs_bs8_om/match/\S+: has no record \(\S+\), so nothing says what made it",
+    ),
+    "a record leads out of the tree": (
+        lambda root: edit(root / f"{EVALUATION}.record.json", f'"name": "{TSV}"', '"name": "../secret"'),
+        r"record\.json: names \.\./secret, which leads out of the tree",
+    ),
+    "no bill of materials": (lambda root: (root / BOM).unlink(), f"{BOM}: is missing, and an acceptance has one"),
+}
+# What only making it again shows. name: what is done, and what has to be found among the rest
+FORGED: dict[str, tuple[Tamper, tuple[str, ...]]] = {
+    "a logit": (
+        flip_logits,
+        (
+            rf"{EVALUATION}: line \d+: stored",
+            r"eval_bs8_match\.json: correct: stored \d+, recomputed \d+",
+            r"report\.json: cannot be made again: .*correct is \d+, and \d+ by the logits",
+        ),
+    ),
+    "a count": (
+        change_count_and_hash,
+        (r"report\.json: body\.cells\[0\]\.correct: stored \d+, recomputed \d+", "body_sha256: stored"),
+    ),
+    "a number of the page": (edit_page, (rf"{PAGE}: line \d+: stored",)),
+    "a finding in the data": (
+        lambda root: edit(root / ARTIFACTS.sentinel("match"), '"truncated_rows": 0', '"truncated_rows": 3'),
+        (r"sentinel_match\.json: truncated_rows: stored 3, recomputed 0",),
+    ),
+    "a licence": (
+        lambda root: edit(root / BOM, '"MIT"', '"MIT-0"'),
+        (rf'{BOM}: components\[\d+\]\.licenses\[0\]\.expression: stored "MIT-0", recomputed "MIT"',),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ALTERED)
+def test_what_was_altered_is_found_by_its_digest(tree: Path, name: str) -> None:
+    tamper, pattern = ALTERED[name]
+    assert not evidence.collect(tree, ARTIFACTS).findings
+    tamper(tree)
+    found = list(map(str, evidence.collect(tree, ARTIFACTS).findings))
+    assert any(re.search(pattern, line) for line in found), found
+    assert len(found) <= 2, found
+
+
+@pytest.mark.parametrize("name", FORGED)
+def test_what_was_forged_with_all_its_digests_is_found(
+    tree: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    tamper, says = FORGED[name]
+    tamper(tree)
+    vouch(tree)
+    assert not evidence.collect(tree, ARTIFACTS).findings
+    lines = wrong(tree, capsys)
+    for pattern in says:
+        assert any(re.search(pattern, line) for line in lines), lines
+
+
+def test_all_that_is_wrong_is_named_together(made: Workspace, tree: Path) -> None:
+    """By the command, in a tree of which hardly anything is left whole."""
+    for name in ("the checkpoint", "a gold label", "a timing log", "an output less", "the page"):
+        ALTERED[name][0](tree)
+    (tree / JOB).write_text("{}")
+    (tree / f"{EVALUATION}.record.json").write_text("{}")
+    done = made.run("verify", "--path", str(tree), "--replay", "3")
+    assert done.returncode == 5 and "Traceback" not in done.stdout + done.stderr, done.stdout + done.stderr
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    for name in ("the checkpoint", "a gold label", "a timing log", "an output less", "the page"):
+        assert re.search(ALTERED[name][1], done.stdout), name
+    assert re.search(rf"{JOB}: is not an object with", done.stdout)
+    assert re.search(r"eval_bs8_match\.txt\.record\.json: is not a record", done.stdout)
+
+
+def state(root: Path) -> dict[str, tuple[int, int]]:
+    """Size and modification time of everything in a tree, folders included."""
+    return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in (root, *root.rglob("*"))}
+
+
+def test_an_untouched_copy_verifies_and_nothing_is_written(made: Workspace, tree: Path, tmp_path: Path) -> None:
+    """By the command, without .cache and settings, read-only, and with rows replayed."""
+    folders = [path for path in (tree, *tree.rglob("*")) if path.is_dir()]
+    for path in tree.rglob("*"):
+        path.chmod(path.stat().st_mode & ~0o222)
+    before = state(tree)
+    said = made.succeed("verify", "--path", str(tree), "--replay", "24", "--seed", "5")
+    assert state(tree) == before
+    assert "backend: cpu (the only one with a report)" in said and "verified: results/small/cpu/report.json" in said
+    assert re.search(r"rows replayed: 24 \(seed 5\): largest difference of a logit [\d.e-]+ \(at most 0\.001\)", said)
+    assert re.search(r"files checked: [1-9]\d+, [\d,]+ bytes, by 1\d records", said)
+    assert re.search(r"numbers recomputed: [1-9]\d{2,}", said)
+    assert "signature: not signed" in said and "verdict in the report: checked" in said
+    for path in folders:
+        path.chmod(0o755)
+
+
+def test_what_fits_everywhere_but_not_the_model_is_found_by_replaying(
+    tree: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Logits of one row, and the tokens of another."""
+    flip_logits(tree)
+    ids = tree / ARTIFACTS.bins(8, "match") / "input_ids/input_6.bin"
+    values = np.fromfile(ids, "<i4").reshape(8, -1)
+    values[0, 1:3] = values[0, 2:0:-1]
+    values.tofile(ids)
+    remake(tree, monkeypatch)
+    verification.verify(request(tree))  # all of it fits
+    capsys.readouterr()
+    said = "\n".join(wrong(tree, capsys, rows=2 * ROWS))
+    assert re.search(rf"input_5_output_0\.bin: row 0 \(bs 8, {TSV} line {ROW + 2}\): label \w+, the model says", said)
+    assert f"row {ROW + 8} is not what the tokenizer makes of {TSV} line {ROW + 10}" in said
+
+
+def test_figures_of_an_older_model_are_no_error(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    """A report says which they are; how they were made can no longer be followed, and that is said too."""
+    config = workspace.root / ARTIFACTS.models / "model_config.json"
+    edit(config, '"layer_norm_eps": 1e-07', '"layer_norm_eps": 1e-06')
+    workspace.succeed("evaluate", "--backend", "cpu", "--bs", "4", "--version", "match")
+    workspace.succeed("report", "--backend", "cpu")
+    verification.verify(request(workspace.root, rows=3))
+    said = capsys.readouterr().out
+    assert "how results/small/cpu/eval_bs8_match.txt was made (bs 8, match: outdated: another model)" in said
+    assert "verified: " in said and "eval_bs4" not in said
+
+
+def test_reasons_that_were_struck_out_make_no_acceptance(
+    tree: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And gates that fit what was measured."""
+    job = read(tree / JOB)
+    job["not_accepted"] = []
+    del job["gates"]["agreement"]
+    job["gates"]["correct_rows"] = {key: {"expected": 63, "allowed": 0, "of": ROWS} for key in VERSIONS}
+    (tree / JOB).write_text(json.dumps(job, indent=2), encoding="utf-8")
+    remake(tree, monkeypatch, pages=False)  # none can be made: render refuses
+    assert read(tree / REPORT)["verdict"]["verdict"] == "accepted"
+    [line] = [line for line in wrong(tree, capsys) if "says accepted, against" in line]
+    assert "the report says accepted, against: backend cpu; fewer loops than the guide's; not every batch" in line
+    assert "correct_rows is not this checkout's" in line and "agreement is left out" in line
+
+
+def test_another_profile_and_other_gates_are_said(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A tree of a profile that is not known here is taken by its own word, which is not hidden."""
+    verification.verify(Request(REPOSITORY, tree, ARTIFACTS, lambda: Path(sys.executable)))
+    assert "profile small is not in this invoke.yaml: the tree's own are taken" in capsys.readouterr().out
+
+
+def test_without_a_report(made: Workspace, tmp_path: Path) -> None:
+    with pytest.raises(MissingError, match="invoke acceptance --profile small"):
+        verification.verify(request(tmp_path))
+    assert "no folder" in made.fail(3, "verify", "--path", str(tmp_path / "nowhere"))
+    assert "there is no report of profile small" in made.fail(3, "verify", "--path", str(tmp_path))
+    assert "--replay '0'" in made.fail(2, "verify", "--replay", "0")
+
+
+@pytest.fixture(name="workspace")
+def _workspace(made: Workspace, tree: Path) -> Workspace:
+    """The copy with settings of its own, to sign in."""
+    settings = read(made.root / "settings.yaml")
+    (tree / "settings.yaml").write_text(json.dumps({**settings, "workspace": str(tree)}), encoding="utf-8")
+    return Workspace(tree)
+
+
+def test_signed_and_verified_by_the_key_that_was_used(
+    workspace: Workspace, tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    key, other = tmp_path / "key.pem", tmp_path / "other.pem"
+    for path in (key, other):
+        workspace.succeed("sign", "--new-key", str(path))
+    said = workspace.succeed("sign", "--key", str(key))
+    [identity] = set(re.findall(r"signed by key (sha256:\w{64})", said))
+    envelope = tree / ARTIFACTS.attestation()
+    assert f"signed by key {identity}" in workspace.succeed("verify", "--key", f"{key}.pub")
+    record = tree / f"{EVALUATION}.record.json"
+    whole = record.read_bytes()
+    record.write_text(json.dumps(read(record)))  # the same record, other bytes: only what was signed shows it
+    [line] = wrong(tree, capsys)
+    assert line.startswith(f"{EVALUATION}.record.json: expected sha256") and "report.dsse.json" in line
+    lines = wrong(tree, capsys, key=Path(f"{other}.pub"))
+    assert len(lines) == 2 and any(f"is signed by {identity}, not by the key given" in line for line in lines)
+    record.write_bytes(whole)
+
+    public, content = Path(f"{key}.pub"), read(envelope)
+    payload = base64.b64decode(content["payload"]).replace(b'"checked"', b'"accepted"')
+    envelope.write_text(json.dumps({**content, "payload": base64.b64encode(payload).decode()}))
+    [line] = wrong(tree, capsys, key=public)
+    assert "the signature is bad" in line
+    envelope.unlink()
+    [line] = wrong(tree, capsys, key=public)
+    assert "expected a signature by the key given, found none" in line
+
+
+def test_what_does_not_verify_is_not_signed(workspace: Workspace, tree: Path, tmp_path: Path) -> None:
+    workspace.succeed("sign", "--new-key", str(tmp_path / "key.pem"))
+    edit(tree / EVALUATION, "eval_samples = 64", "eval_samples = 65")
+    assert "does not verify" in workspace.fail(5, "sign", "--key", str(tmp_path / "key.pem"))
+    assert not (tree / ARTIFACTS.attestation()).exists()
+    os.chmod(tmp_path / "key.pem", 0o644)
+    assert "chmod 600" in workspace.fail(2, "sign", "--key", str(tmp_path / "key.pem"))
+    assert "give --key PRIVATE.pem" in workspace.fail(2, "sign")

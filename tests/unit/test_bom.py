@@ -1,0 +1,162 @@
+"""The bill of materials of a run on an NPU in containers, which no test machine has: form, content, sameness."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
+
+from deberta import records
+from deberta.artifacts import Artifacts
+from deberta.contract import LABELS
+from deberta.errors import DataError, MissingError
+from deberta.host import bom, licences, stage_env
+from tests.mnli_helpers import REPOSITORY
+
+NAMES = ("checkpoint", "config", "spm", "tsv", "onnx", "om", "msame")
+SHA = {name: f"{number:064x}" for number, name in enumerate(NAMES)}
+INPUTS = {
+    "models/demo/pytorch.model-demo.bin": {"sha256": SHA["checkpoint"]},
+    "models/demo/model_config.json": {"sha256": SHA["config"]},
+    "models/demo/spm.model": {"sha256": SHA["spm"]},
+    "data/demo/MNLI/dev_matched.tsv": {"sha256": SHA["tsv"]},
+}
+ONNX, OM = "models/demo/dynamic.onnx", "models/demo/ascend/deberta_bs8.om"
+LOG, REPORT = "results/demo/ascend/msame_bs8_match.txt", "results/demo/ascend/report.json"
+WHEN = datetime(2026, 1, 1, tzinfo=timezone.utc)
+
+
+@pytest.fixture(name="tree")
+def _tree(tmp_path: Path) -> Path:
+    """The JSON files of a report that was made with ATC and msame in containers. Nothing else is looked at."""
+    artifacts = Artifacts("demo", "ascend")
+    counts = {"rows": 1200, "correct": 1189, "accuracy": 1189 / 1200, "interval": [0.9836, 0.9948]}
+    cell = {"batch_size": 8, "version": "match", "origin": "", **counts}
+    run = {"batch_size": 8, "version": "match", "origin": "", "fps": 4.639}
+    report = {
+        "body": {
+            **{"profile": "demo", "backend": "ascend", "limit": 0, "labels": list(LABELS)},
+            **{"reference": {"match": counts}, "cells": [cell]},
+        },
+        "body_sha256": "0" * 64,
+        "measured": {
+            **{"made": "2026-01-01T00:00:00+00:00", "deberta_ascend": "0.1.0", "performances": [run]},
+            "tools": {"atc": "CANN 5.1.RC2", "msame": SHA["msame"]},
+        },
+    }
+    job = {
+        **{"purpose": "report", "profile": {}, "gates": {}, "limit": 0, "inputs": INPUTS, "artifacts": {}, "cells": []},
+        **{"batch_sizes": [8], "references": {}},
+        "measured": {"artifacts": {}},
+        "data": {"match": "data/demo/MNLI/dev_matched.tsv"},
+        "performances": [{"log": LOG, "batch_size": 8, "version": "match", "origin": ""}],
+    }
+    for path, content in ((artifacts.report("json"), report), (artifacts.job(), job)):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(json.dumps(content))
+    given = ["--checkpoint", "models/demo/pytorch.model-demo.bin"]
+    brought = ["models/demo/pytorch.model-demo.bin", "models/demo/model_config.json"]
+    made = {ONNX: SHA["onnx"], OM: SHA["om"], LOG: "7" * 64, REPORT: "8" * 64}
+    _record(tmp_path, REPORT, made, [LOG], {})
+    _record(tmp_path, LOG, made, [OM], {"tool": "msame", "program": SHA["msame"]}, "runtime", cann="5.1.RC2")
+    _record(tmp_path, OM, made, [ONNX], {"tool": "atc"}, "compile", cann="5.1.RC2")
+    _record(tmp_path, ONNX, {**made, **{k: v["sha256"] for k, v in INPUTS.items()}}, brought, {"arguments": given})
+    return tmp_path
+
+
+def _record(
+    tree: Path,
+    made: str,
+    known: Mapping[str, str],
+    needed: Sequence[str],
+    parameters: Mapping[str, Any],
+    stage: str = "",
+    **internal: str,
+) -> None:
+    resources = [{"name": name, "digest": {"sha256": known[name]}} for name in needed]
+    images = [{"name": f"image deberta-ascend/{stage}:abc", "digest": {"sha256": "9" * 64}}] if stage else []
+    subject = [{"name": made, "digest": {"sha256": known[made]}}]
+    content = records.statement(
+        subject, [*resources, *images], parameters, {"pins": "pinned", **internal}, "test", WHEN, WHEN, None
+    )
+    records.write(tree / f"{made}.record.json", content)
+
+
+def _make(tree: Path) -> dict[str, Any]:
+    return bom.of_tree(REPOSITORY, tree, Artifacts("demo", "ascend"))
+
+
+def test_it_is_cyclonedx_1_6_by_its_own_schema(tree: Path) -> None:
+    made = bom.text(_make(tree))
+    assert (error := JsonStrictValidator(SchemaVersion.V1_6).validate_str(made)) is None, error
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(made.replace('"library"', '"book"')) is not None
+
+
+def test_it_holds_what_the_deployment_is_made_of(tree: Path) -> None:
+    made = {component["bom-ref"]: component for component in _make(tree)["components"]}
+    hashes = {ref: [entry["content"] for entry in component.get("hashes", ())] for ref, component in made.items()}
+    for path, digest in (*((k, v["sha256"]) for k, v in INPUTS.items()), (ONNX, SHA["onnx"]), (OM, SHA["om"])):
+        assert hashes[path] == [digest]
+    metrics = made[OM]["modelCard"]["quantitativeAnalysis"]["performanceMetrics"]
+    assert [metric["value"] for metric in metrics] == [repr(1189 / 1200), "4.639"]
+    assert "1189 of 1200 rows" in metrics[0]["slice"]
+    assert made["cann@5.1.RC2"]["name"] == "CANN"
+    assert hashes[f"msame@{SHA['msame'][:12]}"] == [SHA["msame"]]
+    assert hashes["deberta-ascend/compile:abc"] == hashes["deberta-ascend/runtime:abc"] == ["9" * 64]
+    assert {"base.compile", "base.runtime"} <= set(made) and "base.export" not in made  # no step ran in that one
+    needs = {entry["ref"]: entry.get("dependsOn") for entry in _make(tree)["dependencies"]}
+    assert needs[OM] == ["deberta-ascend/compile:abc", ONNX]
+    assert set(INPUTS) - set(needs[ONNX]) == {"models/demo/spm.model", "data/demo/MNLI/dev_matched.tsv"}
+
+
+def test_packages_are_the_locks_own_with_all_hashes(tree: Path) -> None:
+    found = [component for component in _make(tree)["components"] if component["type"] == "library"]
+    locked = stage_env.locked_versions(REPOSITORY / stage_env.STAGES_LOCK)
+    assert {component["name"]: component["version"] for component in found} == locked
+    assert all(component["externalReferences"][0]["hashes"] for component in found)
+    [torch] = [component for component in found if component["name"] == "torch"]
+    assert torch["purl"] == f"pkg:pypi/torch@{torch['version'].replace('+', '%2B')}"
+
+
+def test_the_same_report_gives_the_same_bytes_and_another_one_another_serial_number(tree: Path) -> None:
+    before = _make(tree)
+    assert bom.text(_make(tree)) == bom.text(before)
+    report = tree / REPORT
+    report.write_text(report.read_text().replace("1189", "1188"))
+    assert _make(tree)["serialNumber"] != before["serialNumber"]
+
+
+def test_without_a_report_or_with_a_damaged_one(tree: Path) -> None:
+    report = tree / REPORT
+    report.write_text(report.read_text().replace('"performances"', '"others"'))
+    with pytest.raises(DataError, match="no bill of materials"):
+        _make(tree)
+    report.unlink()
+    with pytest.raises(MissingError, match="invoke acceptance"):
+        _make(tree)
+
+
+def test_licences_are_what_the_installed_packages_say() -> None:
+    """A lock that moves fails here until the table has moved with it."""
+    locked = stage_env.locked_versions(REPOSITORY / stage_env.STAGES_LOCK)
+    assert sorted(locked) == sorted({**licences.EXPRESSIONS, **licences.NAMES})
+    for name, version in locked.items():
+        found = importlib.metadata.metadata(name)
+        expression, text = ((found.get_all(key) or [""])[0] for key in ("License-Expression", "License"))
+        classified = [c.split(" :: ")[-1] for c in found.get_all("Classifier") or [] if c.startswith("License ::")]
+        licence, is_expression = licences.declared(name, version) or ("", False)
+        if is_expression:
+            assert licence == (expression or text.strip()), name
+        else:
+            assert not expression and licence == ("; ".join(classified) or text.strip()), name
+
+
+def test_a_package_of_another_version_has_no_licence() -> None:
+    assert licences.declared("torch", "1.0") is None and licences.declared("nobodys", "1.0") is None
