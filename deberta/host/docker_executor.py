@@ -14,7 +14,7 @@ from typing import Any, Mapping, Optional, Sequence
 
 from deberta import files
 from deberta.errors import MissingError
-from deberta.host import building, containers, images, npu_access, pins, tools
+from deberta.host import building, containers, image_contents, images, npu_access, pins, tools
 from deberta.host.containers import Access, Container, User
 from deberta.host.engine import Engine
 from deberta.host.executor import Ground, Show
@@ -67,7 +67,11 @@ class DockerExecutor:
     def ground(self, step: Step) -> Ground:
         image = self._image(step)
         resource = {"name": f"image {image.tag}", "digest": {"sha256": self._ids[image.stage].partition(":")[2]}}
-        internal = {"pins": f"not pinned: {'; '.join(image.unpinned)}" if image.unpinned else "pinned"}
+        internal: dict[str, Any] = {
+            "pins": f"not pinned: {'; '.join(image.unpinned)}" if image.unpinned else "pinned",
+            "image_inputs": dict(image.inputs),
+            "image_contents": self._contents(image.stage),
+        }
         if step.tool:
             internal["cann"] = self._cann(image.stage)
         return Ground([resource], internal)
@@ -123,6 +127,11 @@ class DockerExecutor:
     def _cann(self, stage: str) -> str:
         """CANN's version in an image, as docker/check-cann found it there; empty if it found none."""
         return str(json.loads(self._open().read(self._ids[stage], ABOUT)).get("cann_version", ""))
+
+    @functools.cache  # noqa: B019 - as above
+    def _contents(self, stage: str) -> str:
+        """The digest of what is in an image; once for each id and workspace, since it takes a look at every file."""
+        return image_contents.digest(self._open().client, self._ids[stage], self._workspace)
 
     def _build(self, image: Image) -> str:
         engine = self._open()
