@@ -1,0 +1,372 @@
+"""Runs one side of a comparison: rows in, named arrays out. Nothing here compares, and every run loads its own model.
+
+That a model is loaded anew for each run lets two of 184 M parameters be compared on a machine that holds one, and a
+graph whose inner values are wanted is another graph anyway: engines fuse less where a value has to be handed out.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+import torch
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from torch import Tensor, nn
+
+from deberta import contract, files
+from deberta.contract import INPUTS, LABELS, OUTPUT
+from deberta.errors import DataError, MissingError
+from deberta.progress import Progress
+from deberta.stages import checkpoint, config, fp16_keep, fp16_run, postprocess, run_cpu
+from deberta.stages.fp16_run import Node, Outcome, Rows
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import openvino as ov
+
+Array = npt.NDArray[np.float32]
+# By name: float32 [rows, any, any], what was computed for one row being its entry of the first axis.
+Results = dict[str, Array]
+Collect = Callable[[str, Any, int], None]  # name, values of some rows, how many rows those are
+
+MOST_ROWS = 8  # computed at a time where the batch is free
+FEW_ROWS = 2  # the same for what computes one operation after another: small tensors are several times faster
+_MARK = re.compile(r"/(?:(embeddings|pooler)|encoder/(?:layer\.(\d+)|(conv)))/")
+AGAIN = "Run: invoke export-onnx --force"
+
+
+@dataclass(frozen=True)
+class GraphNode:
+    """A node of an ONNX graph, by its name, its operation and the tensor that it makes."""
+
+    name: str
+    op: str
+    output: str
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What both sides are run with. `batches`: bins of `batch_size` rows that the data have."""
+
+    config: Path
+    labels: tuple[str, ...]
+    batch_size: int
+    batches: int
+    threads: int
+    scratch: Path  # a folder for copies of models; nothing of it is kept
+    graph: Path | None = None  # the ONNX that the compiled model was made of, to know its nodes' order
+    kept: Path | None = None  # nodes that float16 storage spares
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two. `run` gives the arrays of `wanted`: "logits", `marks`, and tensors of `nodes`.
+
+    A tensor that the engine does not have (it was fused away), or that is not float32, is missing in what `run` gives.
+    """
+
+    kind: str
+    file: Path
+    run: Callable[[Rows, Sequence[str]], Results]
+    marks: tuple[str, ...] = ()  # layers, in the order in which they are computed; none: there are only logits
+    nodes: tuple[GraphNode, ...] = ()  # in the graph's order
+    tensors: Mapping[str, str] = field(default_factory=dict)  # mark -> the tensor of the graph that leaves the layer
+
+
+def open_side(kind: str, file: Path, setting: Setting) -> Side:
+    """Raises MissingError and DataError for what can be seen without running it."""
+    if not file.exists():
+        raise MissingError(f"{file} is missing. Run: invoke {_MAKES[kind]}")
+    return _KINDS[kind](kind, file, setting)
+
+
+def marks_of(nodes: Iterable[GraphNode]) -> dict[str, str]:
+    """Each layer's name and the tensor that leaves it: the last in the graph's order that the module computed.
+
+    The names are those that export-onnx writes, by module; a graph without them has no layers to name.
+    """
+    marks: dict[str, str] = {}
+    for node in nodes:
+        if found := _MARK.match(node.name):
+            plain, index, convolution = found.groups()
+            marks[plain or ("convolution" if convolution else f"layer {index}")] = node.output
+    return {**marks, OUTPUT: OUTPUT} if marks else {}
+
+
+def read_nodes(path: Path) -> tuple[GraphNode, ...]:
+    """The nodes of an ONNX file that compute something, in order. Raises MissingError and DataError."""
+    if not path.is_file():
+        raise MissingError(f"{path} is missing. Run: invoke export-onnx")
+    try:
+        graph = onnx.load(str(path), load_external_data=False).graph
+    except (DecodeError, ValueError) as error:
+        raise DataError(f"{path} is not an ONNX file ({error}). {AGAIN}") from None
+    inputs, outputs = [value.name for value in graph.input], [value.name for value in graph.output]
+    if tuple(inputs) != INPUTS or outputs != [OUTPUT]:
+        raise DataError(f"{path} has the inputs {', '.join(inputs)} and outputs {', '.join(outputs)}. {AGAIN}")
+    return tuple(GraphNode(n.name, n.op_type, n.output[0]) for n in graph.node if n.op_type != "Constant")
+
+
+class _Caught:
+    """Arrays by name, part after part. What is not float32, or not of so many rows, is left out."""
+
+    def __init__(self) -> None:
+        self._parts: dict[str, list[Array]] = {}
+
+    def add(self, name: str, values: Any, rows: int, real: int | None = None) -> None:
+        """Of `rows` rows that were computed the first `real` are kept."""
+        array = np.asarray(values)
+        if array.dtype == np.float32 and array.ndim and array.shape[0] % rows == 0:
+            self._parts.setdefault(name, []).append(array.reshape(rows, -1, array.shape[-1])[:real].copy())
+
+    def results(self) -> Results:
+        return {name: np.concatenate(parts) for name, parts in self._parts.items()}
+
+
+def _by_parts(kind: str, rows: Rows, size: int) -> Iterator[Rows]:
+    """`size` rows at a time, with progress."""
+    progress = Progress(f"compare, {kind}", len(rows.numbers), "rows")
+    done = 0
+    for part in rows.split(size):
+        yield part
+        done += len(part.numbers)
+        progress.update(done)
+
+
+def _modules(model: Any) -> dict[str, nn.Module]:
+    """Our module's and transformers' parts, which are named alike, by their mark."""
+    encoder = model.deberta.encoder
+    found: dict[str, nn.Module] = {"embeddings": model.deberta.embeddings}
+    for index, layer in enumerate(encoder.layer):
+        found[f"layer {index}"] = layer
+        if index == 0 and getattr(encoder, "conv", None) is not None:
+            found["convolution"] = encoder.conv
+    return {**found, "pooler": model.pooler}
+
+
+def _torch(kind: str, file: Path, setting: Setting) -> Side:
+    """Our module in float32, as the checkpoint gives it, or transformers' of the same weights; layers by hooks."""
+    settings = config.read(setting.config)
+
+    def load() -> tuple[nn.Module, Callable[[Tensor, Tensor], Tensor]]:
+        ours = checkpoint.load(file, settings, setting.labels or None).model
+        if kind == "pytorch":
+            return ours, ours
+        import json
+
+        from transformers import DebertaV2Config, DebertaV2ForSequenceClassification
+
+        values = json.loads(setting.config.read_text(encoding="utf-8"))
+        peer = DebertaV2ForSequenceClassification(DebertaV2Config.from_dict({**values, "num_labels": len(LABELS)}))
+        peer.load_state_dict(ours.state_dict())
+        made = peer.train(False)
+        return made, lambda ids, mask: made(input_ids=ids.long(), attention_mask=mask.long()).logits
+
+    def run(rows: Rows, wanted: Sequence[str]) -> Results:
+        model, forward = load()
+        caught, modules, count = _Caught(), _modules(model), 0
+
+        def hook(name: str) -> Callable[..., None]:
+            # transformers' layers give a tuple, whose first entry is what goes on to the next.
+            return lambda module, given, made: caught.add(
+                name, (made[0] if isinstance(made, tuple) else made).numpy(), count
+            )
+
+        with ExitStack() as hooks, torch.no_grad():
+            for name in wanted:
+                if name in modules:
+                    hooks.callback(modules[name].register_forward_hook(hook(name)).remove)
+            for part in _by_parts(kind, rows, MOST_ROWS):
+                count = len(part.numbers)
+                caught.add(OUTPUT, forward(part.ids, part.mask).numpy(), count)
+        return caught.results()
+
+    with torch.device("meta"):
+        names = tuple(_modules(_empty(settings)))
+    return Side(kind, file, run, (*names, OUTPUT))
+
+
+def _empty(settings: config.ModelConfig) -> nn.Module:
+    from deberta.stages.model import Deberta
+
+    return Deberta(settings, len(LABELS))
+
+
+def _onnx(kind: str, file: Path, setting: Setting) -> Side:
+    """ONNX Runtime, in float32."""
+    nodes = read_nodes(file)
+    marks = marks_of(nodes)
+
+    def run(rows: Rows, wanted: Sequence[str]) -> Results:
+        tensors = {name: marks.get(name, name) for name in wanted}
+        tensors[OUTPUT] = OUTPUT
+        known = {node.output for node in nodes}
+        tensors = {name: tensor for name, tensor in tensors.items() if tensor in known}
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = setting.threads
+        options.log_severity_level = 3
+        path = _marked(file, [t for t in tensors.values() if t != OUTPUT], setting.scratch)
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        caught = _Caught()
+        for part in _by_parts(kind, rows, min(setting.batch_size, MOST_ROWS)):
+            given = dict(zip(INPUTS, (part.ids.numpy(), part.mask.numpy()), strict=True))
+            for name, values in zip(tensors, session.run(list(tensors.values()), given), strict=True):
+                caught.add(name, values, len(part.numbers))
+        return caught.results()
+
+    return Side(kind, file, run, tuple(marks), nodes, marks)
+
+
+def _marked(file: Path, tensors: Sequence[str], scratch: Path) -> Path:
+    """A copy of an ONNX file with more outputs; the file itself if none are wanted.
+
+    Protobuf merges messages that follow each other, repeated fields being joined: outputs are added by appending to
+    the file, and its weights never pass through memory.
+    """
+    if not tensors:
+        return file
+    extra = onnx.ModelProto()
+    extra.graph.output.extend(onnx.ValueInfoProto(name=name) for name in dict.fromkeys(tensors))
+    path = scratch / "marked.onnx"
+    shutil.copyfile(file, path)
+    with open(path, "ab") as copy:
+        copy.write(extra.SerializeToString())
+    return path
+
+
+def _fp16(kind: str, file: Path, setting: Setting) -> Side:
+    """The graph with float16 between its nodes, as check-fp16 runs it."""
+    nodes = read_nodes(file)
+    marks = marks_of(nodes)
+
+    def run(rows: Rows, wanted: Sequence[str]) -> Results:
+        graph = fp16_run.load(file)
+        keep = fp16_keep.read(setting.kept, graph) if setting.kept else set()
+        names: dict[str, list[str]] = {}
+        for name in {*wanted, OUTPUT}:
+            names.setdefault(marks.get(name, name), []).append(name)
+        caught, count = _Caught(), 0
+
+        def watch(node: Node, outcome: Outcome) -> bool:
+            for name in names.get(node.output, ()):
+                caught.add(name, outcome.value.numpy(), count)
+            return False
+
+        for part in _by_parts(kind, rows, FEW_ROWS):
+            count = len(part.numbers)
+            fp16_run.run(graph, part, keep, watch)
+        return caught.results()
+
+    return Side(kind, file, run, tuple(marks), nodes, marks)
+
+
+def _cpu(kind: str, file: Path, setting: Setting) -> Side:
+    """build-om's OpenVINO model of the batch size; rows that fill its last batch are zeros, and left out again."""
+    nodes = read_nodes(setting.graph) if setting.graph else ()
+    marks = marks_of(nodes)
+
+    def run(rows: Rows, wanted: Sequence[str]) -> Results:
+        tensors = {name: marks.get(name, name) for name in wanted if name != OUTPUT}
+        engine = run_cpu.load_model(file, setting.threads)
+        size, length = setting.batch_size, rows.ids.shape[1]
+        if engine.shape != (size, length):
+            raise DataError(
+                f"{file} takes inputs of {engine.shape[0]} x {engine.shape[1]}, not of {size} x {length}. Run: invoke"
+                " build-om --force"
+            )
+        compiled = engine.compiled
+        if tensors:
+            del engine
+            compiled, tensors = _compiled_with(file, tensors, setting.threads)
+        request = compiled.create_infer_request()
+        caught = _Caught()
+        for part in _by_parts(kind, rows, size):
+            real = len(part.numbers)
+            for name, values in zip(INPUTS, (part.ids.numpy(), part.mask.numpy()), strict=True):
+                run_cpu.give(request, name, np.pad(values, ((0, size - real), (0, 0))))
+            request.infer()
+            for name, tensor in (*tensors.items(), (OUTPUT, OUTPUT)):
+                caught.add(name, request.get_tensor(tensor).data, size, real)
+        return caught.results()
+
+    return Side(kind, file, run, tuple(marks), nodes, marks)
+
+
+def _compiled_with(file: Path, tensors: dict[str, str], threads: int) -> tuple[ov.CompiledModel, dict[str, str]]:
+    """The model with those of `tensors` as outputs that OpenVINO still knows by name; and which these are."""
+    import openvino as ov
+
+    core = ov.Core()
+    model = core.read_model(file)
+    known = {name for node in model.get_ops() for port in node.outputs() for name in port.get_names()}
+    there = {name: tensor for name, tensor in tensors.items() if tensor in known}
+    if there:
+        model.add_outputs(list(dict.fromkeys(there.values())))
+    return core.compile_model(model, "CPU", run_cpu.engine_settings(threads)), there
+
+
+def _om(kind: str, file: Path, setting: Setting) -> Side:
+    """The output files that msame, ais_bench or the cpu backend's runner left in one folder."""
+
+    def run(rows: Rows, wanted: Sequence[str]) -> Results:
+        logits = postprocess.read_outputs(file, setting.batches, setting.batch_size)
+        return {OUTPUT: logits[rows.numbers].reshape(len(rows.numbers), 1, -1)}
+
+    return Side(kind, file, run)
+
+
+def _reference(kind: str, file: Path, setting: Setting) -> Side:
+    """Logits in a .npy, float32 [rows, 3], in the tsv's order."""
+    try:
+        logits = np.load(file, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise DataError(f"{file} is not an array of numbers ({error}). Make it again") from None
+    expected = contract.batch_count(len(logits), setting.batch_size) if logits.ndim else 0
+    if logits.dtype != np.float32 or logits.shape[1:] != (len(LABELS),) or expected != setting.batches:
+        raise DataError(
+            f"{file} holds {logits.dtype} {list(logits.shape)}, not float32 logits of the rows in {setting.batches}"
+            f" bins of {setting.batch_size}. It is of other data, or of other rows of them: make it again"
+        )
+
+    def run(rows: Rows, wanted: Sequence[str]) -> Results:
+        return {OUTPUT: logits[rows.numbers].reshape(len(rows.numbers), 1, -1)}
+
+    return Side(kind, file, run)
+
+
+_KINDS: dict[str, Callable[[str, Path, Setting], Side]] = {
+    "pytorch": _torch,
+    "transformers": _torch,
+    "onnx": _onnx,
+    "fp16": _fp16,
+    "cpu": _cpu,
+    "om": _om,
+    "reference": _reference,
+}
+_MAKES = {
+    "pytorch": "fetch",
+    "transformers": "fetch",
+    "onnx": "export-onnx",
+    "fp16": "export-onnx",
+    "cpu": "build-om",
+    "om": "infer",
+    "reference": "acceptance",
+}
+KINDS = tuple(_KINDS)
+HALF = ("fp16", "om")  # computed in float16: the second by ATC's default
+
+
+def scratch_beside(report: Path) -> Path:
+    """Where copies of models go: a name that a run which is killed leaves nothing behind under for long."""
+    files.remove_leftovers(report)
+    return files.temporary_beside(report)
