@@ -154,7 +154,7 @@ def _run(client: Any, image: Image, settings: BuildSettings, base: str, context:
         stream = client.api.build(
             fileobj=context,
             custom_context=True,
-            buildargs={"BASE": base},
+            buildargs={"BASE": base, **image.arguments},
             labels=images.labels(image),
             network_mode="none" if settings.offline else settings.network or None,
             rm=True,

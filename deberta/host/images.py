@@ -65,6 +65,7 @@ class Image:
     """A stage's image. `base`: NAME@sha256:DIGEST, or sha256:ID. `unpinned`: why it is not what the project pins.
 
     `inputs` (name to digest) is all that the tag is made of. `lock` is the requirements file, None without packages.
+    `arguments`: of the build, beside BASE. `notes`: labels beside those of every image.
     """
 
     stage: str
@@ -76,6 +77,8 @@ class Image:
     files: Tuple[File, ...]
     folders: Tuple[str, ...] = ()  # of the context, there even if empty
     lock: Optional[Path] = None
+    arguments: Mapping[str, str] = field(default_factory=dict)
+    notes: Mapping[str, str] = field(default_factory=dict)
 
 
 def settings(given: Any, project: Path) -> BuildSettings:
@@ -117,15 +120,15 @@ def plan(project: Path, pins: Pins, stage: str, arch: str) -> Image:
     base = pins.bases[stage]
     inputs = {"base": base.reference, "architecture": arch}
     files = [
-        _own(project, Path("docker", f"{stage}.Dockerfile"), "Dockerfile"),
-        *(_own(project, Path("docker", script), script) for script in SCRIPTS[stage]),
+        own_file(project, Path("docker", f"{stage}.Dockerfile"), "Dockerfile"),
+        *(own_file(project, Path("docker", script), script) for script in SCRIPTS[stage]),
     ]
     folders: List[str] = []
     lock: Optional[Path] = None
     if stage in pins.locks:
         entry = pins.locks[stage]
         lock = project / entry.file
-        files.append(_checked(_own(project, Path(entry.file), "requirements.lock"), entry.sha256))
+        files.append(_checked(own_file(project, Path(entry.file), "requirements.lock"), entry.sha256))
     if stage != "export":
         files += _cann(project, pins, stage, arch, digests)
         files += _all(project, DEBS / stage, ".deb", "debs", pins.debs.get(stage, {}), digests)
@@ -134,7 +137,7 @@ def plan(project: Path, pins: Pins, stage: str, arch: str) -> Image:
         files += _all(project, WHEELS, ".whl", "ais_bench", pins.wheels, digests)
         folders.append("ais_bench")
     if stage == "runtime":
-        files.append(_msame(project, pins, arch, digests))
+        files.append(msame_file(project, pins, arch, digests))
     with contextlib.suppress(OSError):  # it only saves time, and the project may be read-only
         digests.save()
     inputs.update({str(file.path.relative_to(project).as_posix()): file.sha256 for file in files})
@@ -156,6 +159,7 @@ def labels(image: Image) -> Dict[str, str]:
         STAGE: image.stage,
         INPUTS: canonical(dict(image.inputs)),
         UNPINNED: canonical(list(image.unpinned)),
+        **image.notes,
     }
 
 
@@ -169,8 +173,8 @@ def changes(old: Mapping[str, str], new: Mapping[str, str]) -> List[str]:
     return said
 
 
-def _own(project: Path, path: Path, name: str) -> File:
-    """A file of the project."""
+def own_file(project: Path, path: Path, name: str) -> File:
+    """A file of the project. Raises MissingError."""
     try:
         content = (project / path).read_bytes()
     except FileNotFoundError:
@@ -234,7 +238,8 @@ def _all(
     return [_brought(project, folder / file, f"{name}/{file}", wanted.get(file), digests) for file in there]
 
 
-def _msame(project: Path, pins: Pins, arch: str, digests: Digests) -> File:
+def msame_file(project: Path, pins: Pins, arch: str, digests: Digests) -> File:
+    """The user's msame. Raises MissingError (not there, or not pinned), ConfigError (another machine's), DataError."""
     path = project / MSAME
     if not path.is_file():
         raise MissingError(

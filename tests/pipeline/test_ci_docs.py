@@ -1,0 +1,118 @@
+"""The CI examples: their commands, run here as they stand; and the Chinese guide page beside the English one."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deberta.host.ci_image import YAML
+from tests.bootstrap_helpers import script
+from tests.mnli_helpers import REPOSITORY
+from tests.pipeline.test_demo import copy_demo
+from tests.pipeline_helpers import environment
+
+CI = REPOSITORY / "docs/ci"
+OPTIONS = "--version match --limit 16 --bs 1 --loops 5"
+# Takes the options that the example gives, and runs our command here in the folder that it mounts.
+DOCKER = """#!/bin/sh
+[ "$1" = run ] || exit 99
+shift
+while :; do
+    case $1 in
+    --rm | --read-only) shift ;;
+    --network | --tmpfs | --user) shift 2 ;;
+    --volume) INVOKE_WORKSPACE=${2%%:/workspace}; export INVOKE_WORKSPACE; shift 2 ;;
+    deberta-ci:1) shift; exec inv "$@" ;;
+    *) echo "docker: $1?" >&2; exit 99 ;;
+    esac
+done
+"""
+
+
+def parsed(name: str) -> dict[Any, Any]:
+    return dict(YAML.safe_load((CI / name).read_text(encoding="utf-8")))
+
+
+class Runner:
+    """A CI system's machine: a folder with checkpoint and data, one for a job, and `inv` or `docker` on PATH."""
+
+    def __init__(self, folder: Path) -> None:
+        self.workspace, self.job, self.bin = folder / "work space", folder / "job", folder / "bin"
+        copy_demo(self.workspace)
+        self.job.mkdir()
+        python, root = shlex.quote(sys.executable), shlex.quote(str(REPOSITORY))
+        script(self.bin / "inv", f'#!/bin/sh\ncd {root} && exec {python} -m invoke "$@"\n')
+
+    def run(self, lines: list[str], variables: dict[str, Any]) -> subprocess.CompletedProcess[str]:
+        given = {
+            **environment(),
+            "PATH": f"{self.bin}:{os.environ['PATH']}",
+            "INVOKE_STAGES_PYTHON": sys.executable,
+            "CI_PROJECT_DIR": str(self.job),
+            **{name: str(value) for name, value in variables.items()},
+            **{"PROFILE": "demo", "BACKEND": "cpu", "OPTIONS": OPTIONS, "WORKSPACE": str(self.workspace)},
+        }
+        if "INVOKE_WORKSPACE" in given:
+            given["INVOKE_WORKSPACE"] = str(self.workspace)
+        command = ["sh", "-ec", "\n".join(lines)]
+        return subprocess.run(command, cwd=self.job, env=given, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def runner(tmp_path_factory: pytest.TempPathFactory) -> Runner:
+    return Runner(tmp_path_factory.mktemp("ci"))
+
+
+def test_gitlabs_job(runner: Runner) -> None:
+    settings = parsed("gitlab-ci.yml")
+    job = settings["acceptance"]
+    assert job["image"] == {"name": "$CI_IMAGE", "entrypoint": [""]}
+    variables = {**settings["variables"], **job["variables"]}
+    done = runner.run(job["script"], variables)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert runner.run(job["after_script"], variables).returncode == 0
+    assert job["artifacts"]["when"] == "always"
+    kept = [path.name for pattern in job["artifacts"]["paths"] for path in runner.job.glob(pattern)]
+    assert {"report_limit16.html", "report_limit16.json"} <= set(kept)
+
+
+def test_githubs_job_and_a_failed_gate(runner: Runner) -> None:
+    job = parsed("github-actions.yml")["jobs"]["acceptance"]
+    run, upload = job["steps"]
+    script(runner.bin / "docker", DOCKER)
+    done = runner.run([run["run"]], job["env"])
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert upload["if"] == "always()" and upload["with"]["path"].splitlines() == [
+        f"${{{{ env.WORKSPACE }}}}/results/${{{{ env.PROFILE }}}}/${{{{ env.BACKEND }}}}/report*.{kind}"
+        for kind in ("html", "json")
+    ]
+    # The job ends as the command does: the demo's data is not what its gates know any more.
+    data = runner.workspace / "data/demo/MNLI/dev_matched.tsv"
+    text = data.read_text(encoding="utf-8")
+    data.write_text(text.replace("The ", "This ", 1), encoding="utf-8")
+    done = runner.run([run["run"]], job["env"])
+    assert done.returncode == 6, done.stdout + done.stderr
+    assert "dev_matched.tsv" in (runner.workspace / "results/demo/cpu/report_limit16.json").read_text()
+    shutil.rmtree(runner.workspace / "models")
+    assert runner.run([run["run"]], job["env"]).returncode == 3
+
+
+def test_chinese_guide_mirrors_the_english_one() -> None:
+    pages = (REPOSITORY / "docs" / name for name in ("guide.md", "guide.zh-CN.md"))
+    english, chinese = (page.read_text(encoding="utf-8") for page in pages)
+    for pattern in (r"^```.*?^```", r"^#+ ", r"^\|", r"^- ", r"\]\([^)]*\)"):
+        found, expected = (re.findall(pattern, text, re.MULTILINE | re.DOTALL) for text in (chinese, english))
+        assert found == expected if "`" in pattern or "]" in pattern else len(found) == len(expected), pattern
+    rows = [re.findall(r"^\|.*", text, re.MULTILINE) for text in (english, chinese)]
+    for one, other in zip(*rows, strict=True):
+        assert re.findall(r"`[^`]+`", one) == re.findall(r"`[^`]+`", other)
+    code = [sorted(re.findall(r"`[^`]+`", text)) for text in (english, chinese)]
+    assert code[0] == code[1]
