@@ -11,8 +11,10 @@ from invoke.tasks import task
 from deberta import buckets as lengths
 from deberta import contract
 from deberta.errors import ConfigError
-from deberta.host import bucket_report, bucketing, chain, choices, development, pipeline
+from deberta.host import bucketing, chain, choices, development, pipeline
+from deberta.host.acceptance_tasks import acceptance, report
 from deberta.host.check_tasks import bench, check_fp16, lint_onnx
+from deberta.host.ci_tasks import ci_image
 from deberta.host.cli import (
     DEVICE,
     HELP,
@@ -27,9 +29,25 @@ from deberta.host.cli import (
     version_of,
     workspace,
 )
+from deberta.host.compare_tasks import compare
+from deberta.host.reproduce_tasks import explain, reproduce
 from deberta.host.steps import Plan
+from deberta.host.verify_tasks import sign, verify
 
-__all__ = ["bench", "check_fp16", "lint_onnx"]  # tasks from another file
+# Tasks from other files.
+__all__ = [
+    "acceptance",
+    "bench",
+    "check_fp16",
+    "ci_image",
+    "compare",
+    "explain",
+    "lint_onnx",
+    "report",
+    "reproduce",
+    "sign",
+    "verify",
+]
 
 
 @command("profile", *RUN, relative="shift, or gather: the reference form, in dynamic_gather.onnx")
@@ -73,11 +91,12 @@ def preprocess(
             chain.preprocess(session, plan, batch_size, chosen)
 
 
-@command("bs", "buckets", "profile", "backend", "soc-version", "no-lint", *RUN)
+@command("bs", "buckets", "precision", "profile", "backend", "soc-version", "no-lint", *RUN)
 def build_om(
     c: Context,
     bs: str | None = None,
     buckets: str | None = None,
+    precision: str | None = None,
     profile: str | None = None,
     backend: str | None = None,
     soc_version: str | None = None,
@@ -90,7 +109,7 @@ def build_om(
     """Compile the model for one batch size; exports it first if need be."""
     asked = lengths.parse(buckets)
     batch_size = contract.parse_batch_size(bs)
-    plan = plan_of(c, profile, backend, compiles=True, lint=not no_lint)
+    plan = plan_of(c, profile, backend, compiles=True, lint=not no_lint, precision=precision)
     session = session_of(c, executor, force, dry, keep, soc_version)
     with pipeline.exclusive(session):
         if asked:
@@ -99,13 +118,14 @@ def build_om(
             chain.build(session, plan, batch_size)
 
 
-@command("bs", "version", "limit", "buckets", "profile", "backend", *DEVICE, *RUN)
+@command("bs", "version", "limit", "buckets", "precision", "profile", "backend", *DEVICE, *RUN)
 def infer(
     c: Context,
     bs: str | None = None,
     version: str | None = None,
     limit: str | None = None,
     buckets: str | None = None,
+    precision: str | None = None,
     profile: str | None = None,
     backend: str | None = None,
     soc_version: str | None = None,
@@ -120,7 +140,7 @@ def infer(
     """Run the compiled model over one version's bins; makes what it needs first."""
     asked = lengths.parse(buckets)
     batch_size, chosen = contract.parse_batch_size(bs), version_of(version)
-    plan = plan_of(c, profile, backend, limit, device, runner=runner)
+    plan = plan_of(c, profile, backend, limit, device, runner=runner, precision=precision)
     session = session_of(c, executor, force, dry, keep, soc_version, device, msame)
     with pipeline.exclusive(session):
         if asked:
@@ -130,7 +150,7 @@ def infer(
 
 
 @command(
-    *("bs", "version", "limit", "buckets", "profile", "backend", *RUN),
+    *("bs", "version", "limit", "buckets", "precision", "profile", "backend", *RUN),
     outputs="folder of input_<i>_output_0.bin, in the workspace or absolute, if not infer's own",
 )
 def postprocess(
@@ -140,6 +160,7 @@ def postprocess(
     outputs: str | None = None,
     limit: str | None = None,
     buckets: str | None = None,
+    precision: str | None = None,
     profile: str | None = None,
     backend: str | None = None,
     executor: str | None = None,
@@ -150,7 +171,7 @@ def postprocess(
     """Work out accuracy, overall and by genre, from the model's outputs."""
     asked = lengths.parse(buckets)
     batch_size, chosen = contract.parse_batch_size(bs), version_of(version)
-    plan, session = plan_of(c, profile, backend, limit), session_of(c, executor, force, dry, keep)
+    plan, session = plan_of(c, profile, backend, limit, precision=precision), session_of(c, executor, force, dry, keep)
     with pipeline.exclusive(session):
         if asked:
             bucketing.postprocess(session, plan, batch_size, chosen, outputs, asked)
@@ -158,13 +179,14 @@ def postprocess(
             chain.postprocess(session, plan, batch_size, chosen, outputs)
 
 
-@command("bs", "version", "limit", "buckets", "profile", "backend", *DEVICE, *RUN)
+@command("bs", "version", "limit", "buckets", "precision", "profile", "backend", *DEVICE, *RUN)
 def evaluate(
     c: Context,
     bs: str | None = None,
     version: str | None = None,
     limit: str | None = None,
     buckets: str | None = None,
+    precision: str | None = None,
     profile: str | None = None,
     backend: str | None = None,
     soc_version: str | None = None,
@@ -179,7 +201,7 @@ def evaluate(
     """Run the whole chain for one version and print its accuracy."""
     asked = lengths.parse(buckets)
     batch_size, chosen = contract.parse_batch_size(bs), version_of(version)
-    plan = plan_of(c, profile, backend, limit, device, runner=runner)
+    plan = plan_of(c, profile, backend, limit, device, runner=runner, precision=precision)
     session = session_of(c, executor, force, dry, keep, soc_version, device, msame)
     with pipeline.exclusive(session):
         if asked:
@@ -188,13 +210,14 @@ def evaluate(
             chain.evaluate(session, plan, batch_size, chosen)
 
 
-@command("bs", "version", "loops", "buckets", "profile", "backend", *DEVICE, *RUN)
+@command("bs", "version", "loops", "buckets", "precision", "profile", "backend", *DEVICE, *RUN)
 def perf(
     c: Context,
     bs: str | None = None,
     version: str | None = None,
     loops: str | None = None,
     buckets: str | None = None,
+    precision: str | None = None,
     profile: str | None = None,
     backend: str | None = None,
     soc_version: str | None = None,
@@ -210,22 +233,13 @@ def perf(
     asked = lengths.parse(buckets)
     batch_size, chosen = contract.parse_batch_size(bs), version_of(version, "match")
     times = contract.parse_integer("--loops", loops, contract.PERFORMANCE_LOOPS, 2, contract.PERFORMANCE_LOOPS)
-    plan = plan_of(c, profile, backend, device=device, runner=runner)
+    plan = plan_of(c, profile, backend, device=device, runner=runner, precision=precision)
     session = session_of(c, executor, force, dry, keep, soc_version, device, msame)
     with pipeline.exclusive(session):
         if asked:
             bucketing.perf(session, plan, batch_size, chosen, times, asked)
         else:
             chain.perf(session, plan, batch_size, chosen, times)
-
-
-@command("profile", "backend", "dry")
-def report(c: Context, profile: str | None = None, backend: str | None = None, dry: bool = False) -> None:
-    """Write report.md: the guide's table, published figures beside measured ones."""
-    plan, session = plan_of(c, profile, backend), session_of(c, "local", dry=dry)
-    with pipeline.exclusive(session):
-        usual = [contract.parse_batch_size(size) for size in c.config.batch_sizes]
-        chain.write_report(session, plan, usual, bucket_report.section(session, plan))
 
 
 @task(
