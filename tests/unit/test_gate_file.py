@@ -45,7 +45,11 @@ def test_a_profile_goes_over_the_defaults(tmp_path: Path) -> None:
         ("points = 0.5", "points = true", "[defaults]: official: points is True, not a number"),
         ("points = 0.5", "", "[defaults]: official has no points"),
         ("[defaults.sentinel]", "[defaults.sentinel]\nallowed = 3", "sentinel has 'allowed', and takes nothing"),
-        ("allowed = 20", "allowed = -1", "[profile.mnli]: correct_rows.match: allowed is -1, not a whole number"),
+        (
+            "expected = 8879\nallowed = 20",
+            "expected = 8879\nallowed = -1",
+            "[profile.mnli]: correct_rows.match: allowed is -1, not a whole number",
+        ),
         ("expected = 8879", "expected = 9816", "[profile.mnli]: correct_rows.match is "),
         ("expected = 8879", "expected = 8879.5", "correct_rows.match: expected is 8879.5, not a whole number"),
         ("mnli.correct_rows.match]", "mnli.correct_rows.train]", "correct_rows has 'train', which is not one of"),
