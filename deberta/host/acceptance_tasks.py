@@ -11,7 +11,7 @@ from invoke.context import Context
 from deberta import contract
 from deberta.errors import ConfigError
 from deberta.host import acceptance as accepting
-from deberta.host import bucket_report, chain, pipeline
+from deberta.host import bucket_report, chain, containers, pipeline
 from deberta.host.cli import DEVICE, PROJECT, RUN, command, plan_of, prepared_python, session_of, version_of
 from deberta.host.job import Asked
 from deberta.host.pipeline import Session
@@ -59,6 +59,8 @@ def acceptance(
         auto=[name for name, value in wanted.items() if value == AUTO],
         gates=_gates(c),
         reasons=_reasons(c, session),
+        # A setting that the image alone has, and where its code lies.
+        in_image=c.config.get("image_unpinned") is not None and Path(containers.CODE) == PROJECT,
     )
     strict = replace(session, strict=True)
     with pipeline.exclusive(strict):

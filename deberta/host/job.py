@@ -17,7 +17,7 @@ from typing import Any, Callable, Iterable, Mapping, Optional, Sequence
 import deberta
 from deberta import contract, cpus, files, published, records
 from deberta.artifacts import record_of
-from deberta.errors import MissingError
+from deberta.errors import DataError, MissingError
 from deberta.host import acceptance_steps, bom, pipeline, reference_steps, report
 from deberta.host.pipeline import Session
 from deberta.host.report import Measured
@@ -35,7 +35,7 @@ class Asked:
     """What a report is to be about. `reasons`: why it is no acceptance, as far as the caller knows.
 
     `gates`: the user's own file, None for ours. `runners`: whose performance runs count. `auto`: what was left to it,
-    of backend and executor.
+    of backend and executor. `in_image`: this runs in the CI image.
     """
 
     purpose: str  # acceptance or report
@@ -47,6 +47,7 @@ class Asked:
     auto: Sequence[str] = ()
     gates: Optional[Path] = None
     reasons: Sequence[str] = ()
+    in_image: bool = False
     buckets_markdown: str = ""
 
 
@@ -76,8 +77,11 @@ def make(session: Session, plan: Plan, asked: Asked) -> dict[str, Any]:
     profile = plan.profile
     data = {v: profile.data_path(v) for v in asked.versions if (session.workspace / profile.data_path(v)).exists()}
     inputs = [profile.checkpoint_path, profile.config_path, profile.tokenizer_path, *data.values()]
-    way = [record for record in (_record(session, path) for path in _way(plan, asked)) if record is not None]
-    loose = _not_pinned(session, way)
+    recorded = {path: record for path in _way(plan, asked) if (record := _record(session, path)) is not None}
+    if asked.purpose == "acceptance":
+        one_build_of_each(recorded)
+    way = list(recorded.values())
+    loose = _not_pinned(session, way, asked.in_image)
     return {
         "format": FORMAT,
         "purpose": asked.purpose,
@@ -156,6 +160,21 @@ def publish(session: Session, plan: Plan, job: Json) -> dict[str, Any]:
         print(f"{plan.artifacts.attestation()} was of the report before, and is removed")
     found: dict[str, Any] = json.loads((session.workspace / made).read_text(encoding="utf-8"))
     return found
+
+
+def one_build_of_each(recorded: Mapping[PurePosixPath, Json]) -> None:
+    """Raise DataError where two steps' records (by artifact) have different digests of one image."""
+    seen: dict[str, tuple[PurePosixPath, str]] = {}
+    for path, record in recorded.items():
+        images = {name: d["sha256"] for name, d in records.dependencies(record).items() if name.startswith("image ")}
+        for name, digest in images.items():
+            other, before = seen.setdefault(name, (path, digest))
+            if digest != before:
+                raise DataError(
+                    f"{record_of(path)} says that {name} is sha256:{digest}, and {record_of(other)} that it is "
+                    f"sha256:{before}: a record was altered, or the image was built again on the way. "
+                    f"Run: invoke acceptance --force"
+                )
 
 
 def show(session: Session, plan: Plan) -> None:
@@ -306,14 +325,18 @@ def _tools(way: Iterable[Json]) -> dict[str, str]:
     return found
 
 
-def _not_pinned(session: Session, way: Iterable[Json]) -> list[str]:
-    """What ran that docker/pins.toml does not name, each once with the steps that it ran."""
+def _not_pinned(session: Session, way: Iterable[Json], in_image: bool) -> list[str]:
+    """What ran that docker/pins.toml does not name, each once with the steps that it ran.
+
+    `in_image`: the atc is the CI image's, whose build took pinned packages alone; what else went in is a reason of its
+    own (`Asked.reasons`).
+    """
     said: dict[str, list[str]] = {}
     for record in way:
         parameters = records.parameters(record)
         problem = str(records.internal(record).get("pins", "pinned"))
         tool = str(parameters.get("tool", ""))
-        if tool and parameters.get("executor") == "local":
+        if tool and parameters.get("executor") == "local" and not (in_image and tool == "atc"):
             problem = _tool_problem(session, tool, parameters, str(records.internal(record).get("cann", "")))
         if problem != "pinned":
             said.setdefault(problem, []).append(str(parameters.get("step", "")))

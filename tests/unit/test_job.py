@@ -1,0 +1,45 @@
+"""What a report's job refuses before anything is counted."""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+from typing import Any
+
+import pytest
+
+from deberta import records
+from deberta.errors import DataError
+from deberta.host import job
+
+EXPORT, COMPILE = "image deberta-ascend/export:aa", "image deberta-ascend/compile:bb"
+
+
+def _record(**images: str) -> dict[str, Any]:
+    names = {"export": EXPORT, "compile": COMPILE}
+    now = records.now()
+    return records.statement(
+        subjects=[],
+        dependencies=[{"name": names[stage], "digest": {"sha256": digest}} for stage, digest in images.items()],
+        parameters={},
+        internal={},
+        builder="",
+        started=now,
+        finished=now,
+        summary=None,
+    )
+
+
+def test_one_image_that_two_records_tell_differently_is_named() -> None:
+    recorded = {
+        PurePosixPath("models/demo/dynamic.onnx"): _record(export="1" * 64),
+        PurePosixPath("models/demo/ascend/deberta_bs8.om"): _record(compile="2" * 64),
+        PurePosixPath("results/demo/cpu/eval_bs8_match.txt"): _record(export="1" * 64),
+        PurePosixPath("elsewhere"): _record(),  # made by a process
+    }
+    job.one_build_of_each(recorded)
+    recorded[PurePosixPath("results/demo/cpu/eval_bs8_mismatch.txt")] = _record(export="3" * 64)
+    with pytest.raises(DataError) as caught:
+        job.one_build_of_each(recorded)
+    said = str(caught.value)
+    for part in ("eval_bs8_mismatch.txt.record.json says", EXPORT, "3" * 64, "dynamic.onnx.record.json", "1" * 64):
+        assert part in said
