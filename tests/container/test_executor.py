@@ -90,6 +90,8 @@ def test_records_name_the_image_and_that_it_is_not_pinned(finished: Place, engin
     for name in names:
         record = records.read(finished.root / name)
         assert record is not None
+        if name == f"{RESULTS}/bom.cdx.json.record.json":
+            continue  # the command wrote that one itself
         tag = records.parameters(record)["image"]
         found = engine_client.images.get(tag)
         assert records.dependencies(record)[f"image {tag}"] == {"sha256": found.id.partition(":")[2]}
