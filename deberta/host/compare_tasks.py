@@ -73,6 +73,9 @@ def compare(
         run(session, plan, batch_size, chosen, sides, asked)
 
 
+compare.auto_shortflags = False  # invoke would give a_file its second letter: the flag --
+
+
 def run(session: Session, plan: Plan, batch_size: int, version: str, sides: list[Side], asked: Asked) -> None:
     """Make what the sides need, compare them, and show what was found also where it was known already."""
     before = compare_steps.before(plan, batch_size, version, sides)
