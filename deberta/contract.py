@@ -18,6 +18,8 @@ PERFORMANCE_LOOPS = 100  # the guide's performance run; msame refuses more
 BACKENDS = ("ascend", "cpu")
 EXECUTORS = ("docker", "local")
 FP32, INT8 = PRECISIONS = ("fp32", "int8")  # the cpu backend's; ATC's are options of its own
+# What stands behind a figure in place of the present model: the user's compiled model ran, everything else is ours.
+BROUGHT_MODEL = "on ascend, .om brought"
 RUNNERS = ("msame", "ais_bench")  # the ascend backend's tools that run the model
 ONNX_OPSET = 12  # proven by the guide's own ATC run; ATC 5.1.RC2 reads opset 9-13
 ONNX_IR_VERSION = 7

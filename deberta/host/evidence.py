@@ -21,7 +21,6 @@ from deberta.progress import Progress
 
 RECORD_SUFFIX = ".record.json"
 IMAGE = "image "  # what a record's dependency on a stage image starts with
-BROUGHT_MODEL = "on ascend, .om brought"  # of a cell: the user's compiled model ran, everything else is ours
 MIB = 1 << 20
 _JOB = (
     *("purpose", "profile", "gates", "limit", "batch_sizes", "data", "references", "cells", "performances"),
@@ -181,9 +180,9 @@ def _scope(evidence: Evidence) -> Scope:
     for named, run in runs:
         size, version, origin = int(run["batch_size"]), str(run["version"]), str(run["origin"])
         paths |= named
-        if origin == BROUGHT_MODEL:
+        if origin == contract.BROUGHT_MODEL:
             brought.add(str(artifacts.compiled(size)))
-        if origin in ("", BROUGHT_MODEL):
+        if origin in ("", contract.BROUGHT_MODEL):
             present.add((size, version))
         else:
             foreign.update(dict.fromkeys(named, f"bs {size}, {version}: {origin}"))

@@ -10,7 +10,7 @@ from typing import Any, Mapping, Optional, Sequence, Union
 
 from deberta import ais_bench, msame, records
 from deberta.artifacts import record_of
-from deberta.contract import RUNNERS
+from deberta.contract import BROUGHT_MODEL, RUNNERS
 from deberta.errors import DataError, MissingError
 from deberta.host import pipeline
 from deberta.host.pipeline import Session
@@ -146,7 +146,7 @@ def _model_of(session: Session, plan: Plan, batch_size: int, run: Mapping[str, A
     made = records.read(session.workspace / record_of(compiled))
     if plan.backend == "ascend" and pipeline.is_brought(session, compiled):
         same = records.dependencies(run).get(str(compiled)) == session.digests.of(compiled)
-        return "on ascend, .om brought" if same else "outdated: another model"
+        return BROUGHT_MODEL if same else "outdated: another model"
     weights = compiled.with_suffix(".bin")
     read = [compiled, *([weights] if str(weights) in records.dependencies(run) else [])]
     for record, needed in (*((run, path) for path in read), (made, onnx)):

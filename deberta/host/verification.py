@@ -21,7 +21,7 @@ from deberta.artifacts import Artifacts
 from deberta.errors import ConfigError, DataError, DebertaError, MissingError, StageError, one_line, some
 from deberta.host import bom, evidence, local
 from deberta.host.console import Console
-from deberta.host.evidence import BROUGHT_MODEL, Evidence
+from deberta.host.evidence import Evidence
 from deberta.host.executor import judge_stage
 from deberta.host.profiles import Profile
 
@@ -195,7 +195,11 @@ def _replay(request: Request, found: Evidence, scratch: Path, console: Console) 
     for cell in found.job.get("cells", ()):
         record = found.record_for(str(cell["outputs"]))
         bins = [name for name, digest in records.dependencies(record).items() if "dirHash" in digest] if record else []
-        if cell["origin"] not in ("", BROUGHT_MODEL) or len(bins) != 1 or cell.get("precision", "fp32") != "fp32":
+        if (
+            cell["origin"] not in ("", contract.BROUGHT_MODEL)
+            or len(bins) != 1
+            or cell.get("precision", "fp32") != "fp32"
+        ):
             continue
         runs.append(
             {

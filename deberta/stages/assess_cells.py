@@ -122,8 +122,7 @@ def read_reference(path: Path, rows: int) -> Logits:
 
 def margins(logits: Logits) -> npt.NDArray[np.float64]:
     """float64 [rows], rounded: what is listed is what is judged."""
-    ordered = np.sort(logits.astype(np.float64), axis=1)
-    return np.round(ordered[:, -1] - ordered[:, -2], MARGIN_DIGITS)
+    return np.round(postprocess.margins(logits), MARGIN_DIGITS)
 
 
 def cell_body(cell: Cell, version: Version) -> dict[str, Any]:

@@ -224,7 +224,8 @@ def _turns(
 def _given(options: argparse.Namespace) -> list[str]:
     """The options that make a difference to the figures, as the task takes them."""
     named = {"size": options.size, "bs": options.bs, "repeats": options.repeats, "threads": options.threads,
-             "engines": options.engines, "rows": options.rows}  # fmt: skip
+             "engines": options.engines, "rows": options.rows,
+             "lengths": options.lengths.name if options.lengths else None}  # fmt: skip
     usual = {"size": "full", "bs": "1,8"}
     return [f"--{name} {value}" for name, value in named.items() if value is not None and value != usual.get(name)]
 

@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from deberta import buckets, contract, files
 from deberta.errors import run_stage
@@ -27,7 +26,7 @@ def compare(gold: Sequence[Gold], fp32: Logits, int8: Logits) -> dict[str, objec
     """Two runs' logits, float32 [rows, 3], finite, in the tsv's order."""
     labels = np.array([label for _, label in gold])
     before, after = fp32.argmax(axis=1), int8.argmax(axis=1)
-    margins = {name: _margins(logits) for name, logits in (("fp32", fp32), ("int8", int8))}
+    margins = {name: postprocess.margins(logits) for name, logits in (("fp32", fp32), ("int8", int8))}
     changed = np.flatnonzero(before != after)
     difference = np.abs(fp32.astype(np.float64) - int8)
     listed = sorted(changed.tolist(), key=lambda row: (-margins["fp32"][row], row))[:SHOWN]
@@ -56,12 +55,6 @@ def compare(gold: Sequence[Gold], fp32: Logits, int8: Logits) -> dict[str, objec
             for row in listed
         ],
     }
-
-
-def _margins(logits: Logits) -> npt.NDArray[np.float64]:
-    ordered = np.sort(logits.astype(np.float64), axis=1)
-    margins: npt.NDArray[np.float64] = ordered[:, -1] - ordered[:, -2]
-    return margins
 
 
 def read(

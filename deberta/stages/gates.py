@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from fractions import Fraction
 from typing import Any
 
-from deberta.contract import LABELS
+from deberta.contract import BROUGHT_MODEL, LABELS
 from deberta.errors import ConfigError
 from deberta.stages import statistics
 
@@ -19,7 +19,6 @@ PASSED, FAILED, NOT_JUDGED = "passed", "failed", "not judged"
 ACCEPTED, CHECKED = "accepted", "checked"  # a verdict; the third is FAILED
 GATES = ("correct_rows", "official", "agreement", "reference", "fps", "sentinel", "inputs")
 NEAR_TIE_MARGIN = "near_tie_margin"  # of two gates, and none itself
-BROUGHT = "on ascend, .om brought"  # a cell's origin: the user's compiled model ran, and nothing tells what it is
 SURE = 0.001  # a p-value below which labels are said to be permuted
 
 Json = Mapping[str, Any]
@@ -81,7 +80,7 @@ def complete(job: Json, body: Json, performances: Sequence[Json]) -> list[Check]
             required = f"{_article(what)} of the present model"
             for place, said in lacking:
                 status, reason = FAILED, "nothing else stands for it"
-                if said == BROUGHT:
+                if said == BROUGHT_MODEL:
                     status, reason = NOT_JUDGED, "the compiled model is the user's"
                 checks.append(Check("complete", f"{what}, {_of(*place)}", required, said, status, reason))
         else:

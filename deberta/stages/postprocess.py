@@ -116,6 +116,13 @@ def read_gold(data: Path, limit: int = 0, expected_rows: int = 0) -> list[Gold]:
     return gold[:limit] if limit else gold
 
 
+def margins(logits: Logits) -> npt.NDArray[np.float64]:
+    """Each row's largest logit minus its second largest, float64 [rows]: by how much it prefers its label."""
+    ordered = np.sort(logits.astype(np.float64), axis=1)
+    found: npt.NDArray[np.float64] = ordered[:, -1] - ordered[:, -2]
+    return found
+
+
 def finite_rows(logits: Logits) -> npt.NDArray[np.bool_]:
     found: npt.NDArray[np.bool_] = np.logical_and.reduce(np.isfinite(logits), axis=1)
     return found

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from deberta.contract import LABELS
+from deberta.contract import BROUGHT_MODEL, LABELS
 from deberta.errors import ConfigError
 from deberta.stages import assess, assess_cells, gates
 from tests import report_helpers
@@ -54,6 +54,16 @@ def test_all_gates_passed_is_accepted(case: Case) -> None:
     assert next(check for check in verdict["gates"] if check["gate"] == "correct_rows") == {
         **{"gate": "correct_rows", "of": "bs 1, match", "required": "at least 42 of 48"},
         **{"found": "44 of 48 (91.67 %)", "status": "passed", "reason": ""},
+    }
+
+
+def test_a_model_that_was_brought_is_neither_accepted_nor_a_failure(case: Case) -> None:
+    for entry in (*case.body["cells"], *case.performances):
+        entry["origin"] = BROUGHT_MODEL
+    assert case.said("failed") == [] and case.judge()["verdict"] == "checked"
+    assert {check["of"] for check in case.said("not judged") if check["gate"] == "complete"} >= {
+        "evaluation, bs 1, match",
+        "performance run, bs 8, mismatch",
     }
 
 
