@@ -8,8 +8,8 @@ from invoke.context import Context
 from invoke.exceptions import Exit
 from invoke.tasks import task
 
+from deberta import PROJECT, contract
 from deberta import buckets as lengths
-from deberta import contract
 from deberta.errors import ConfigError
 from deberta.host import bucketing, chain, choices, development, pipeline
 from deberta.host.acceptance_tasks import acceptance, report
@@ -18,7 +18,6 @@ from deberta.host.ci_tasks import ci_image
 from deberta.host.cli import (
     DEVICE,
     HELP,
-    PROJECT,
     RUN,
     command,
     ours,

@@ -8,11 +8,11 @@ from typing import Optional, Sequence
 
 from invoke.context import Context
 
-from deberta import contract
+from deberta import PROJECT, contract
 from deberta.errors import ConfigError
 from deberta.host import acceptance as accepting
 from deberta.host import bucket_report, chain, containers, pipeline
-from deberta.host.cli import DEVICE, PROJECT, RUN, command, plan_of, prepared_python, session_of, version_of
+from deberta.host.cli import DEVICE, RUN, command, plan_of, prepared_python, session_of, version_of
 from deberta.host.job import Asked
 from deberta.host.pipeline import Session
 from deberta.host.steps import Plan

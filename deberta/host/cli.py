@@ -12,14 +12,13 @@ from invoke.context import Context
 from invoke.exceptions import Exit
 from invoke.tasks import task
 
-from deberta import atc, contract
+from deberta import PROJECT, atc, contract
 from deberta.errors import INTERRUPTED, ConfigError, DebertaError, from_os_error, one_line
 from deberta.host import choices, explaining, npu_access, pipeline, profiles, stage_env
 from deberta.host.executor import Executor
 from deberta.host.local import LocalExecutor
 from deberta.host.steps import Plan
 
-PROJECT = Path(__file__).resolve().parents[2]
 HELP = {
     "bs": "batch size (default 1)",
     "version": "match or mismatch",

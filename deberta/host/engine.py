@@ -23,6 +23,7 @@ import docker.utils
 import requests.exceptions
 from docker.context import ContextAPI
 
+from deberta import PROJECT
 from deberta.errors import ERROR_PREFIX, INTERRUPTED, ConfigError, MissingError, StageError
 from deberta.host import containers
 from deberta.host.containers import Container
@@ -283,7 +284,7 @@ def _lines(chunks: Iterator[bytes]) -> Iterator[str]:
 
 def _reaper(session: str) -> subprocess.Popen[bytes]:
     """A process that removes this session's containers if its stdin ends before we say that we are done."""
-    root = str(Path(__file__).resolve().parents[2])
+    root = str(PROJECT)
     return subprocess.Popen(
         [sys.executable, "-m", "deberta.host.reaper", session],
         stdin=subprocess.PIPE,

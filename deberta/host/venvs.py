@@ -17,6 +17,7 @@ from collections import deque
 from pathlib import Path
 from typing import Callable, Deque, Dict, Iterator, List, Optional, Sequence
 
+from deberta import PROJECT
 from deberta.errors import ConfigError, MissingError, run_stage
 from deberta.files import write_text
 from deberta.progress import Progress
@@ -137,8 +138,7 @@ def environment() -> Dict[str, str]:
 
 def main(argv: Sequence[str]) -> None:
     """Make the host's environment with the interpreter in argv[0], unless another process just did."""
-    project = Path(__file__).resolve().parents[2]
-    folder, lock = project / HOST_FOLDER, project / HOST_LOCK
+    folder, lock = PROJECT / HOST_FOLDER, PROJECT / HOST_LOCK
     with one_at_a_time(folder):
         if not is_current(folder, [lock]):
             say(f"installing invoke and docker in {folder} (about 1 MB, once) ...")

@@ -30,7 +30,7 @@ from deberta.stages.assess_cells import Cell, Version
 
 FORMAT = 1
 PURPOSES = ("acceptance", "report")
-SCHEMA = Path(__file__).resolve().parent.parent / "report.schema.json"
+SCHEMA = Path(__file__).with_name("report.schema.json")
 AVERAGE_TOLERANCE = 1e-3  # the log's average beside its times, which have six digits
 
 Json = Mapping[str, Any]

@@ -250,7 +250,7 @@ def _draw(options: argparse.Namespace, settings: Settings) -> str:
     """Draw the plot; returns how the page finds it."""
     if not os.access(settings.peers, os.X_OK):
         raise MissingError(f"{settings.peers}, with matplotlib, is missing. Run: {bench_report.INSTALL}")
-    variables = {**os.environ, "PYTHONPATH": str(Path(deberta.__file__).parents[1])}
+    variables = {**os.environ, "PYTHONPATH": str(deberta.PROJECT)}
     with files.new_file(options.plot) as temporary:
         command = [str(settings.peers), "-m", "deberta.stages.bench_plot", str(options.output), str(temporary)]
         bench_processes.finish(command, variables, settings.logs / "plot.log")

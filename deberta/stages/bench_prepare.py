@@ -78,7 +78,7 @@ def variables(settings: Settings, folder: Path) -> dict[str, str]:
     """Every process gets as many threads; nothing is fetched; torch.compile's files and workers stay within the run."""
     return {
         **os.environ,
-        "PYTHONPATH": str(Path(deberta.__file__).parents[1]),
+        "PYTHONPATH": str(deberta.PROJECT),
         "OMP_NUM_THREADS": str(settings.threads),
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",

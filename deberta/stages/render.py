@@ -22,7 +22,7 @@ from deberta.stages.render_markdown import markdown
 from deberta.stages.render_tables import Report
 
 FORMAT = 1
-SCHEMA = Path(__file__).resolve().parent.parent / "report.schema.json"
+SCHEMA = Path(__file__).with_name("report.schema.json")
 AGAIN = "Run: invoke report, or invoke acceptance"
 
 
