@@ -8,9 +8,10 @@ from invoke.context import Context
 from invoke.exceptions import Exit
 from invoke.tasks import task
 
-from deberta import PROJECT, contract
-from deberta import buckets as lengths
-from deberta.errors import ConfigError
+from deberta import PROJECT
+from deberta.core import buckets as lengths
+from deberta.core import contract
+from deberta.core.errors import ConfigError
 from deberta.host import bucketing, chain, choices, development, pipeline
 from deberta.host.acceptance_tasks import acceptance, report
 from deberta.host.check_tasks import bench, check_fp16, lint_onnx

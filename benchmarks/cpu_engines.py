@@ -20,9 +20,9 @@ import numpy as np
 import onnxruntime
 import openvino as ov
 
-from deberta.contract import INPUTS, OUTPUT, parse_integer
-from deberta.cpus import effective_cpus
-from deberta.errors import MissingError, run_stage
+from deberta.core.contract import INPUTS, OUTPUT, parse_integer
+from deberta.core.errors import MissingError, run_stage
+from deberta.core.machine import effective_cpus
 from deberta.stages.run_cpu import MAX_THREADS, engine_settings, vocabulary_of
 
 Engine = Callable[[np.ndarray, np.ndarray], np.ndarray]

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Optional
 
-from deberta.errors import ConfigError, DataError, DebertaError, MissingError, StageError, some
+from deberta.core.errors import ConfigError, DataError, DebertaError, MissingError, StageError, some
 from deberta.msame import check_outputs, nearest_ranks
 
 MODULE = "ais_bench"

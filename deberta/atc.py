@@ -15,8 +15,8 @@ from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, Optional
 
 from deberta.atc_codes import BY_CODE, BY_TEXT, UNKNOWN, Cause, is_generic
-from deberta.contract import INPUTS, SEQUENCE_LENGTH
-from deberta.errors import ConfigError, DataError, DebertaError, StageError
+from deberta.core.contract import INPUTS, SEQUENCE_LENGTH
+from deberta.core.errors import ConfigError, DataError, DebertaError, StageError
 
 SUCCESS_LINE, FAILED_LINE = "ATC run success", "ATC run failed"
 CLOCK_GRAIN_SECONDS = 1.0  # file systems that keep whole seconds round a file's time down

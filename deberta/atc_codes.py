@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from deberta.errors import ConfigError, DataError, DebertaError, MissingError, StageError
+from deberta.core.errors import ConfigError, DataError, DebertaError, MissingError, StageError
 
 
 class Cause(NamedTuple):

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
 
-from deberta.errors import ConfigError, DataError, DebertaError, MissingError, StageError, some
+from deberta.core.errors import ConfigError, DataError, DebertaError, MissingError, StageError, some
 
 PERCENTILES = (50, 90, 99)
 

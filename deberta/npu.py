@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Optional
 
-from deberta.errors import ConfigError, DataError, MissingError
+from deberta.core.errors import ConfigError, DataError, MissingError
 
 BUSY, IDLE, UNKNOWN = "busy", "idle", "unknown"
 IDLE_MEMORY_MB = 2500  # idle cards were seen with 930 to 1910 MB in use; above this something may be loaded

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, Type
 
-from deberta.errors import ConfigError, DataError, DebertaError, MissingError, StageError
+from deberta.core.errors import ConfigError, DataError, DebertaError, MissingError, StageError
 
 BATCH, SIZE, BATCHES = 4, 48, 3
 SUCCESS = "Execute sample success"

@@ -10,7 +10,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from deberta.contract import DEV_FILES, LABELS
+from deberta.core.contract import DEV_FILES, LABELS
 from tests.mnli_helpers import REPOSITORY, SPM_MODEL, dev_line, write_dev
 
 ROWS = {"match": 10, "mismatch": 7}

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from deberta import contract, files
-from deberta.artifacts import Artifacts
-from deberta.contract import DEV_FILES, LABELS
+from deberta.core import contract, files
+from deberta.core.contract import DEV_FILES, LABELS
+from deberta.core.paths import Artifacts
 from deberta.stages import assess, postprocess
 from tests.mnli_helpers import dev_line, write_dev
 

@@ -13,8 +13,8 @@ from typing import Any, Callable, Sequence
 
 import rfc8785
 
-from deberta.contract import LABELS
-from deberta.published import GUIDE, NOTE, SOURCE
+from deberta.core.contract import LABELS
+from deberta.core.published import GUIDE, NOTE, SOURCE
 
 GENRES = {
     "match": {"fiction": 1973, "government": 1945, "slate": 1955, "telephone": 1966, "travel": 1976},

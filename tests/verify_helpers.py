@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import rfc8785
 
-from deberta import files, records
-from deberta.artifacts import Artifacts
-from deberta.contract import LABELS, VERSIONS
+from deberta.core import files, records
+from deberta.core.contract import LABELS, VERSIONS
+from deberta.core.paths import Artifacts
 from deberta.host import bom, profiles
 from deberta.host.verification import Request
 from deberta.stages import assess, postprocess, render

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Iterable, Mapping, Optional
 
-from deberta.artifacts import record_of
-from deberta.contract import RUNNERS, batch_count
-from deberta.errors import GateError, some
+from deberta.core.contract import RUNNERS, batch_count
+from deberta.core.errors import GateError, some
+from deberta.core.paths import record_of
 from deberta.host import chain, job, pipeline, reference_steps
 from deberta.host.job import Asked
 from deberta.host.pipeline import Session

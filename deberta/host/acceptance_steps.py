@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import PurePosixPath as Path
 from typing import Any, Mapping
 
-from deberta.artifacts import limited
+from deberta.core.paths import limited
 from deberta.host.steps import Input, Plan, Step
 
 Json = Mapping[str, Any]

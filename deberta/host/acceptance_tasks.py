@@ -8,8 +8,9 @@ from typing import Optional, Sequence
 
 from invoke.context import Context
 
-from deberta import PROJECT, contract
-from deberta.errors import ConfigError
+from deberta import PROJECT
+from deberta.core import contract
+from deberta.core.errors import ConfigError
 from deberta.host import acceptance as accepting
 from deberta.host import bucket_report, chain, containers, pipeline
 from deberta.host.cli import DEVICE, RUN, command, plan_of, prepared_python, session_of, version_of

@@ -15,9 +15,9 @@ from typing import Any, Iterable, Iterator, List, Mapping, Optional, Sequence
 from urllib.parse import quote
 
 import deberta
-from deberta import contract, files, records
-from deberta.artifacts import Artifacts, record_of
-from deberta.errors import DataError
+from deberta.core import contract, files, records
+from deberta.core.errors import DataError
+from deberta.core.paths import Artifacts, record_of
 from deberta.host import evidence, licences, stage_env
 from deberta.host.evidence import IMAGE, Evidence
 from deberta.host.pipeline import BUILDER, Session

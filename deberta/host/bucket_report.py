@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any, Mapping, Optional
 
-from deberta.contract import SEQUENCE_LENGTH
-from deberta.errors import DataError
+from deberta.core.contract import SEQUENCE_LENGTH
+from deberta.core.errors import DataError
 from deberta.host import bucket_steps, bucketing, report, steps
 from deberta.host.bucket_steps import at
 from deberta.host.pipeline import Session

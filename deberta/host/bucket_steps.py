@@ -6,9 +6,9 @@ from dataclasses import replace
 from pathlib import PurePosixPath as Path
 from typing import Sequence
 
-from deberta import buckets
-from deberta.artifacts import limited
-from deberta.contract import FP32
+from deberta.core import buckets
+from deberta.core.contract import FP32
+from deberta.core.paths import limited
 from deberta.host import steps
 from deberta.host.steps import Input, Plan, Step
 

@@ -10,11 +10,11 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Mapping, Optional, Sequence
 
-from deberta import buckets, records
-from deberta.artifacts import record_of
-from deberta.buckets import Asked
-from deberta.contract import FP32, SEQUENCE_LENGTH, batch_count
-from deberta.errors import ConfigError, DataError, MissingError
+from deberta.core import buckets, records
+from deberta.core.buckets import Asked
+from deberta.core.contract import FP32, SEQUENCE_LENGTH, batch_count
+from deberta.core.errors import ConfigError, DataError, MissingError
+from deberta.core.paths import record_of
 from deberta.host import bucket_steps, chain, pipeline, precision, report, steps
 from deberta.host.bucket_steps import at
 from deberta.host.pipeline import Session

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 import docker.errors
 
-from deberta.errors import ConfigError, DataError, MissingError, StageError, one_line
+from deberta.core.errors import ConfigError, DataError, MissingError, StageError, one_line
 from deberta.host import images, pins, stage_env
 from deberta.host.engine import explained
 from deberta.host.images import BuildSettings, Image

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
 
-from deberta.errors import ConfigError, MissingError, StageError
+from deberta.core.errors import ConfigError, MissingError, StageError
 
 SCRIPTS = (  # the guide's path, then the default installation's
     Path("/opt/npu/cann_5.1.rc205/ascend-toolkit/set_env.sh"),

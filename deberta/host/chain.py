@@ -6,10 +6,10 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Optional, Sequence
 
-from deberta import records
-from deberta.artifacts import record_of
-from deberta.contract import FP32, PERFORMANCE_LOOPS
-from deberta.errors import ConfigError, DataError, MissingError
+from deberta.core import records
+from deberta.core.contract import FP32, PERFORMANCE_LOOPS
+from deberta.core.errors import ConfigError, DataError, MissingError
+from deberta.core.paths import record_of
 from deberta.host import check_steps, job, pipeline, precision, report, steps
 from deberta.host.demo import remake_steps
 from deberta.host.pipeline import Session

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import PurePosixPath as Path
 from typing import Sequence
 
-from deberta.contract import SEQUENCE_LENGTH
+from deberta.core.contract import SEQUENCE_LENGTH
 from deberta.host import steps
 from deberta.host.steps import Input, Plan, Step, bins_of
 

@@ -7,7 +7,8 @@ from typing import Optional
 
 from invoke.context import Context
 
-from deberta import PROJECT, contract
+from deberta import PROJECT
+from deberta.core import contract
 from deberta.host import chain, choices, development, pipeline, stage_env
 from deberta.host.cli import RUN, command, prepared_python, profile_of, session_of, version_of, workspace
 from deberta.host.steps import Plan

@@ -9,8 +9,8 @@ from typing import Any, Optional
 
 from deberta import atc, npu
 from deberta.atc import AtcOptions
-from deberta.contract import BACKENDS, EXECUTORS
-from deberta.errors import ConfigError, DebertaError, MissingError
+from deberta.core.contract import BACKENDS, EXECUTORS
+from deberta.core.errors import ConfigError, DebertaError, MissingError
 from deberta.host import cann, tools
 
 DEVICES = Path("/dev")

@@ -15,12 +15,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
-from deberta import files
-from deberta.errors import ConfigError, MissingError
+from deberta.core import files
+from deberta.core.errors import ConfigError, MissingError
+from deberta.core.records import Digests
 from deberta.host import building, containers, engine, images, pins, stage_env, stage_images, venvs
 from deberta.host.images import BuildSettings, File, Image
 from deberta.host.pins import Pins
-from deberta.records import Digests
 
 YAML: Any = importlib.import_module("invoke.vendor.yaml")  # invoke brings its own, without types
 STAGE = "ci"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path, PurePosixPath
 from typing import Sequence
 
-from deberta import files, records
-from deberta.errors import DataError
+from deberta.core import files, records
+from deberta.core.errors import DataError
 from deberta.host import stage_env
 from deberta.host.pipeline import UNRECORDED, Session
 from deberta.host.profiles import Profile

@@ -12,8 +12,9 @@ from invoke.context import Context
 from invoke.exceptions import Exit
 from invoke.tasks import task
 
-from deberta import PROJECT, atc, contract
-from deberta.errors import INTERRUPTED, ConfigError, DebertaError, from_os_error, one_line
+from deberta import PROJECT, atc
+from deberta.core import contract
+from deberta.core.errors import INTERRUPTED, ConfigError, DebertaError, from_os_error, one_line
 from deberta.host import choices, explaining, npu_access, pipeline, profiles, stage_env
 from deberta.host.executor import Executor
 from deberta.host.local import LocalExecutor

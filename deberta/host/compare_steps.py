@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import PurePosixPath as Path
 from typing import Callable, Mapping, Sequence
 
-from deberta.artifacts import limited
-from deberta.errors import ConfigError
+from deberta.core.errors import ConfigError
+from deberta.core.paths import limited
 from deberta.host import steps
 from deberta.host.steps import Input, Plan, Step, bins_of
 

@@ -10,8 +10,8 @@ from typing import Optional
 
 from invoke.context import Context
 
-from deberta import contract
-from deberta.errors import ConfigError
+from deberta.core import contract
+from deberta.core.errors import ConfigError
 from deberta.host import chain, choices, compare_steps, pipeline
 from deberta.host.cli import RUN, command, profile_of, session_of, version_of
 from deberta.host.compare_steps import Asked, Side

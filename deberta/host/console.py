@@ -6,7 +6,7 @@ import sys
 import time
 from typing import Optional, TextIO
 
-from deberta import progress
+from deberta.core import progress
 
 PLAIN_SECONDS = 15.0  # between progress lines where there is no terminal
 

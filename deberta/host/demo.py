@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from deberta.contract import TRAIN_FILE
+from deberta.core.contract import TRAIN_FILE
 from deberta.host import steps
 from deberta.host.steps import Plan, Step
 

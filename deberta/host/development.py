@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 from typing import Callable, Optional, Sequence
 
-from deberta.errors import StageError
+from deberta.core.errors import StageError
 from deberta.host import local, stage_env
 from deberta.host.executor import judge_stage
 

@@ -12,8 +12,8 @@ import time
 from pathlib import Path, PurePosixPath
 from typing import Any, Mapping, Optional, Sequence
 
-from deberta import files
-from deberta.errors import MissingError
+from deberta.core import files
+from deberta.core.errors import MissingError
 from deberta.host import building, containers, image_contents, images, npu_access, pins, tools
 from deberta.host.containers import Access, Container, User
 from deberta.host.engine import Engine

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, List, Optional, Sequence, Tuple
 
-from deberta import cpus
-from deberta.errors import DebertaError
+from deberta.core import machine
+from deberta.core.errors import DebertaError
 from deberta.host import stage_env
 from deberta.host.cann import SCRIPTS, find
 from deberta.host.steps import Plan
@@ -186,7 +186,7 @@ def memory(required: int, meminfo: Path = Path("/proc/meminfo"), cgroups: Option
     amounts = _amounts(meminfo)
     if "MemAvailable" not in amounts:
         return Check("memory, free", f"no {meminfo}", f"{_gib(required)} or more", UNKNOWN, "export-onnx", needed=True)
-    folders = cpus.cgroup_folders("memory") if cgroups is None else cgroups
+    folders = machine.cgroup_folders("memory") if cgroups is None else cgroups
     files = [folder / name for folder in folders for name in ("memory.max", "memory.limit_in_bytes")]
     limits = [int(text) for text in map(_text, files) if text.isdigit()]
     available = min([amounts["MemAvailable"], *limits])
@@ -196,7 +196,7 @@ def memory(required: int, meminfo: Path = Path("/proc/meminfo"), cgroups: Option
 
 
 def cores() -> Check:
-    usable, all_of_them = cpus.effective_cpus(), os.cpu_count() or 1
+    usable, all_of_them = machine.effective_cpus(), os.cpu_count() or 1
     note = "" if usable == all_of_them else f" of {all_of_them} (affinity or the cgroup's CPU quota)"
     return Check("CPU, cores", f"{usable} usable{note}", "1 or more", OK, needed=True)
 

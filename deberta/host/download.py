@@ -23,10 +23,10 @@ from urllib.parse import urljoin, urlsplit, urlunsplit
 
 import requests
 
-from deberta import files
-from deberta.errors import StageError
+from deberta.core import files
+from deberta.core.errors import StageError
+from deberta.core.progress import Progress
 from deberta.host.sources import HEAD_BYTES
-from deberta.progress import Progress
 
 MIB = 1 << 20
 _CHUNK = 1 << 16

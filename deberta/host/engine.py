@@ -24,7 +24,7 @@ import requests.exceptions
 from docker.context import ContextAPI
 
 from deberta import PROJECT
-from deberta.errors import ERROR_PREFIX, INTERRUPTED, ConfigError, MissingError, StageError
+from deberta.core.errors import ERROR_PREFIX, INTERRUPTED, ConfigError, MissingError, StageError
 from deberta.host import containers
 from deberta.host.containers import Container
 

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Iterator, Mapping, Optional, Sequence
 
-from deberta import contract, files, published, records
-from deberta.artifacts import Artifacts, record_of
-from deberta.errors import DataError, MissingError, one_line
+from deberta.core import contract, files, published, records
+from deberta.core.errors import DataError, MissingError, one_line
+from deberta.core.paths import Artifacts, record_of
+from deberta.core.progress import Progress
 from deberta.host import code
 from deberta.host.profiles import Profile
-from deberta.progress import Progress
 
 RECORD_SUFFIX = ".record.json"
 IMAGE = "image "  # what a record's dependency on a stage image starts with

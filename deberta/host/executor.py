@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Mapping, Protocol, Sequence
 
-from deberta.errors import ERROR_PREFIX, StageError, from_exit_code
+from deberta.core.errors import ERROR_PREFIX, StageError, from_exit_code
 from deberta.host.steps import Step
 
 Show = Callable[[str], None]

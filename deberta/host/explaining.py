@@ -14,8 +14,8 @@ from datetime import datetime
 from pathlib import Path, PurePosixPath
 from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
-from deberta import records
-from deberta.errors import some
+from deberta.core import records
+from deberta.core.errors import some
 from deberta.host import code, pipeline
 from deberta.host.pipeline import Session
 from deberta.host.stage_env import STAGES_LOCK

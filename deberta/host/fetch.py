@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Callable, Optional
 
-from deberta.errors import ConfigError, DataError, MissingError, from_os_error
+from deberta.core.errors import ConfigError, DataError, MissingError, from_os_error
 from deberta.host import download as http
 from deberta.host import unpack
 from deberta.host.sources import (

@@ -12,8 +12,8 @@ from typing import Any, Callable, Mapping, Sequence
 import tomlkit
 from tomlkit.exceptions import TOMLKitError
 
-from deberta.contract import VERSIONS
-from deberta.errors import ConfigError, MissingError
+from deberta.core.contract import VERSIONS
+from deberta.core.errors import ConfigError, MissingError
 
 OURS = Path("deberta", "gates.toml")  # below the project
 COLUMNS = ("baseline", "ascend")  # of published throughput

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence
 
-from deberta import files
-from deberta.errors import MissingError, StageError
+from deberta.core import files
+from deberta.core.errors import MissingError, StageError
 from deberta.host import building, engine, images, pins
 from deberta.host.images import BuildSettings, Image
 

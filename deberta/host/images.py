@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Dict, List, Mapping, Optional, Tuple
 
-from deberta.errors import ConfigError, DataError, MissingError
+from deberta.core.errors import ConfigError, DataError, MissingError
+from deberta.core.records import Digests
 from deberta.host import pins as pinned
 from deberta.host.pins import CANN, CANN_PACKAGE, DEBS, MSAME, WHEELS, Pins
-from deberta.records import Digests
 
 REPOSITORY = "deberta-ascend"
 LABEL, STAGE, INPUTS, UNPINNED = (

@@ -15,9 +15,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Callable, Iterable, Mapping, Optional, Sequence
 
 import deberta
-from deberta import contract, cpus, files, published, records
-from deberta.artifacts import record_of
-from deberta.errors import DataError, MissingError
+from deberta.core import contract, files, machine, published, records
+from deberta.core.errors import DataError, MissingError
+from deberta.core.paths import record_of
 from deberta.host import acceptance_steps, bom, pipeline, reference_steps, report
 from deberta.host.pipeline import Session
 from deberta.host.report import Measured
@@ -197,7 +197,7 @@ def host() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": platform.python_version(),
         "cpu": models[0] if models else platform.processor() or platform.machine(),
-        "cpus": cpus.effective_cpus(),
+        "cpus": machine.effective_cpus(),
         "name": socket.gethostname(),
     }
 

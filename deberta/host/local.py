@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Mapping, Sequence
 
-from deberta import ais_bench, files
-from deberta.errors import ERROR_PREFIX, INTERRUPTED
+from deberta import ais_bench
+from deberta.core import files
+from deberta.core.errors import ERROR_PREFIX, INTERRUPTED
 from deberta.host import tools
 from deberta.host.executor import Ground, Show
 from deberta.host.stage_env import STAGES_LOCK

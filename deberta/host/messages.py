@@ -6,7 +6,7 @@ import re
 from pathlib import Path, PurePosixPath
 from typing import Sequence
 
-from deberta.errors import DataError, MissingError
+from deberta.core.errors import DataError, MissingError
 from deberta.host.steps import Input, Step
 
 

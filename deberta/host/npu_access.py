@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Callable
 
-from deberta.errors import ConfigError, MissingError
+from deberta.core.errors import ConfigError, MissingError
 from deberta.host.containers import Access, Mount
 
 AUTO, NODES, RUNTIME = "auto", "nodes", "runtime"

@@ -14,8 +14,8 @@ from typing import Any, Callable, Dict, List, Mapping, Optional
 import tomlkit
 from tomlkit.exceptions import TOMLKitError
 
-from deberta import files
-from deberta.errors import ConfigError, DebertaError, MissingError
+from deberta.core import files
+from deberta.core.errors import ConfigError, DebertaError, MissingError
 
 STAGES = ("export", "compile", "runtime")
 ARCHITECTURES = ("x86_64", "aarch64")

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Callable, Iterator, Mapping, Optional, Sequence
 
-from deberta import ais_bench, atc, files, msame, records
-from deberta.artifacts import record_of
-from deberta.errors import ConfigError, DataError, DebertaError, StageError
+from deberta import ais_bench, atc, msame
+from deberta.core import files, records
+from deberta.core.errors import ConfigError, DataError, DebertaError, StageError
+from deberta.core.paths import record_of
 from deberta.host import code, messages, tools
 from deberta.host.console import Console
 from deberta.host.executor import Executor, Ground, judge_stage

@@ -6,9 +6,9 @@ import json
 from pathlib import PurePosixPath
 from typing import Sequence
 
-from deberta import buckets
-from deberta.artifacts import limited
-from deberta.contract import FP32
+from deberta.core import buckets
+from deberta.core.contract import FP32
+from deberta.core.paths import limited
 from deberta.host import pipeline, steps
 from deberta.host.bucket_steps import at
 from deberta.host.pipeline import Session

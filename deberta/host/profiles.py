@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath as Path
 from typing import Any, Mapping, Optional
 
-from deberta.artifacts import Artifacts
-from deberta.contract import BACKENDS, DEV_FILES, LABELS, VERSIONS
-from deberta.errors import ConfigError
+from deberta.core.contract import BACKENDS, DEV_FILES, LABELS, VERSIONS
+from deberta.core.errors import ConfigError
+from deberta.core.paths import Artifacts
 
 _FILES = ("checkpoint", "config", "tokenizer", "dataset")
 _KEYS = {*_FILES, "labels", "rows", "published"}

@@ -5,7 +5,7 @@ Both are of the profile, whatever backend runs the model.
 
 from __future__ import annotations
 
-from deberta.artifacts import limited
+from deberta.core.paths import limited
 from deberta.host import steps
 from deberta.host.steps import Plan, Step
 

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Mapping, Optional, Sequence, Union
 
-from deberta import ais_bench, msame, records
-from deberta.artifacts import record_of
-from deberta.contract import BROUGHT_MODEL, RUNNERS
-from deberta.errors import DataError, MissingError
+from deberta import ais_bench, msame
+from deberta.core import records
+from deberta.core.contract import BROUGHT_MODEL, RUNNERS
+from deberta.core.errors import DataError, MissingError
+from deberta.core.paths import record_of
 from deberta.host import pipeline
 from deberta.host.pipeline import Session
 from deberta.host.steps import Plan

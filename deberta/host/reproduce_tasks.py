@@ -13,7 +13,7 @@ from invoke.context import Context
 from invoke.tasks import Task
 
 from deberta import PROJECT
-from deberta.errors import ConfigError, GateError, some
+from deberta.core.errors import ConfigError, GateError, some
 from deberta.host import choices, explaining, pipeline, reproduction
 from deberta.host.cli import DEVICE, command, plan_of, session_of, workspace
 from deberta.host.reproduction import Place, Run

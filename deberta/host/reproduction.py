@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
-from deberta import contract, files, records
-from deberta.artifacts import record_of
-from deberta.errors import ConfigError, DataError, GateError, MissingError, some
+from deberta.core import contract, files, records
+from deberta.core.errors import ConfigError, DataError, GateError, MissingError, some
+from deberta.core.paths import record_of
 from deberta.host import local, messages
 from deberta.host.executor import judge_stage
 from deberta.host.steps import LATEST, Plan

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Optional
 
-from deberta.artifacts import Artifacts
-from deberta.contract import DEV_FILES
+from deberta.core.contract import DEV_FILES
+from deberta.core.paths import Artifacts
 
 PRETRAINED = PurePosixPath("models", "pretrained", "deberta-v3-base")
 RECORD = "fetched.json"

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Dict, List, Mapping, Optional, Tuple
 
-from deberta.errors import ConfigError, MissingError
+from deberta.core.errors import ConfigError, MissingError
 from deberta.host import venvs
 
 FOLDER = ".venv-stages"

@@ -8,7 +8,7 @@ from typing import Any, Optional, Sequence
 
 import docker.errors
 
-from deberta.errors import ConfigError, DebertaError, MissingError, StageError
+from deberta.core.errors import ConfigError, DebertaError, MissingError, StageError
 from deberta.host import building, engine, images, pins
 from deberta.host.images import BuildSettings
 

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath as Path
 from typing import Mapping, Optional, Sequence
 
-from deberta import ais_bench, atc, buckets, contract
-from deberta.artifacts import Artifacts, limited
+from deberta import ais_bench, atc
 from deberta.atc import AtcOptions
-from deberta.buckets import Buckets
-from deberta.contract import FP32, INPUTS, SEQUENCE_LENGTH, TRAIN_FILE
-from deberta.errors import ConfigError
+from deberta.core import buckets, contract
+from deberta.core.buckets import Buckets
+from deberta.core.contract import FP32, INPUTS, SEQUENCE_LENGTH, TRAIN_FILE
+from deberta.core.errors import ConfigError
+from deberta.core.paths import Artifacts, limited
 from deberta.host.profiles import Profile
 
 RUNS = ("infer", "perf", "postprocess", "throughput")  # what a model of another precision makes anew

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Callable, Optional
 
-from deberta import ais_bench, contract, files, npu
-from deberta.errors import DataError, MissingError, StageError
+from deberta import ais_bench, npu
+from deberta.core import contract, files
+from deberta.core.errors import DataError, MissingError, StageError
 from deberta.host import cann
 from deberta.host.cann import Cann
 

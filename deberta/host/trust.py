@@ -12,8 +12,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Callable
 
-from deberta import files
-from deberta.errors import DataError
+from deberta.core import files
+from deberta.core.errors import DataError
 from deberta.host import download as http
 from deberta.host.sources import HEAD_BYTES, JSON, Item, Product, record_path, wrong_start
 

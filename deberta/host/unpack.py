@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Optional
 
-from deberta import files
-from deberta.errors import DataError, some
+from deberta.core import files
+from deberta.core.errors import DataError, some
 
 _BROKEN = (
     zipfile.BadZipFile,

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Callable, Deque, Dict, Iterator, List, Optional, Sequence
 
 from deberta import PROJECT
-from deberta.errors import ConfigError, MissingError, run_stage
-from deberta.files import write_text
-from deberta.progress import Progress
+from deberta.core.errors import ConfigError, MissingError, run_stage
+from deberta.core.files import write_text
+from deberta.core.progress import Progress
 
 HOST_FOLDER = ".venv"
 HOST_LOCK = "requirements-host.lock"

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Callable, List, Mapping, Optional, Sequence
 
-from deberta import contract, files, records
-from deberta.artifacts import Artifacts
-from deberta.errors import ConfigError, DataError, DebertaError, MissingError, StageError, one_line, some
+from deberta.core import contract, files, records
+from deberta.core.errors import ConfigError, DataError, DebertaError, MissingError, StageError, one_line, some
+from deberta.core.paths import Artifacts
 from deberta.host import bom, evidence, local
 from deberta.host.console import Console
 from deberta.host.evidence import Evidence

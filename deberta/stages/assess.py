@@ -21,10 +21,11 @@ from typing import Any
 import jsonschema
 import rfc8785
 
-from deberta import ais_bench, files, msame
-from deberta.contract import RUNNERS
-from deberta.errors import DataError, MissingError, StageError, run_stage
-from deberta.progress import Progress
+from deberta import ais_bench, msame
+from deberta.core import files
+from deberta.core.contract import RUNNERS
+from deberta.core.errors import DataError, MissingError, StageError, run_stage
+from deberta.core.progress import Progress
 from deberta.stages import assess_cells, gates, postprocess, statistics
 from deberta.stages.assess_cells import Cell, Version
 

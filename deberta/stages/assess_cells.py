@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from deberta import contract, files
-from deberta.errors import DataError, MissingError
+from deberta.core import contract, files
+from deberta.core.errors import DataError, MissingError
 from deberta.stages import postprocess, statistics
 from deberta.stages.postprocess import Evaluation, Gold, Logits
 

@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import deberta
-from deberta import files
-from deberta.contract import LABELS, SEQUENCE_LENGTH, parse_integer
-from deberta.cpus import effective_cpus
-from deberta.errors import ConfigError, GateError, MissingError, StageError, run_stage
-from deberta.progress import Progress
+from deberta.core import files
+from deberta.core.contract import LABELS, SEQUENCE_LENGTH, parse_integer
+from deberta.core.errors import ConfigError, GateError, MissingError, StageError, run_stage
+from deberta.core.machine import effective_cpus
+from deberta.core.progress import Progress
 from deberta.stages import bench_machine, bench_processes, bench_report, bench_rows
 from deberta.stages.bench_engines import ENGINES, OURS, REFERENCE
 from deberta.stages.bench_prepare import PEERS, Case, Settings, prepare, variables, workspace

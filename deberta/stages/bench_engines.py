@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from deberta.contract import INPUTS, OUTPUT
+from deberta.core.contract import INPUTS, OUTPUT
 from deberta.stages import bench_rows
 from deberta.stages.bench_rows import Array, Batch
 

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from deberta.contract import ONNX_IR_VERSION, ONNX_OPSET, SEQUENCE_LENGTH
+from deberta.core.contract import ONNX_IR_VERSION, ONNX_OPSET, SEQUENCE_LENGTH
 from deberta.stages.config import ModelConfig
 
 INPUTS = ("x", "first")  # float32 [batch_size * length, E] and [batch_size, E]

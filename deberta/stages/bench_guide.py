@@ -21,8 +21,8 @@ import torch
 from onnx import TensorProto, numpy_helper
 from torch import Tensor, nn
 
-from deberta.contract import INPUTS, ONNX_OPSET, OUTPUT, SEQUENCE_LENGTH
-from deberta.errors import StageError
+from deberta.core.contract import INPUTS, ONNX_OPSET, OUTPUT, SEQUENCE_LENGTH
+from deberta.core.errors import StageError
 
 
 def export(model: Any, path: Path) -> dict[str, int]:

@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from deberta import cpus
+from deberta.core import machine
 
 # Instructions that decide how fast matrix products are, as Linux names them in /proc/cpuinfo (x86_64, then aarch64).
 FLAGS = (
@@ -31,7 +31,7 @@ def describe() -> dict[str, Any]:
         "family_model_stepping": [_field(text, name) for name in ("cpu family", "model", "stepping")],
         "flags": [flag for flag in FLAGS if flag in flags],
         "logical_cpus": os.cpu_count(),
-        "usable_cpus": cpus.effective_cpus(),
+        "usable_cpus": machine.effective_cpus(),
         "hypervisor": "hypervisor" in flags,
         "memory_bytes": int(memory[1]) * 1024 if memory else None,
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",

@@ -19,9 +19,9 @@ import onnxruntime
 import torch
 from transformers import DebertaV2Config, DebertaV2ForSequenceClassification
 
-from deberta import files
-from deberta.contract import LABELS, SEQUENCE_LENGTH
-from deberta.errors import run_stage
+from deberta.core import files
+from deberta.core.contract import LABELS, SEQUENCE_LENGTH
+from deberta.core.errors import run_stage
 from deberta.stages import bench_floor, bench_guide, checkpoint, config, export_onnx
 from deberta.stages.bench_engines import GUIDE, HF, SUMMARY, floor_onnx, ours_onnx
 

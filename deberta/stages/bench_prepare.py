@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import deberta
-from deberta.errors import MissingError, StageError
+from deberta.core.errors import MissingError, StageError
 from deberta.stages import bench_processes
 from deberta.stages.bench_engines import HF, HF_EXPORT, SUMMARY, Job, ours_onnx, ours_xml
 from deberta.stages.bench_report import INSTALL

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from deberta.errors import StageError
+from deberta.core.errors import StageError
 
 TIMEOUT = 1800.0  # seconds for one answer; compiling the model for the first time is the longest
 

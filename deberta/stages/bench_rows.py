@@ -14,9 +14,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from deberta import buckets, mnli
-from deberta.contract import SEQUENCE_LENGTH
-from deberta.errors import DataError, MissingError
+from deberta.core import buckets, mnli
+from deberta.core.contract import SEQUENCE_LENGTH
+from deberta.core.errors import DataError, MissingError
 
 SHORTEST = 4  # [CLS], [SEP], [SEP] and one token
 

@@ -21,10 +21,10 @@ import numpy.typing as npt
 import onnxruntime
 import torch
 
-from deberta import contract, files
-from deberta.contract import INPUTS, LABELS, OUTPUT
-from deberta.cpus import effective_cpus
-from deberta.errors import ConfigError, DataError, GateError, MissingError, StageError, run_stage, some
+from deberta.core import contract, files
+from deberta.core.contract import INPUTS, LABELS, OUTPUT
+from deberta.core.errors import ConfigError, DataError, GateError, MissingError, StageError, run_stage, some
+from deberta.core.machine import effective_cpus
 from deberta.stages import fp16_keep, fp16_run
 from deberta.stages.fp16_run import LARGEST, Graph, Rows
 from deberta.stages.fp16_survey import Logits, Survey, survey

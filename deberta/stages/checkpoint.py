@@ -14,9 +14,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from deberta import files
-from deberta.contract import LABELS
-from deberta.errors import ConfigError, DataError, MissingError
+from deberta.core import files
+from deberta.core.contract import LABELS
+from deberta.core.errors import ConfigError, DataError, MissingError
 from deberta.stages.config import ModelConfig
 from deberta.stages.model import Deberta
 

@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from deberta import contract, files
-from deberta.contract import LABELS, OUTPUT, SEQUENCE_LENGTH
-from deberta.cpus import effective_cpus
-from deberta.errors import ConfigError, DataError, GateError, run_stage, some
+from deberta.core import contract, files
+from deberta.core.contract import LABELS, OUTPUT, SEQUENCE_LENGTH
+from deberta.core.errors import ConfigError, DataError, GateError, run_stage, some
+from deberta.core.machine import effective_cpus
 from deberta.stages import check_fp16, compare_layers, config
 from deberta.stages.compare_layers import Divergence
 from deberta.stages.compare_runs import HALF, KINDS, Array, Setting, Side, open_side, scratch_beside

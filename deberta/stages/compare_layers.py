@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from deberta.errors import DataError
+from deberta.core.errors import DataError
 from deberta.stages.compare_runs import Array, GraphNode, Results, Side
 from deberta.stages.fp16_run import Rows
 

@@ -22,10 +22,10 @@ import torch
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
-from deberta import contract, files
-from deberta.contract import INPUTS, LABELS, OUTPUT
-from deberta.errors import DataError, MissingError
-from deberta.progress import Progress
+from deberta.core import contract, files
+from deberta.core.contract import INPUTS, LABELS, OUTPUT
+from deberta.core.errors import DataError, MissingError
+from deberta.core.progress import Progress
 from deberta.stages import checkpoint, config, fp16_keep, fp16_run, postprocess, run_cpu
 from deberta.stages.fp16_run import Node, Outcome, Rows
 

@@ -20,8 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
-from deberta import files
-from deberta.contract import (
+from deberta.core import files
+from deberta.core.contract import (
     FP32,
     INPUTS,
     INT8,
@@ -32,8 +32,8 @@ from deberta.contract import (
     parse_batch_size,
     parse_integer,
 )
-from deberta.cpus import effective_cpus
-from deberta.errors import ConfigError, DataError, MissingError, StageError, run_stage
+from deberta.core.errors import ConfigError, DataError, MissingError, StageError, run_stage
+from deberta.core.machine import effective_cpus
 from deberta.stages import int8, run_cpu
 from deberta.stages.run_cpu import Engine, reason
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deberta.errors import ConfigError, DataError, MissingError
+from deberta.core.errors import ConfigError, DataError, MissingError
 
 ACTIVATIONS = ("gelu", "relu", "tanh", "sigmoid", "swish", "silu", "linear")
 _LARGEST = 2**24  # far above any model's sizes; products of two of them still fit PyTorch's 64-bit sizes

@@ -23,9 +23,9 @@ from typing import TypeVar
 
 import sentencepiece
 
-from deberta import contract, files
-from deberta.errors import run_stage
-from deberta.progress import Progress
+from deberta.core import contract, files
+from deberta.core.errors import run_stage
+from deberta.core.progress import Progress
 from deberta.stages import demo_text
 from deberta.stages.demo_text import ATTRIBUTES, ENTITIES, Attribute, Scene
 

@@ -19,10 +19,10 @@ import torch
 from onnx import TensorProto
 from torch.jit._trace import TracerWarning
 
-from deberta import contract, files
-from deberta.contract import INPUTS, LABELS, ONNX_IR_VERSION, ONNX_MAX_BYTES, ONNX_OPSET, OUTPUT
-from deberta.cpus import effective_cpus
-from deberta.errors import ConfigError, StageError, run_stage
+from deberta.core import contract, files
+from deberta.core.contract import INPUTS, LABELS, ONNX_IR_VERSION, ONNX_MAX_BYTES, ONNX_OPSET, OUTPUT
+from deberta.core.errors import ConfigError, StageError, run_stage
+from deberta.core.machine import effective_cpus
 from deberta.stages import checkpoint, config, relative_gather
 from deberta.stages.model import Deberta
 

@@ -23,10 +23,10 @@ from types import FrameType
 import torch
 from torch.nn import functional
 
-from deberta import contract, files, mnli
-from deberta.cpus import effective_cpus
-from deberta.errors import ConfigError, MissingError, StageError, run_stage
-from deberta.progress import Progress
+from deberta.core import contract, files, mnli
+from deberta.core.errors import ConfigError, MissingError, StageError, run_stage
+from deberta.core.machine import effective_cpus
+from deberta.core.progress import Progress
 from deberta.stages import checkpoint, config, training
 from deberta.stages import tokenizer as tokenizers_of_guide
 from deberta.stages.model import Deberta

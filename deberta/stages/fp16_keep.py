@@ -10,9 +10,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from deberta import files
-from deberta.errors import DataError, MissingError, some
-from deberta.progress import Progress
+from deberta.core import files
+from deberta.core.errors import DataError, MissingError, some
+from deberta.core.progress import Progress
 from deberta.stages import fp16_run
 from deberta.stages.fp16_run import Graph, Node, Outcome, Rows
 from deberta.stages.fp16_survey import Survey, survey

@@ -27,8 +27,8 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 from torch.nn import functional
 
-from deberta.contract import INPUTS, LABELS, OUTPUT
-from deberta.errors import DataError, MissingError, some
+from deberta.core.contract import INPUTS, LABELS, OUTPUT
+from deberta.core.errors import DataError, MissingError, some
 
 LARGEST = 65504.0  # float16's largest value
 OVERFLOW = 65520.0  # from here on, rounding to float16 gives infinity

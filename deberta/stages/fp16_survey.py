@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from deberta.progress import Progress
+from deberta.core.progress import Progress
 from deberta.stages import fp16_run
 from deberta.stages.fp16_run import LARGEST, Graph, Node, Outcome, Rows
 

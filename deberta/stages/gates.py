@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass
 from fractions import Fraction
 from typing import Any
 
-from deberta.contract import BROUGHT_MODEL, LABELS
-from deberta.errors import ConfigError
+from deberta.core.contract import BROUGHT_MODEL, LABELS
+from deberta.core.errors import ConfigError
 from deberta.stages import statistics
 
 PASSED, FAILED, NOT_JUDGED = "passed", "failed", "not judged"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from deberta.errors import DataError
+from deberta.core.errors import DataError
 
 if TYPE_CHECKING:
     import openvino as ov

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from onnx import NodeProto, TensorProto
 
-from deberta.contract import INPUTS, LABELS, ONNX_IR_VERSION, ONNX_MAX_BYTES, OUTPUT
+from deberta.core.contract import INPUTS, LABELS, ONNX_IR_VERSION, ONNX_MAX_BYTES, OUTPUT
 from deberta.stages import lint_graph
 from deberta.stages.lint_graph import Constant, Cost, Graph, Tensor, attribute, name_of
 from deberta.stages.lint_rules import (

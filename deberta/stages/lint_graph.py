@@ -17,8 +17,8 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from deberta.contract import ONNX_MAX_BYTES
-from deberta.errors import DataError, MissingError
+from deberta.core.contract import ONNX_MAX_BYTES
+from deberta.core.errors import DataError, MissingError
 from deberta.stages.lint_rules import VIEWS
 
 _SMALL = 1024  # elements up to which a constant keeps its values, for shapes, axes and single numbers

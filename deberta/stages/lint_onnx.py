@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from deberta import files
-from deberta.contract import SEQUENCE_LENGTH, parse_integer
-from deberta.errors import ConfigError, GateError, run_stage, some
+from deberta.core import files
+from deberta.core.contract import SEQUENCE_LENGTH, parse_integer
+from deberta.core.errors import ConfigError, GateError, run_stage, some
 from deberta.stages import lint_checks, lint_graph, lint_stats
 from deberta.stages.lint_checks import Finding
 from deberta.stages.lint_graph import Cost, Graph

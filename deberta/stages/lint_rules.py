@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from deberta import contract
+from deberta.core import contract
 
 SEVERITIES = ("error", "warning", "note")  # the gravest first
 DOCUMENTED, INFERRED, OPEN = "documented", "inferred", "not established for CANN 5.1.RC2"
@@ -236,7 +236,7 @@ RULES = (
         "inputs or outputs other than this project's",
         "preprocess, infer and postprocess expect int32 input_ids and input_mask and float32 logits",
         "rename and cast outside the graph, or bring your own pre- and postprocessing",
-        "deberta/contract.py",
+        "deberta/core/contract.py",
     ),
     Rule(
         "layernorm-form",

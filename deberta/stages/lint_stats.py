@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from onnx import NodeProto
 
-from deberta.errors import ConfigError
+from deberta.core.errors import ConfigError
 from deberta.stages import lint_graph
 from deberta.stages.lint_graph import FLOATS, Graph, Tensor, attribute
 from deberta.stages.lint_rules import OPERATORS, VIEWS

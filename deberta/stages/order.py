@@ -16,8 +16,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from deberta import files
-from deberta.errors import DataError, MissingError
+from deberta.core import files
+from deberta.core.errors import DataError, MissingError
 
 NAME = "order.json"
 AGAIN = "Run: invoke preprocess --force"

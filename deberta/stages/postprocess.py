@@ -20,8 +20,8 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from deberta import contract, files, mnli
-from deberta.errors import DataError, MissingError, run_stage, some
+from deberta.core import contract, files, mnli
+from deberta.core.errors import DataError, MissingError, run_stage, some
 
 Logits = npt.NDArray[np.float32]
 Gold = tuple[str, int]  # genre, index of the label

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from deberta import buckets, contract, files
-from deberta.errors import run_stage
+from deberta.core import buckets, contract, files
+from deberta.core.errors import run_stage
 from deberta.stages import order, postprocess
 from deberta.stages.order import Order
 from deberta.stages.postprocess import Evaluation, Logits

@@ -19,9 +19,9 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Encoding, Tokenizer
 
-from deberta import contract, files, mnli
-from deberta.errors import ConfigError, DataError, StageError, run_stage
-from deberta.progress import Progress
+from deberta.core import contract, files, mnli
+from deberta.core.errors import ConfigError, DataError, StageError, run_stage
+from deberta.core.progress import Progress
 from deberta.stages import config
 from deberta.stages import tokenizer as tokenizers_of_guide
 

@@ -18,9 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
-from deberta import buckets, contract, files, mnli
-from deberta.errors import ConfigError, DataError, run_stage
-from deberta.progress import Progress
+from deberta.core import buckets, contract, files, mnli
+from deberta.core.errors import ConfigError, DataError, run_stage
+from deberta.core.progress import Progress
 from deberta.stages import config, order, preprocess
 from deberta.stages import tokenizer as tokenizers_of_guide
 from deberta.stages.order import Order

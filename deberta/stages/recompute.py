@@ -21,9 +21,9 @@ from typing import Any
 
 import rfc8785
 
-from deberta import files
-from deberta.errors import DebertaError, one_line, run_stage
-from deberta.progress import Progress
+from deberta.core import files
+from deberta.core.errors import DebertaError, one_line, run_stage
+from deberta.core.progress import Progress
 from deberta.stages import assess, postprocess, render, sentinel
 
 SHOWN = 20  # differences of one file that are named; the others are counted

@@ -20,10 +20,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from deberta import contract, files, mnli
-from deberta.cpus import effective_cpus
-from deberta.errors import ConfigError, DataError, run_stage
-from deberta.progress import Progress
+from deberta.core import contract, files, mnli
+from deberta.core.errors import ConfigError, DataError, run_stage
+from deberta.core.machine import effective_cpus
+from deberta.core.progress import Progress
 from deberta.stages import checkpoint, config, preprocess
 from deberta.stages import tokenizer as tokenizers_of_guide
 from deberta.stages.model import Deberta

@@ -15,8 +15,8 @@ from typing import NoReturn
 import jsonschema
 import rfc8785
 
-from deberta import files
-from deberta.errors import DataError, MissingError, run_stage, some
+from deberta.core import files
+from deberta.core.errors import DataError, MissingError, run_stage, some
 from deberta.stages.render_html import html
 from deberta.stages.render_markdown import markdown
 from deberta.stages.render_tables import Report

@@ -13,7 +13,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from deberta.contract import VERSIONS
+from deberta.core.contract import VERSIONS
 from deberta.stages import render_charts as charts
 from deberta.stages import render_tables as tables
 from deberta.stages.render_charts import Dot, Series

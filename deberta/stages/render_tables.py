@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from deberta import ais_bench
-from deberta.contract import VERSIONS
+from deberta.core.contract import VERSIONS
 
 Report = Mapping[str, Any]
 Cell = str | tuple[str, ...]  # text, or several lines of it

@@ -22,11 +22,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from deberta import contract, files, mnli
-from deberta.contract import INPUTS, LABELS, OUTPUT
-from deberta.cpus import effective_cpus
-from deberta.errors import DataError, MissingError, run_stage
-from deberta.progress import Progress
+from deberta.core import contract, files, mnli
+from deberta.core.contract import INPUTS, LABELS, OUTPUT
+from deberta.core.errors import DataError, MissingError, run_stage
+from deberta.core.machine import effective_cpus
+from deberta.core.progress import Progress
 from deberta.stages import tokenizer as tokenizers_of_guide
 
 TOLERANCE = 1e-3  # of logits between two float32 engines; build-om's own check allows 1e-4

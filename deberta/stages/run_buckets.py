@@ -17,11 +17,11 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
-from deberta import buckets, files
-from deberta.contract import INPUTS, input_bytes, output_bytes, output_file, parse_integer
-from deberta.cpus import effective_cpus
-from deberta.errors import StageError, run_stage
-from deberta.progress import Progress
+from deberta.core import buckets, files
+from deberta.core.contract import INPUTS, input_bytes, output_bytes, output_file, parse_integer
+from deberta.core.errors import StageError, run_stage
+from deberta.core.machine import effective_cpus
+from deberta.core.progress import Progress
 from deberta.stages import run_cpu
 from deberta.stages.run_cpu import Engine, Job
 

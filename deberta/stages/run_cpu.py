@@ -25,11 +25,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from deberta import files
-from deberta.contract import INPUTS, LABELS, PERFORMANCE_LOOPS, SEQUENCE_LENGTH, input_bytes, parse_integer
-from deberta.cpus import effective_cpus
-from deberta.errors import ConfigError, DataError, MissingError, StageError, run_stage, some
-from deberta.progress import Progress
+from deberta.core import files
+from deberta.core.contract import INPUTS, LABELS, PERFORMANCE_LOOPS, SEQUENCE_LENGTH, input_bytes, parse_integer
+from deberta.core.errors import ConfigError, DataError, MissingError, StageError, run_stage, some
+from deberta.core.machine import effective_cpus
+from deberta.core.progress import Progress
 from deberta.stages import int8
 
 if TYPE_CHECKING:

@@ -20,10 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from deberta import contract, files, mnli
-from deberta.contract import LABELS
-from deberta.errors import run_stage
-from deberta.progress import Progress
+from deberta.core import contract, files, mnli
+from deberta.core.contract import LABELS
+from deberta.core.errors import run_stage
+from deberta.core.progress import Progress
 from deberta.stages import config, preprocess
 from deberta.stages import tokenizer as tokenizers_of_guide
 from deberta.stages.preprocess import Counts

@@ -23,8 +23,8 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from deberta import files
-from deberta.errors import ConfigError, DataError, MissingError, run_stage
+from deberta.core import files
+from deberta.core.errors import ConfigError, DataError, MissingError, run_stage
 
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 MAKE_KEY = "Make one with: invoke sign --new-key PATH"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from deberta.errors import DataError
+from deberta.core.errors import DataError
 from deberta.msame import nearest_ranks
 
 CONFIDENCE = 0.95

@@ -14,9 +14,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from deberta import ais_bench, buckets, files, msame
-from deberta.contract import batch_count, parse_batch_size
-from deberta.errors import DataError, run_stage
+from deberta import ais_bench, msame
+from deberta.core import buckets, files
+from deberta.core.contract import batch_count, parse_batch_size
+from deberta.core.errors import DataError, run_stage
 
 
 def average_ms(log: Path) -> tuple[float, int]:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from deberta import contract, files, mnli
-from deberta.errors import run_stage
+from deberta.core import contract, files, mnli
+from deberta.core.errors import run_stage
 from deberta.stages import preprocess
 from deberta.stages import tokenizer as tokenizers_of_guide
 

@@ -22,7 +22,7 @@ from sentencepiece import sentencepiece_model_pb2
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import Unigram
 
-from deberta.errors import DataError, MissingError
+from deberta.core.errors import DataError, MissingError
 
 SPECIAL = ("[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]")
 PAD_ID = 0  # the bins are filled with zeros, so [PAD] can be nothing else

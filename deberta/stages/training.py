@@ -15,9 +15,9 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from deberta import files, mnli
-from deberta.errors import DataError
-from deberta.progress import Progress
+from deberta.core import files, mnli
+from deberta.core.errors import DataError
+from deberta.core.progress import Progress
 from deberta.stages import checkpoint
 from deberta.stages.model import Deberta, SelfAttention
 

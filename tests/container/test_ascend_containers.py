@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from deberta import files, records
+from deberta.core import files, records
 from deberta.host import engine, images, pins
 from tests import fake_cann
 from tests.container import container_helpers as helpers

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from deberta import records
+from deberta.core import records
 from deberta.host import building, ci_image, images, pins
 from deberta.host.ci_image import YAML
 from tests import fake_cann

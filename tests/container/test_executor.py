@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from deberta import records
-from deberta.contract import VERSIONS
+from deberta.core import records
+from deberta.core.contract import VERSIONS
 from deberta.host import images
 from tests.container import container_helpers as helpers
 from tests.container.bases import BOOKWORM

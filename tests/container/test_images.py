@@ -23,7 +23,7 @@ from typing import Any
 import certifi
 import pytest
 
-from deberta.errors import ConfigError, MissingError, StageError
+from deberta.core.errors import ConfigError, MissingError, StageError
 from deberta.host import building, images, pins
 from deberta.host.images import BuildSettings, Image
 from tests import fake_cann

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from deberta.errors import StageError
+from deberta.core.errors import StageError
 from deberta.host import building, image_contents, images, pins, reproduction
 from tests.container import container_helpers as helpers
 from tests.container.bases import BOOKWORM

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from deberta import files
-from deberta.errors import GateError
+from deberta.core import files
+from deberta.core.errors import GateError
 from deberta.host import acceptance, gate_file, profiles
 from deberta.host.steps import Plan
 from tests import pipeline_helpers as helpers

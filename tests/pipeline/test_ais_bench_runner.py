@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from deberta import records
+from deberta.core import records
 from tests import fake_cann
 from tests import pipeline_helpers as helpers
 from tests.pipeline_helpers import Workspace

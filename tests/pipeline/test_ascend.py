@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from deberta import files, records
-from deberta.errors import ConfigError
+from deberta.core import files, records
+from deberta.core.errors import ConfigError
 from deberta.host import choices
 from tests import fake_cann
 from tests import pipeline_helpers as helpers

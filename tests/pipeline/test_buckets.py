@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deberta import contract, files, records
+from deberta.core import contract, files, records
 from deberta.stages import order
 from tests import fake_cann
 from tests import pipeline_helpers as helpers

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deberta import files, records
+from deberta.core import files, records
 from tests import pipeline_helpers as helpers
 from tests.mnli_helpers import small_disk
 from tests.pipeline_helpers import Workspace

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deberta.errors import INTERRUPTED, DataError, StageError, run_stage
+from deberta.core.errors import INTERRUPTED, DataError, StageError, run_stage
 from deberta.stages import compile_cpu
 from tests.cpu_model_helpers import small_onnx
 

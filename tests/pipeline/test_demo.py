@@ -15,7 +15,7 @@ import pytest
 import torch
 from transformers import DebertaV2Config, DebertaV2ForSequenceClassification
 
-from deberta.contract import INPUTS, LABELS, SEQUENCE_LENGTH
+from deberta.core.contract import INPUTS, LABELS, SEQUENCE_LENGTH
 from deberta.stages import checkpoint, config
 from tests import model_helpers
 from tests.mnli_helpers import REPOSITORY, run_stage

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from deberta import records
+from deberta.core import records
 from deberta.host import explaining, images, pins
 from tests import fake_cann
 from tests import pipeline_helpers as helpers

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from deberta import errors
-from deberta.contract import LABELS, ONNX_MAX_BYTES
-from deberta.errors import StageError
+from deberta.core import errors
+from deberta.core.contract import LABELS, ONNX_MAX_BYTES
+from deberta.core.errors import StageError
 from deberta.stages import checkpoint, exact, export_onnx
 from tests import model_helpers as helpers
 from tests.mnli_helpers import stage_command, stage_environment

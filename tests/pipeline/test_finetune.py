@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from deberta.contract import DEV_FILES
-from deberta.errors import run_stage
+from deberta.core.contract import DEV_FILES
+from deberta.core.errors import run_stage
 from deberta.stages import checkpoint, config, demo_data, demo_text, finetune, training
 from deberta.stages import tokenizer as tokenizers_of_guide
 from deberta.stages.model import Deberta

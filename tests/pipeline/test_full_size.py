@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import DebertaV2Config, DebertaV2ForSequenceClassification
 
-from deberta.contract import INPUTS, LABELS, SEQUENCE_LENGTH
+from deberta.core.contract import INPUTS, LABELS, SEQUENCE_LENGTH
 from deberta.stages import checkpoint, compile_cpu, config, model, run_cpu
 from tests import model_helpers as helpers
 from tests.mnli_helpers import REPOSITORY, run_stage, stage_command, stage_environment

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from deberta import files
-from deberta.errors import ConfigError
+from deberta.core import files
+from deberta.core.errors import ConfigError
 from deberta.host import reproduction
 from tests import pipeline_helpers as helpers
 from tests.mnli_helpers import REPOSITORY, small_disk

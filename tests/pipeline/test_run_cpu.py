@@ -13,7 +13,7 @@ import onnxruntime
 import pytest
 
 from deberta import msame
-from deberta.errors import INTERRUPTED, run_stage
+from deberta.core.errors import INTERRUPTED, run_stage
 from deberta.stages import compile_cpu, run_cpu
 from tests.cpu_model_helpers import VOCABULARY, small_onnx, stage_process, write_bins
 from tests.mnli_helpers import small_disk

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deberta.contract import DEV_FILES, VERSIONS
-from deberta.errors import DataError, MissingError
+from deberta.core.contract import DEV_FILES, VERSIONS
+from deberta.core.errors import DataError, MissingError
 from deberta.host import evidence, verification
 from deberta.host.verification import Request
 from tests.mnli_helpers import REPOSITORY

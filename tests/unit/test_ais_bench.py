@@ -17,7 +17,7 @@ import onnxruntime
 import pytest
 
 from deberta import ais_bench
-from deberta.errors import ConfigError, DataError, DebertaError, MissingError, StageError
+from deberta.core.errors import ConfigError, DataError, DebertaError, MissingError, StageError
 from tests import fake_cann
 from tests.cpu_model_helpers import LENGTH, small_onnx, write_bins
 from tests.fakes import om

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deberta import errors
-from deberta.artifacts import Artifacts
-from deberta.contract import LABELS
+from deberta.core import errors
+from deberta.core.contract import LABELS
+from deberta.core.paths import Artifacts
 from deberta.stages import assess
 from tests import report_helpers
 from tests.mnli_helpers import stage_command, stage_environment

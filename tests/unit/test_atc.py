@@ -12,7 +12,7 @@ import pytest
 from deberta import atc
 from deberta.atc import AtcOptions
 from deberta.atc_codes import BY_CODE
-from deberta.errors import ConfigError, DataError, DebertaError, MissingError, StageError
+from deberta.core.errors import ConfigError, DataError, DebertaError, MissingError, StageError
 
 START = "ATC start working now, please wait for a moment.\n"
 SUCCESS = START + "ATC run success, welcome to the next use.\n"

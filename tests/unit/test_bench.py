@@ -17,7 +17,7 @@ import onnxruntime
 import pytest
 import torch
 
-from deberta.errors import ConfigError, DataError, GateError, StageError
+from deberta.core.errors import ConfigError, DataError, GateError, StageError
 from deberta.stages import bench, bench_floor, bench_guide, bench_report, bench_rows, config, export_onnx
 from tests import model_helpers as helpers
 from tests.mnli_helpers import REPOSITORY

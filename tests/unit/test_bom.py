@@ -13,10 +13,10 @@ import pytest
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
-from deberta import records
-from deberta.artifacts import Artifacts
-from deberta.contract import LABELS
-from deberta.errors import DataError, MissingError
+from deberta.core import records
+from deberta.core.contract import LABELS
+from deberta.core.errors import DataError, MissingError
+from deberta.core.paths import Artifacts
 from deberta.host import bom, licences, stage_env
 from tests.mnli_helpers import REPOSITORY
 

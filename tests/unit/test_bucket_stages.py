@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deberta import contract, errors
+from deberta.core import contract, errors
 from deberta.stages import (
     order,
     postprocess,

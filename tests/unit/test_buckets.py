@@ -8,9 +8,9 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from deberta import buckets
-from deberta.contract import BACKENDS
-from deberta.errors import ConfigError, DataError
+from deberta.core import buckets
+from deberta.core.contract import BACKENDS
+from deberta.core.errors import ConfigError, DataError
 from deberta.host import bucket_steps, profiles, steps
 from deberta.host.steps import Plan
 from tests.unit.test_steps import MNLI

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from deberta.errors import ConfigError, MissingError, StageError
+from deberta.core.errors import ConfigError, MissingError, StageError
 from deberta.host import cann
 
 # The variables of the real script (5.1's layout), its trailing colons, and a last test that fails.

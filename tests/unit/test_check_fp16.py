@@ -10,8 +10,8 @@ import onnxruntime
 import pytest
 import torch
 
-from deberta.contract import INPUTS, LABELS
-from deberta.errors import run_stage
+from deberta.core.contract import INPUTS, LABELS
+from deberta.core.errors import run_stage
 from deberta.stages import check_fp16, checkpoint, config, export_onnx, fp16_run, model, preprocess
 from tests import model_helpers as helpers
 from tests.cpu_model_helpers import small_onnx

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from deberta.contract import LABELS
-from deberta.errors import ConfigError, DataError, MissingError
+from deberta.core.contract import LABELS
+from deberta.core.errors import ConfigError, DataError, MissingError
 from deberta.stages import checkpoint, config
 from tests import model_helpers as helpers
 

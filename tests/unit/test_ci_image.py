@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from deberta.errors import ConfigError, DataError, MissingError
+from deberta.core.errors import ConfigError, DataError, MissingError
 from deberta.host import building, ci_image, images, pins
 from deberta.host.ci_image import YAML
 from deberta.host.images import BuildSettings, Image

@@ -14,8 +14,8 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from deberta.contract import INPUTS, LABELS
-from deberta.errors import run_stage
+from deberta.core.contract import INPUTS, LABELS
+from deberta.core.errors import run_stage
 from deberta.stages import checkpoint, compare, compare_layers, compile_cpu, export_onnx, fp16_run, model
 from deberta.stages.compare_layers import Difference
 from tests import model_helpers as helpers

@@ -8,7 +8,7 @@ from typing import Optional
 
 import pytest
 
-from deberta import cpus
+from deberta.core import machine
 
 
 def tree(folder: Path, own: str, **files: str) -> tuple[Path, Path]:
@@ -43,11 +43,11 @@ def tree(folder: Path, own: str, **files: str) -> tuple[Path, Path]:
     ],
 )
 def test_quota(tmp_path: Path, own: str, files: dict[str, str], expected: Optional[float]) -> None:
-    assert cpus.quota(*tree(tmp_path, own, **files)) == expected
+    assert machine.quota(*tree(tmp_path, own, **files)) == expected
 
 
 def test_no_cgroups_at_all(tmp_path: Path) -> None:
-    assert cpus.quota(tmp_path / "none", tmp_path / "nothing") is None
+    assert machine.quota(tmp_path / "none", tmp_path / "nothing") is None
 
 
 @pytest.mark.parametrize(("limit", "expected"), [(None, 4), (0.5, 1), (2.9, 2), (64.0, 4)])
@@ -55,5 +55,5 @@ def test_the_smaller_of_affinity_and_quota_rounded_down(
     monkeypatch: pytest.MonkeyPatch, limit: Optional[float], expected: int
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
-    monkeypatch.setattr(cpus, "quota", lambda: limit)
-    assert cpus.effective_cpus() == expected
+    monkeypatch.setattr(machine, "quota", lambda: limit)
+    assert machine.effective_cpus() == expected

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from deberta import artifacts, contract, mnli
+from deberta.core import contract, mnli, paths
 from deberta.host import demo, profiles
 from deberta.host.steps import Plan
 from deberta.stages import config, demo_data, demo_text
@@ -146,7 +146,7 @@ def test_the_vocabulary_and_the_config_belong_together() -> None:
 
 
 def test_what_is_committed_stays_small() -> None:
-    of_demo = artifacts.Artifacts("demo")
+    of_demo = paths.Artifacts("demo")
     names = [*MODELS.glob("*.*"), *(DATA / name for name in contract.DEV_FILES.values())]
     committed = [path for path in names if path.suffix in (".bin", ".json", ".model", ".tsv")]
     assert REPOSITORY / of_demo.models == MODELS

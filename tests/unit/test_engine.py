@@ -19,7 +19,7 @@ import docker.errors
 import pytest
 import requests
 
-from deberta.errors import ConfigError, MissingError, StageError
+from deberta.core.errors import ConfigError, MissingError, StageError
 from deberta.host import engine, reaper
 from deberta.host.containers import Container, User
 from tests.pipeline_helpers import Workspace, environment

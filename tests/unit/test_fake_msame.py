@@ -19,7 +19,7 @@ import onnxruntime
 import pytest
 
 from deberta import msame as judged
-from deberta.errors import ConfigError, DataError, DebertaError, StageError
+from deberta.core.errors import ConfigError, DataError, DebertaError, StageError
 from tests.cpu_model_helpers import LENGTH, small_onnx, write_bins
 from tests.fakes import msame, om
 from tests.msame_cases import (

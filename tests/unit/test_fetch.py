@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from deberta.errors import DataError, MissingError, StageError
+from deberta.core.errors import DataError, MissingError, StageError
 from deberta.host import download as http
 from deberta.host import unpack
 from deberta.host.sources import Copy

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from deberta.errors import ConfigError, DataError, MissingError
+from deberta.core.errors import ConfigError, DataError, MissingError
 from deberta.host import unpack
 from deberta.host.fetch import fetch
 from deberta.host.sources import GUIDE, SENTENCEPIECE, ZIP, Copy, Download

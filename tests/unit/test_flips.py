@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deberta import contract, errors
+from deberta.core import contract, errors
 from deberta.stages import flips, int8
 from tests.mnli_helpers import dev_line, write_dev
 

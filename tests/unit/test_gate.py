@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from deberta import records
-from deberta.errors import ConfigError, GateError
+from deberta.core import records
+from deberta.core.errors import ConfigError, GateError
 from deberta.host import check_steps, pipeline, steps
 from deberta.host.executor import Ground, Show
 from deberta.host.pipeline import Session

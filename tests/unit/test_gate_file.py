@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from deberta import files
-from deberta.errors import ConfigError, MissingError
+from deberta.core import files
+from deberta.core.errors import ConfigError, MissingError
 from deberta.host import gate_file
 from tests.mnli_helpers import REPOSITORY
 

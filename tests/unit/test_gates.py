@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from deberta.contract import BROUGHT_MODEL, LABELS
-from deberta.errors import ConfigError
+from deberta.core.contract import BROUGHT_MODEL, LABELS
+from deberta.core.errors import ConfigError
 from deberta.stages import assess, assess_cells, gates
 from tests import report_helpers
 

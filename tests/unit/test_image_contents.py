@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from deberta.errors import StageError
+from deberta.core.errors import StageError
 from deberta.host import image_contents
 from deberta.host.image_contents import Entry
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from deberta import records
-from deberta.errors import DataError
+from deberta.core import records
+from deberta.core.errors import DataError
 from deberta.host import job
 
 EXPORT, COMPILE = "image deberta-ascend/export:aa", "image deberta-ascend/compile:bb"

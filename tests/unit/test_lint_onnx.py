@@ -12,8 +12,8 @@ import onnx.parser
 import pytest
 from onnx import TensorProto, numpy_helper
 
-from deberta import contract, errors
-from deberta.contract import LABELS
+from deberta.core import contract, errors
+from deberta.core.contract import LABELS
 from deberta.stages import export_onnx, lint_checks, lint_graph, lint_onnx, lint_rules, lint_stats
 from tests.mnli_helpers import REPOSITORY
 

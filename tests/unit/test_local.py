@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from deberta import errors
-from deberta.errors import DebertaError, StageError
+from deberta.core import errors
+from deberta.core.errors import DebertaError, StageError
 from deberta.host import local
 from deberta.host.executor import judge_stage
 

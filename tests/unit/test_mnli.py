@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from deberta import mnli
-from deberta.errors import DataError, MissingError
+from deberta.core import mnli
+from deberta.core.errors import DataError, MissingError
 from tests.mnli_helpers import DEV_HEADER, dev_line, write_dev
 
 HEADER = "\t".join(DEV_HEADER).encode() + b"\n"

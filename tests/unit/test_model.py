@@ -13,8 +13,8 @@ import pytest
 import torch
 from transformers import DebertaV2Config
 
-from deberta.contract import INPUTS
-from deberta.errors import ConfigError
+from deberta.core.contract import INPUTS
+from deberta.core.errors import ConfigError
 from deberta.stages import compile_cpu, config, exact, export_onnx, model, run_cpu
 from tests import model_helpers as helpers
 from tests.mnli_helpers import REPOSITORY

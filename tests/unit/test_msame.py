@@ -9,7 +9,7 @@ from typing import Dict, List, Type
 import pytest
 
 from deberta import msame
-from deberta.errors import ConfigError, DataError, DebertaError, MissingError, StageError
+from deberta.core.errors import ConfigError, DataError, DebertaError, MissingError, StageError
 
 START = """\
 [INFO] acl init success

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from deberta import npu
-from deberta.errors import ConfigError, DataError, MissingError
+from deberta.core.errors import ConfigError, DataError, MissingError
 from deberta.npu import BUSY, IDLE, UNKNOWN, Device, Process
 
 # Driver 22.0.2, the one of CANN 5.1.RC2: narrow, without the line of versions. Two cards.

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from deberta.errors import ConfigError, MissingError
+from deberta.core.errors import ConfigError, MissingError
 from deberta.host import npu_access
 from deberta.host.containers import Access, Mount
 from deberta.host.npu_access import NpuSettings

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from deberta import files
-from deberta.errors import ConfigError, MissingError
+from deberta.core import files
+from deberta.core.errors import ConfigError, MissingError
 from deberta.host import pins
 from tests.image_helpers import ARCH, bring, elf, make_project
 from tests.mnli_helpers import REPOSITORY

@@ -9,7 +9,7 @@ from typing import Callable
 import numpy as np
 import pytest
 
-from deberta import contract, errors, files
+from deberta.core import contract, errors, files
 from deberta.stages import postprocess
 from tests.mnli_helpers import dev_line, small_disk, write_dev
 

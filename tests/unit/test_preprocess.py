@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deberta import contract, errors
+from deberta.core import contract, errors
 from deberta.stages import preprocess
 from deberta.stages import tokenizer as tokenizer_of_guide
 from tests.mnli_helpers import (

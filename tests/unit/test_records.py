@@ -8,8 +8,8 @@ from typing import Any, Sequence
 
 import pytest
 
-from deberta import files, records
-from deberta.errors import DataError
+from deberta.core import files, records
+from deberta.core.errors import DataError
 
 ARTIFACT = PurePosixPath("models/tiny/dynamic.onnx")
 REMOVED = "removed"

@@ -12,8 +12,8 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from deberta import contract, errors, mnli
-from deberta.cpus import effective_cpus
+from deberta.core import contract, errors, mnli
+from deberta.core.machine import effective_cpus
 from deberta.host import profiles, reference_steps
 from deberta.host.steps import Plan
 from deberta.stages import checkpoint, config, preprocess, reference

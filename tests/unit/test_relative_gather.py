@@ -11,9 +11,9 @@ import onnx
 import onnxruntime
 import pytest
 
-from deberta import files
-from deberta.contract import INPUTS, LABELS
-from deberta.errors import StageError
+from deberta.core import files
+from deberta.core.contract import INPUTS, LABELS
+from deberta.core.errors import StageError
 from deberta.stages import config, export_onnx, lint_checks, lint_graph, model
 from tests import model_helpers as helpers
 from tests.mnli_helpers import REPOSITORY

@@ -8,7 +8,7 @@ from typing import Any, Callable, Optional
 
 import pytest
 
-from deberta.errors import run_stage
+from deberta.core.errors import run_stage
 from deberta.stages import assess, render, render_charts
 from deberta.stages.render_charts import Dot, Series
 from deberta.stages.render_html import html

@@ -9,9 +9,9 @@ from typing import Any, Mapping, Sequence
 
 import pytest
 
-from deberta import published, records
-from deberta.artifacts import record_of
-from deberta.errors import DataError, MissingError
+from deberta.core import published, records
+from deberta.core.errors import DataError, MissingError
+from deberta.core.paths import record_of
 from deberta.host import job, report
 from deberta.host.job import Asked
 from deberta.host.pipeline import Session

@@ -8,7 +8,7 @@ from typing import Any, Callable, Sequence
 
 import pytest
 
-from deberta import contract, errors
+from deberta.core import contract, errors
 from deberta.host import profiles, reference_steps
 from deberta.host.steps import Plan
 from deberta.stages import preprocess, sentinel

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from deberta.errors import ConfigError, DataError, MissingError
+from deberta.core.errors import ConfigError, DataError, MissingError
 from deberta.stages import sign
 
 STATEMENT = b'{"_type": "https://in-toto.io/Statement/v1"}'

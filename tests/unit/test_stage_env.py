@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from deberta.errors import ConfigError, MissingError
+from deberta.core.errors import ConfigError, MissingError
 from deberta.host import stage_env, venvs
 from tests.bootstrap_helpers import calls, script, stand_in
 

@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import pytest
 
-from deberta.errors import DataError
+from deberta.core.errors import DataError
 from deberta.stages import statistics
 
 

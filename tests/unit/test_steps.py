@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from invoke.config import DataProxy
 
-from deberta.errors import ConfigError
+from deberta.core.errors import ConfigError
+from deberta.core.published import GUIDE
 from deberta.host import profiles, steps
 from deberta.host.steps import Inference, Input, Plan, Step
-from deberta.published import GUIDE
 
 MNLI: dict[str, Any] = {
     "checkpoint": "pytorch.model-073631.bin",

@@ -11,7 +11,7 @@ import pytest
 from sentencepiece import sentencepiece_model_pb2
 from tokenizers import Tokenizer
 
-from deberta.errors import DataError, MissingError
+from deberta.core.errors import DataError, MissingError
 from deberta.stages import tokenizer as guide
 from tests.mnli_helpers import SPM_MODEL, golden
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Sequence, Union
 
-from deberta.errors import ConfigError
+from deberta.core.errors import ConfigError
 
 SEQUENCE_LENGTH = 256
 INPUTS = ("input_ids", "input_mask")  # int32 [batch, 256], in the order that msame passes them

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Optional, Union
 
-from deberta.contract import SEQUENCE_LENGTH, batch_count
-from deberta.errors import ConfigError, DataError
+from deberta.core.contract import SEQUENCE_LENGTH, batch_count
+from deberta.core.errors import ConfigError, DataError
 
 AUTO = "auto"
 SHORTEST = 4  # [CLS], [SEP], [SEP] and one token

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import PurePosixPath as Path
 
-from deberta import contract
-from deberta.contract import FP32, SEQUENCE_LENGTH
+from deberta.core import contract
+from deberta.core.contract import FP32, SEQUENCE_LENGTH
 
 
 def record_of(artifact: Path) -> Path:

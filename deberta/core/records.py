@@ -13,8 +13,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Mapping, Optional, Sequence
 
 import deberta
-from deberta import files
-from deberta.errors import DataError
+from deberta.core import files
+from deberta.core.errors import DataError
 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "https://slsa.dev/provenance/v1"

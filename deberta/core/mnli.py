@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from deberta.contract import LABELS
-from deberta.errors import DataError, MissingError
+from deberta.core.contract import LABELS
+from deberta.core.errors import DataError, MissingError
 
 DEV_COLUMNS = 16
 TRAIN_COLUMNS = 12

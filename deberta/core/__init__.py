@@ -1,0 +1,1 @@
+"""The vocabulary that host and stages share: contract, paths, records, files."""
