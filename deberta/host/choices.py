@@ -7,11 +7,11 @@ import platform
 from pathlib import Path
 from typing import Any, Optional
 
-from deberta import atc, npu
-from deberta.atc import AtcOptions
+from deberta.ascend import atc, cann, npu_smi
+from deberta.ascend import programs as tools
+from deberta.ascend.atc import AtcOptions
 from deberta.core.contract import BACKENDS, EXECUTORS
 from deberta.core.errors import ConfigError, DebertaError, MissingError
-from deberta.host import cann, tools
 
 DEVICES = Path("/dev")
 
@@ -85,14 +85,14 @@ def _engine() -> str:
 def soc_version(asked: str, device: int) -> str:
     """The chip to compile for; `auto` asks npu-smi, and says what it found. Raises ConfigError and MissingError."""
     if asked != "auto":
-        return npu.parse_soc_version(asked)
+        return npu_smi.parse_soc_version(asked)
     report = tools.npu_report()
     if report is None:
         raise MissingError(
             "no npu-smi on PATH tells the chip's name. Give it with --soc-version (Ascend310P3), or set soc_version in "
             "invoke.yaml"
         )
-    found = npu.soc_version(report.devices, device if any(d.device == device for d in report.devices) else None)
+    found = npu_smi.soc_version(report.devices, device if any(d.device == device for d in report.devices) else None)
     print(f"soc_version: {found} (auto; npu-smi info)")
     return found
 

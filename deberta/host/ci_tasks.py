@@ -6,7 +6,8 @@ from typing import Optional
 
 from invoke.context import Context
 
-from deberta.host.cli import PROJECT, command, workspace
+from deberta import PROJECT
+from deberta.host.cli import command, workspace
 
 
 @command(

@@ -12,7 +12,8 @@ from invoke.context import Context
 from invoke.exceptions import Exit
 from invoke.tasks import task
 
-from deberta import PROJECT, atc
+from deberta import PROJECT
+from deberta.ascend import atc
 from deberta.core import contract
 from deberta.core.errors import INTERRUPTED, ConfigError, DebertaError, from_os_error, one_line
 from deberta.host import choices, explaining, npu_access, pipeline, profiles, stage_env

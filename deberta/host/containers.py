@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Mapping, Sequence
 
-from deberta.host import tools
+from deberta.ascend import programs
 from deberta.host.steps import Step
 
 ROOT = PurePosixPath("/workspace")  # the workspace in a container
@@ -67,8 +67,8 @@ def of_step(
     step: Step, arguments: Sequence[str], image: str, project: Path, workspace: Path, user: User, access: Access
 ) -> Container:
     """The container of one run of a step, whose scratch folder need not be there yet."""
-    scratch, there = workspace / tools.scratch(step.name), ROOT / tools.scratch(step.name)
-    mounts = [Mount((workspace / kind).resolve(), ROOT / kind) for kind in tools.KINDS]
+    scratch, there = workspace / programs.scratch(step.name), ROOT / programs.scratch(step.name)
+    mounts = [Mount((workspace / kind).resolve(), ROOT / kind) for kind in programs.KINDS]
     mounts += [Mount((workspace / folder).resolve(), ROOT / folder, writable=True) for folder in step.writes]
     mounts += [Mount(scratch, there, writable=True), Mount(scratch / "passwd", PurePosixPath("/etc/passwd"))]
     mounts += [mount for needed in step.inputs for mount in _input(workspace, needed.path, step.writes)]
@@ -84,7 +84,7 @@ def of_step(
 def _input(workspace: Path, path: PurePosixPath, written: Sequence[PurePosixPath]) -> list[Mount]:
     """A mount of its own for an input that would else be writable or not there: a link, or a path elsewhere."""
     here, kind = workspace / path, path.parts[0]
-    if not path.is_absolute() and kind in tools.KINDS:
+    if not path.is_absolute() and kind in programs.KINDS:
         mounted = Path(os.path.realpath(workspace / kind), *path.parts[1:])
         if mounted == Path(os.path.realpath(here)) and not any(folder in path.parents for folder in written):
             return []

@@ -12,9 +12,10 @@ import time
 from pathlib import Path, PurePosixPath
 from typing import Any, Mapping, Optional, Sequence
 
+from deberta.ascend import programs
 from deberta.core import files
 from deberta.core.errors import MissingError
-from deberta.host import building, containers, image_contents, images, npu_access, pins, tools
+from deberta.host import building, containers, image_contents, images, npu_access, pins
 from deberta.host.containers import Access, Container, User
 from deberta.host.engine import Engine
 from deberta.host.executor import Ground, Show
@@ -25,7 +26,7 @@ from deberta.host.steps import Step
 
 ABOUT = f"{containers.CODE}/image.json"  # what docker/check-cann wrote
 STAGES = {"": "export", "atc": "compile", "msame": "runtime", "ais_bench": "compile"}  # tool -> stage image
-OWNED = (*tools.KINDS, ".cache")
+OWNED = (*programs.KINDS, ".cache")
 
 
 class DockerExecutor:
@@ -58,7 +59,7 @@ class DockerExecutor:
         container = self._container(step, arguments, image.tag, self._user, self._access(step, engine))
         for folder in step.writes:
             _make(self._workspace, folder, self._user)
-        scratch = self._workspace / tools.scratch(step.name)
+        scratch = self._workspace / programs.scratch(step.name)
         files.write_text(scratch / "passwd", containers.passwd(self._user, _home(step)))
         _give(scratch, self._user)
         log = self._workspace / step.log
@@ -86,12 +87,12 @@ class DockerExecutor:
         access = npu_access.access(self._npu, step.device, lambda: False, check=False) if step.on_device else Access()
         user = owner(self._workspace)
         container = self._container(step, step.arguments, tag, user, access)
-        scratch = tools.scratch(step.name)
-        made = [*tools.KINDS, *step.writes, scratch / "home"]
+        scratch = programs.scratch(step.name)
+        made = [*programs.KINDS, *step.writes, scratch / "home"]
         print(f"mkdir -p {shlex.join(map(str, made))}")
         print(f"printf %s {shlex.quote(containers.passwd(user, _home(step)))} > {scratch / 'passwd'}")
         if step.tool:
-            print(f"ln -sfn {' '.join(f'../../../{kind}' for kind in tools.KINDS)} {scratch}/")
+            print(f"ln -sfn {' '.join(f'../../../{kind}' for kind in programs.KINDS)} {scratch}/")
         print("\n".join([*to_paste(containers.command_line(container)), *renaming(step)]))
 
     def close(self) -> None:
@@ -169,7 +170,7 @@ def owner(workspace: Path) -> User:
 
 
 def _home(step: Step) -> PurePosixPath:
-    return containers.ROOT / tools.scratch(step.name) / "home"
+    return containers.ROOT / programs.scratch(step.name) / "home"
 
 
 def _make(workspace: Path, folder: PurePosixPath, user: User) -> None:

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, List, Optional, Sequence, Tuple
 
+from deberta.ascend.cann import SCRIPTS, find
+from deberta.ascend.programs import MSAME
 from deberta.core import machine
 from deberta.core.errors import DebertaError
 from deberta.host import stage_env
-from deberta.host.cann import SCRIPTS, find
 from deberta.host.steps import Plan
-from deberta.host.tools import MSAME
 
 OK, MISSING, UNKNOWN = "ok", "missing", "unknown"
 GIB = 1 << 30

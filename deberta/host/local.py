@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Mapping, Sequence
 
-from deberta import ais_bench
+from deberta.ascend import ais_bench
+from deberta.ascend import programs as tools
+from deberta.ascend.programs import Tools
 from deberta.core import files
 from deberta.core.errors import ERROR_PREFIX, INTERRUPTED
-from deberta.host import tools
 from deberta.host.executor import Ground, Show
 from deberta.host.stage_env import STAGES_LOCK
 from deberta.host.steps import LATEST, Step
-from deberta.host.tools import Tools
 
 GRACE_SECONDS = 120.0  # for a stage to finish its step and remove what it half wrote, before it is killed
 

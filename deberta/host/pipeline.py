@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Callable, Iterator, Mapping, Optional, Sequence
 
-from deberta import ais_bench, atc, msame
+from deberta.ascend import ais_bench, atc, msame, programs
 from deberta.core import files, records
 from deberta.core.errors import ConfigError, DataError, DebertaError, StageError
 from deberta.core.paths import record_of
-from deberta.host import code, messages, tools
+from deberta.host import code, messages
 from deberta.host.console import Console
 from deberta.host.executor import Executor, Ground, judge_stage
 from deberta.host.steps import Compilation, Inference, Input, Step
@@ -125,7 +125,7 @@ def run(session: Session, step: Step) -> Mapping[str, Any]:
     _check_cann(session, step, ground)
     parameters, dependencies = parameters_of(session, step), _dependencies(session, step)
     started, clock = records.now(), time.monotonic()
-    summary_path = tools.new_scratch(session.workspace, step.name) / "summary.json"
+    summary_path = programs.new_scratch(session.workspace, step.name) / "summary.json"
     try:
         subjects = _execute(session, step, summary_path, console)
     except DebertaError as error:
@@ -146,7 +146,7 @@ def run(session: Session, step: Step) -> Mapping[str, Any]:
     # Over the old record, and only now: old outputs with their record are true until new ones have theirs.
     records.write(session.workspace / record_of(step.outputs[0]), statement)
     files.remove(_unrecorded(session, step.outputs[0]))
-    files.remove(session.workspace / tools.scratch(step.name))
+    files.remove(session.workspace / programs.scratch(step.name))
     _remove_former(session, step, record, subjects)
     for subject in subjects:
         console.say(_describe(session, subject))
@@ -343,8 +343,8 @@ def _infer(
     status = 0
     try:
         if step.tool:
-            tools.check_bins(session.workspace, inference.bins, inference.bin_bytes, inference.times)
-            tools.check_device(inference.device, console.say)
+            programs.check_bins(session.workspace, inference.bins, inference.bin_bytes, inference.times)
+            programs.check_device(inference.device, console.say)
             lines, status = session.executor.run(step, elsewhere, console.quiet)
             stdout = "".join(lines)
         else:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Mapping, Optional, Sequence, Union
 
-from deberta import ais_bench, msame
+from deberta.ascend import ais_bench, msame
 from deberta.core import records
 from deberta.core.contract import BROUGHT_MODEL, RUNNERS
 from deberta.core.errors import DataError, MissingError

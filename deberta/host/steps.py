@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath as Path
 from typing import Mapping, Optional, Sequence
 
-from deberta import ais_bench, atc
-from deberta.atc import AtcOptions
+from deberta.ascend import ais_bench, atc
+from deberta.ascend.atc import AtcOptions
 from deberta.core import buckets, contract
 from deberta.core.buckets import Buckets
 from deberta.core.contract import FP32, INPUTS, SEQUENCE_LENGTH, TRAIN_FILE

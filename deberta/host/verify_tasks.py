@@ -10,11 +10,12 @@ from typing import Optional
 
 from invoke.context import Context
 
+from deberta import PROJECT
 from deberta.core import contract
 from deberta.core.errors import ConfigError, MissingError
 from deberta.core.paths import Artifacts
 from deberta.host import pipeline, profiles, stage_env, verification
-from deberta.host.cli import PROJECT, command, prepared_python, profile_of, session_of, workspace
+from deberta.host.cli import command, prepared_python, profile_of, session_of, workspace
 from deberta.host.verification import Request
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import jsonschema
 import rfc8785
 
-from deberta import ais_bench, msame
+from deberta.ascend import ais_bench, msame
 from deberta.core import files
 from deberta.core.contract import RUNNERS
 from deberta.core.errors import DataError, MissingError, StageError, run_stage

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from deberta import ais_bench
+from deberta.ascend import ais_bench
 from deberta.core.contract import VERSIONS
 
 Report = Mapping[str, Any]

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+from deberta.ascend.msame import nearest_ranks
 from deberta.core.errors import DataError
-from deberta.msame import nearest_ranks
 
 CONFIDENCE = 0.95
 DIGITS = 6

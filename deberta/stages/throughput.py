@@ -14,7 +14,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from deberta import ais_bench, msame
+from deberta.ascend import ais_bench, msame
 from deberta.core import buckets, files
 from deberta.core.contract import batch_count, parse_batch_size
 from deberta.core.errors import DataError, run_stage

@@ -12,7 +12,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from deberta import msame
+from deberta.ascend import msame
 from deberta.core.errors import INTERRUPTED, run_stage
 from deberta.stages import compile_cpu, run_cpu
 from tests.cpu_model_helpers import VOCABULARY, small_onnx, stage_process, write_bins

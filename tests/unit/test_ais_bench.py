@@ -16,7 +16,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from deberta import ais_bench
+from deberta.ascend import ais_bench
 from deberta.core.errors import ConfigError, DataError, DebertaError, MissingError, StageError
 from tests import fake_cann
 from tests.cpu_model_helpers import LENGTH, small_onnx, write_bins

@@ -9,9 +9,9 @@ from typing import Any, Type
 
 import pytest
 
-from deberta import atc
-from deberta.atc import AtcOptions
-from deberta.atc_codes import BY_CODE
+from deberta.ascend import atc
+from deberta.ascend.atc import AtcOptions
+from deberta.ascend.atc_codes import BY_CODE
 from deberta.core.errors import ConfigError, DataError, DebertaError, MissingError, StageError
 
 START = "ATC start working now, please wait for a moment.\n"

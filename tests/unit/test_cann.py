@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from deberta.ascend import cann
 from deberta.core.errors import ConfigError, MissingError, StageError
-from deberta.host import cann
 
 # The variables of the real script (5.1's layout), its trailing colons, and a last test that fails.
 SET_ENV = """\

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from deberta import atc
+from deberta.ascend import atc
 from deberta.host import containers, docker_executor, local, profiles, steps
 from deberta.host.containers import Access, Container, Mount, User
 from deberta.host.steps import Plan, Step

@@ -18,7 +18,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from deberta import msame as judged
+from deberta.ascend import msame as judged
 from deberta.core.errors import ConfigError, DataError, DebertaError, StageError
 from tests.cpu_model_helpers import LENGTH, small_onnx, write_bins
 from tests.fakes import msame, om

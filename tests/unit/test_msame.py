@@ -8,7 +8,7 @@ from typing import Dict, List, Type
 
 import pytest
 
-from deberta import msame
+from deberta.ascend import msame
 from deberta.core.errors import ConfigError, DataError, DebertaError, MissingError, StageError
 
 START = """\

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from deberta import npu
+from deberta.ascend import npu_smi
+from deberta.ascend.npu_smi import BUSY, IDLE, UNKNOWN, Device, Process
 from deberta.core.errors import ConfigError, DataError, MissingError
-from deberta.npu import BUSY, IDLE, UNKNOWN, Device, Process
 
 # Driver 22.0.2, the one of CANN 5.1.RC2: narrow, without the line of versions. Two cards.
 NARROW = """\
@@ -82,42 +82,45 @@ NO_DEVICE_COLUMN = """\
 
 
 def one(text: str) -> Device:
-    [device] = npu.parse(text).devices
+    [device] = npu_smi.parse(text).devices
     return device
 
 
 def test_every_layout() -> None:
-    assert npu.parse(NARROW) == npu.Report(
+    assert npu_smi.parse(NARROW) == npu_smi.Report(
         devices=(
             Device(0, 0, 0, "310P3", "OK", 0, 1074, 21534),
             Device(1, 0, 1, "310P3", "OK", 0, 1070, 21534),
         )
     )
-    assert npu.parse(WIDE) == npu.Report((Device(7, 0, 0, "310P3", "OK", 0, 1805, 21527),), "22.0.0", "22.0.4")
+    assert npu_smi.parse(WIDE) == npu_smi.Report((Device(7, 0, 0, "310P3", "OK", 0, 1805, 21527),), "22.0.0", "22.0.4")
     assert one(NOBODY) == Device(24, 0, 0, "310P3", "OK", 0, 1805, 21527, processes=())
-    assert npu.parse(DUO).devices == (
+    assert npu_smi.parse(DUO).devices == (
         Device(2, 0, 0, "310P3", "OK", 0, 1529, 44280),
         Device(2, 1, 1, "310P3", "OK", 0, 1412, 43693),
     )
-    assert [(d.npu, d.device, d.memory_used_mb) for d in npu.parse(GLUED).devices] == [(32, 1, 1910), (32768, 2, 19562)]
+    assert [(d.npu, d.device, d.memory_used_mb) for d in npu_smi.parse(GLUED).devices] == [
+        (32, 1, 1910),
+        (32768, 2, 19562),
+    ]
     indented = "".join(f"         {line}\n" for line in NARROW.splitlines())
-    assert npu.parse(indented) == npu.parse(NARROW)
+    assert npu_smi.parse(indented) == npu_smi.parse(NARROW)
 
 
 def test_a_chip_that_is_called_by_digits_alone() -> None:
     assert one(WIDE.replace("310P3", "310  ")).name == "310"
-    assert npu.soc_version([one(WIDE.replace("310P3    ", "Ascend910"))]) == "Ascend910"
+    assert npu_smi.soc_version([one(WIDE.replace("310P3    ", "Ascend910"))]) == "Ascend910"
 
 
 def test_processes_belong_to_their_chip() -> None:
     busy_chip = (
         "| 2       1                     | 139667          |                          | 30780                     |\n"
     )
-    idle, busy = npu.parse(DUO + TABLE_OF_PROCESSES + busy_chip).devices
+    idle, busy = npu_smi.parse(DUO + TABLE_OF_PROCESSES + busy_chip).devices
     assert (idle.processes, busy.processes) == ((), (Process(139667, "", 30780),))
-    assert (npu.state(idle), npu.state(busy)) == (IDLE, BUSY)
+    assert (npu_smi.state(idle), npu_smi.state(busy)) == (IDLE, BUSY)
     other_card = busy_chip.replace("| 2 ", "| 5 ")
-    assert {device.processes for device in npu.parse(DUO + TABLE_OF_PROCESSES + other_card).devices} == {None}
+    assert {device.processes for device in npu_smi.parse(DUO + TABLE_OF_PROCESSES + other_card).devices} == {None}
 
 
 @pytest.mark.parametrize(
@@ -140,15 +143,15 @@ def test_processes_belong_to_their_chip() -> None:
     ],
 )
 def test_busy_idle_or_unknown(text: str, state: str) -> None:
-    assert npu.state(one(text)) == state
+    assert npu_smi.state(one(text)) == state
 
 
 def test_what_is_said_of_a_device() -> None:
     busy = NOBODY.replace("| No running processes found in NPU 24 ", "| 24      0      | 77 | python | 300 ")
     where = "device 0 (310P3, NPU 24 chip 0)"
-    assert npu.describe(one(busy)) == f"{where}: busy; AI cores 0 %, 1805 of 21527 MB in use, python 77"
-    assert npu.describe(one(NOBODY)) == f"{where}: idle; AI cores 0 %, 1805 of 21527 MB in use, no processes"
-    assert npu.describe(one(WIDE)).endswith("in use, this driver lists no processes")
+    assert npu_smi.describe(one(busy)) == f"{where}: busy; AI cores 0 %, 1805 of 21527 MB in use, python 77"
+    assert npu_smi.describe(one(NOBODY)) == f"{where}: idle; AI cores 0 %, 1805 of 21527 MB in use, no processes"
+    assert npu_smi.describe(one(WIDE)).endswith("in use, this driver lists no processes")
 
 
 @pytest.mark.parametrize(
@@ -163,7 +166,7 @@ def test_what_is_said_of_a_device() -> None:
 )
 def test_no_device(text: str, says: str) -> None:
     with pytest.raises(MissingError) as raised:
-        npu.parse(text)
+        npu_smi.parse(text)
     assert says in str(raised.value)
 
 
@@ -172,39 +175,39 @@ def test_no_device(text: str, says: str) -> None:
 )
 def test_a_table_that_is_not_understood_is_not_guessed_at(text: str) -> None:
     with pytest.raises(DataError, match=r"of a form that is not known.* Give --soc-version"):
-        npu.parse(text)
+        npu_smi.parse(text)
 
 
 def test_a_device_that_is_not_there() -> None:
     """NPU 32 is device 1: what msame takes is the logical number."""
-    devices = npu.parse(GLUED).devices
-    assert npu.find(devices, 2).npu == 32768
+    devices = npu_smi.parse(GLUED).devices
+    assert npu_smi.find(devices, 2).npu == 32768
     with pytest.raises(ConfigError, match=r"--device 32 .* shows: 1 \(310P3, NPU 32 chip 0\); 2 \(310P3, NPU 32768 ch"):
-        npu.find(devices, 32)
+        npu_smi.find(devices, 32)
 
 
 @pytest.mark.parametrize("health", ["Warning", "Alarm", "Critical", "UNKNOWN"])
 def test_an_unhealthy_device(health: str) -> None:
-    npu.check_health(one(WIDE))
+    npu_smi.check_health(one(WIDE))
     device = one(WIDE.replace("| OK      ", f"| {health:<8}"))
     with pytest.raises(MissingError, match=f"device 0 .* is not healthy: npu-smi says {health}"):
-        npu.check_health(device)
+        npu_smi.check_health(device)
 
 
 def test_the_chips_name_for_atc() -> None:
-    assert npu.soc_version(npu.parse(NARROW).devices) == "Ascend310P3"
-    several = npu.parse(NARROW.replace("| 1       310P3", "| 1       310P1")).devices
-    assert npu.soc_version(several, 1) == "Ascend310P1"
+    assert npu_smi.soc_version(npu_smi.parse(NARROW).devices) == "Ascend310P3"
+    several = npu_smi.parse(NARROW.replace("| 1       310P3", "| 1       310P1")).devices
+    assert npu_smi.soc_version(several, 1) == "Ascend310P1"
     with pytest.raises(ConfigError, match="several kinds: 310P1, 310P3"):
-        npu.soc_version(several)
+        npu_smi.soc_version(several)
     with pytest.raises(ConfigError, match="--device 5 is not there"):
-        npu.soc_version(several, 5)
+        npu_smi.soc_version(several, 5)
     with pytest.raises(ConfigError, match=r"Ascend310Pvir01 names a part of a chip \(vNPU\)"):
-        npu.soc_version(npu.parse(VIRTUAL).devices)
+        npu_smi.soc_version(npu_smi.parse(VIRTUAL).devices)
 
 
 @pytest.mark.parametrize("text", ["310P3", "Ascend", "Ascend 310P3", "Ascend310P3;x", "", "Ascend310Pvir02"])
 def test_a_soc_version_that_cannot_be_one(text: str) -> None:
-    assert npu.parse_soc_version("Ascend310P3") == "Ascend310P3"
+    assert npu_smi.parse_soc_version("Ascend310P3") == "Ascend310P3"
     with pytest.raises(ConfigError):
-        npu.parse_soc_version(text)
+        npu_smi.parse_soc_version(text)

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Callable, Optional
 
-from deberta import ais_bench, npu
+from deberta.ascend import ais_bench, cann, npu_smi
+from deberta.ascend.cann import Cann
 from deberta.core import contract, files
 from deberta.core.errors import DataError, MissingError, StageError
-from deberta.host import cann
-from deberta.host.cann import Cann
 
 MSAME = Path("docker", "bin", "msame")  # below the project
 KINDS = ("models", "data", "results")
@@ -109,7 +108,7 @@ def check_bins(workspace: Path, bins: Sequence[PurePosixPath], size: int, count:
                 )
 
 
-def npu_report() -> Optional[npu.Report]:
+def npu_report() -> Optional[npu_smi.Report]:
     """What npu-smi says, None where there is no npu-smi. Raises npu.parse's errors."""
     program = shutil.which("npu-smi")
     if program is None:
@@ -126,7 +125,7 @@ def npu_report() -> Optional[npu.Report]:
         )
     except subprocess.TimeoutExpired:
         raise StageError(f"npu-smi info did not end in {NPU_SMI_SECONDS} s: the driver hangs. Look at dmesg") from None
-    return npu.parse(done.stdout)
+    return npu_smi.parse(done.stdout)
 
 
 def check_device(wanted: int, say: Callable[[str], None]) -> None:
@@ -135,8 +134,8 @@ def check_device(wanted: int, say: Callable[[str], None]) -> None:
     if report is None:
         say(f"device {wanted}: no npu-smi on PATH, so neither its health nor whether it is idle was checked")
         return
-    device = npu.find(report.devices, wanted)
-    npu.check_health(device)
-    say(npu.describe(device))
-    if npu.state(device) == npu.BUSY:
-        raise StageError(f"{npu.describe(device)}. Wait until it is idle, or take another one with --device")
+    device = npu_smi.find(report.devices, wanted)
+    npu_smi.check_health(device)
+    say(npu_smi.describe(device))
+    if npu_smi.state(device) == npu_smi.BUSY:
+        raise StageError(f"{npu_smi.describe(device)}. Wait until it is idle, or take another one with --device")

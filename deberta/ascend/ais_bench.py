@@ -19,8 +19,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Optional
 
+from deberta.ascend.msame import check_outputs, nearest_ranks
 from deberta.core.errors import ConfigError, DataError, DebertaError, MissingError, StageError, some
-from deberta.msame import check_outputs, nearest_ranks
 
 MODULE = "ais_bench"
 INSTALL = "install the aclruntime and ais_bench wheels for CANN's python3 (in images: docker/ais_bench, invoke images)"

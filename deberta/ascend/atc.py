@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, Optional
 
-from deberta.atc_codes import BY_CODE, BY_TEXT, UNKNOWN, Cause, is_generic
+from deberta.ascend.atc_codes import BY_CODE, BY_TEXT, UNKNOWN, Cause, is_generic
 from deberta.core.contract import INPUTS, SEQUENCE_LENGTH
 from deberta.core.errors import ConfigError, DataError, DebertaError, StageError
 
