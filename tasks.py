@@ -30,8 +30,8 @@ from deberta.host.cli import (
     workspace,
 )
 from deberta.host.compare_tasks import compare
+from deberta.host.plan.evaluation import Plan
 from deberta.host.reproduce_tasks import explain, reproduce
-from deberta.host.steps import Plan
 from deberta.host.verify_tasks import sign, verify
 
 # Tasks from other files.

@@ -14,10 +14,11 @@ from typing import Any, Iterable, Mapping, Optional
 from deberta.core.contract import RUNNERS, batch_count
 from deberta.core.errors import GateError, some
 from deberta.core.paths import record_of
-from deberta.host import chain, job, pipeline, reference_steps
+from deberta.host import chain, job, pipeline
 from deberta.host.job import Asked
 from deberta.host.pipeline import Session
-from deberta.host.steps import Plan
+from deberta.host.plan import reference
+from deberta.host.plan.evaluation import Plan
 
 Json = Mapping[str, Any]
 ACCURACY, PERFORMANCE = "accuracy", "performance"
@@ -57,8 +58,8 @@ class Pace:
 
 def run(session: Session, plan: Plan, asked: Asked) -> None:
     """Measure, report and judge. Raises GateError if a gate fails; MissingError, StageError and DataError before."""
-    looks = [reference_steps.sentinel(plan, version) for version in asked.versions]
-    looks += [reference_steps.reference(plan, version) for version in asked.versions]
+    looks = [reference.sentinel(plan, version) for version in asked.versions]
+    looks += [reference.reference(plan, version) for version in asked.versions]
     job.gates(session, plan, asked)  # a bad file is not to be found out at the end
     pipeline.check_sources(session, looks)  # together they read all that the user brings
     for step in looks:

@@ -16,7 +16,7 @@ from deberta.host import bucket_report, chain, containers, pipeline
 from deberta.host.cli import DEVICE, RUN, command, plan_of, prepared_python, session_of, version_of
 from deberta.host.job import Asked
 from deberta.host.pipeline import Session
-from deberta.host.steps import Plan
+from deberta.host.plan.evaluation import Plan
 
 AUTO = "auto"
 

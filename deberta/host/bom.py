@@ -21,7 +21,7 @@ from deberta.core.paths import Artifacts, record_of
 from deberta.host import evidence, licences, stage_env
 from deberta.host.evidence import IMAGE, Evidence
 from deberta.host.pipeline import BUILDER, Session
-from deberta.host.steps import Plan
+from deberta.host.plan.evaluation import Plan
 
 STEP = "bom"
 PINS = "docker/pins.toml"

@@ -10,10 +10,11 @@ from typing import Any, Mapping, Optional
 
 from deberta.core.contract import SEQUENCE_LENGTH
 from deberta.core.errors import DataError
-from deberta.host import bucket_steps, bucketing, report, steps
-from deberta.host.bucket_steps import at
+from deberta.host import bucketing, report
 from deberta.host.pipeline import Session
-from deberta.host.steps import Plan
+from deberta.host.plan import bucket_steps, evaluation
+from deberta.host.plan.bucket_steps import at
+from deberta.host.plan.evaluation import Plan
 
 _KEPT = re.compile(r"(?:eval|perf)_bs(\d+)_(match|mismatch)_buckets\.json")
 _HEAD = f"""
@@ -94,7 +95,7 @@ def _timed(session: Session, plan: Plan, batch_size: int, version: str) -> Optio
         return read
     of_lengths = replace(plan, buckets=tuple(map(int, read["buckets"])))
     timed = [
-        steps.perf(at(of_lengths, int(length)), batch_size, version, one["loops"])
+        evaluation.perf(at(of_lengths, int(length)), batch_size, version, one["loops"])
         for length, one in read["buckets"].items()
     ]
     whole = bucket_steps.throughput(of_lengths, batch_size, version)

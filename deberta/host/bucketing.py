@@ -15,10 +15,11 @@ from deberta.core.buckets import Asked
 from deberta.core.contract import FP32, SEQUENCE_LENGTH, batch_count
 from deberta.core.errors import ConfigError, DataError, MissingError
 from deberta.core.paths import record_of
-from deberta.host import bucket_steps, chain, pipeline, precision, report, steps
-from deberta.host.bucket_steps import at
+from deberta.host import chain, pipeline, precision, report
 from deberta.host.pipeline import Session
-from deberta.host.steps import Plan, Step
+from deberta.host.plan import bucket_steps, evaluation
+from deberta.host.plan.bucket_steps import at
+from deberta.host.plan.evaluation import Plan, Step
 
 FORMULA = "fps over the data = rows / sum over the lengths of (its batches * average time of one batch)"
 Rows = Mapping[int, int]  # length -> rows; of those that any row needs
@@ -139,7 +140,7 @@ def perf(session: Session, plan: Plan, batch_size: int, version: str, loops: int
         return
     whole, _ = fitted
     before = [*_compiling(session, whole, batch_size), bucket_steps.preprocess(whole, batch_size, version)]
-    timed = [steps.perf(at(whole, length), batch_size, version, loops) for length in whole.buckets]
+    timed = [evaluation.perf(at(whole, length), batch_size, version, loops) for length in whole.buckets]
     chain.run_all(session, [*before, *timed, bucket_steps.throughput(whole, batch_size, version)])
     if session.dry:
         return
@@ -183,14 +184,14 @@ def running_steps(plan: Plan, batch_size: int, version: str, rows: Rows) -> list
     """The steps that run the model over all rows."""
     if plan.any_length:
         return [bucket_steps.infer(plan, batch_size, version)]
-    return [steps.infer(at(plan, length), batch_size, version, rows[length]) for length in plan.buckets]
+    return [evaluation.infer(at(plan, length), batch_size, version, rows[length]) for length in plan.buckets]
 
 
 def _outputs(session: Session, plan: Plan, batch_size: int, version: str, rows: Rows) -> list[PurePosixPath]:
     """Each length's folder of outputs. msame's may lie among others, so its record names it; a dry run cannot know."""
     found = []
     for length in plan.buckets:
-        step = steps.infer(at(plan, length), batch_size, version, rows[length])
+        step = evaluation.infer(at(plan, length), batch_size, version, rows[length])
         assert step.inference is not None
         parent = step.inference.output
         if not (session.dry or plan.any_length):

@@ -10,15 +10,16 @@ from deberta.core import records
 from deberta.core.contract import FP32, PERFORMANCE_LOOPS
 from deberta.core.errors import ConfigError, DataError, MissingError
 from deberta.core.paths import record_of
-from deberta.host import check_steps, job, pipeline, precision, report, steps
-from deberta.host.demo import remake_steps
+from deberta.host import job, pipeline, precision, report
 from deberta.host.pipeline import Session
-from deberta.host.steps import Plan, Step
+from deberta.host.plan import checks, evaluation
+from deberta.host.plan.demo import remake_steps
+from deberta.host.plan.evaluation import Plan, Step
 
 
 def export(session: Session, plan: Plan, relative: str = "shift") -> None:
     """checkpoint -> dynamic.onnx, or dynamic_gather.onnx."""
-    run_all(session, [steps.export_onnx(plan, relative)])
+    run_all(session, [evaluation.export_onnx(plan, relative)])
 
 
 def lint(session: Session, plan: Plan, model: Optional[str], output: Optional[str], options: Sequence[str]) -> None:
@@ -26,8 +27,8 @@ def lint(session: Session, plan: Plan, model: Optional[str], output: Optional[st
     path = PurePosixPath(model) if model else plan.artifacts.onnx
     kind = options[options.index("--format") + 1]
     target = PurePosixPath(output) if output else plan.artifacts.results.parent / f"lint-onnx.{kind}"
-    before = [] if model else [steps.export_onnx(plan)]
-    step = check_steps.lint_file(plan, path, target, options)
+    before = [] if model else [evaluation.export_onnx(plan)]
+    step = checks.lint_file(plan, path, target, options)
     pipeline.check_sources(session, [*before, step])
     for one in before:
         pipeline.run(session, one)
@@ -49,13 +50,13 @@ def finetune(session: Session, plan: Plan, init: Optional[str], options: Sequenc
         )
     present = [v for v in profile.rows if (session.workspace / profile.data_path(v)).exists()]
     start = PurePosixPath(init) if init else None
-    run_all(session, [steps.finetune(plan, present, start, options)])
+    run_all(session, [evaluation.finetune(plan, present, start, options)])
 
 
 def check_fp16(session: Session, plan: Plan, batch_size: int, version: str, rows: str, margin: str) -> None:
     """checkpoint and data -> what the graph would do in float16, as ATC compiles it."""
-    before = [steps.export_onnx(plan), steps.preprocess(plan, batch_size, version)]
-    run_all(session, [*before, check_steps.check_fp16(plan, batch_size, version, rows, margin)])
+    before = [evaluation.export_onnx(plan), evaluation.preprocess(plan, batch_size, version)]
+    run_all(session, [*before, checks.check_fp16(plan, batch_size, version, rows, margin)])
 
 
 def build(session: Session, plan: Plan, batch_size: int) -> None:
@@ -72,7 +73,7 @@ def preprocess(session: Session, plan: Plan, batch_size: int, version: Optional[
             needed = plan.source(plan.profile.data_path(absent))
             print(f"{needed.path} is missing, so {absent} is left out. To have it: {needed.command}")
         wanted = present
-    run_all(session, [steps.preprocess(plan, batch_size, v) for v in wanted])
+    run_all(session, [evaluation.preprocess(plan, batch_size, v) for v in wanted])
 
 
 def infer(session: Session, plan: Plan, batch_size: int, version: str) -> PurePosixPath:
@@ -82,10 +83,10 @@ def infer(session: Session, plan: Plan, batch_size: int, version: str) -> PurePo
     pipeline.check_sources(session, before)
     made = [pipeline.run(session, step) for step in before]
     counted = records.summary(made[-1]).get("rows", 0) if made[-1] else 0
-    step = steps.infer(plan, batch_size, version, int(counted))
+    step = evaluation.infer(plan, batch_size, version, int(counted))
     record = pipeline.run(session, step)
     if not record:
-        return PurePosixPath(f"{plan.artifacts.outputs(batch_size, version)}{steps.LATEST}")
+        return PurePosixPath(f"{plan.artifacts.outputs(batch_size, version)}{evaluation.LATEST}")
     assert step.inference is not None
     return pipeline.outputs_folder(record, step.inference)
 
@@ -93,7 +94,7 @@ def infer(session: Session, plan: Plan, batch_size: int, version: str) -> PurePo
 def postprocess(session: Session, plan: Plan, batch_size: int, version: str, outputs: Optional[str]) -> None:
     """Outputs -> accuracy. Without `outputs`: the folder of infer's record, or the only one that is there."""
     folder = PurePosixPath(outputs) if outputs else known_outputs(session, plan, batch_size, version)
-    pipeline.run(session, steps.postprocess(plan, batch_size, version, folder))
+    pipeline.run(session, evaluation.postprocess(plan, batch_size, version, folder))
     if not session.dry:
         # Outputs that the user names may be any machine's: then no backend is named.
         print_evaluation(session, plan, batch_size, version, f"of {outputs}" if outputs else origin(plan))
@@ -110,7 +111,7 @@ def evaluate(session: Session, plan: Plan, batch_size: int, version: str) -> Non
 
 def _evaluate(session: Session, plan: Plan, batch_size: int, version: str) -> PurePosixPath:
     folder = infer(session, plan, batch_size, version)
-    pipeline.run(session, steps.postprocess(plan, batch_size, version, folder))
+    pipeline.run(session, evaluation.postprocess(plan, batch_size, version, folder))
     if not session.dry:
         print_evaluation(session, plan, batch_size, version, origin(plan))
     return folder
@@ -128,7 +129,7 @@ def other_precision(plan: Plan) -> str:
 def perf(session: Session, plan: Plan, batch_size: int, version: str, loops: int) -> None:
     """The guide's performance run: the first bin, `loops` times, and throughput from the average without the first."""
     whole = for_chip(session, replace(plan, limit=0), batch_size)
-    step = steps.perf(whole, batch_size, version, loops)
+    step = evaluation.perf(whole, batch_size, version, loops)
     run_all(session, [*_before_inference(session, whole, batch_size, version), step])
     if session.dry:
         return
@@ -203,12 +204,12 @@ def compiling(session: Session, plan: Plan, batch_size: int) -> list[Step]:
     """Nothing for an .om that the user brought."""
     if uses_brought(session, plan, batch_size):
         return []
-    return [steps.export_onnx(plan), check_steps.build_om(plan, batch_size)]
+    return [evaluation.export_onnx(plan), checks.build_om(plan, batch_size)]
 
 
 def _before_inference(session: Session, plan: Plan, batch_size: int, version: str) -> list[Step]:
     """The bins' step comes last: its record counts the rows."""
-    return [*compiling(session, plan, batch_size), steps.preprocess(plan, batch_size, version)]
+    return [*compiling(session, plan, batch_size), evaluation.preprocess(plan, batch_size, version)]
 
 
 def known_outputs(session: Session, plan: Plan, batch_size: int, version: str) -> PurePosixPath:
@@ -216,7 +217,7 @@ def known_outputs(session: Session, plan: Plan, batch_size: int, version: str) -
     command = plan.command("infer", f" --bs {batch_size} --version {version}")
     record = records.read(session.workspace / record_of(parent))
     if record is not None:
-        step = steps.infer(plan, batch_size, version, 0)
+        step = evaluation.infer(plan, batch_size, version, 0)
         for before in (*_before_inference(session, plan, batch_size, version), step):
             if reason := pipeline.outdated(session, before):
                 again = plan.command("evaluate", f" --bs {batch_size} --version {version}")

@@ -11,7 +11,7 @@ from deberta import PROJECT
 from deberta.core import contract
 from deberta.host import chain, choices, development, pipeline, stage_env
 from deberta.host.cli import RUN, command, prepared_python, profile_of, session_of, version_of, workspace
-from deberta.host.steps import Plan
+from deberta.host.plan.evaluation import Plan
 
 
 @command(

@@ -9,7 +9,7 @@ from deberta.core import files, records
 from deberta.core.errors import DataError
 from deberta.host import stage_env
 from deberta.host.pipeline import UNRECORDED, Session
-from deberta.host.profiles import Profile
+from deberta.host.plan.profiles import Profile
 
 RECORD = ".record.json"
 

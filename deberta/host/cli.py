@@ -16,10 +16,11 @@ from deberta import PROJECT
 from deberta.ascend import atc
 from deberta.core import contract
 from deberta.core.errors import INTERRUPTED, ConfigError, DebertaError, from_os_error, one_line
-from deberta.host import choices, explaining, npu_access, pipeline, profiles, stage_env
+from deberta.host import choices, explaining, npu_access, pipeline, stage_env
 from deberta.host.executor import Executor
 from deberta.host.local import LocalExecutor
-from deberta.host.steps import Plan
+from deberta.host.plan import profiles
+from deberta.host.plan.evaluation import Plan
 
 HELP = {
     "bs": "batch size (default 1)",

@@ -12,13 +12,14 @@ from invoke.context import Context
 
 from deberta.core import contract
 from deberta.core.errors import ConfigError
-from deberta.host import chain, choices, compare_steps, pipeline
+from deberta.host import chain, choices, pipeline
 from deberta.host.cli import RUN, command, profile_of, session_of, version_of
-from deberta.host.compare_steps import Asked, Side
 from deberta.host.pipeline import Session
-from deberta.host.steps import LATEST, Plan
+from deberta.host.plan import comparison
+from deberta.host.plan.comparison import Asked, Side
+from deberta.host.plan.evaluation import LATEST, Plan
 
-SIDES = ", ".join(compare_steps.OWN)
+SIDES = ", ".join(comparison.OWN)
 
 
 @command(
@@ -64,7 +65,7 @@ def compare(
         raise ConfigError(f"--outputs is for om, and this compares {a} with {b}")
     given = {"om": outputs or ""}
     sides = [
-        compare_steps.side(plan, batch_size, chosen, kind, file or given.get(kind, ""))
+        comparison.side(plan, batch_size, chosen, kind, file or given.get(kind, ""))
         for kind, file in ((a, a_file), (b, b_file))
     ]
     if sides[0] == sides[1]:
@@ -78,10 +79,10 @@ compare.auto_shortflags = False  # invoke would give a_file its second letter: t
 
 def run(session: Session, plan: Plan, batch_size: int, version: str, sides: list[Side], asked: Asked) -> None:
     """Make what the sides need, compare them, and show what was found also where it was known already."""
-    before = compare_steps.before(plan, batch_size, version, sides)
+    before = comparison.before(plan, batch_size, version, sides)
     pipeline.check_sources(session, before)
     a, b = (_found(session, plan, batch_size, version, side) for side in sides)
-    step = compare_steps.compare(plan, batch_size, version, a, b, asked)
+    step = comparison.compare(plan, batch_size, version, a, b, asked)
     if not session.dry:  # a dry run names the latest outputs as the shell would find them
         pipeline.check_sources(session, [*before, step])
     for one in before:

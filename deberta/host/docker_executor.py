@@ -22,7 +22,7 @@ from deberta.host.executor import Ground, Show
 from deberta.host.images import BuildSettings, Image
 from deberta.host.local import renaming, to_paste
 from deberta.host.npu_access import NpuSettings
-from deberta.host.steps import Step
+from deberta.host.plan.evaluation import Step
 
 ABOUT = f"{containers.CODE}/image.json"  # what docker/check-cann wrote
 STAGES = {"": "export", "atc": "compile", "msame": "runtime", "ais_bench": "compile"}  # tool -> stage image

@@ -19,7 +19,7 @@ from deberta.ascend.programs import MSAME
 from deberta.core import machine
 from deberta.core.errors import DebertaError
 from deberta.host import stage_env
-from deberta.host.steps import Plan
+from deberta.host.plan.evaluation import Plan
 
 OK, MISSING, UNKNOWN = "ok", "missing", "unknown"
 GIB = 1 << 30

@@ -17,7 +17,7 @@ from deberta.core.errors import DataError, MissingError, one_line
 from deberta.core.paths import Artifacts, record_of
 from deberta.core.progress import Progress
 from deberta.host import code
-from deberta.host.profiles import Profile
+from deberta.host.plan.profiles import Profile
 
 RECORD_SUFFIX = ".record.json"
 IMAGE = "image "  # what a record's dependency on a stage image starts with

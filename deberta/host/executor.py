@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Callable, Mapping, Protocol, Sequence
 
 from deberta.core.errors import ERROR_PREFIX, StageError, from_exit_code
-from deberta.host.steps import Step
+from deberta.host.plan.evaluation import Step
 
 Show = Callable[[str], None]
 

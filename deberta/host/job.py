@@ -18,10 +18,12 @@ import deberta
 from deberta.core import contract, files, machine, published, records
 from deberta.core.errors import DataError, MissingError
 from deberta.core.paths import record_of
-from deberta.host import acceptance_steps, bom, pipeline, reference_steps, report
+from deberta.host import bom, pipeline, report
 from deberta.host.pipeline import Session
+from deberta.host.plan import reference
+from deberta.host.plan import report as acceptance_steps
+from deberta.host.plan.evaluation import Plan, Step
 from deberta.host.report import Measured
-from deberta.host.steps import Plan, Step
 
 FORMAT = 1
 OF_PUBLISHED = ("official", "fps")  # gates that a profile without published figures has nothing for
@@ -97,8 +99,8 @@ def make(session: Session, plan: Plan, asked: Asked) -> dict[str, Any]:
         "batch_sizes": list(asked.batch_sizes),
         "versions": list(asked.versions),
         "data": {version: str(path) for version, path in data.items()},
-        "sentinels": _current(session, plan, data, reference_steps.sentinel),
-        "references": _current(session, plan, data, reference_steps.reference),
+        "sentinels": _current(session, plan, data, reference.sentinel),
+        "references": _current(session, plan, data, reference.reference),
         "cells": [
             {
                 **{"batch_size": cell.batch_size, "version": cell.version, "outputs": str(cell.outputs)},

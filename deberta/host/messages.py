@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 from typing import Sequence
 
 from deberta.core.errors import DataError, MissingError
-from deberta.host.steps import Input, Step
+from deberta.host.plan.evaluation import Input, Step
 
 
 def completed(step: Step, message: str) -> str:

@@ -19,7 +19,7 @@ from deberta.core.paths import record_of
 from deberta.host import code, messages
 from deberta.host.console import Console
 from deberta.host.executor import Executor, Ground, judge_stage
-from deberta.host.steps import Compilation, Inference, Input, Step
+from deberta.host.plan.evaluation import Compilation, Inference, Input, Step
 
 UNRECORDED = f"{files.TEMPORARY}unrecorded"
 BUILDER = "urn:deberta-ascend:executor:"

@@ -9,10 +9,11 @@ from typing import Sequence
 from deberta.core import buckets
 from deberta.core.contract import FP32
 from deberta.core.paths import limited
-from deberta.host import pipeline, steps
-from deberta.host.bucket_steps import at
+from deberta.host import pipeline
 from deberta.host.pipeline import Session
-from deberta.host.steps import Input, Plan, Step
+from deberta.host.plan import evaluation
+from deberta.host.plan.bucket_steps import at
+from deberta.host.plan.evaluation import Input, Plan, Step
 
 
 def flips(
@@ -32,7 +33,7 @@ def flips(
         arguments=(
             *("--fp32", _list(fp32), "--int8", _list(int8), *lengths),
             *("--data", str(data), "--bs", str(batch_size), "--output", str(output), "--version", version),
-            *steps.row_counts(plan, version),
+            *evaluation.row_counts(plan, version),
         ),
         inputs=(*(Input(path, command) for path in (*fp32, *int8, *bins)), plan.source(data)),
         outputs=(output,),

@@ -15,7 +15,7 @@ from deberta.core.errors import DataError, MissingError
 from deberta.core.paths import record_of
 from deberta.host import pipeline
 from deberta.host.pipeline import Session
-from deberta.host.steps import Plan
+from deberta.host.plan.evaluation import Plan
 
 ABSENT = "-"
 

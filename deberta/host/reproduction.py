@@ -20,7 +20,7 @@ from deberta.core.errors import ConfigError, DataError, GateError, MissingError,
 from deberta.core.paths import record_of
 from deberta.host import local, messages
 from deberta.host.executor import judge_stage
-from deberta.host.steps import LATEST, Plan
+from deberta.host.plan.evaluation import LATEST, Plan
 
 FOLDER = Path(".cache", "reproduce")  # in the workspace
 NAMES = ("a", "b-elsewhere")  # not of one length: a path that got into an artifact would show

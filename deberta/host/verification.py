@@ -23,7 +23,7 @@ from deberta.host import bom, evidence, local
 from deberta.host.console import Console
 from deberta.host.evidence import Evidence
 from deberta.host.executor import judge_stage
-from deberta.host.profiles import Profile
+from deberta.host.plan.profiles import Profile
 
 PREDICATE_TYPE = "urn:deberta-ascend:attestation:v1"
 RECOMPUTE, REPLAY, SIGN = (f"deberta.stages.{name}" for name in ("recompute", "replay", "sign"))

@@ -14,8 +14,9 @@ from deberta import PROJECT
 from deberta.core import contract
 from deberta.core.errors import ConfigError, MissingError
 from deberta.core.paths import Artifacts
-from deberta.host import pipeline, profiles, stage_env, verification
+from deberta.host import pipeline, stage_env, verification
 from deberta.host.cli import command, prepared_python, profile_of, session_of, workspace
+from deberta.host.plan import profiles
 from deberta.host.verification import Request
 
 

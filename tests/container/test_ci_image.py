@@ -142,7 +142,7 @@ def test_it_is_found_again_and_by_clean(built: Built, build_settings: dict[str, 
     assert re.search(rf"would remove image ({re.escape(tag)}|{NAME})\n", doomed)
     dangling = {"dangling": True, "label": f"{building.BUILD}={built.client.images.get(tag).labels[building.BUILD]}"}
     assert built.client.api.images(filters=dangling) == [], "builder stages are left"
-    (built.project / "deberta/host/steps.py").open("a").write("# changed\n")
+    (built.project / "deberta/host/plan/evaluation.py").open("a").write("# changed\n")
     assert f"would build {images.REPOSITORY}/ci:" in helpers.invoke(built.project, build_settings, "ci-image", "--dry")
 
 

@@ -11,8 +11,8 @@ import pytest
 from deberta.core import buckets
 from deberta.core.contract import BACKENDS
 from deberta.core.errors import ConfigError, DataError
-from deberta.host import bucket_steps, profiles, steps
-from deberta.host.steps import Plan
+from deberta.host.plan import bucket_steps, evaluation, profiles
+from deberta.host.plan.evaluation import Plan
 from tests.unit.test_steps import MNLI
 
 
@@ -113,16 +113,16 @@ def test_nothing_of_a_bucketed_run_has_a_name_of_the_padded_one() -> None:
 
 def test_names_and_lines_of_a_length_on_ascend() -> None:
     plan = bucket_steps.at(_plan("ascend", (64, 256)), 64)
-    exported, built = steps.export_onnx(plan), steps.build_om(plan, 8)
+    exported, built = evaluation.export_onnx(plan), evaluation.build_om(plan, 8)
     assert exported.outputs == (PurePosixPath("models/mnli/dynamic_s64.onnx"),)
     assert exported.arguments[-2:] == ("--sequence-length", "64")
     assert built.outputs == (PurePosixPath("models/mnli/ascend/deberta_bs8_s64.om"),)
     assert "--input_shape=input_ids:8,64;input_mask:8,64" in built.arguments
     assert built.compilation is not None and built.compilation.length == 64
-    run = steps.infer(plan, 8, "match", 20).inference
+    run = evaluation.infer(plan, 8, "match", 20).inference
     assert run is not None and (run.bin_bytes, run.times) == (8 * 64 * 4, 3)
     assert run.bins[0] == PurePosixPath("data/mnli/pre_mnli_bs8_s64/match/input_ids")
-    assert steps.build_om(bucket_steps.at(plan, 256), 8).outputs == steps.build_om(_plan("ascend"), 8).outputs
+    assert evaluation.build_om(bucket_steps.at(plan, 256), 8).outputs == evaluation.build_om(_plan("ascend"), 8).outputs
     command = built.inputs[0].command  # export-onnx makes the padded model alone
     assert command == "invoke build-om --bs 8 --buckets 64,256 --profile mnli --backend ascend"
 
@@ -132,12 +132,12 @@ def test_steps_of_one_run_have_names_of_their_own() -> None:
         plan, names = _plan(backend, (64, 128, 256)), []
         for length in plan.buckets if backend == "ascend" else (256,):
             names += [
-                steps.export_onnx(bucket_steps.at(plan, length)).name,
-                steps.build_om(bucket_steps.at(plan, length), 8).name,
+                evaluation.export_onnx(bucket_steps.at(plan, length)).name,
+                evaluation.build_om(bucket_steps.at(plan, length), 8).name,
             ]
         for length in plan.buckets:
-            names += [steps.infer(bucket_steps.at(plan, length), 8, "match", 9).name]
-            names += [steps.perf(bucket_steps.at(plan, length), 8, "match", 9).name]
+            names += [evaluation.infer(bucket_steps.at(plan, length), 8, "match", 9).name]
+            names += [evaluation.perf(bucket_steps.at(plan, length), 8, "match", 9).name]
         names += [bucket_steps.token_counts(plan, "match").name]
         for step in (bucket_steps.preprocess, bucket_steps.infer, bucket_steps.throughput):
             names.append(step(plan, 8, "match").name)

@@ -31,7 +31,7 @@ def project(tmp_path: Path) -> Path:
     for name in ("inv", "tasks.py", "LICENSE", "invoke.yaml", "requirements-host.lock"):
         shutil.copy2(REPOSITORY / name, project / name)
     (project / "deberta/host/__pycache__").mkdir(parents=True)
-    (project / "deberta/host/steps.py").write_text("STEPS = 1\n")
+    (project / "deberta/host/plan/evaluation.py").write_text("STEPS = 1\n")
     (project / "deberta/gates.toml").write_text("[defaults]\n")
     (project / "deberta/host/__pycache__/steps.cpython-311.pyc").write_bytes(b"compiled")
     return project
@@ -113,7 +113,7 @@ def test_labels_name_the_pins_and_every_part(project: Path, scratch: Path) -> No
 
 
 CHANGES = [
-    ("deberta/host/steps.py", "code changed"),
+    ("deberta/host/plan/evaluation.py", "code changed"),
     ("deberta/new.toml", "code changed"),
     ("tasks.py", "tasks.py changed"),
     ("requirements-host.lock", "requirements-host.lock changed"),
@@ -188,7 +188,7 @@ def test_the_context_is_what_runs_and_no_more(project: Path, scratch: Path) -> N
         0o755,
     )
     assert content["requirements.lock"] == content["project/requirements-host.lock"]
-    assert {"project/deberta/host/steps.py", "project/deberta/gates.toml"} <= set(content)
+    assert {"project/deberta/host/plan/evaluation.py", "project/deberta/gates.toml"} <= set(content)
     for name in content:
         assert "__pycache__" not in name and not name.endswith((".run", "overrides.toml")), name
 

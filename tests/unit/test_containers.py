@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from deberta.ascend import atc
-from deberta.host import containers, docker_executor, local, profiles, steps
+from deberta.host import containers, docker_executor, local
 from deberta.host.containers import Access, Container, Mount, User
-from deberta.host.steps import Plan, Step
+from deberta.host.plan import evaluation, profiles
+from deberta.host.plan.evaluation import Plan, Step
 
 PROFILE = profiles.load("demo", {"demo": {"checkpoint": "p.bin", "config": "c.json", "tokenizer": "spm.model",
     "dataset": "MNLI", "labels": ["contradiction", "neutral", "entailment"], "rows": {"match": 10}}})  # fmt: skip
@@ -48,7 +49,7 @@ def scratch(name: str) -> dict[str, tuple[str, bool]]:
 
 
 def test_a_stage_writes_to_its_folder_and_not_over_its_inputs(tmp_path: Path) -> None:
-    made = of(steps.export_onnx(CPU), tmp_path)
+    made = of(evaluation.export_onnx(CPU), tmp_path)
     assert binds(made, tmp_path) == {
         **KINDS,
         **scratch("export-onnx"),
@@ -70,14 +71,14 @@ def test_a_stage_writes_to_its_folder_and_not_over_its_inputs(tmp_path: Path) ->
 
 
 def test_outputs_of_an_earlier_step_in_the_same_folder_are_read_only(tmp_path: Path) -> None:
-    made = binds(of(steps.postprocess(CPU, 1, "match", OUTPUTS), tmp_path), tmp_path)
+    made = binds(of(evaluation.postprocess(CPU, 1, "match", OUTPUTS), tmp_path), tmp_path)
     assert made["/workspace/results/demo/cpu"] == ("results/demo/cpu", True)
     assert made[f"/workspace/{OUTPUTS}"] == (str(OUTPUTS), False)
 
 
 def test_a_tool_works_in_its_scratch_folder_without_our_code(tmp_path: Path) -> None:
     access = Access(mounts=(Mount(Path("/driver/lib64"), PurePosixPath("/usr/local/Ascend/driver/lib64")),))
-    step = steps.infer(ASCEND, 1, "match", 10)
+    step = evaluation.infer(ASCEND, 1, "match", 10)
     made = of(step, tmp_path, access)
     assert binds(made, tmp_path) == {
         **KINDS,
@@ -90,7 +91,7 @@ def test_a_tool_works_in_its_scratch_folder_without_our_code(tmp_path: Path) -> 
     assert step.arguments[-2:] == ("--device", "2")
     assert docker_executor.without_device(step.arguments) == step.arguments[:-2]
     options = atc.options({"fusion_switch_file": "models/demo/fusion.cfg"})
-    built = of(steps.build_om(Plan(PROFILE, "ascend", soc_version="Ascend310P3", atc=options), 1), tmp_path)
+    built = of(evaluation.build_om(Plan(PROFILE, "ascend", soc_version="Ascend310P3", atc=options), 1), tmp_path)
     assert binds(built, tmp_path)["/workspace/models/demo/ascend"] == ("models/demo/ascend", True)
 
 
@@ -101,10 +102,10 @@ def test_links_and_paths_elsewhere_have_mounts_of_their_own(tmp_path: Path) -> N
     (workspace / "results").symlink_to(elsewhere / "results")
     (elsewhere / "p.bin").touch()
     (workspace / "models/demo/p.bin").symlink_to(elsewhere / "p.bin")
-    made = binds(of(steps.export_onnx(CPU), workspace), workspace)
+    made = binds(of(evaluation.export_onnx(CPU), workspace), workspace)
     assert made["/workspace/models/demo/p.bin"] == (str(elsewhere / "p.bin"), False)
     assert made["/workspace/results"] == (str(elsewhere / "results"), False)
-    step = steps.postprocess(CPU, 1, "match", PurePosixPath(elsewhere / "out"))
+    step = evaluation.postprocess(CPU, 1, "match", PurePosixPath(elsewhere / "out"))
     made = binds(of(step, workspace), workspace)
     assert made[str(elsewhere / "out")] == (str(elsewhere / "out"), False)
     assert made["/workspace/results/demo/cpu"] == (str(elsewhere / "results/demo/cpu"), True)
@@ -131,7 +132,7 @@ def test_the_line_to_paste_means_what_the_engine_is_asked_for(tmp_path: Path, ru
         else Access(nodes, groups=(7, 8))
     )
     workspace = tmp_path / 'a, b "c"'
-    made = of(steps.infer(ASCEND, 1, "match", 10), workspace, access)
+    made = of(evaluation.infer(ASCEND, 1, "match", 10), workspace, access)
     asked: dict[str, Any] = containers.create_arguments(made, "sha256:1", "name", {"label": "x"})
     options, command = parsed(containers.command_line(made))
     assert command == ["image:tag", *asked["command"]]

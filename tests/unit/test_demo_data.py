@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from deberta.core import contract, mnli, paths
-from deberta.host import demo, profiles
-from deberta.host.steps import Plan
+from deberta.host.plan import demo, profiles
+from deberta.host.plan.evaluation import Plan
 from deberta.stages import config, demo_data, demo_text
 from deberta.stages import tokenizer as tokenizers_of_guide
 from tests.mnli_helpers import DEV_HEADER, REPOSITORY, run_stage

@@ -11,11 +11,12 @@ import pytest
 
 from deberta.core import records
 from deberta.core.errors import ConfigError, GateError
-from deberta.host import check_steps, pipeline, steps
+from deberta.host import pipeline
 from deberta.host.executor import Ground, Show
 from deberta.host.pipeline import Session
-from deberta.host.profiles import Profile
-from deberta.host.steps import Plan, Step
+from deberta.host.plan import checks, evaluation
+from deberta.host.plan.evaluation import Plan, Step
+from deberta.host.plan.profiles import Profile
 from tests.mnli_helpers import REPOSITORY
 
 PLAN = Plan(
@@ -70,7 +71,7 @@ def _executor(tmp_path: Path) -> Recorder:
 
 def _run(executor: Recorder, plan: Plan = PLAN) -> Mapping[str, Any]:
     session = Session(REPOSITORY, executor.root, executor, lambda: "Ascend310P3")
-    return pipeline.run(session, check_steps.build_om(plan, 8))
+    return pipeline.run(session, checks.build_om(plan, 8))
 
 
 def test_an_error_stops_the_compilation(executor: Recorder) -> None:
@@ -101,5 +102,5 @@ def test_a_model_runs_on_the_cann_that_compiled_it(executor: Recorder) -> None:
     bins.mkdir(parents=True)
     session = Session(REPOSITORY, executor.root, executor, lambda: "Ascend310P3")
     with pytest.raises(ConfigError, match=r"compiled with CANN 5\.1\.RC2, and CANN 6\.0\.1 would run it"):
-        pipeline.run(session, steps.infer(PLAN, 8, "match", 3))
+        pipeline.run(session, evaluation.infer(PLAN, 8, "match", 3))
     assert "infer_bs8_match" not in executor.ran

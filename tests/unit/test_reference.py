@@ -14,8 +14,9 @@ import torch
 
 from deberta.core import contract, errors, mnli
 from deberta.core.machine import effective_cpus
-from deberta.host import profiles, reference_steps
-from deberta.host.steps import Plan
+from deberta.host.plan import profiles
+from deberta.host.plan import reference as reference_steps
+from deberta.host.plan.evaluation import Plan
 from deberta.stages import checkpoint, config, preprocess, reference
 from tests import model_helpers, pipeline_helpers
 from tests.mnli_helpers import REPOSITORY, SPM_MODEL, dev_line, stage_command, stage_environment, write_dev

@@ -15,7 +15,7 @@ from deberta.core.paths import record_of
 from deberta.host import job, report
 from deberta.host.job import Asked
 from deberta.host.pipeline import Session
-from deberta.host.steps import Plan
+from deberta.host.plan.evaluation import Plan
 from tests.mnli_helpers import REPOSITORY
 from tests.unit.test_steps import _plan
 

@@ -9,8 +9,8 @@ from typing import Any, Callable, Sequence
 import pytest
 
 from deberta.core import contract, errors
-from deberta.host import profiles, reference_steps
-from deberta.host.steps import Plan
+from deberta.host.plan import profiles, reference
+from deberta.host.plan.evaluation import Plan
 from deberta.stages import preprocess, sentinel
 from tests.mnli_helpers import REPOSITORY, SPM_MODEL, dev_line, write_dev
 
@@ -222,7 +222,7 @@ def test_preprocess_says_it_too(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 def test_the_planned_step_is_what_the_stage_takes() -> None:
-    step = reference_steps.sentinel(Plan(profiles.load("own", {"own": PROFILE}), "ascend", limit=4), "match")
+    step = reference.sentinel(Plan(profiles.load("own", {"own": PROFILE}), "ascend", limit=4), "match")
     assert (step.name, step.title) == ("sentinel_match_limit4", "sentinel match first 4 rows")
     assert " ".join(step.arguments) == (
         "--data data/own/MNLI/dev_matched.tsv --tokenizer models/own/spm.model --config models/own/c.json"

@@ -10,8 +10,8 @@ from invoke.config import DataProxy
 
 from deberta.core.errors import ConfigError
 from deberta.core.published import GUIDE
-from deberta.host import profiles, steps
-from deberta.host.steps import Inference, Input, Plan, Step
+from deberta.host.plan import evaluation, profiles
+from deberta.host.plan.evaluation import Inference, Input, Plan, Step
 
 MNLI: dict[str, Any] = {
     "checkpoint": "pytorch.model-073631.bin",
@@ -30,7 +30,7 @@ def _plan(limit: int = 0, **changes: Any) -> Plan:
 
 def test_guides_names_are_kept() -> None:
     """The inference over 9815 rows at batch size 8, whole: every path is one of the guide's or lies beside it."""
-    assert steps.infer(_plan(), 8, "match", 9815) == Step(
+    assert evaluation.infer(_plan(), 8, "match", 9815) == Step(
         name="infer_bs8_match",
         title="infer bs=8 match",
         module="deberta.stages.run_cpu",
@@ -73,7 +73,7 @@ def test_guides_names_are_kept() -> None:
 
 
 def test_performance_run_is_the_guides() -> None:
-    step = steps.perf(_plan(), 1, "mismatch", 100)
+    step = evaluation.perf(_plan(), 1, "mismatch", 100)
     assert step.arguments[2:] == (
         "--input",
         "data/mnli/pre_mnli_bs1/mismatch/input_ids/input_0.bin,data/mnli/pre_mnli_bs1/mismatch/input_mask/input_0.bin",
@@ -91,13 +91,13 @@ def test_a_limit_changes_every_path_behind_it() -> None:
     whole, limited = _plan(), _plan(limit=64)
     outputs = Path("results/o")
     for one, other in (
-        (steps.preprocess(whole, 8, "match"), steps.preprocess(limited, 8, "match")),
-        (steps.infer(whole, 8, "match", 64), steps.infer(limited, 8, "match", 64)),
-        (steps.postprocess(whole, 8, "match", outputs), steps.postprocess(limited, 8, "match", outputs)),
+        (evaluation.preprocess(whole, 8, "match"), evaluation.preprocess(limited, 8, "match")),
+        (evaluation.infer(whole, 8, "match", 64), evaluation.infer(limited, 8, "match", 64)),
+        (evaluation.postprocess(whole, 8, "match", outputs), evaluation.postprocess(limited, 8, "match", outputs)),
     ):
         assert not {*one.outputs, one.log, one.title} & {*other.outputs, other.log, other.title}
-    assert "--limit" in steps.preprocess(limited, 8, "match").arguments
-    assert steps.export_onnx(whole).arguments == steps.export_onnx(limited).arguments
+    assert "--limit" in evaluation.preprocess(limited, 8, "match").arguments
+    assert evaluation.export_onnx(whole).arguments == evaluation.export_onnx(limited).arguments
 
 
 @pytest.mark.parametrize(
@@ -151,14 +151,14 @@ def test_profile_that_is_not_there(name: Any, known: Any, says: str) -> None:
 
 def test_profile_with_one_version() -> None:
     plan = _plan(rows={"match": None})
-    assert "--rows" not in steps.preprocess(plan, 1, "match").arguments
+    assert "--rows" not in evaluation.preprocess(plan, 1, "match").arguments
     with pytest.raises(ConfigError, match="has no version 'mismatch', only: match"):
-        steps.preprocess(plan, 1, "mismatch")
+        evaluation.preprocess(plan, 1, "mismatch")
 
 
 def test_a_folder_that_msame_takes_for_a_file() -> None:
     plan = Plan(profiles.load("my.binary", {"my.binary": MNLI}), "ascend")
-    for plan_step in (steps.infer, steps.perf):
+    for plan_step in (evaluation.infer, evaluation.perf):
         with pytest.raises(ConfigError, match=r"its name has no \.bin"):
             plan_step(plan, 8, "match", 100)
 

@@ -8,8 +8,8 @@ from typing import Callable, Mapping, Sequence
 
 from deberta.core.errors import ConfigError
 from deberta.core.paths import limited
-from deberta.host import steps
-from deberta.host.steps import Input, Plan, Step, bins_of
+from deberta.host.plan import evaluation
+from deberta.host.plan.evaluation import Input, Plan, Step, bins_of
 
 
 @dataclass(frozen=True)
@@ -81,10 +81,10 @@ def before(plan: Plan, batch_size: int, version: str, sides: Sequence[Side]) -> 
     own = {side.kind for side in sides if not side.brought}
     needed = []
     if own & {"onnx", "fp16", "cpu"} or "cpu" in {side.kind for side in sides}:
-        needed.append(steps.export_onnx(plan))
+        needed.append(evaluation.export_onnx(plan))
     if "cpu" in own:
-        needed.append(steps.build_om(plan, batch_size))
-    return [*needed, steps.preprocess(plan, batch_size, version)]
+        needed.append(evaluation.build_om(plan, batch_size))
+    return [*needed, evaluation.preprocess(plan, batch_size, version)]
 
 
 def compare(plan: Plan, batch_size: int, version: str, a: Side, b: Side, asked: Asked) -> Step:

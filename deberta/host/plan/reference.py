@@ -6,8 +6,8 @@ Both are of the profile, whatever backend runs the model.
 from __future__ import annotations
 
 from deberta.core.paths import limited
-from deberta.host import steps
-from deberta.host.steps import Plan, Step
+from deberta.host.plan import evaluation
+from deberta.host.plan.evaluation import Plan, Step
 
 
 def reference(plan: Plan, version: str) -> Step:
@@ -24,7 +24,7 @@ def reference(plan: Plan, version: str) -> Step:
         arguments=(
             *("--checkpoint", str(profile.checkpoint_path), "--config", str(profile.config_path), *labels),
             *("--data", str(data), "--tokenizer", str(profile.tokenizer_path), "--output", str(made)),
-            *steps.row_counts(plan, version),
+            *evaluation.row_counts(plan, version),
         ),
         inputs=tuple(plan.source(path) for path in sources),
         outputs=(made,),
@@ -44,7 +44,7 @@ def sentinel(plan: Plan, version: str) -> Step:
         module="deberta.stages.sentinel",
         arguments=(
             *("--data", str(data), "--tokenizer", str(profile.tokenizer_path), "--config", str(profile.config_path)),
-            *("--version", version, "--output", str(made), *steps.row_counts(plan, version)),
+            *("--version", version, "--output", str(made), *evaluation.row_counts(plan, version)),
         ),
         inputs=tuple(plan.source(path) for path in (data, profile.tokenizer_path, profile.config_path)),
         outputs=(made,),

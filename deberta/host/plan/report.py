@@ -6,7 +6,7 @@ from pathlib import PurePosixPath as Path
 from typing import Any, Mapping
 
 from deberta.core.paths import limited
-from deberta.host.steps import Input, Plan, Step
+from deberta.host.plan.evaluation import Input, Plan, Step
 
 Json = Mapping[str, Any]
 

@@ -16,7 +16,7 @@ from deberta.core.buckets import Buckets
 from deberta.core.contract import FP32, INPUTS, SEQUENCE_LENGTH, TRAIN_FILE
 from deberta.core.errors import ConfigError
 from deberta.core.paths import Artifacts, limited
-from deberta.host.profiles import Profile
+from deberta.host.plan.profiles import Profile
 
 RUNS = ("infer", "perf", "postprocess", "throughput")  # what a model of another precision makes anew
 UNLIMITED = ("export-onnx", "build-om", "perf", "report")

@@ -9,8 +9,8 @@ from typing import Sequence
 from deberta.core import buckets
 from deberta.core.contract import FP32
 from deberta.core.paths import limited
-from deberta.host import steps
-from deberta.host.steps import Input, Plan, Step
+from deberta.host.plan import evaluation as steps
+from deberta.host.plan.evaluation import Input, Plan, Step
 
 
 def at(plan: Plan, length: int) -> Plan:

@@ -7,14 +7,14 @@ from pathlib import PurePosixPath as Path
 from typing import Sequence
 
 from deberta.core.contract import SEQUENCE_LENGTH
-from deberta.host import steps
-from deberta.host.steps import Input, Plan, Step, bins_of
+from deberta.host.plan import evaluation
+from deberta.host.plan.evaluation import Input, Plan, Step, bins_of
 
 
 def build_om(plan: Plan, batch_size: int) -> Step:
     """The compilation, which for ATC has lint-onnx as its gate unless the plan does without."""
     gated = plan.backend == "ascend" and plan.lint
-    return replace(steps.build_om(plan, batch_size), gate=lint(plan, batch_size) if gated else None)
+    return replace(evaluation.build_om(plan, batch_size), gate=lint(plan, batch_size) if gated else None)
 
 
 def lint(plan: Plan, batch_size: int) -> Step:

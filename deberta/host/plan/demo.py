@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from deberta.core.contract import TRAIN_FILE
-from deberta.host import steps
-from deberta.host.steps import Plan, Step
+from deberta.host.plan import evaluation
+from deberta.host.plan.evaluation import Plan, Step
 
 TRAIN_ROWS = 200_000
 SEED = "1"
@@ -32,4 +32,4 @@ def remake_steps(plan: Plan) -> tuple[Step, Step]:
         log=artifacts.log("demo-data"),
         commands={},
     )
-    return generate, steps.finetune(plan, list(profile.rows), None, TRAINING)
+    return generate, evaluation.finetune(plan, list(profile.rows), None, TRAINING)

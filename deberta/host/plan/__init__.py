@@ -1,0 +1,1 @@
+"""What would run, as pure data: profiles, cases, steps."""
