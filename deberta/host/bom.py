@@ -18,7 +18,8 @@ import deberta
 from deberta.core import contract, files, records
 from deberta.core.errors import DataError
 from deberta.core.paths import Artifacts, record_of
-from deberta.host import evidence, licences, stage_env
+from deberta.host import evidence, licences
+from deberta.host.environments import stages as stage_env
 from deberta.host.evidence import IMAGE, Evidence
 from deberta.host.pipeline import BUILDER, Session
 from deberta.host.plan.evaluation import Plan

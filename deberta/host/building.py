@@ -22,8 +22,9 @@ from urllib.parse import urlsplit
 import docker.errors
 
 from deberta.core.errors import ConfigError, DataError, MissingError, StageError, one_line
-from deberta.host import images, pins, stage_env
+from deberta.host import images, pins
 from deberta.host.engine import explained
+from deberta.host.environments import stages
 from deberta.host.images import BuildSettings, Image
 
 BUILD = f"{images.REPOSITORY}.build"  # label of everything that a build makes on its way, the image itself included
@@ -306,7 +307,7 @@ def _network(settings: BuildSettings) -> Dict[str, bytes]:
     return {
         "pip.conf": "".join(f"{line}\n" for line in conf).encode(),
         "environment": "".join(f"{line}\n" for line in variables).encode(),
-        "torch-index": b"" if settings.offline else stage_env.TORCH_INDEX.encode(),
+        "torch-index": b"" if settings.offline else stages.TORCH_INDEX.encode(),
         **({"ca.pem": settings.ca.read_bytes()} if settings.ca else {}),
     }
 

@@ -9,8 +9,9 @@ from invoke.context import Context
 
 from deberta import PROJECT
 from deberta.core import contract
-from deberta.host import chain, choices, development, pipeline, stage_env
+from deberta.host import chain, choices, development, pipeline
 from deberta.host.cli import RUN, command, prepared_python, profile_of, session_of, version_of, workspace
+from deberta.host.environments import stages
 from deberta.host.plan.evaluation import Plan
 
 
@@ -116,5 +117,5 @@ def bench(
     arguments += [part for name, value in given.items() if value for part in (name, value)]
     prepared = prepared_python(c)
     development.bench(
-        PROJECT, here, lambda: stage_env.ensure(PROJECT, python=prepared), arguments, dry or bool(c.config.run.dry)
+        PROJECT, here, lambda: stages.ensure(PROJECT, python=prepared), arguments, dry or bool(c.config.run.dry)
     )

@@ -7,7 +7,7 @@ from typing import Sequence
 
 from deberta.core import files, records
 from deberta.core.errors import DataError
-from deberta.host import stage_env
+from deberta.host.environments import stages
 from deberta.host.pipeline import UNRECORDED, Session
 from deberta.host.plan.profiles import Profile
 
@@ -56,7 +56,7 @@ def clean_engine(session: Session, images: bool, containers: bool) -> None:
 
 def remove_environments(project: Path, dry: bool) -> None:
     """Remove the stages' environment and inv's own."""
-    for folder in (project / stage_env.FOLDER, project / ".venv"):
+    for folder in (project / stages.FOLDER, project / ".venv"):
         print(f"{'would remove' if dry else 'removing'} {folder}")
         if not dry:
             files.remove(folder)

@@ -16,7 +16,8 @@ from deberta import PROJECT
 from deberta.ascend import atc
 from deberta.core import contract
 from deberta.core.errors import INTERRUPTED, ConfigError, DebertaError, from_os_error, one_line
-from deberta.host import choices, explaining, npu_access, pipeline, stage_env
+from deberta.host import choices, explaining, npu_access, pipeline
+from deberta.host.environments import stages
 from deberta.host.executor import Executor
 from deberta.host.local import LocalExecutor
 from deberta.host.plan import profiles
@@ -169,8 +170,8 @@ def _local(c: Context, here: Path, script: str, msame: Optional[str]) -> Executo
     return LocalExecutor(
         project=PROJECT,
         root=here,
-        python=functools.cache(lambda: stage_env.ensure(PROJECT, python=prepared)),
-        python_name=str(prepared or PROJECT / stage_env.FOLDER / "bin" / "python"),
+        python=functools.cache(lambda: stages.ensure(PROJECT, python=prepared)),
+        python_name=str(prepared or PROJECT / stages.FOLDER / "bin" / "python"),
         tools=choices.programs(here, script, choices.msame_path(PROJECT, msame or c.config.get("msame"))),
     )
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Callable, Optional, Sequence
 
 from deberta.core.errors import StageError
-from deberta.host import local, stage_env
+from deberta.host import local
+from deberta.host.environments import stages
 from deberta.host.executor import judge_stage
 
 BENCH = "deberta.stages.bench"
@@ -48,9 +49,9 @@ def _say(line: str) -> None:
 
 def _check(project: Path, arguments: Sequence[str], problem: str, dry: bool) -> None:
     if dry:
-        print(shlex.join([str(project / stage_env.FOLDER / "bin" / "python"), "-m", *arguments]))
+        print(shlex.join([str(project / stages.FOLDER / "bin" / "python"), "-m", *arguments]))
         return
-    code = subprocess.run([str(stage_env.ensure(project, dev=True)), "-m", *arguments], cwd=project).returncode
+    code = subprocess.run([str(stages.ensure(project, dev=True)), "-m", *arguments], cwd=project).returncode
     if code in (130, -signal.SIGINT):
         raise KeyboardInterrupt
     if code:

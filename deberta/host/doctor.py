@@ -18,7 +18,7 @@ from deberta.ascend.cann import SCRIPTS, find
 from deberta.ascend.programs import MSAME
 from deberta.core import machine
 from deberta.core.errors import DebertaError
-from deberta.host import stage_env
+from deberta.host.environments import stages
 from deberta.host.plan.evaluation import Plan
 
 OK, MISSING, UNKNOWN = "ok", "missing", "unknown"
@@ -121,26 +121,26 @@ def stage_environment(project: Path, prepared: Optional[Path] = None) -> Tuple[C
 
     Only a Python that runs can be asked for its packages: without one there is no second check.
     """
-    name, required, blocks = "Python, stages", f"Python {'.'.join(map(str, stage_env.PYTHON))}", "every stage"
-    python = prepared or stage_env.find(project)
+    name, required, blocks = "Python, stages", f"Python {'.'.join(map(str, stages.PYTHON))}", "every stage"
+    python = prepared or stages.find(project)
     if python is None:
         return (_to_be_made(project, name, required, blocks),)
     if prepared:
         get = (
-            f"give stages_python a Python 3.11 with the packages of {stage_env.STAGES_LOCK} in it, "
-            f"or leave it out to have {stage_env.FOLDER} made"
+            f"give stages_python a Python 3.11 with the packages of {stages.STAGES_LOCK} in it, "
+            f"or leave it out to have {stages.FOLDER} made"
         )
     else:
-        get = f"remove {project / stage_env.FOLDER}: the next command that runs a stage makes it again"
+        get = f"remove {project / stages.FOLDER}: the next command that runs a stage makes it again"
     try:
-        found = stage_env.installed(python)
-        problems = stage_env.misfits(project, found)
+        found = stages.installed(python)
+        problems = stages.misfits(project, found)
     except DebertaError as error:
         return (Check(name, str(error), required, MISSING, blocks, get, needed=True),)
-    versions = ", ".join(f"{package} {found[package]}" for package in stage_env.IMPORTED if package in found)
+    versions = ", ".join(f"{package} {found[package]}" for package in stages.IMPORTED if package in found)
     interpreter = OK if f"Python {found['python']}" == required else MISSING
     state = MISSING if problems else OK
-    said, locked = "; ".join(problems) or versions, f"as in {stage_env.STAGES_LOCK}"
+    said, locked = "; ".join(problems) or versions, f"as in {stages.STAGES_LOCK}"
     return (
         Check(name, f"{found['python']} at {python}", required, interpreter, blocks, get, needed=True),
         Check("packages, stages", said, locked, state, blocks, get, needed=True),
@@ -149,16 +149,16 @@ def stage_environment(project: Path, prepared: Optional[Path] = None) -> Tuple[C
 
 def _to_be_made(project: Path, name: str, required: str, blocks: str) -> Check:
     """ok if all is there that makes the environment on first use."""
-    base = stage_env.find_python()
+    base = stages.find_python()
     if base is None:
         get = "install Python 3.11 (Debian 12: apt-get install python3.11 python3.11-venv)"
         return Check(name, "no Python 3.11", required, MISSING, blocks, get, needed=True)
-    need = stage_env.DISK_MB * 10**6
+    need = stages.DISK_MB * 10**6
     if _free(project) < need:
         found = f"not made yet, and {_gib(_free(project))} free where it goes"
         get = f"free {_gib(need)} on the disk of {project}"
         return Check(name, found, required, MISSING, blocks, get, needed=True)
-    found = f"{base}; {stage_env.FOLDER} will be made by the first command that runs a stage"
+    found = f"{base}; {stages.FOLDER} will be made by the first command that runs a stage"
     return Check(name, found, required, OK, needed=True)
 
 

@@ -17,9 +17,9 @@ from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Seque
 from deberta.core import records
 from deberta.core.errors import some
 from deberta.host import code, pipeline
+from deberta.host.environments.stages import STAGES_LOCK
 from deberta.host.pipeline import Session
 from deberta.host.plan.evaluation import LATEST, Step
-from deberta.host.stage_env import STAGES_LOCK
 
 NO, MAYBE, YES, STOPS = "up to date", "may run", "would run", "would stop"
 Noted = List[Tuple[Session, Step]]

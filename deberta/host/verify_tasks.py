@@ -14,8 +14,9 @@ from deberta import PROJECT
 from deberta.core import contract
 from deberta.core.errors import ConfigError, MissingError
 from deberta.core.paths import Artifacts
-from deberta.host import pipeline, stage_env, verification
+from deberta.host import pipeline, verification
 from deberta.host.cli import command, prepared_python, profile_of, session_of, workspace
+from deberta.host.environments import stages
 from deberta.host.plan import profiles
 from deberta.host.verification import Request
 
@@ -102,4 +103,4 @@ def _request(c: Context, root: Path, profile: Optional[str], backend: Optional[s
 
 def _bare(c: Context) -> Request:
     prepared = prepared_python(c)
-    return Request(PROJECT, workspace(c), Artifacts(""), lambda: stage_env.ensure(PROJECT, python=prepared))
+    return Request(PROJECT, workspace(c), Artifacts(""), lambda: stages.ensure(PROJECT, python=prepared))

@@ -104,7 +104,7 @@ def test_first_use_makes_the_environment_once_from_any_folder(project: Path, pat
     assert "--require-hashes" in install and "requirements-host.lock" in install
 
     assert inv(project, path, "-l", cwd=elsewhere)[::2] == (0, "")
-    assert len(calls(path, "deberta.host.venvs")) == 1
+    assert len(calls(path, "deberta.host.environments.venvs")) == 1
 
 
 def test_a_changed_lock_is_installed(project: Path, path: Path) -> None:

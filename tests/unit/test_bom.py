@@ -17,7 +17,8 @@ from deberta.core import records
 from deberta.core.contract import LABELS
 from deberta.core.errors import DataError, MissingError
 from deberta.core.paths import Artifacts
-from deberta.host import bom, licences, stage_env
+from deberta.host import bom, licences
+from deberta.host.environments import stages
 from tests.mnli_helpers import REPOSITORY
 
 NAMES = ("checkpoint", "config", "spm", "tsv", "onnx", "om", "msame")
@@ -118,7 +119,7 @@ def test_it_holds_what_the_deployment_is_made_of(tree: Path) -> None:
 
 def test_packages_are_the_locks_own_with_all_hashes(tree: Path) -> None:
     found = [component for component in _make(tree)["components"] if component["type"] == "library"]
-    locked = stage_env.locked_versions(REPOSITORY / stage_env.STAGES_LOCK)
+    locked = stages.locked_versions(REPOSITORY / stages.STAGES_LOCK)
     assert {component["name"]: component["version"] for component in found} == locked
     assert all(component["externalReferences"][0]["hashes"] for component in found)
     [torch] = [component for component in found if component["name"] == "torch"]
@@ -145,7 +146,7 @@ def test_without_a_report_or_with_a_damaged_one(tree: Path) -> None:
 
 def test_licences_are_what_the_installed_packages_say() -> None:
     """A lock that moves fails here until the table has moved with it."""
-    locked = stage_env.locked_versions(REPOSITORY / stage_env.STAGES_LOCK)
+    locked = stages.locked_versions(REPOSITORY / stages.STAGES_LOCK)
     assert sorted(locked) == sorted({**licences.EXPRESSIONS, **licences.NAMES})
     for name, version in locked.items():
         found = importlib.metadata.metadata(name)

@@ -14,8 +14,9 @@ from typing import Iterator
 
 import pytest
 
-from deberta.host import doctor, stage_env
+from deberta.host import doctor
 from deberta.host.doctor import GIB, MISSING, OK, UNKNOWN, Check
+from deberta.host.environments import stages
 from tests.mnli_helpers import small_disk
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -167,12 +168,12 @@ def test_a_device_that_may_not_be_opened(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_the_stages_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stage_env, "find_python", lambda: None)
+    monkeypatch.setattr(stages, "find_python", lambda: None)
     assert doctor.missing(doctor.stage_environment(tmp_path))
-    monkeypatch.setattr(stage_env, "find_python", lambda: "python3.11")
+    monkeypatch.setattr(stages, "find_python", lambda: "python3.11")
     [check] = doctor.stage_environment(tmp_path)
     assert check.state == OK and "will be made" in check.found
-    monkeypatch.setattr(stage_env, "DISK_MB", 10**12)
+    monkeypatch.setattr(stages, "DISK_MB", 10**12)
     assert "free where it goes" in doctor.missing(doctor.stage_environment(tmp_path))[0].found
 
 
@@ -180,7 +181,7 @@ def test_a_prepared_python_is_asked_for_its_packages(tmp_path: Path) -> None:
     interpreter, packages = doctor.stage_environment(ROOT, Path(sys.executable))
     assert interpreter.state == packages.state == OK
     assert interpreter.found.endswith(sys.executable) and "openvino 20" in packages.found
-    (tmp_path / stage_env.STAGES_LOCK).write_text("onnx==0.1 \\\n    --hash=sha256:00\n", encoding="utf-8")
+    (tmp_path / stages.STAGES_LOCK).write_text("onnx==0.1 \\\n    --hash=sha256:00\n", encoding="utf-8")
     [check] = doctor.missing(doctor.stage_environment(tmp_path, Path(sys.executable)))
     assert check.found.startswith("onnx 1.") and check.found.endswith("(needs 0.1)")
     assert "or leave it out" in check.get
@@ -194,8 +195,8 @@ def test_a_prepared_python_is_asked_for_its_packages(tmp_path: Path) -> None:
 
 def test_our_own_environment_is_asked_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its locks are the present ones, and a package is gone from it all the same."""
-    monkeypatch.setattr(stage_env, "find", lambda project: Path(sys.executable))
-    monkeypatch.setattr(stage_env, "installed", lambda python: {"python": "3.11", "torch": "2.0"})
+    monkeypatch.setattr(stages, "find", lambda project: Path(sys.executable))
+    monkeypatch.setattr(stages, "installed", lambda python: {"python": "3.11", "torch": "2.0"})
     [check] = doctor.missing(doctor.stage_environment(ROOT))
     assert "onnx is missing (needs " in check.found and f"remove {ROOT / '.venv-stages'}" in check.get
 

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from deberta.core.errors import ConfigError, DataError, MissingError
-from deberta.host import building, images, pins, stage_env
+from deberta.host import building, images, pins
+from deberta.host.environments import stages as stage_env
 from deberta.host.images import BuildSettings, Image
 from tests.image_helpers import ARCH, bring, elf, locked, make_project, make_wheel
 from tests.mnli_helpers import REPOSITORY

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from deberta.core.errors import ConfigError, MissingError
-from deberta.host import stage_env, venvs
+from deberta.host.environments import stages as stage_env
+from deberta.host.environments import venvs
 from tests.bootstrap_helpers import calls, script, stand_in
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Dict, List, Mapping, Optional, Tuple
 
 from deberta.core.errors import ConfigError, MissingError
-from deberta.host import venvs
+from deberta.host.environments import venvs
 
 FOLDER = ".venv-stages"
 STAGES_LOCK = "requirements-stages.lock"

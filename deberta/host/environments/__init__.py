@@ -1,0 +1,1 @@
+"""The pip environments of the host and of the stages."""
