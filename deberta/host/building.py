@@ -23,7 +23,7 @@ import docker.errors
 
 from deberta.core.errors import ConfigError, DataError, MissingError, StageError, one_line
 from deberta.host import images, pins
-from deberta.host.engine import explained
+from deberta.host.engine.engine import explained
 from deberta.host.environments import stages
 from deberta.host.images import BuildSettings, Image
 

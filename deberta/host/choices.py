@@ -72,7 +72,7 @@ def executor(asked: str, script: str = "", usual: str = "") -> str:
 
 def _engine() -> str:
     """The address of an engine that can be used, empty if there is none."""
-    from deberta.host import engine  # the SDK is slow to import, and most commands need none
+    from deberta.host.engine import engine  # the SDK is slow to import, and most commands need none
 
     try:
         client = engine.connect(timeout=3)

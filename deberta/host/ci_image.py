@@ -18,7 +18,8 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 from deberta.core import files
 from deberta.core.errors import ConfigError, MissingError
 from deberta.core.records import Digests
-from deberta.host import building, containers, engine, images, pins, stage_images
+from deberta.host import building, images, pins, stage_images
+from deberta.host.engine import containers, engine
 from deberta.host.environments import stages as stage_env
 from deberta.host.environments import venvs
 from deberta.host.images import BuildSettings, File, Image

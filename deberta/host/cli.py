@@ -16,7 +16,8 @@ from deberta import PROJECT
 from deberta.ascend import atc
 from deberta.core import contract
 from deberta.core.errors import INTERRUPTED, ConfigError, DebertaError, from_os_error, one_line
-from deberta.host import choices, explaining, npu_access, pipeline
+from deberta.host import choices, explaining, pipeline
+from deberta.host.engine import npu_access
 from deberta.host.environments import stages
 from deberta.host.executor import Executor
 from deberta.host.local import LocalExecutor

@@ -15,13 +15,14 @@ from typing import Any, Mapping, Optional, Sequence
 from deberta.ascend import programs
 from deberta.core import files
 from deberta.core.errors import MissingError
-from deberta.host import building, containers, image_contents, images, npu_access, pins
-from deberta.host.containers import Access, Container, User
-from deberta.host.engine import Engine
+from deberta.host import building, image_contents, images, pins
+from deberta.host.engine import containers, npu_access
+from deberta.host.engine.containers import Access, Container, User
+from deberta.host.engine.engine import Engine
+from deberta.host.engine.npu_access import NpuSettings
 from deberta.host.executor import Ground, Show
 from deberta.host.images import BuildSettings, Image
 from deberta.host.local import renaming, to_paste
-from deberta.host.npu_access import NpuSettings
 from deberta.host.plan.evaluation import Step
 
 ABOUT = f"{containers.CODE}/image.json"  # what docker/check-cann wrote

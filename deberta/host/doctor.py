@@ -223,7 +223,7 @@ def input_file(path: Path, name: str, blocks: str, get: str) -> Check:
 
 def engine() -> Check:
     """Whether a Docker engine of this machine answers: DOCKER_HOST's, the context's or the usual one."""
-    from deberta.host import engine as engines
+    from deberta.host.engine import engine as engines
 
     blocks = "the docker executor; local runs need no engine"
     get = "install and start a Docker engine, or set DOCKER_HOST, and see that this user may use it"

@@ -18,7 +18,8 @@ from typing import IO, Any, Callable, Dict, Iterator, List, Mapping, Optional, S
 
 from deberta.core import files
 from deberta.core.errors import MissingError, StageError
-from deberta.host import building, engine, images, pins
+from deberta.host import building, images, pins
+from deberta.host.engine import engine
 from deberta.host.images import BuildSettings, Image
 
 FORMAT = 1  # of the digest: what is covered, and how it is written down

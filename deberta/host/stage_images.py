@@ -9,7 +9,8 @@ from typing import Any, Optional, Sequence
 import docker.errors
 
 from deberta.core.errors import ConfigError, DebertaError, MissingError, StageError
-from deberta.host import building, engine, images, pins
+from deberta.host import building, images, pins
+from deberta.host.engine import engine
 from deberta.host.images import BuildSettings
 
 LOGS = Path(".cache", "images")  # in the workspace

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Callable, TypeVar
 from urllib.parse import urlsplit
 
-from deberta.host import engine
+from deberta.host.engine import engine
 from tests.mnli_helpers import REPOSITORY
 from tests.pipeline_helpers import Workspace
 

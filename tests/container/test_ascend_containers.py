@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 
 from deberta.core import files, records
-from deberta.host import engine, images, pins
+from deberta.host import images, pins
+from deberta.host.engine import engine
 from tests import fake_cann
 from tests.container import container_helpers as helpers
 from tests.container.bases import BULLSEYE

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from deberta.ascend import atc
-from deberta.host import containers, docker_executor, local
-from deberta.host.containers import Access, Container, Mount, User
+from deberta.host import docker_executor, local
+from deberta.host.engine import containers
+from deberta.host.engine.containers import Access, Container, Mount, User
 from deberta.host.plan import evaluation, profiles
 from deberta.host.plan.evaluation import Plan, Step
 

@@ -20,8 +20,8 @@ import pytest
 import requests
 
 from deberta.core.errors import ConfigError, MissingError, StageError
-from deberta.host import engine, reaper
-from deberta.host.containers import Container, User
+from deberta.host.engine import engine, reaper
+from deberta.host.engine.containers import Container, User
 from tests.pipeline_helpers import Workspace, environment
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from deberta.core.errors import ConfigError, MissingError
-from deberta.host import npu_access
-from deberta.host.containers import Access, Mount
-from deberta.host.npu_access import NpuSettings
+from deberta.host.engine import npu_access
+from deberta.host.engine.containers import Access, Mount
+from deberta.host.engine.npu_access import NpuSettings
 
 NODES = ("davinci1", "davinci_manager", "devmm_svm", "hisi_hdc")
 

@@ -7,7 +7,7 @@ import sys
 import time
 from typing import Any
 
-from deberta.host import engine
+from deberta.host.engine import engine
 
 
 def main(session: str) -> None:

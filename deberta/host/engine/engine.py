@@ -25,8 +25,8 @@ from docker.context import ContextAPI
 
 from deberta import PROJECT
 from deberta.core.errors import ERROR_PREFIX, INTERRUPTED, ConfigError, MissingError, StageError
-from deberta.host import containers
-from deberta.host.containers import Container
+from deberta.host.engine import containers
+from deberta.host.engine.containers import Container
 
 LABEL = "deberta-ascend"  # =container or =image: what we made, and nothing else, is ours to remove
 OF_WORKSPACE, OF_SESSION, KEPT = f"{LABEL}.workspace", f"{LABEL}.session", f"{LABEL}.keep"
@@ -286,7 +286,7 @@ def _reaper(session: str) -> subprocess.Popen[bytes]:
     """A process that removes this session's containers if its stdin ends before we say that we are done."""
     root = str(PROJECT)
     return subprocess.Popen(
-        [sys.executable, "-m", "deberta.host.reaper", session],
+        [sys.executable, "-m", "deberta.host.engine.reaper", session],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Callable
 
 from deberta.core.errors import ConfigError, MissingError
-from deberta.host.containers import Access, Mount
+from deberta.host.engine.containers import Access, Mount
 
 AUTO, NODES, RUNTIME = "auto", "nodes", "runtime"
 MANAGERS = ("davinci_manager", "devmm_svm", "hisi_hdc")  # every container needs them beside its davinci<N>

@@ -1,0 +1,1 @@
+"""One Docker engine: its client, containers, devices and clean-up."""
