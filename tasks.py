@@ -333,17 +333,17 @@ def images(
     c: Context, base: list[str] | None = None, lock: bool = False, force: bool = False, dry: bool = False
 ) -> None:
     """Build the stage images that are missing, from docker/pins.toml."""
-    from deberta.host import images as planning
-    from deberta.host import stage_images
+    from deberta.host.images import definition as planning
+    from deberta.host.images import manage
 
     settings, dry = planning.settings(c.config.get("images"), PROJECT), dry or bool(c.config.run.dry)
     if lock:
         if base or dry:
             raise ConfigError("--lock is given alone, and writes docker/pins.toml")
-        return stage_images.lock(PROJECT)
+        return manage.lock(PROJECT)
     if base:
-        stage_images.replace_bases(PROJECT, base, dry)
-    stage_images.make(PROJECT, workspace(c), settings, force, dry)
+        manage.replace_bases(PROJECT, base, dry)
+    manage.make(PROJECT, workspace(c), settings, force, dry)
 
 
 @command("profile")

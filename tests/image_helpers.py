@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from deberta.host import pins
+from deberta.host.images import pins
 from tests.mnli_helpers import REPOSITORY
 
 ARCH = "x86_64"

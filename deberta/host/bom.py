@@ -237,7 +237,7 @@ def _containers(project: Path, found: Evidence) -> Iterator[Component]:
         }
     if not stages:
         return
-    from deberta.host import pins as pinned
+    from deberta.host.images import pins as pinned
 
     for stage, base in sorted(pinned.load(project).bases.items()):
         if stage in stages:

@@ -41,10 +41,13 @@ def _compile_image(project: Optional[Path]) -> str:
     """The tag of the compile image if it can be made of what is here, empty if not."""
     if project is None:
         return ""
-    from deberta.host import images, pins  # tomlkit is not loaded for the list of tasks
+    from deberta.host.images import (
+        definition,
+        pins,  # tomlkit is not loaded for the list of tasks
+    )
 
     try:
-        return images.plan(project, pins.load(project), "compile", platform.machine()).tag
+        return definition.plan(project, pins.load(project), "compile", platform.machine()).tag
     except MissingError:
         return ""
 

@@ -17,9 +17,9 @@ from deberta.host.cli import command, workspace
 )
 def ci_image(c: Context, tag: Optional[str] = None, force: bool = False, dry: bool = False) -> None:
     """Build the image that holds all of an acceptance run but the checkpoint and the data."""
-    from deberta.host import ci_image as making  # it needs the SDK, which `invoke -l` must not load
-    from deberta.host import images
+    from deberta.host.images import ci as making  # it needs the SDK, which `invoke -l` must not load
+    from deberta.host.images import definition
 
     name = making.check_name(tag) if tag else ""
-    builds = images.settings(c.config.get("images"), PROJECT)
+    builds = definition.settings(c.config.get("images"), PROJECT)
     making.make(PROJECT, workspace(c), builds, name, force, dry or bool(c.config.run.dry))

@@ -46,12 +46,12 @@ def clean(session: Session, profiles: Sequence[Profile]) -> None:
 
 def clean_engine(session: Session, images: bool, containers: bool) -> None:
     """Remove our containers and our images from the Docker engine, and nothing else."""
-    from deberta.host import stage_images  # it needs the SDK, which `invoke -l` must not load
+    from deberta.host.images import manage  # it needs the SDK, which `invoke -l` must not load
 
     if containers:
-        stage_images.remove_containers(session.workspace, session.dry)
+        manage.remove_containers(session.workspace, session.dry)
     if images:
-        stage_images.remove_images(session.dry)
+        manage.remove_images(session.dry)
 
 
 def remove_environments(project: Path, dry: bool) -> None:

@@ -178,15 +178,15 @@ def _local(c: Context, here: Path, script: str, msame: Optional[str]) -> Executo
 
 
 def _docker(c: Context, here: Path, keep: bool, msame: Optional[str]) -> Executor:
-    from deberta.host import images
     from deberta.host.docker_executor import DockerExecutor
+    from deberta.host.images import definition
 
     if msame:
         raise ConfigError(
             "--msame is for the local executor: the runtime image holds docker/bin/msame. Put the binary there and "
             "run: invoke images --lock"
         )
-    builds = images.settings(c.config.get("images"), PROJECT)
+    builds = definition.settings(c.config.get("images"), PROJECT)
     return DockerExecutor(PROJECT, here, builds, npu_access.settings(c.config.get("npu")), keep)
 
 

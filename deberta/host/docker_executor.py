@@ -15,13 +15,13 @@ from typing import Any, Mapping, Optional, Sequence
 from deberta.ascend import programs
 from deberta.core import files
 from deberta.core.errors import MissingError
-from deberta.host import building, image_contents, images, pins
 from deberta.host.engine import containers, npu_access
 from deberta.host.engine.containers import Access, Container, User
 from deberta.host.engine.engine import Engine
 from deberta.host.engine.npu_access import NpuSettings
 from deberta.host.executor import Ground, Show
-from deberta.host.images import BuildSettings, Image
+from deberta.host.images import build, contents, definition, pins
+from deberta.host.images.definition import BuildSettings, Image
 from deberta.host.local import renaming, to_paste
 from deberta.host.plan.evaluation import Step
 
@@ -50,7 +50,7 @@ class DockerExecutor:
     def prepare(self, step: Step) -> None:
         engine, image = self._open(), self._image(step)
         if image.stage not in self._ids:
-            self._ids[image.stage] = building.find(engine.client, image) or self._build(image)
+            self._ids[image.stage] = build.find(engine.client, image) or self._build(image)
             if image.unpinned:
                 print(f"image {image.tag} is not pinned: {'; '.join(image.unpinned)}")
 
@@ -123,7 +123,7 @@ class DockerExecutor:
 
     @functools.cache  # noqa: B019 - one executor, a few stages
     def _planned(self, stage: str) -> Image:
-        return images.plan(self._project, self._pins, stage, platform.machine())
+        return definition.plan(self._project, self._pins, stage, platform.machine())
 
     @functools.cache  # noqa: B019 - as above
     def _cann(self, stage: str) -> str:
@@ -133,13 +133,13 @@ class DockerExecutor:
     @functools.cache  # noqa: B019 - as above
     def _contents(self, stage: str) -> str:
         """The digest of what is in an image; once for each id and workspace, since it takes a look at every file."""
-        return image_contents.digest(self._open().client, self._ids[stage], self._workspace)
+        return contents.digest(self._open().client, self._ids[stage], self._workspace)
 
     def _build(self, image: Image) -> str:
         engine = self._open()
-        print(f"building image {image.tag}: {building.why(engine.client, image)}")
+        print(f"building image {image.tag}: {build.why(engine.client, image)}")
         log = self._workspace / ".cache" / "images" / f"{image.stage}.log"
-        return building.build(engine.client, image, self._builds, log, lambda line: print(f"  {line}", flush=True))
+        return build.build(engine.client, image, self._builds, log, lambda line: print(f"  {line}", flush=True))
 
     def _access(self, step: Step, engine: Engine) -> Access:
         if not step.on_device:

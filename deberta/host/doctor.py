@@ -240,7 +240,7 @@ def engine() -> Check:
 
 def stage_images(project: Path) -> Tuple[Check, ...]:
     """Whether the parts of each stage image are here: what is missing is built by the command that needs it."""
-    from deberta.host import images, pins
+    from deberta.host.images import definition, pins
 
     blocks = {
         "export": "every stage with the docker executor",
@@ -250,7 +250,7 @@ def stage_images(project: Path) -> Tuple[Check, ...]:
     checks = []
     for stage in pins.STAGES:
         try:
-            image = images.plan(project, pins.load(project), stage, platform.machine())
+            image = definition.plan(project, pins.load(project), stage, platform.machine())
         except DebertaError as error:
             checks.append(Check(f"image, {stage}", str(error), "", MISSING, blocks[stage], "see docker/README.md"))
             continue

@@ -206,14 +206,17 @@ def _newer(project: Path, module: str, record: Mapping[str, Any]) -> List[str]:
 
 def _image_changes(session: Session, step: Step, record: Mapping[str, Any]) -> List[str]:
     """What the image was made of when the step ran, compared with now; no engine is asked."""
-    from deberta.host import images, pins  # tomlkit is not loaded for the list of tasks
     from deberta.host.docker_executor import STAGES
+    from deberta.host.images import (
+        definition,
+        pins,  # tomlkit is not loaded for the list of tasks
+    )
 
     before = records.internal(record).get("image_inputs")
     if not isinstance(before, dict):
         return []
-    now = images.plan(session.project, pins.load(session.project), STAGES[step.tool], platform.machine())
-    return images.changes(before, now.inputs)
+    now = definition.plan(session.project, pins.load(session.project), STAGES[step.tool], platform.machine())
+    return definition.changes(before, now.inputs)
 
 
 def _short(value: Any) -> str:

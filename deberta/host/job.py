@@ -347,7 +347,7 @@ def _not_pinned(session: Session, way: Iterable[Json], in_image: bool) -> list[s
 
 def _tool_problem(session: Session, tool: str, parameters: Json, cann: str) -> str:
     """Of a tool that ran on this machine as it is: "pinned", or what is wrong."""
-    from deberta.host import pins  # tomlkit is not loaded for the list of tasks
+    from deberta.host.images import pins  # tomlkit is not loaded for the list of tasks
 
     known = pins.load(session.project)
     wanted = {*known.cann.values(), *known.msame.values(), *known.wheels.values()}

@@ -160,12 +160,12 @@ def _roots(text: str) -> Tuple[Path, Path]:
 
 def _images(c: Context, run: Run) -> List[str]:
     """What differs in the images of the run's stages, each built anew."""
-    from deberta.host import image_contents
-    from deberta.host import images as planning
+    from deberta.host.images import contents
+    from deberta.host.images import definition as planning
 
     stages = ("export", *(("compile", "runtime") if run.plan.backend == "ascend" else ()))
     settings = planning.settings(c.config.get("images"), PROJECT)
-    found = image_contents.rebuild_all(PROJECT, workspace(c), settings, stages, _say)
+    found = contents.rebuild_all(PROJECT, workspace(c), settings, stages, _say)
     for tag, differences in found.items():
         _say(f"image {tag}: {len(differences)} differences between two builds")
         for line in differences:

@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 
 from deberta.core import files, records
-from deberta.host import images, pins
 from deberta.host.engine import engine
+from deberta.host.images import definition, pins
 from tests import fake_cann
 from tests.container import container_helpers as helpers
 from tests.container.bases import BULLSEYE
@@ -61,12 +61,12 @@ def ascend(
     """A copy of the project with its bases, msame and images; the images stay on the engine for another run."""
     folder = tmp_path_factory.mktemp("ascend")
     copy = shutil.copytree(project, folder / "project")
-    export = images.plan(project, pins.load(project), "export", platform.machine()).tag
+    export = definition.plan(project, pins.load(project), "export", platform.machine()).tag
     bases = []
     for stage, base, python in (("compile", BULLSEYE, ""), ("runtime", export, "/opt/stages/bin/python")):
         tree = fake_cann.install(folder / stage / "cann", at="/usr/local/Ascend", python=python, forced=FORCED)
         # Not one of ours, though it stands on our export image.
-        text = f"FROM {base}\nLABEL {images.LABEL}=test-base\nCOPY cann /usr/local/Ascend\n"
+        text = f"FROM {base}\nLABEL {definition.LABEL}=test-base\nCOPY cann /usr/local/Ascend\n"
         (folder / stage / "Dockerfile").write_text(text, encoding="utf-8")
         name = f"deberta-ascend-test/has-cann:{stage}"
         engine_client.images.build(path=str(folder / stage), tag=name, rm=True)
@@ -178,9 +178,9 @@ def test_images_and_records(evaluated: tuple[Place, dict[str, Any]], engine_clie
     place, kept = evaluated
     made = {"build-om_bs8": ("compile", OM), "infer_bs8_mismatch": ("runtime", f"{OUTPUTS}/mismatch")}
     for step, (stage, artifact) in made.items():
-        image = images.plan(ascend, pins.load(ascend), stage, platform.machine())
+        image = definition.plan(ascend, pins.load(ascend), stage, platform.machine())
         found = engine_client.images.get(image.tag)
-        assert {name: found.labels[name] for name in images.labels(image)} == images.labels(image)
+        assert {name: found.labels[name] for name in definition.labels(image)} == definition.labels(image)
         assert kept[step]["Image"] == found.id
         record = records.read(place.root / f"{artifact}.record.json")
         assert record is not None and records.parameters(record)["image"] == image.tag

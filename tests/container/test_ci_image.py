@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 
 from deberta.core import records
-from deberta.host import building, ci_image, images, pins
-from deberta.host.ci_image import YAML
+from deberta.host.images import build, ci, definition, pins
+from deberta.host.images.ci import YAML
 from tests import fake_cann
 from tests.container import container_helpers as helpers
 from tests.container.bases import BULLSEYE
@@ -46,7 +46,12 @@ class Built:
         """Exit code and output of a container with the demo's inputs mounted, without a network."""
         mounted = {str(workspace): {"bind": "/workspace", "mode": "rw"}}
         made = self.client.containers.create(
-            NAME, list(arguments), volumes=mounted, network_mode="none", labels={images.LABEL: "container"}, **options
+            NAME,
+            list(arguments),
+            volumes=mounted,
+            network_mode="none",
+            labels={definition.LABEL: "container"},
+            **options,
         )
         try:
             made.start()
@@ -67,7 +72,7 @@ def built(
     tree = fake_cann.install(folder / "base/cann", at=at)
     (tree / "with-stages").write_text('#!/bin/sh\nunset PYTHONPATH\nexec /opt/stages/bin/python "$@"\n')
     (tree / "with-stages").chmod(0o755)
-    text = f"FROM {BULLSEYE}\nLABEL {images.LABEL}=test-base\nCOPY cann {at}\n"
+    text = f"FROM {BULLSEYE}\nLABEL {definition.LABEL}=test-base\nCOPY cann {at}\n"
     (folder / "base/Dockerfile").write_text(text, encoding="utf-8")
     engine_client.images.build(path=str(folder / "base"), tag=BASE, rm=True)
     (copy / pins.MSAME).parent.mkdir(exist_ok=True)
@@ -76,7 +81,7 @@ def built(
     values["images"]["no_proxy"] = PLANTED
     (copy / "invoke.yaml").write_text(YAML.safe_dump(values), encoding="utf-8")
     helpers.invoke(copy, build_settings, "images", "--lock")
-    pins.set_base(copy, "compile", building.resolve_base(engine_client, BASE))
+    pins.set_base(copy, "compile", build.resolve_base(engine_client, BASE))
     said = helpers.invoke(copy, build_settings, "ci-image", "--tag", NAME)
     yield Built(engine_client, copy, said)
     tags = re.findall(r"done: (deberta-ascend/ci:\w+)", said)
@@ -119,10 +124,10 @@ def test_what_is_missing_is_said(built: Built, tmp_path: Path) -> None:
 
 def test_it_says_what_it_holds(built: Built) -> None:
     labels = built.client.images.get(NAME).labels
-    assert labels[ci_image.HOLDS] == '["cpu","cann","msame"]' and "not for redistribution" in labels[ci_image.NOTICE]
+    assert labels[ci.HOLDS] == '["cpu","cann","msame"]' and "not for redistribution" in labels[ci.NOTICE]
     assert "holds: cpu, cann, msame; not for redistribution: holds CANN and msame" in built.said
     assert built.said.count("not pinned: base sha256:") >= 1 and f"named it {NAME}" in built.said
-    parts = json.loads(labels[ci_image.PARTS])
+    parts = json.loads(labels[ci.PARTS])
     assert parts["export"]["base"].startswith("sha256:") and "docker/compile.Dockerfile" in parts["compile"]
 
 
@@ -140,10 +145,12 @@ def test_it_is_found_again_and_by_clean(built: Built, build_settings: dict[str, 
     (tag,) = re.findall(r"up to date: (deberta-ascend/ci:\w{20})", again)
     doomed = helpers.invoke(built.project, build_settings, "clean", "--images", "--dry")
     assert re.search(rf"would remove image ({re.escape(tag)}|{NAME})\n", doomed)
-    dangling = {"dangling": True, "label": f"{building.BUILD}={built.client.images.get(tag).labels[building.BUILD]}"}
+    dangling = {"dangling": True, "label": f"{build.BUILD}={built.client.images.get(tag).labels[build.BUILD]}"}
     assert built.client.api.images(filters=dangling) == [], "builder stages are left"
     (built.project / "deberta/host/plan/evaluation.py").open("a").write("# changed\n")
-    assert f"would build {images.REPOSITORY}/ci:" in helpers.invoke(built.project, build_settings, "ci-image", "--dry")
+    assert f"would build {definition.REPOSITORY}/ci:" in helpers.invoke(
+        built.project, build_settings, "ci-image", "--dry"
+    )
 
 
 def test_atc_and_msame_run_in_it(built: Built, workspace: Path) -> None:
@@ -157,7 +164,7 @@ def test_atc_and_msame_run_in_it(built: Built, workspace: Path) -> None:
     assert record is not None and records.parameters(record)["cann"] == fake_cann.VERSION
     assert helpers.owners(workspace / "results") == {CALLER}
     tried = "python3 -c 'import sys, scipy.linalg, ssl, ctypes; print(sys.version)'"
-    code, said = built.run(workspace, "-c", f". {ci_image.SET_ENV}; {tried}", entrypoint="/bin/bash")
+    code, said = built.run(workspace, "-c", f". {ci.SET_ENV}; {tried}", entrypoint="/bin/bash")
     assert code == 0 and said.startswith("3.9."), said
 
 
@@ -200,7 +207,7 @@ def test_without_cann(project: Path, engine_client: Any, build_settings: dict[st
     name = "deberta-ascend-test/ci:cpu"
     said = helpers.invoke(project, build_settings, "ci-image", "--tag", name)
     try:
-        assert f"holds: cpu; {ci_image.FREE}" in said
+        assert f"holds: cpu; {ci.FREE}" in said
         assert "without CANN: for the cpu backend only: the compile image needs CANN" in said
         mounted = {str(demo(tmp_path / "work")): {"bind": "/workspace", "mode": "rw"}}
         line = ["export-onnx", "--profile", "demo"]

@@ -16,7 +16,7 @@ import pytest
 
 from deberta.core import records
 from deberta.core.contract import VERSIONS
-from deberta.host import images
+from deberta.host.images import definition
 from tests.container import container_helpers as helpers
 from tests.container.bases import BOOKWORM
 from tests.container.container_helpers import CALLER, Place
@@ -132,7 +132,7 @@ def test_kept_containers_and_what_clean_removes(place: Place, engine_client: Any
         assert not place.containers(engine_client) and place.files() == before
         foreign.reload()
         # Only said: everybody's images are on this engine.
-        ours = engine_client.images.list(filters={"label": f"{images.LABEL}=image"})
+        ours = engine_client.images.list(filters={"label": f"{definition.LABEL}=image"})
         said = place.succeed("clean", "--images", "--dry")
         assert {f"would remove image {image.tags[0]}" for image in ours if image.tags} <= set(said.splitlines())
         assert BOOKWORM not in said and engine_client.images.get(BOOKWORM).id not in said

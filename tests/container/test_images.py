@@ -24,15 +24,16 @@ import certifi
 import pytest
 
 from deberta.core.errors import ConfigError, MissingError, StageError
-from deberta.host import building, images, pins
-from deberta.host.images import BuildSettings, Image
+from deberta.host.images import build as building
+from deberta.host.images import definition, pins
+from deberta.host.images.definition import BuildSettings, Image
 from tests import fake_cann
 from tests.container.bases import BOOKWORM, BULLSEYE
 from tests.image_helpers import ARCH, ATC_MODULES, locked, make_deb, make_project, make_wheel, mirror
 
 pytestmark = pytest.mark.container
 BASES = {"export": BOOKWORM, "compile": BULLSEYE, "runtime": BULLSEYE}
-CONTAINER = {images.LABEL: "container"}
+CONTAINER = {definition.LABEL: "container"}
 PLANTED = b"planted-"
 
 
@@ -46,7 +47,7 @@ class Workshop:
     built: list[str]
 
     def plan(self, stage: str) -> Image:
-        return images.plan(self.project, pins.load(self.project), stage, ARCH)
+        return definition.plan(self.project, pins.load(self.project), stage, ARCH)
 
     def build(self, stage: str, settings: BuildSettings | None = None) -> Image:
         image = self.plan(stage)
@@ -129,13 +130,13 @@ def saved(shop: Workshop, image: Image) -> Iterator[bytes]:
 def test_the_real_export_image(engine_client: Any, project_copy: Path, build_settings: Mapping[str, str]) -> None:
     """From a replaced base. It stays: its tag is what it is made of, and the pipeline's tests run in it."""
     pins.set_base(project_copy, "export", building.resolve_base(engine_client, BOOKWORM), BOOKWORM)
-    settings = images.settings(build_settings, project_copy)
+    settings = definition.settings(build_settings, project_copy)
     shop = Workshop(engine_client, project_copy, settings, [])
     image = shop.ensure("export")
     attributes = engine_client.images.get(image.tag).attrs
-    (reason,) = json.loads(attributes["Config"]["Labels"][images.UNPINNED])
+    (reason,) = json.loads(attributes["Config"]["Labels"][definition.UNPINNED])
     assert reason.startswith("base sha256:") and reason.endswith("in place of python:3.11-slim-bookworm")
-    assert json.loads(attributes["Config"]["Labels"][images.INPUTS]) == image.inputs
+    assert json.loads(attributes["Config"]["Labels"][definition.INPUTS]) == image.inputs
     code = "import deberta.stages.export_onnx, torch, onnxruntime, openvino, os; print(torch.__version__, os.getuid())"
     mount = {str(project_copy / "deberta"): {"bind": "/opt/deberta-ascend/deberta", "mode": "ro"}}
     printed = shop.run(
@@ -152,7 +153,7 @@ def test_the_real_packages_of_the_compile_image(
     for path in (Path("requirements-compile.lock"), Path("docker", "compile.Dockerfile")):
         shutil.copy(project_copy / path, shop.project / path)
     pins.lock(shop.project, None, ARCH)
-    image = shop.build("compile", images.settings(build_settings, project_copy))
+    image = shop.build("compile", definition.settings(build_settings, project_copy))
     assert "usage: atc" in shop.run(image, "atc", "--help")
     code = "import numpy, scipy.linalg, google.protobuf; print(numpy.int, google.protobuf.__version__)"
     assert shop.run(image, "python3", "-W", "ignore", "-c", code).startswith("<class 'int'> 3.20.")
@@ -372,6 +373,6 @@ def test_a_base_is_one_that_the_engine_has_and_for_this_machine(shop: Workshop) 
     with pytest.raises(MissingError, match="is not on this engine any more"):
         shop.build("export")
     pins.set_base(shop.project, "export", building.resolve_base(shop.client, BOOKWORM))
-    other = images.plan(shop.project, pins.load(shop.project), "export", "aarch64")
+    other = definition.plan(shop.project, pins.load(shop.project), "export", "aarch64")
     with pytest.raises(ConfigError, match="is for amd64, and this machine needs arm64"):
         building.build(shop.client, other, shop.settings, shop.log, shop.said.append)

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from deberta.core.errors import StageError
-from deberta.host import building, image_contents, images, pins, reproduction
+from deberta.host import reproduction
+from deberta.host.images import build, contents, definition, pins
 from tests.container import container_helpers as helpers
 from tests.container.bases import BOOKWORM
 from tests.image_helpers import ARCH
@@ -47,7 +48,7 @@ def test_local_and_docker_give_the_same_bytes(project: Path, engine_client: Any,
 def test_what_is_in_an_image(engine_client: Any, tmp_path: Path) -> None:
     """Two images of one file system, told apart by id alone; one file more is named."""
     base = engine_client.images.get(BOOKWORM)
-    one = image_contents.contents(engine_client, base.id, tmp_path)
+    one = contents.contents(engine_client, base.id, tmp_path)
     assert one["usr/bin/python3"].kind == "link" and not any(path.endswith(".pyc") for path in one)
     made = {}
     for name, line in (("same", "touch -d 2001-01-01 /etc/passwd"), ("other", "echo more >> /etc/issue")):
@@ -59,16 +60,16 @@ def test_what_is_in_an_image(engine_client: Any, tmp_path: Path) -> None:
         finally:
             container.remove(force=True)
     try:
-        again, other = (image_contents.contents(engine_client, made[name].id, tmp_path) for name in ("same", "other"))
-        assert made["same"].id != base.id and image_contents.differences(one, again) == []
-        assert image_contents.digest(engine_client, made["same"].id, tmp_path) == image_contents.digest_of(one)
-        [line] = image_contents.differences(one, other)
+        again, other = (contents.contents(engine_client, made[name].id, tmp_path) for name in ("same", "other"))
+        assert made["same"].id != base.id and contents.differences(one, again) == []
+        assert contents.digest(engine_client, made["same"].id, tmp_path) == contents.digest_of(one)
+        [line] = contents.differences(one, other)
         assert line.startswith("/etc/issue: bytes (SHA-256 ")
     finally:
         for image in made.values():
             engine_client.images.remove(image.id)
     with pytest.raises(StageError, match="reading what is in"):
-        image_contents.contents(engine_client, made["other"].id, tmp_path)
+        contents.contents(engine_client, made["other"].id, tmp_path)
 
 
 @pytest.mark.slow
@@ -76,10 +77,10 @@ def test_an_image_built_twice_holds_the_same(
     project: Path, build_settings: dict[str, str], engine_client: Any, tmp_path: Path
 ) -> None:
     """Minutes: the packages are installed anew. The tag stays with the image that was there."""
-    image = images.plan(project, pins.load(project), "export", ARCH)
-    before = building.find(engine_client, image)
-    settings = images.settings(build_settings, project)
+    image = definition.plan(project, pins.load(project), "export", ARCH)
+    before = build.find(engine_client, image)
+    settings = definition.settings(build_settings, project)
     said: list[str] = []
-    found = image_contents.rebuild(engine_client, image, settings, tmp_path, said.append)
+    found = contents.rebuild(engine_client, image, settings, tmp_path, said.append)
     assert found == [], "\n".join([*said, *found[:50]])
-    assert building.find(engine_client, image) == before
+    assert build.find(engine_client, image) == before

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from deberta.host.ci_image import YAML
+from deberta.host.images.ci import YAML
 from tests.bootstrap_helpers import script
 from tests.mnli_helpers import REPOSITORY
 from tests.pipeline.test_demo import copy_demo

@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 
 from deberta.core import records
-from deberta.host import explaining, images, pins
+from deberta.host import explaining
+from deberta.host.images import definition as images
+from deberta.host.images import pins
 from tests import fake_cann
 from tests import pipeline_helpers as helpers
 from tests.mnli_helpers import REPOSITORY

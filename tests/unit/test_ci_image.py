@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from deberta.core.errors import ConfigError, DataError, MissingError
-from deberta.host import building, ci_image, images, pins
-from deberta.host.ci_image import YAML
-from deberta.host.images import BuildSettings, Image
+from deberta.host.images import build, ci, definition, pins
+from deberta.host.images.ci import YAML
+from deberta.host.images.definition import BuildSettings, Image
 from tests.image_helpers import ARCH, bring, elf, make_project
 from tests.mnli_helpers import REPOSITORY
 
@@ -51,13 +51,13 @@ def bring_all(project: Path) -> Path:
 
 
 def plan(project: Path, scratch: Path) -> Image:
-    return ci_image.plan(project, ci_image.parts(project, pins.load(project), ARCH), scratch)
+    return ci.plan(project, ci.parts(project, pins.load(project), ARCH), scratch)
 
 
 def packed(image: Image) -> dict[str, tuple[int, bytes]]:
     """Name to mode and bytes of the build's context."""
     target = io.BytesIO()
-    building.write_context(target, image, BuildSettings(), "deberta-ascend.build=1")
+    build.write_context(target, image, BuildSettings(), "deberta-ascend.build=1")
     target.seek(0)
     with tarfile.open(fileobj=target) as archive:
         return {one.name: (one.mode, file.read()) for one in archive if (file := archive.extractfile(one))}
@@ -74,15 +74,15 @@ def test_what_was_brought_is_never_left_out_because_it_is_not_pinned(project: Pa
         bring(project, TOOLKIT, b"#!/bin/sh\n")
     bring(project, brought, b"#!/bin/sh\necho other\n", pin=False)
     with pytest.raises((MissingError, DataError), match="invoke images --lock"):
-        ci_image.parts(project, pins.load(project), ARCH)
+        ci.parts(project, pins.load(project), ARCH)
 
 
 def test_without_cann_it_is_for_the_cpu_and_says_so(project: Path, scratch: Path) -> None:
     bring(project, pins.MSAME, elf(0x3E))  # of no use without CANN
-    found = ci_image.parts(project, pins.load(project), ARCH)
+    found = ci.parts(project, pins.load(project), ARCH)
     assert found.holds == ("cpu",) and f"put {TOOLKIT.name} in docker/cann" in found.lacks
     image = plan(project, scratch)
-    assert image.notes[ci_image.HOLDS] == '["cpu"]' and image.notes[ci_image.NOTICE] == ci_image.FREE
+    assert image.notes[ci.HOLDS] == '["cpu"]' and image.notes[ci.NOTICE] == ci.FREE
     assert image.base == found.export.tag and "compile image" not in image.inputs
     content = packed(image)
     assert "project/docker/bin/msame" not in content
@@ -91,25 +91,25 @@ def test_without_cann_it_is_for_the_cpu_and_says_so(project: Path, scratch: Path
 
 def test_with_cann_and_without_msame(project: Path) -> None:
     bring(project, TOOLKIT, b"#!/bin/sh\n")
-    found = ci_image.parts(project, pins.load(project), ARCH)
+    found = ci.parts(project, pins.load(project), ARCH)
     assert found.holds == ("cpu", "cann") and "put it at docker/bin/msame" in found.lacks
-    assert ci_image.notice(found) == "not for redistribution: holds CANN, whose licence does not allow it"
+    assert ci.notice(found) == "not for redistribution: holds CANN, whose licence does not allow it"
 
 
 def test_labels_name_the_pins_and_every_part(project: Path, scratch: Path) -> None:
     bring_all(project)
     pins.set_base(project, "compile", f"sha256:{'a' * 64}")
     image = plan(project, scratch)
-    said = images.labels(image)
-    assert said[images.STAGE] == "ci" and said[ci_image.HOLDS] == '["cpu","cann","msame"]'
-    assert said[ci_image.NOTICE].startswith("not for redistribution: holds CANN and msame")
-    parts = json.loads(said[ci_image.PARTS])
+    said = definition.labels(image)
+    assert said[definition.STAGE] == "ci" and said[ci.HOLDS] == '["cpu","cann","msame"]'
+    assert said[ci.NOTICE].startswith("not for redistribution: holds CANN and msame")
+    parts = json.loads(said[ci.PARTS])
     assert parts["export"]["base"].startswith("python@sha256:") and "requirements-stages.lock" in parts["export"]
     assert parts["compile"][str(TOOLKIT)] == pins.load(project).cann[TOOLKIT.name]
-    assert json.loads(said[images.INPUTS])["docker/bin/msame"] == pins.load(project).msame[ARCH]
-    (reason,) = json.loads(said[images.UNPINNED])
+    assert json.loads(said[definition.INPUTS])["docker/bin/msame"] == pins.load(project).msame[ARCH]
+    (reason,) = json.loads(said[definition.UNPINNED])
     assert reason.startswith("base sha256:aaa")
-    assert YAML.safe_load(packed(image)["project/invoke.yaml"][1])[ci_image.UNPINNED] == [reason]
+    assert YAML.safe_load(packed(image)["project/invoke.yaml"][1])[ci.UNPINNED] == [reason]
 
 
 CHANGES = [
@@ -133,7 +133,7 @@ def test_a_tag_follows_from_what_goes_in(project: Path, scratch: Path, file: str
     before = plan(bring_all(project), scratch)
     bring(project, Path(file), b"#!/bin/sh\n# other\n")
     after = plan(project, scratch)
-    found = images.changes(before.inputs, after.inputs)
+    found = definition.changes(before.inputs, after.inputs)
     if file != "docker/ci.Dockerfile" and said and "pins.toml changed" in found and "pins.toml" not in said:
         found.remove("pins.toml changed")  # it records what was brought
     assert ", ".join(sorted(found)) == said
@@ -195,10 +195,10 @@ def test_the_context_is_what_runs_and_no_more(project: Path, scratch: Path) -> N
 
 @pytest.mark.parametrize("name", ["deberta-ci", "deberta-ci:1", "host:5000/a/b-c:1.0", "registry.example/x:A_1"])
 def test_names_that_may_be_given(name: str) -> None:
-    assert ci_image.check_name(name) == name
+    assert ci.check_name(name) == name
 
 
 @pytest.mark.parametrize("name", ["", "a b", "a:b:c", "Upper", "a:", "-a", "deberta-ascend/ci:x", "a@sha256:0", "a\n"])
 def test_names_that_may_not(name: str) -> None:
     with pytest.raises(ConfigError, match="--tag"):
-        ci_image.check_name(name)
+        ci.check_name(name)

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from deberta.core.errors import StageError
-from deberta.host import image_contents
-from deberta.host.image_contents import Entry
+from deberta.host.images import contents
+from deberta.host.images.contents import Entry
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,11 @@ def read(members: tuple[Member, ...], piece: int = 10_007) -> dict[str, Entry]:
         for start in range(0, len(content), piece):
             yield content[start : start + piece]
 
-    return image_contents.entries(io.BufferedReader(image_contents._Chunks(pieces())))
+    return contents.entries(io.BufferedReader(contents._Chunks(pieces())))
 
 
 def digest(members: tuple[Member, ...]) -> str:
-    return image_contents.digest_of(read(members))
+    return contents.digest_of(read(members))
 
 
 def changed(name: str, **values: object) -> tuple[Member, ...]:
@@ -81,7 +81,7 @@ def changed(name: str, **values: object) -> tuple[Member, ...]:
 )
 def test_what_a_program_can_see_changes_the_digest_and_is_named(members: tuple[Member, ...], said: str) -> None:
     assert digest(members) != digest(IMAGE)
-    [line] = image_contents.differences(read(IMAGE), read(members))
+    [line] = contents.differences(read(IMAGE), read(members))
     assert line.startswith(said)
 
 
@@ -108,7 +108,7 @@ def test_what_a_program_can_see_changes_the_digest_and_is_named(members: tuple[M
     ids=["times", "order", "leading-dot", "hard-link", "left-out"],
 )
 def test_when_where_and_in_what_order_does_not(members: tuple[Member, ...]) -> None:
-    assert image_contents.differences(read(IMAGE), read(members)) == []
+    assert contents.differences(read(IMAGE), read(members)) == []
     assert digest(members) == digest(IMAGE)
 
 
@@ -120,16 +120,16 @@ def test_names_that_look_like_what_is_left_out_count() -> None:
 
 def test_the_form_of_the_digest_is_fixed() -> None:
     """Records hold it: another form needs another FORMAT."""
-    assert image_contents.FORMAT == 1
+    assert contents.FORMAT == 1
     assert digest(IMAGE) == "adce0d8f47b60a4940ea74a969c24c237df7c27fe2bf713f888d73b530f590e9"
-    assert digest(IMAGE) == image_contents.digest_of(dict(reversed(read(IMAGE).items())))
+    assert digest(IMAGE) == contents.digest_of(dict(reversed(read(IMAGE).items())))
 
 
 def test_a_stream_that_ends_too_early_is_no_digest() -> None:
     whole = packed(IMAGE)
     for content in (whole[: len(whole) // 2], whole[:100], b"no tar at all" * 100):
         with pytest.raises(StageError, match="could not be read"):
-            image_contents.entries(io.BytesIO(content))
+            contents.entries(io.BytesIO(content))
     lost = (Member("usr/bin/python3", type=tarfile.LNKTYPE, link="usr/bin/gone"),)
     with pytest.raises(StageError, match="which is not there"):
         read(lost)
@@ -159,9 +159,9 @@ class _Engine:
 def test_an_image_is_read_once_and_a_damaged_memory_is_none(tmp_path: Path) -> None:
     client = _Engine()
     for _ in range(2):
-        assert image_contents.digest(client, "sha256:1", tmp_path) == digest(IMAGE)
+        assert contents.digest(client, "sha256:1", tmp_path) == digest(IMAGE)
     assert client.asked == 1
     for text in ("{", '{"format": 0, "digests": {"sha256:1": "old"}}', '{"format": 1, "digests": []}'):
-        (tmp_path / image_contents.MEMORY).write_text(text)
-        assert image_contents.digest(client, "sha256:1", tmp_path) == digest(IMAGE)
+        (tmp_path / contents.MEMORY).write_text(text)
+        assert contents.digest(client, "sha256:1", tmp_path) == digest(IMAGE)
     assert client.asked == 4

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from deberta.core.errors import ConfigError, DataError, MissingError
-from deberta.host import building, images, pins
 from deberta.host.environments import stages as stage_env
-from deberta.host.images import BuildSettings, Image
+from deberta.host.images import build, definition, pins
+from deberta.host.images.definition import BuildSettings, Image
 from tests.image_helpers import ARCH, bring, elf, locked, make_project, make_wheel
 from tests.mnli_helpers import REPOSITORY
 
@@ -33,7 +33,7 @@ def project(tmp_path: Path) -> Path:
 
 
 def plan(project: Path, stage: str, arch: str = ARCH) -> Image:
-    return images.plan(project, pins.load(project), stage, arch)
+    return definition.plan(project, pins.load(project), stage, arch)
 
 
 def tags(project: Path) -> dict[str, str]:
@@ -42,7 +42,7 @@ def tags(project: Path) -> dict[str, str]:
 
 def context(image: Image, settings: BuildSettings) -> bytes:
     target = io.BytesIO()
-    building.write_context(target, image, settings, "deberta-ascend.build=1")
+    build.write_context(target, image, settings, "deberta-ascend.build=1")
     return target.getvalue()
 
 
@@ -89,7 +89,7 @@ def test_a_changed_file_changes_exactly_the_images_it_is_in(
     bring(project, Path(file), content.encode())
     assert {stage for stage, tag in tags(project).items() if tag != before[stage]} == stages
     for stage in stages:
-        (said,) = images.changes(inputs[stage], plan(project, stage).inputs)
+        (said,) = definition.changes(inputs[stage], plan(project, stage).inputs)
         assert said in (f"{Path(file).name} changed", f"{Path(file).name} added")
 
 
@@ -107,7 +107,7 @@ def test_how_packages_are_reached_is_no_part_of_an_image(project: Path, tmp_path
     settings = BuildSettings(tmp_path, "https://user:word@host/simple", True, {"no_proxy": "x"}, tmp_path / "ca.pem")
     image = plan(project, "compile")
     assert context(image, settings) != context(image, BuildSettings())
-    kept = images.canonical([image.tag, dict(image.inputs), images.labels(image)])
+    kept = definition.canonical([image.tag, dict(image.inputs), definition.labels(image)])
     for value in (str(tmp_path), "word", "no_proxy", "BEGIN"):
         assert value not in kept
 
@@ -232,11 +232,15 @@ def test_what_pip_is_told(project: Path) -> None:
 
 
 def test_settings(tmp_path: Path) -> None:
-    assert images.settings(None, tmp_path) == images.settings({"ca": "", "offline": None}, tmp_path) == BuildSettings()
+    assert (
+        definition.settings(None, tmp_path)
+        == definition.settings({"ca": "", "offline": None}, tmp_path)
+        == BuildSettings()
+    )
     (tmp_path / "wheels").mkdir()
     (tmp_path / "ca.pem").write_text("# ours\n-----BEGIN CERTIFICATE-----\n")
     given = {"wheelhouse": "wheels", "ca": str(tmp_path / "ca.pem"), "offline": True, "https_proxy": "http://p:3"}
-    assert images.settings(given, tmp_path) == BuildSettings(
+    assert definition.settings(given, tmp_path) == BuildSettings(
         tmp_path / "wheels", "", True, {"https_proxy": "http://p:3"}, tmp_path / "ca.pem"
     )
 
@@ -256,4 +260,4 @@ def test_settings(tmp_path: Path) -> None:
 )
 def test_settings_that_cannot_be_meant(tmp_path: Path, given: Any, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
-        images.settings(given, tmp_path)
+        definition.settings(given, tmp_path)

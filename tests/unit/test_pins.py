@@ -9,7 +9,7 @@ import pytest
 
 from deberta.core import files
 from deberta.core.errors import ConfigError, MissingError
-from deberta.host import pins
+from deberta.host.images import pins
 from tests.image_helpers import ARCH, bring, elf, make_project
 from tests.mnli_helpers import REPOSITORY
 

@@ -18,16 +18,17 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 from deberta.core import files
 from deberta.core.errors import ConfigError, MissingError
 from deberta.core.records import Digests
-from deberta.host import building, images, pins, stage_images
 from deberta.host.engine import containers, engine
 from deberta.host.environments import stages as stage_env
 from deberta.host.environments import venvs
-from deberta.host.images import BuildSettings, File, Image
-from deberta.host.pins import Pins
+from deberta.host.images import build as building
+from deberta.host.images import definition, manage, pins
+from deberta.host.images.definition import BuildSettings, File, Image
+from deberta.host.images.pins import Pins
 
 YAML: Any = importlib.import_module("invoke.vendor.yaml")  # invoke brings its own, without types
 STAGE = "ci"
-HOLDS, NOTICE, PARTS = (f"{images.REPOSITORY}.{name}" for name in ("holds", "redistribution", "parts"))
+HOLDS, NOTICE, PARTS = (f"{definition.REPOSITORY}.{name}" for name in ("holds", "redistribution", "parts"))
 FREE = "holds this project and open-source packages only"
 NOT_FREE = "not for redistribution: holds {}, whose licence does not allow it"
 SCRIPTS = ("ci-collect", "install-packages")  # of docker/, for the build alone
@@ -61,15 +62,15 @@ def parts(project: Path, loaded: Pins, arch: str) -> Parts:
 
     Raises MissingError (what was brought is not pinned yet) and the errors of `images.plan`.
     """
-    export = images.plan(project, loaded, "export", arch)
+    export = definition.plan(project, loaded, "export", arch)
     try:
-        with_cann = images.plan(project, loaded, "compile", arch)
+        with_cann = definition.plan(project, loaded, "compile", arch)
     except MissingError as error:
         if any((project / pins.CANN).glob(f"*-toolkit_*-{arch}.run")):
             raise
         return Parts(export, lacks=str(error))
     try:
-        return Parts(export, with_cann, images.msame_file(project, loaded, arch, Digests(project / "docker")))
+        return Parts(export, with_cann, definition.msame_file(project, loaded, arch, Digests(project / "docker")))
     except MissingError as error:
         if (project / pins.MSAME).is_file():
             raise
@@ -88,12 +89,12 @@ def plan(project: Path, found: Parts, scratch: Path) -> Image:
     inside = [
         *_ours(project),
         File(f"project/{SETTINGS}", scratch / SETTINGS, hashlib.sha256(text.encode()).hexdigest()),
-        *([images.own_file(gates.parent, Path(gates.name), f"project/{GATES}")] if gates else []),
+        *([definition.own_file(gates.parent, Path(gates.name), f"project/{GATES}")] if gates else []),
         *([replace(found.msame, name=f"project/{pins.MSAME.as_posix()}")] if found.msame else []),
     ]
-    build = [images.own_file(project, Path("docker", script), script) for script in SCRIPTS]
-    build.append(images.own_file(project, Path("docker", "ci.Dockerfile"), "Dockerfile"))
-    build.append(images.own_file(project, Path(venvs.HOST_LOCK), "requirements.lock"))
+    build = [definition.own_file(project, Path("docker", script), script) for script in SCRIPTS]
+    build.append(definition.own_file(project, Path("docker", "ci.Dockerfile"), "Dockerfile"))
+    build.append(definition.own_file(project, Path(venvs.HOST_LOCK), "requirements.lock"))
     inputs = {
         "export image": found.export.tag,
         **({"compile image": found.compile.tag} if found.compile else {}),
@@ -101,7 +102,7 @@ def plan(project: Path, found: Parts, scratch: Path) -> Image:
         **{file.name[len(TOP) :]: file.sha256 for file in inside if not file.name.startswith(PACKAGE)},
         **{file.path.relative_to(project).as_posix(): file.sha256 for file in build},
     }
-    tag = f"{images.REPOSITORY}/{STAGE}:{hashlib.sha256(images.canonical(inputs).encode()).hexdigest()[:20]}"
+    tag = f"{definition.REPOSITORY}/{STAGE}:{hashlib.sha256(definition.canonical(inputs).encode()).hexdigest()[:20]}"
     return Image(
         STAGE,
         found.export.arch,
@@ -112,9 +113,9 @@ def plan(project: Path, found: Parts, scratch: Path) -> Image:
         tuple(build + inside),
         lock=project / venvs.HOST_LOCK,
         notes={
-            HOLDS: images.canonical(found.holds),
+            HOLDS: definition.canonical(found.holds),
             NOTICE: notice(found),
-            PARTS: images.canonical({image.stage: dict(image.inputs) for image in stages}),
+            PARTS: definition.canonical({image.stage: dict(image.inputs) for image in stages}),
         },
     )
 
@@ -153,10 +154,10 @@ def settings(project: Path, with_cann: bool, unpinned: Sequence[str]) -> Tuple[s
 
 def check_name(name: str) -> str:
     """`--tag`: NAME or NAME:TAG, and none of the names that say what an image is made of. Raises ConfigError."""
-    if not _NAME.fullmatch(name) or name.startswith(f"{images.REPOSITORY}/"):
+    if not _NAME.fullmatch(name) or name.startswith(f"{definition.REPOSITORY}/"):
         raise ConfigError(
             f"--tag {name!r} is no name for an image. Give NAME or NAME:TAG, for example mirror.example/deberta:1; "
-            f"{images.REPOSITORY}/... are names of ours"
+            f"{definition.REPOSITORY}/... are names of ours"
         )
     return name
 
@@ -179,7 +180,7 @@ def make(project: Path, workspace: Path, builds: BuildSettings, tag: str, force:
             why = "--force" if made else building.why(client, image)
             print(f"{'would build' if dry else 'building'} {image.tag}: {why}", flush=True)
             if not dry:
-                made = _build(client, image, found, builds, workspace / stage_images.LOGS)
+                made = _build(client, image, found, builds, workspace / manage.LOGS)
                 print(f"done: {image.tag}, {made}")
     if tag:
         print(f"{'would name' if dry else 'named'} it {tag}")
@@ -206,12 +207,12 @@ def _ours(project: Path) -> List[File]:
     """Our files that the commands need, by their place in the image."""
     package = [name for name in files.files_in(project / "deberta") if "__pycache__" not in name]
     paths = [*map(Path, OURS), *(Path("docker", name) for name in INSIDE), *(Path("deberta", name) for name in package)]
-    return [images.own_file(project, path, f"project/{path.as_posix()}") for path in paths]
+    return [definition.own_file(project, path, f"project/{path.as_posix()}") for path in paths]
 
 
 def _digest(ours: List[File]) -> str:
     listed: Mapping[str, str] = {file.name: file.sha256 for file in ours}
-    return hashlib.sha256(images.canonical(dict(listed)).encode()).hexdigest()
+    return hashlib.sha256(definition.canonical(dict(listed)).encode()).hexdigest()
 
 
 def _say(line: str) -> None:

@@ -22,12 +22,12 @@ from urllib.parse import urlsplit
 import docker.errors
 
 from deberta.core.errors import ConfigError, DataError, MissingError, StageError, one_line
-from deberta.host import images, pins
 from deberta.host.engine.engine import explained
 from deberta.host.environments import stages
-from deberta.host.images import BuildSettings, Image
+from deberta.host.images import definition, pins
+from deberta.host.images.definition import BuildSettings, Image
 
-BUILD = f"{images.REPOSITORY}.build"  # label of everything that a build makes on its way, the image itself included
+BUILD = f"{definition.REPOSITORY}.build"  # label of everything that a build makes on its way, the image itself included
 NETWORK = "network"  # folder of the context that builder stages copy to /build
 _INTERRUPT_SECONDS = 20.0  # for the engine to notice that nobody listens any more, and to end its containers
 _SAY_SECONDS = 5.0  # between two lines about a pull
@@ -47,14 +47,14 @@ def find(client: Any, image: Image) -> Optional[str]:
 
 def why(client: Any, image: Image) -> str:
     """Why there is no such image: what changed since the newest of its stage, or that none was built."""
-    wanted = {"label": [f"{images.LABEL}=image", f"{images.STAGE}={image.stage}"]}
+    wanted = {"label": [f"{definition.LABEL}=image", f"{definition.STAGE}={image.stage}"]}
     with explained("listing images"):
         there = client.api.images(filters=wanted)
     if not there:
         return "not built yet"
     newest = max(there, key=lambda entry: int(entry["Created"]))
     inputs = _inputs(newest.get("Labels") or {})
-    return ", ".join(images.changes(inputs, image.inputs)) or "its tag is gone"
+    return ", ".join(definition.changes(inputs, image.inputs)) or "its tag is gone"
 
 
 def build(client: Any, image: Image, settings: BuildSettings, log: Path, say: Say) -> str:
@@ -151,12 +151,12 @@ def _run(client: Any, image: Image, settings: BuildSettings, base: str, context:
     built, failure, step = "", "", ""
     printed: List[str] = []  # by the present step
     with open(log, "w", encoding="utf-8", buffering=1) as kept:  # whole lines at once, for `tail -f`
-        kept.write(f"{image.tag}\n{images.canonical(dict(image.inputs))}\n")
+        kept.write(f"{image.tag}\n{definition.canonical(dict(image.inputs))}\n")
         stream = client.api.build(
             fileobj=context,
             custom_context=True,
             buildargs={"BASE": base, **image.arguments},
-            labels=images.labels(image),
+            labels=definition.labels(image),
             network_mode="none" if settings.offline else settings.network or None,
             rm=True,
             forcerm=True,
@@ -173,7 +173,7 @@ def _run(client: Any, image: Image, settings: BuildSettings, base: str, context:
                     if line.startswith("Step "):
                         step = line
                         printed.clear()
-                        if f"LABEL {images.REPOSITORY}" not in line:  # long, and the same each time
+                        if f"LABEL {definition.REPOSITORY}" not in line:  # long, and the same each time
                             say(line)
                     elif line.strip() and not line.startswith((" --->", "Removing intermediate")):
                         printed.append(line.strip())
@@ -206,12 +206,12 @@ def _base(client: Any, image: Image, settings: BuildSettings, say: Say) -> str:
                 ) from None
             if settings.offline:
                 raise MissingError(
-                    f"the base {image.base} is not on this engine, and images.offline is set. Load it (docker load), "
+                    f"the base {image.base} is not on this engine, and definition.offline is set. Load it (docker load), "
                     f"{other}"
                 ) from None
             _pull(client, image, reference, say)
             found = client.images.get(reference)
-    wanted = images.DOCKER_ARCHITECTURES[image.arch]
+    wanted = definition.DOCKER_ARCHITECTURES[image.arch]
     if found.attrs.get("Architecture") != wanted:
         raise ConfigError(
             f"the base {image.base} is for {found.attrs.get('Architecture')}, and this machine needs {wanted}. Name "
@@ -246,16 +246,16 @@ def _pull(client: Any, image: Image, reference: str, say: Say) -> None:
 def _misfit(attributes: Any, image: Image) -> str:
     """What an inspected image has that `image` has not; empty if nothing."""
     found = (attributes.get("Config") or {}).get("Labels") or {}
-    for name, value in images.labels(image).items():
+    for name, value in definition.labels(image).items():
         if found.get(name) != value:
             return f"its label {name} is {found.get(name)!r}"
     architecture = attributes.get("Architecture")
-    return "" if architecture == images.DOCKER_ARCHITECTURES[image.arch] else f"it is for {architecture}"
+    return "" if architecture == definition.DOCKER_ARCHITECTURES[image.arch] else f"it is for {architecture}"
 
 
 def _inputs(labels: Any) -> Dict[str, str]:
     try:
-        found = json.loads(labels.get(images.INPUTS, ""))
+        found = json.loads(labels.get(definition.INPUTS, ""))
     except ValueError:
         return {}
     return {str(name): str(value) for name, value in found.items()} if isinstance(found, dict) else {}
@@ -341,6 +341,6 @@ def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
     archive.addfile(entry, io.BytesIO(content))
 
 
-def _unchanged(file: images.File, sha256: str) -> None:
+def _unchanged(file: definition.File, sha256: str) -> None:
     if sha256 != file.sha256:
         raise DataError(f"{file.path} changed while it was packed. Run the same command again")

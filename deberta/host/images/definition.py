@@ -16,8 +16,8 @@ from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 from deberta.core.errors import ConfigError, DataError, MissingError
 from deberta.core.records import Digests
-from deberta.host import pins as pinned
-from deberta.host.pins import CANN, CANN_PACKAGE, DEBS, MSAME, WHEELS, Pins
+from deberta.host.images import pins as pinned
+from deberta.host.images.pins import CANN, CANN_PACKAGE, DEBS, MSAME, WHEELS, Pins
 
 REPOSITORY = "deberta-ascend"
 LABEL, STAGE, INPUTS, UNPINNED = (

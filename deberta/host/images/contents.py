@@ -18,9 +18,9 @@ from typing import IO, Any, Callable, Dict, Iterator, List, Mapping, Optional, S
 
 from deberta.core import files
 from deberta.core.errors import MissingError, StageError
-from deberta.host import building, images, pins
 from deberta.host.engine import engine
-from deberta.host.images import BuildSettings, Image
+from deberta.host.images import build, definition, pins
+from deberta.host.images.definition import BuildSettings, Image
 
 FORMAT = 1  # of the digest: what is covered, and how it is written down
 MEMORY = Path(".cache", "image_contents.json")
@@ -115,14 +115,14 @@ def rebuild(
     """
     log = workspace / ".cache" / "images" / f"{image.stage}.log"
     quiet: Say = other or (lambda line: None)
-    first = building.find(client, image)
+    first = build.find(client, image)
     if first is None:
-        say(f"image {image.tag}: building it: {building.why(client, image)}")
-        first = building.build(client, image, settings, log, quiet)
+        say(f"image {image.tag}: building it: {build.why(client, image)}")
+        first = build.build(client, image, settings, log, quiet)
     say(f"image {image.tag}: building it again")
     second = first
     try:
-        second = building.build(client, image, settings, log, quiet)
+        second = build.build(client, image, settings, log, quiet)
         one, two = (contents(client, number, workspace) for number in (first, second))
     finally:
         with engine.explained(f"giving {image.tag} back its tag"):
@@ -141,7 +141,7 @@ def rebuild_all(
     found: Dict[str, List[str]] = {}
     for stage in stages:
         try:
-            image = images.plan(project, loaded, stage, platform.machine())
+            image = definition.plan(project, loaded, stage, platform.machine())
         except MissingError as error:
             if len(stages) == 1:
                 raise

@@ -9,9 +9,9 @@ from typing import Any, Optional, Sequence
 import docker.errors
 
 from deberta.core.errors import ConfigError, DebertaError, MissingError, StageError
-from deberta.host import building, images, pins
 from deberta.host.engine import engine
-from deberta.host.images import BuildSettings
+from deberta.host.images import build, definition, pins
+from deberta.host.images.definition import BuildSettings
 
 LOGS = Path(".cache", "images")  # in the workspace
 
@@ -23,7 +23,7 @@ def lock(project: Path) -> None:
         client = engine.connect()
     except MissingError as error:
         print(f"digests of base images are kept: {error}")
-    changed = pins.lock(project, (lambda name: building.resolve(client, name)) if client else None, platform.machine())
+    changed = pins.lock(project, (lambda name: build.resolve(client, name)) if client else None, platform.machine())
     print("\n".join(changed) or f"{pins.PINS}: nothing changed")
 
 
@@ -34,7 +34,7 @@ def replace_bases(project: Path, given: Sequence[str], dry: bool) -> None:
         stage, separator, value = text.partition("=")
         if not separator or not value:
             raise ConfigError(f"--base {text!r} is not STAGE=IMAGE, for example: invoke images --base export=IMAGE")
-        found = building.resolve_base(client, value)
+        found = build.resolve_base(client, value)
         print(f"{stage}: base {'would be' if dry else 'is'} {found}{f' ({value})' if value != found else ''}")
         if not dry:
             pins.set_base(project, stage, found, value)
@@ -46,21 +46,21 @@ def make(project: Path, workspace: Path, settings: BuildSettings, force: bool, d
     failures = []
     for stage in pins.STAGES:
         try:
-            image = images.plan(project, loaded, stage, platform.machine())
+            image = definition.plan(project, loaded, stage, platform.machine())
         except MissingError as error:
             print(f"{stage}: left out: {error}")
             continue
-        found = building.find(client, image)
+        found = build.find(client, image)
         unpinned = f" (not pinned: {'; '.join(image.unpinned)})" if image.unpinned else ""
         if found and not force:
             print(f"{stage}: up to date: {image.tag}, {found}{unpinned}")
             continue
-        why = "--force" if found else building.why(client, image)
+        why = "--force" if found else build.why(client, image)
         print(f"{stage}: {'would build' if dry else 'building'} {image.tag}{unpinned}: {why}", flush=True)
         if dry:
             continue
         try:
-            made = building.build(client, image, settings, workspace / LOGS / f"{stage}.log", _say)
+            made = build.build(client, image, settings, workspace / LOGS / f"{stage}.log", _say)
         except DebertaError as error:  # the other stages do not depend on this one
             failures.append(error)
             print(f"{stage}: {error}")
@@ -89,7 +89,7 @@ def remove_images(dry: bool) -> None:
     """Remove our images, and what an interrupted build left; bases, which we did not make, stay."""
     client = engine.connect()
     with engine.explained("listing images"):
-        found = {entry["Id"]: entry for label in (f"{engine.LABEL}=image", building.BUILD)
+        found = {entry["Id"]: entry for label in (f"{engine.LABEL}=image", build.BUILD)
                  for entry in client.api.images(all=True, filters={"label": label})}  # fmt: skip
     waiting = sorted(found.values(), key=lambda entry: int(entry["Created"]), reverse=True)
     for entry in waiting:

@@ -1,0 +1,1 @@
+"""Stage images and the CI image: pins, definitions, builds."""
