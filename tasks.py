@@ -12,7 +12,7 @@ from deberta import PROJECT
 from deberta.core import buckets as lengths
 from deberta.core import contract
 from deberta.core.errors import ConfigError
-from deberta.host import bucketing, chain, choices, development, pipeline
+from deberta.host import bucketing, chain, choices, development
 from deberta.host.acceptance_tasks import acceptance, report
 from deberta.host.check_tasks import bench, check_fp16, lint_onnx
 from deberta.host.ci_tasks import ci_image
@@ -32,6 +32,7 @@ from deberta.host.cli import (
 from deberta.host.compare_tasks import compare
 from deberta.host.plan.evaluation import Plan
 from deberta.host.reproduce_tasks import explain, reproduce
+from deberta.host.run import runner as pipeline
 from deberta.host.verify_tasks import sign, verify
 
 # Tasks from other files.

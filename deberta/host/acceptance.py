@@ -14,11 +14,12 @@ from typing import Any, Iterable, Mapping, Optional
 from deberta.core.contract import RUNNERS, batch_count
 from deberta.core.errors import GateError, some
 from deberta.core.paths import record_of
-from deberta.host import chain, job, pipeline
+from deberta.host import chain, job
 from deberta.host.job import Asked
-from deberta.host.pipeline import Session
 from deberta.host.plan import reference
 from deberta.host.plan.evaluation import Plan
+from deberta.host.run import runner
+from deberta.host.run.runner import Session
 
 Json = Mapping[str, Any]
 ACCURACY, PERFORMANCE = "accuracy", "performance"
@@ -61,9 +62,9 @@ def run(session: Session, plan: Plan, asked: Asked) -> None:
     looks = [reference.sentinel(plan, version) for version in asked.versions]
     looks += [reference.reference(plan, version) for version in asked.versions]
     job.gates(session, plan, asked)  # a bad file is not to be found out at the end
-    pipeline.check_sources(session, looks)  # together they read all that the user brings
+    runner.check_sources(session, looks)  # together they read all that the user brings
     for step in looks:
-        pipeline.run(session, step)
+        runner.run(session, step)
     matrix = cells(asked, {version: _rows(session, plan, version) for version in asked.versions})
     started, pace = time.monotonic(), Pace()
     for number, cell in enumerate(matrix):

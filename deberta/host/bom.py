@@ -21,8 +21,8 @@ from deberta.core.paths import Artifacts, record_of
 from deberta.host import evidence, licences
 from deberta.host.environments import stages as stage_env
 from deberta.host.evidence import IMAGE, Evidence
-from deberta.host.pipeline import BUILDER, Session
 from deberta.host.plan.evaluation import Plan
+from deberta.host.run.runner import BUILDER, Session
 
 STEP = "bom"
 PINS = "docker/pins.toml"

@@ -15,11 +15,12 @@ from deberta.core.buckets import Asked
 from deberta.core.contract import FP32, SEQUENCE_LENGTH, batch_count
 from deberta.core.errors import ConfigError, DataError, MissingError
 from deberta.core.paths import record_of
-from deberta.host import chain, pipeline, precision, report
-from deberta.host.pipeline import Session
+from deberta.host import chain, precision, report
 from deberta.host.plan import bucket_steps, evaluation
 from deberta.host.plan.bucket_steps import at
 from deberta.host.plan.evaluation import Plan, Step
+from deberta.host.run import runner
+from deberta.host.run.runner import Session
 
 FORMULA = "fps over the data = rows / sum over the lengths of (its batches * average time of one batch)"
 Rows = Mapping[int, int]  # length -> rows; of those that any row needs
@@ -87,7 +88,7 @@ def infer(
     before = [*_compiling(session, plan, batch_size), bucket_steps.preprocess(plan, batch_size, version)]
     chain.run_all(session, before)
     for step in running_steps(plan, batch_size, version, rows):
-        record = pipeline.run(session, step)
+        record = runner.run(session, step)
         if record and plan.any_length:
             seconds, count = records.summary(record)["inference_ms"] / 1000, sum(rows.values())
             print(f"inference of {count} rows: {seconds:.2f} s, {count / seconds:.3f} rows per s")
@@ -175,7 +176,7 @@ def outdated(session: Session, plan: Plan, batch_size: int, version: str, steps_
     plans = [plan] if plan.any_length else [at(plan, length) for length in plan.buckets]
     before = [step for one in plans for step in chain.compiling(session, one, batch_size)]
     for step in (*before, bucket_steps.preprocess(plan, batch_size, version), *steps_after):
-        if reason := pipeline.outdated(session, step):
+        if reason := runner.outdated(session, step):
             return f"{step.title}: {reason}"
     return ""
 
@@ -197,13 +198,13 @@ def _outputs(session: Session, plan: Plan, batch_size: int, version: str, rows: 
         if not (session.dry or plan.any_length):
             record = records.read(session.workspace / record_of(parent))
             assert record is not None  # it has just run, or is not outdated
-            parent = pipeline.outputs_folder(record, step.inference)
+            parent = runner.outputs_folder(record, step.inference)
         found.append(parent)
     return found
 
 
 def _count(session: Session, plan: Plan, batch_size: int, version: str, outputs: Sequence[PurePosixPath]) -> None:
-    pipeline.run(session, bucket_steps.postprocess(plan, batch_size, version, outputs))
+    runner.run(session, bucket_steps.postprocess(plan, batch_size, version, outputs))
     if not session.dry:
         lengths = buckets.text(plan.buckets)
         chain.print_evaluation(session, plan, batch_size, version, f"{chain.origin(plan)}, buckets {lengths}")

@@ -10,11 +10,12 @@ from deberta.core import records
 from deberta.core.contract import FP32, PERFORMANCE_LOOPS
 from deberta.core.errors import ConfigError, DataError, MissingError
 from deberta.core.paths import record_of
-from deberta.host import job, pipeline, precision, report
-from deberta.host.pipeline import Session
+from deberta.host import job, precision, report
 from deberta.host.plan import checks, evaluation
 from deberta.host.plan.demo import remake_steps
 from deberta.host.plan.evaluation import Plan, Step
+from deberta.host.run import runner
+from deberta.host.run.runner import Session
 
 
 def export(session: Session, plan: Plan, relative: str = "shift") -> None:
@@ -29,11 +30,11 @@ def lint(session: Session, plan: Plan, model: Optional[str], output: Optional[st
     target = PurePosixPath(output) if output else plan.artifacts.results.parent / f"lint-onnx.{kind}"
     before = [] if model else [evaluation.export_onnx(plan)]
     step = checks.lint_file(plan, path, target, options)
-    pipeline.check_sources(session, [*before, step])
+    runner.check_sources(session, [*before, step])
     for one in before:
-        pipeline.run(session, one)
+        runner.run(session, one)
     try:
-        pipeline.run(session, step)
+        runner.run(session, step)
     finally:  # a report that a gate refuses is there as well
         if not session.dry and not output and (session.workspace / target).exists():
             print((session.workspace / target).read_text(encoding="utf-8"), end="")
@@ -80,21 +81,21 @@ def infer(session: Session, plan: Plan, batch_size: int, version: str) -> PurePo
     """Everything up to the model's outputs; returns their folder."""
     plan = for_chip(session, plan, batch_size)
     before = _before_inference(session, plan, batch_size, version)
-    pipeline.check_sources(session, before)
-    made = [pipeline.run(session, step) for step in before]
+    runner.check_sources(session, before)
+    made = [runner.run(session, step) for step in before]
     counted = records.summary(made[-1]).get("rows", 0) if made[-1] else 0
     step = evaluation.infer(plan, batch_size, version, int(counted))
-    record = pipeline.run(session, step)
+    record = runner.run(session, step)
     if not record:
         return PurePosixPath(f"{plan.artifacts.outputs(batch_size, version)}{evaluation.LATEST}")
     assert step.inference is not None
-    return pipeline.outputs_folder(record, step.inference)
+    return runner.outputs_folder(record, step.inference)
 
 
 def postprocess(session: Session, plan: Plan, batch_size: int, version: str, outputs: Optional[str]) -> None:
     """Outputs -> accuracy. Without `outputs`: the folder of infer's record, or the only one that is there."""
     folder = PurePosixPath(outputs) if outputs else known_outputs(session, plan, batch_size, version)
-    pipeline.run(session, evaluation.postprocess(plan, batch_size, version, folder))
+    runner.run(session, evaluation.postprocess(plan, batch_size, version, folder))
     if not session.dry:
         # Outputs that the user names may be any machine's: then no backend is named.
         print_evaluation(session, plan, batch_size, version, f"of {outputs}" if outputs else origin(plan))
@@ -111,7 +112,7 @@ def evaluate(session: Session, plan: Plan, batch_size: int, version: str) -> Non
 
 def _evaluate(session: Session, plan: Plan, batch_size: int, version: str) -> PurePosixPath:
     folder = infer(session, plan, batch_size, version)
-    pipeline.run(session, evaluation.postprocess(plan, batch_size, version, folder))
+    runner.run(session, evaluation.postprocess(plan, batch_size, version, folder))
     if not session.dry:
         print_evaluation(session, plan, batch_size, version, origin(plan))
     return folder
@@ -175,9 +176,9 @@ def demo(session: Session, plan: Plan) -> None:
 
 
 def run_all(session: Session, planned: Sequence[Step]) -> None:
-    pipeline.check_sources(session, planned)
+    runner.check_sources(session, planned)
     for step in planned:
-        pipeline.run(session, step)
+        runner.run(session, step)
 
 
 def for_chip(session: Session, plan: Plan, batch_size: int) -> Plan:
@@ -197,7 +198,7 @@ def uses_brought(session: Session, plan: Plan, batch_size: int) -> bool:
     """An .om that the user brought stays as it is until --force."""
     if plan.backend != "ascend" or session.force:
         return False
-    return pipeline.is_brought(session, plan.artifacts.compiled(batch_size))
+    return runner.is_brought(session, plan.artifacts.compiled(batch_size))
 
 
 def compiling(session: Session, plan: Plan, batch_size: int) -> list[Step]:
@@ -219,14 +220,14 @@ def known_outputs(session: Session, plan: Plan, batch_size: int, version: str) -
     if record is not None:
         step = evaluation.infer(plan, batch_size, version, 0)
         for before in (*_before_inference(session, plan, batch_size, version), step):
-            if reason := pipeline.outdated(session, before):
+            if reason := runner.outdated(session, before):
                 again = plan.command("evaluate", f" --bs {batch_size} --version {version}")
                 raise DataError(
                     f"the outputs in {parent} are not of the present inputs ({before.title}: {reason}). Run: {again}, "
                     "or name outputs to be counted as they are: --outputs DIR"
                 )
         assert step.inference is not None
-        return pipeline.outputs_folder(record, step.inference)
+        return runner.outputs_folder(record, step.inference)
     folder = session.workspace / parent
     found = sorted(entry.name for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else []
     if not found:

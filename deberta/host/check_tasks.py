@@ -9,10 +9,11 @@ from invoke.context import Context
 
 from deberta import PROJECT
 from deberta.core import contract
-from deberta.host import chain, choices, development, pipeline
+from deberta.host import chain, choices, development
 from deberta.host.cli import RUN, command, prepared_python, profile_of, session_of, version_of, workspace
 from deberta.host.environments import stages
 from deberta.host.plan.evaluation import Plan
+from deberta.host.run import runner
 
 
 @command(
@@ -43,7 +44,7 @@ def lint_onnx(
     options += ["--severity", contract.one_of("--severity", severity, ("error", "warning", "note"))]
     options += ["--batch-sizes", batch_sizes, *(["--stats"] if stats else [])]
     session, plan = session_of(c, executor, force, dry, keep), Plan(profile_of(c, profile), "cpu")
-    with pipeline.exclusive(session):
+    with runner.exclusive(session):
         chain.lint(session, plan, model, output, options)
 
 
@@ -71,7 +72,7 @@ def check_fp16(
     some = str(contract.parse_integer("--rows", rows, 0, 0, 10**9)) if rows else ""
     session = session_of(c, executor, force, dry, keep)
     plan = Plan(profile_of(c, profile), "cpu", first, atc=choices.atc_options(c.config.get("atc")))
-    with pipeline.exclusive(session):
+    with runner.exclusive(session):
         chain.check_fp16(session, plan, batch_size, chosen, some, margin or "")
 
 

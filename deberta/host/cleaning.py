@@ -8,8 +8,8 @@ from typing import Sequence
 from deberta.core import files, records
 from deberta.core.errors import DataError
 from deberta.host.environments import stages
-from deberta.host.pipeline import UNRECORDED, Session
 from deberta.host.plan.profiles import Profile
+from deberta.host.run.runner import UNRECORDED, Session
 
 RECORD = ".record.json"
 

@@ -16,13 +16,14 @@ from deberta import PROJECT
 from deberta.ascend import atc
 from deberta.core import contract
 from deberta.core.errors import INTERRUPTED, ConfigError, DebertaError, from_os_error, one_line
-from deberta.host import choices, explaining, pipeline
+from deberta.host import choices, explaining
 from deberta.host.engine import npu_access
 from deberta.host.environments import stages
-from deberta.host.executor import Executor
-from deberta.host.local import LocalExecutor
 from deberta.host.plan import profiles
 from deberta.host.plan.evaluation import Plan
+from deberta.host.run import runner as pipeline
+from deberta.host.run.executor import Executor
+from deberta.host.run.local import LocalExecutor
 
 HELP = {
     "bs": "batch size (default 1)",
@@ -178,8 +179,8 @@ def _local(c: Context, here: Path, script: str, msame: Optional[str]) -> Executo
 
 
 def _docker(c: Context, here: Path, keep: bool, msame: Optional[str]) -> Executor:
-    from deberta.host.docker_executor import DockerExecutor
     from deberta.host.images import definition
+    from deberta.host.run.docker_executor import DockerExecutor
 
     if msame:
         raise ConfigError(

@@ -12,12 +12,13 @@ from invoke.context import Context
 
 from deberta.core import contract
 from deberta.core.errors import ConfigError
-from deberta.host import chain, choices, pipeline
+from deberta.host import chain, choices
 from deberta.host.cli import RUN, command, profile_of, session_of, version_of
-from deberta.host.pipeline import Session
 from deberta.host.plan import comparison
 from deberta.host.plan.comparison import Asked, Side
 from deberta.host.plan.evaluation import LATEST, Plan
+from deberta.host.run import runner
+from deberta.host.run.runner import Session
 
 SIDES = ", ".join(comparison.OWN)
 
@@ -70,7 +71,7 @@ def compare(
     ]
     if sides[0] == sides[1]:
         raise ConfigError(f"{a} would be compared with itself. Name another file for one: --b-file FILE")
-    with pipeline.exclusive(session):
+    with runner.exclusive(session):
         run(session, plan, batch_size, chosen, sides, asked)
 
 
@@ -80,16 +81,16 @@ compare.auto_shortflags = False  # invoke would give a_file its second letter: t
 def run(session: Session, plan: Plan, batch_size: int, version: str, sides: list[Side], asked: Asked) -> None:
     """Make what the sides need, compare them, and show what was found also where it was known already."""
     before = comparison.before(plan, batch_size, version, sides)
-    pipeline.check_sources(session, before)
+    runner.check_sources(session, before)
     a, b = (_found(session, plan, batch_size, version, side) for side in sides)
     step = comparison.compare(plan, batch_size, version, a, b, asked)
     if not session.dry:  # a dry run names the latest outputs as the shell would find them
-        pipeline.check_sources(session, [*before, step])
+        runner.check_sources(session, [*before, step])
     for one in before:
-        pipeline.run(session, one)
+        runner.run(session, one)
     path = session.workspace / step.outputs[0]
     old = _changed(path)
-    pipeline.run(session, step)
+    runner.run(session, step)
     if session.dry:
         return
     if _changed(path) == old:

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Callable, Optional, Sequence
 
 from deberta.core.errors import StageError
-from deberta.host import local
 from deberta.host.environments import stages
-from deberta.host.executor import judge_stage
+from deberta.host.run import local
+from deberta.host.run.executor import judge_stage
 
 BENCH = "deberta.stages.bench"
 

@@ -16,8 +16,8 @@ from deberta.core import contract, files, published, records
 from deberta.core.errors import DataError, MissingError, one_line
 from deberta.core.paths import Artifacts, record_of
 from deberta.core.progress import Progress
-from deberta.host import code
 from deberta.host.plan.profiles import Profile
+from deberta.host.run import source_digest
 
 RECORD_SUFFIX = ".record.json"
 IMAGE = "image "  # what a record's dependency on a stage image starts with
@@ -363,6 +363,6 @@ def compare_code(evidence: Evidence, project: Path) -> None:
         module = str(parameters.get("module", ""))
         if _STAGE.fullmatch(module):
             if module not in digests:
-                digests[module] = code.digest(project, module)
+                digests[module] = source_digest.digest(project, module)
             if parameters.get("code") != digests[module]:
                 evidence.unchecked.append(f"whether {module} was this checkout's: its record names other source code")

@@ -16,10 +16,10 @@ from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Seque
 
 from deberta.core import records
 from deberta.core.errors import some
-from deberta.host import code, pipeline
 from deberta.host.environments.stages import STAGES_LOCK
-from deberta.host.pipeline import Session
 from deberta.host.plan.evaluation import LATEST, Step
+from deberta.host.run import runner, source_digest
+from deberta.host.run.runner import Session
 
 NO, MAYBE, YES, STOPS = "up to date", "may run", "would run", "would stop"
 Noted = List[Tuple[Session, Step]]
@@ -100,7 +100,7 @@ def _judge(session: Session, step: Step, again: Mapping[str, str]) -> Verdict:
     for needed in settled.inputs:
         if not (session.workspace / needed.path).exists():
             return Verdict(step.title, STOPS, f"{needed.path} is missing. {needed.command}")
-    record = pipeline.last_record(session, step)
+    record = runner.last_record(session, step)
     reason = _reason(session, settled, record)
     if reason:
         stops = session.strict and record is not None and reason == _altered(session, step, record)
@@ -132,25 +132,25 @@ def _with_folders(step: Step, latest: Mapping[str, str]) -> Step:
 
 def _latest(session: Session, step: Step) -> str:
     """The folder that a run left, empty if none is recorded."""
-    record = pipeline.last_record(session, step)
+    record = runner.last_record(session, step)
     assert step.inference is not None
-    return str(pipeline.outputs_folder(record, step.inference)) if record is not None else ""
+    return str(runner.outputs_folder(record, step.inference)) if record is not None else ""
 
 
 def _altered(session: Session, step: Step, record: Mapping[str, Any]) -> Optional[str]:
     """Which output is no longer what the record says."""
-    return pipeline.why_run(session, replace(step, inputs=()), record, {})
+    return runner.why_run(session, replace(step, inputs=()), record, {})
 
 
 def _reason(session: Session, step: Step, record: Optional[Mapping[str, Any]]) -> Optional[str]:
     """As pipeline.why_run, with the old and the new value of a parameter that changed."""
     if record is None:
-        return pipeline.why_run(session, step, None)
+        return runner.why_run(session, step, None)
     before = records.parameters(record)
-    for key, value in pipeline.parameters_of(session, step).items():
+    for key, value in runner.parameters_of(session, step).items():
         if before.get(key) != value:
             return f"its {key} changed{_detail(session, step, record, key, before.get(key), value)}"
-    return pipeline.why_run(session, step, record, {})
+    return runner.why_run(session, step, record, {})
 
 
 def _detail(session: Session, step: Step, record: Mapping[str, Any], key: str, old: Any, new: Any) -> str:
@@ -200,17 +200,17 @@ def _newer(project: Path, module: str, record: Mapping[str, Any]) -> List[str]:
         began = datetime.fromisoformat(record["predicate"]["runDetails"]["metadata"]["startedOn"]).timestamp()
     except (KeyError, TypeError, ValueError):
         return []
-    found = [path for path in code.sources(project, module) if path.stat().st_mtime >= began]
+    found = [path for path in source_digest.sources(project, module) if path.stat().st_mtime >= began]
     return [path.relative_to(project).as_posix() for path in found]
 
 
 def _image_changes(session: Session, step: Step, record: Mapping[str, Any]) -> List[str]:
     """What the image was made of when the step ran, compared with now; no engine is asked."""
-    from deberta.host.docker_executor import STAGES
     from deberta.host.images import (
         definition,
         pins,  # tomlkit is not loaded for the list of tasks
     )
+    from deberta.host.run.docker_executor import STAGES
 
     before = records.internal(record).get("image_inputs")
     if not isinstance(before, dict):

@@ -18,12 +18,13 @@ import deberta
 from deberta.core import contract, files, machine, published, records
 from deberta.core.errors import DataError, MissingError
 from deberta.core.paths import record_of
-from deberta.host import bom, pipeline, report
-from deberta.host.pipeline import Session
+from deberta.host import bom, report
 from deberta.host.plan import reference
 from deberta.host.plan import report as acceptance_steps
 from deberta.host.plan.evaluation import Plan, Step
 from deberta.host.report import Measured
+from deberta.host.run import runner as pipeline
+from deberta.host.run.runner import Session
 
 FORMAT = 1
 OF_PUBLISHED = ("official", "fps")  # gates that a profile without published figures has nothing for

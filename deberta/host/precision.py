@@ -9,11 +9,11 @@ from typing import Sequence
 from deberta.core import buckets
 from deberta.core.contract import FP32
 from deberta.core.paths import limited
-from deberta.host import pipeline
-from deberta.host.pipeline import Session
 from deberta.host.plan import evaluation
 from deberta.host.plan.bucket_steps import at
 from deberta.host.plan.evaluation import Input, Plan, Step
+from deberta.host.run import runner
+from deberta.host.run.runner import Session
 
 
 def flips(
@@ -52,7 +52,7 @@ def show(
 ) -> None:
     """Bring the comparison up to date and print it."""
     step = flips(plan, batch_size, version, fp32, int8)
-    pipeline.run(session, step)
+    runner.run(session, step)
     if session.dry:
         return
     [path] = step.outputs

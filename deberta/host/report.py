@@ -13,9 +13,9 @@ from deberta.core import records
 from deberta.core.contract import BROUGHT_MODEL, RUNNERS
 from deberta.core.errors import DataError, MissingError
 from deberta.core.paths import record_of
-from deberta.host import pipeline
-from deberta.host.pipeline import Session
 from deberta.host.plan.evaluation import Plan
+from deberta.host.run import runner as pipeline
+from deberta.host.run.runner import Session
 
 ABSENT = "-"
 

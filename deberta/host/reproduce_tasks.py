@@ -14,9 +14,10 @@ from invoke.tasks import Task
 
 from deberta import PROJECT
 from deberta.core.errors import ConfigError, GateError, some
-from deberta.host import choices, explaining, pipeline, reproduction
+from deberta.host import choices, explaining, reproduction
 from deberta.host.cli import DEVICE, command, plan_of, session_of, workspace
 from deberta.host.reproduction import Place, Run
+from deberta.host.run import runner as pipeline
 
 STEPS = ("executor", "dry")  # what every task that runs steps takes
 OWN = ("explain", "reproduce")

@@ -18,9 +18,9 @@ from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Seque
 from deberta.core import contract, files, records
 from deberta.core.errors import ConfigError, DataError, GateError, MissingError, some
 from deberta.core.paths import record_of
-from deberta.host import local, messages
-from deberta.host.executor import judge_stage
 from deberta.host.plan.evaluation import LATEST, Plan
+from deberta.host.run import local, messages
+from deberta.host.run.executor import judge_stage
 
 FOLDER = Path(".cache", "reproduce")  # in the workspace
 NAMES = ("a", "b-elsewhere")  # not of one length: a path that got into an artifact would show

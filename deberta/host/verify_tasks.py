@@ -14,10 +14,11 @@ from deberta import PROJECT
 from deberta.core import contract
 from deberta.core.errors import ConfigError, MissingError
 from deberta.core.paths import Artifacts
-from deberta.host import pipeline, verification
+from deberta.host import verification
 from deberta.host.cli import command, prepared_python, profile_of, session_of, workspace
 from deberta.host.environments import stages
 from deberta.host.plan import profiles
+from deberta.host.run import runner
 from deberta.host.verification import Request
 
 
@@ -83,7 +84,7 @@ def sign(
         verification.show(request)
         print(f"# then {request.artifacts.attestation()} is written")
         return
-    with pipeline.exclusive(session_of(c, "local")):
+    with runner.exclusive(session_of(c, "local")):
         verification.sign(request, Path(str(key)), passphrase_env)
 
 

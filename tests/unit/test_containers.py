@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from deberta.ascend import atc
-from deberta.host import docker_executor, local
 from deberta.host.engine import containers
 from deberta.host.engine.containers import Access, Container, Mount, User
 from deberta.host.plan import evaluation, profiles
 from deberta.host.plan.evaluation import Plan, Step
+from deberta.host.run import docker_executor, local
 
 PROFILE = profiles.load("demo", {"demo": {"checkpoint": "p.bin", "config": "c.json", "tokenizer": "spm.model",
     "dataset": "MNLI", "labels": ["contradiction", "neutral", "entailment"], "rows": {"match": 10}}})  # fmt: skip

@@ -10,8 +10,8 @@ import pytest
 
 from deberta.core import errors
 from deberta.core.errors import DebertaError, StageError
-from deberta.host import local
-from deberta.host.executor import judge_stage
+from deberta.host.run import local
+from deberta.host.run.executor import judge_stage
 
 
 def _run(tmp_path: Path, code: str) -> str:

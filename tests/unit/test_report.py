@@ -14,8 +14,8 @@ from deberta.core.errors import DataError, MissingError
 from deberta.core.paths import record_of
 from deberta.host import job, report
 from deberta.host.job import Asked
-from deberta.host.pipeline import Session
 from deberta.host.plan.evaluation import Plan
+from deberta.host.run.runner import Session
 from tests.mnli_helpers import REPOSITORY
 from tests.unit.test_steps import _plan
 

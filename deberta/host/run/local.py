@@ -16,8 +16,8 @@ from deberta.ascend.programs import Tools
 from deberta.core import files
 from deberta.core.errors import ERROR_PREFIX, INTERRUPTED
 from deberta.host.environments.stages import STAGES_LOCK
-from deberta.host.executor import Ground, Show
 from deberta.host.plan.evaluation import LATEST, Step
+from deberta.host.run.executor import Ground, Show
 
 GRACE_SECONDS = 120.0  # for a stage to finish its step and remove what it half wrote, before it is killed
 

@@ -16,10 +16,11 @@ from deberta.ascend import ais_bench, atc, msame, programs
 from deberta.core import files, records
 from deberta.core.errors import ConfigError, DataError, DebertaError, StageError
 from deberta.core.paths import record_of
-from deberta.host import code, messages
-from deberta.host.console import Console
-from deberta.host.executor import Executor, Ground, judge_stage
 from deberta.host.plan.evaluation import Compilation, Inference, Input, Step
+from deberta.host.run import messages
+from deberta.host.run import source_digest as code
+from deberta.host.run.console import Console
+from deberta.host.run.executor import Executor, Ground, judge_stage
 
 UNRECORDED = f"{files.TEMPORARY}unrecorded"
 BUILDER = "urn:deberta-ascend:executor:"

@@ -19,11 +19,11 @@ from deberta.host.engine import containers, npu_access
 from deberta.host.engine.containers import Access, Container, User
 from deberta.host.engine.engine import Engine
 from deberta.host.engine.npu_access import NpuSettings
-from deberta.host.executor import Ground, Show
 from deberta.host.images import build, contents, definition, pins
 from deberta.host.images.definition import BuildSettings, Image
-from deberta.host.local import renaming, to_paste
 from deberta.host.plan.evaluation import Step
+from deberta.host.run.executor import Ground, Show
+from deberta.host.run.local import renaming, to_paste
 
 ABOUT = f"{containers.CODE}/image.json"  # what docker/check-cann wrote
 STAGES = {"": "export", "atc": "compile", "msame": "runtime", "ais_bench": "compile"}  # tool -> stage image

@@ -1,0 +1,1 @@
+"""Planned steps executed: freshness, executors, judgement of what they leave."""
