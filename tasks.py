@@ -265,7 +265,7 @@ def fetch(
     profile: str | None = None,
 ) -> None:
     """Get the guide's checkpoint, tokenizer and MNLI, checked by SHA-256."""
-    from deberta.host import fetch as fetching
+    from deberta.host.fetch import fetch as fetching
 
     names = [name.strip() for name in only.split(",")] if only else ["checkpoint", "tokenizer", "mnli"]
     names += ["pretrained"] if pretrained and "pretrained" not in names else []

@@ -9,10 +9,10 @@ import zipfile
 from pathlib import Path
 from typing import Optional, Union
 
-from deberta.host import download as http
-from deberta.host.fetch import fetch
-from deberta.host.sources import SENTENCEPIECE, TORCH, TSV, ZIP, Copy, Download, Item, Product, Sources
-from deberta.host.trust import Fetched
+from deberta.host.fetch import download as http
+from deberta.host.fetch.checksums import Fetched
+from deberta.host.fetch.fetch import fetch
+from deberta.host.fetch.sources import SENTENCEPIECE, TORCH, TSV, ZIP, Copy, Download, Item, Product, Sources
 
 CHECKPOINT = "models/mnli/pytorch.model-073631.bin"
 BIN = "pytorch.model-073631.bin"

@@ -18,10 +18,10 @@ from pathlib import Path
 import pytest
 
 from deberta.core.errors import DataError, MissingError, StageError
-from deberta.host import download as http
-from deberta.host import unpack
-from deberta.host.sources import Copy
-from deberta.host.trust import Fetched
+from deberta.host.fetch import archives
+from deberta.host.fetch import download as http
+from deberta.host.fetch.checksums import Fetched
+from deberta.host.fetch.sources import Copy
 from tests.fetch_helpers import (
     BIN,
     CHECKPOINT,
@@ -303,7 +303,7 @@ def test_full_disk_while_unpacking(server: Server, run: Run, monkeypatch: pytest
 
     sources = mnli(Copy(server.url("/MNLI.zip")))
     with monkeypatch.context() as patched, pytest.raises(StageError, match="disk is full"):
-        patched.setattr(unpack, "extract", full)
+        patched.setattr(archives, "extract", full)
         run(sources)
     assert run.files() == ["data/mnli/MNLI.zip.part", "data/mnli/MNLI.zip.part.json"]
     run(sources)

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from deberta.core.errors import ConfigError, DataError, MissingError
-from deberta.host import unpack
-from deberta.host.fetch import fetch
-from deberta.host.sources import GUIDE, SENTENCEPIECE, ZIP, Copy, Download
+from deberta.host.fetch import archives
+from deberta.host.fetch.fetch import fetch
+from deberta.host.fetch.sources import GUIDE, SENTENCEPIECE, ZIP, Copy, Download
 from tests.fetch_helpers import (
     BIN,
     CHECKPOINT,
@@ -189,25 +189,25 @@ def test_links_encryption_and_bombs(tmp_path: Path) -> None:
         link.external_attr = (stat.S_IFLNK | 0o777) << 16
         archive.writestr(link, "/etc/passwd")
     with pytest.raises(DataError, match="no regular file link"):
-        unpack.extract(path, {"link": target})
+        archives.extract(path, {"link": target})
 
     content = bytearray(zipped({"a": b"secret"}))
     for start in (content.index(b"PK\x03\x04") + 6, content.index(b"PK\x01\x02") + 8):
         content[start] |= 1
     path.write_bytes(content)
     with pytest.raises(DataError, match="encrypted"):
-        unpack.extract(path, {"a": target})
+        archives.extract(path, {"a": target})
 
     path.write_bytes(zipped({"a": bytes(20 << 20)}))
     with pytest.raises(DataError, match="zip bomb"):
-        unpack.extract(path, {"a": target})
+        archives.extract(path, {"a": target})
     with pytest.raises(DataError, match="unpacks to 20971520 bytes, more than 1000"):
-        unpack.extract(path, {"a": target}, unpack.Limits(total=1000))
+        archives.extract(path, {"a": target}, archives.Limits(total=1000))
     with pytest.raises(DataError, match="1 entries, more than 0"):
-        unpack.extract(path, {"a": target}, unpack.Limits(entries=0))
+        archives.extract(path, {"a": target}, archives.Limits(entries=0))
     path.write_bytes(zipped({"a": b"x"}, zipfile.ZIP_LZMA))
     with pytest.raises(DataError, match="packed by method 14"):
-        unpack.extract(path, {"a": target})
+        archives.extract(path, {"a": target})
     assert not target.exists()
 
 
@@ -221,7 +221,7 @@ def test_any_damaged_byte_is_an_error_or_harmless(tmp_path: Path) -> None:
         damaged[position] ^= 0xFF
         path.write_bytes(damaged)
         try:
-            unpack.extract(path, {"a.tsv": target})
+            archives.extract(path, {"a.tsv": target})
         except DataError:
             continue
         assert target.read_bytes() == content["a.tsv"]

@@ -14,8 +14,8 @@ from typing import Callable
 
 from deberta.core import files
 from deberta.core.errors import DataError
-from deberta.host import download as http
-from deberta.host.sources import HEAD_BYTES, JSON, Item, Product, record_path, wrong_start
+from deberta.host.fetch import download as http
+from deberta.host.fetch.sources import HEAD_BYTES, JSON, Item, Product, record_path, wrong_start
 
 _LARGE = 100 << 20  # bytes; hashing more than this takes long enough to be said
 

@@ -26,7 +26,7 @@ import requests
 from deberta.core import files
 from deberta.core.errors import StageError
 from deberta.core.progress import Progress
-from deberta.host.sources import HEAD_BYTES
+from deberta.host.fetch.sources import HEAD_BYTES
 
 MIB = 1 << 20
 _CHUNK = 1 << 16

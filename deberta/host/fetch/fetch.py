@@ -14,21 +14,9 @@ from pathlib import Path
 from typing import Callable, Optional
 
 from deberta.core.errors import ConfigError, DataError, MissingError, from_os_error
-from deberta.host import download as http
-from deberta.host import unpack
-from deberta.host.sources import (
-    GUIDE,
-    ON_DEMAND,
-    ZIP,
-    Copy,
-    Download,
-    Item,
-    Product,
-    Sources,
-    root_folder,
-    wrong_start,
-)
-from deberta.host.trust import (
+from deberta.host.fetch import archives as unpack
+from deberta.host.fetch import download as http
+from deberta.host.fetch.checksums import (
     Fetched,
     Job,
     Pins,
@@ -42,6 +30,18 @@ from deberta.host.trust import (
     read_record,
     remember,
     staged,
+)
+from deberta.host.fetch.sources import (
+    GUIDE,
+    ON_DEMAND,
+    ZIP,
+    Copy,
+    Download,
+    Item,
+    Product,
+    Sources,
+    root_folder,
+    wrong_start,
 )
 
 _SHOWN = 20  # files listed when a search by hash finds nothing

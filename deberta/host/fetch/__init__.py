@@ -1,0 +1,1 @@
+"""Downloads, checked by SHA-256."""
