@@ -16,9 +16,9 @@ import rfc8785
 from deberta.core import files, records
 from deberta.core.contract import LABELS, VERSIONS
 from deberta.core.paths import Artifacts
-from deberta.host import bom
 from deberta.host.plan import profiles
-from deberta.host.verification import Request
+from deberta.host.report import bom
+from deberta.host.report.verification import Request
 from deberta.stages import assess, postprocess, render
 from tests.mnli_helpers import REPOSITORY
 

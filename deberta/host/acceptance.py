@@ -14,10 +14,11 @@ from typing import Any, Iterable, Mapping, Optional
 from deberta.core.contract import RUNNERS, batch_count
 from deberta.core.errors import GateError, some
 from deberta.core.paths import record_of
-from deberta.host import chain, job
-from deberta.host.job import Asked
+from deberta.host import chain
 from deberta.host.plan import reference
 from deberta.host.plan.evaluation import Plan
+from deberta.host.report import request
+from deberta.host.report.request import Asked
 from deberta.host.run import runner
 from deberta.host.run.runner import Session
 
@@ -61,7 +62,7 @@ def run(session: Session, plan: Plan, asked: Asked) -> None:
     """Measure, report and judge. Raises GateError if a gate fails; MissingError, StageError and DataError before."""
     looks = [reference.sentinel(plan, version) for version in asked.versions]
     looks += [reference.reference(plan, version) for version in asked.versions]
-    job.gates(session, plan, asked)  # a bad file is not to be found out at the end
+    request.gates(session, plan, asked)  # a bad file is not to be found out at the end
     runner.check_sources(session, looks)  # together they read all that the user brings
     for step in looks:
         runner.run(session, step)
@@ -73,10 +74,10 @@ def run(session: Session, plan: Plan, asked: Asked) -> None:
             print(f"[acceptance] {number + 1} of {len(matrix)}: {cell.text}{left}", flush=True)
         _measure(session, plan, cell, asked.loops, pace)
     if session.dry:
-        job.show(session, plan)
+        request.show(session, plan)
         return
     print(f"[acceptance] {len(matrix)} of {len(matrix)} measured in {duration(time.monotonic() - started)}", flush=True)
-    conclude(plan, job.publish(session, plan, job.make(session, plan, asked)))
+    conclude(plan, request.publish(session, plan, request.make(session, plan, asked)))
 
 
 def cells(asked: Asked, rows: Mapping[str, int]) -> list[Cell]:

@@ -12,11 +12,12 @@ from deberta import PROJECT
 from deberta.core import contract
 from deberta.core.errors import ConfigError
 from deberta.host import acceptance as accepting
-from deberta.host import bucket_report, chain
+from deberta.host import chain
 from deberta.host.cli import DEVICE, RUN, command, plan_of, prepared_python, session_of, version_of
 from deberta.host.engine import containers
-from deberta.host.job import Asked
 from deberta.host.plan.evaluation import Plan
+from deberta.host.report import bucket_report
+from deberta.host.report.request import Asked
 from deberta.host.run import runner as pipeline
 from deberta.host.run.runner import Session
 

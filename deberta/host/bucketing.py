@@ -15,10 +15,11 @@ from deberta.core.buckets import Asked
 from deberta.core.contract import FP32, SEQUENCE_LENGTH, batch_count
 from deberta.core.errors import ConfigError, DataError, MissingError
 from deberta.core.paths import record_of
-from deberta.host import chain, precision, report
+from deberta.host import chain, precision
 from deberta.host.plan import bucket_steps, evaluation
 from deberta.host.plan.bucket_steps import at
 from deberta.host.plan.evaluation import Plan, Step
+from deberta.host.report import measurements
 from deberta.host.run import runner
 from deberta.host.run.runner import Session
 
@@ -148,9 +149,9 @@ def perf(session: Session, plan: Plan, batch_size: int, version: str, loops: int
     path = whole.artifacts.throughput(batch_size, version)
     measured = json.loads((session.workspace / path).read_text(encoding="utf-8"))
     log = plan.artifacts.timing_log(batch_size, version, plan.tool or "msame")
-    padded = report.performance(session.workspace / log, batch_size, version).fps
+    padded = measurements.performance(session.workspace / log, batch_size, version).fps
     print(
-        f"perf bs={batch_size} {version} {report.place(plan, plan.tool)}{chain.other_precision(plan)}, "
+        f"perf bs={batch_size} {version} {measurements.place(plan, plan.tool)}{chain.other_precision(plan)}, "
         f"buckets {buckets.text(whole.buckets)}: "
         f"{measured['fps']:.3f} fps over {measured['rows']} rows, {measured['fps'] / padded:.2f} times the padded "
         f"{padded:.3f}"

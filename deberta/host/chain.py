@@ -10,10 +10,11 @@ from deberta.core import records
 from deberta.core.contract import FP32, PERFORMANCE_LOOPS
 from deberta.core.errors import ConfigError, DataError, MissingError
 from deberta.core.paths import record_of
-from deberta.host import job, precision, report
+from deberta.host import precision
 from deberta.host.plan import checks, evaluation
 from deberta.host.plan.demo import remake_steps
 from deberta.host.plan.evaluation import Plan, Step
+from deberta.host.report import measurements, request
 from deberta.host.run import runner
 from deberta.host.run.runner import Session
 
@@ -135,11 +136,11 @@ def perf(session: Session, plan: Plan, batch_size: int, version: str, loops: int
     if session.dry:
         return
     timing_log = whole.artifacts.timing_log(batch_size, version, plan.tool or "msame")
-    found = report.performance(session.workspace / timing_log, batch_size, version)
+    found = measurements.performance(session.workspace / timing_log, batch_size, version)
     times = ", ".join(f"{name} {value:.3f} ms" for name, value in found.percentiles_ms.items())
     average = "average" if found.runner == "ais_bench" else "average without first"
     print(
-        f"perf bs={batch_size} {version} {report.place(plan, found.runner)}"
+        f"perf bs={batch_size} {version} {measurements.place(plan, found.runner)}"
         f"{other_precision(plan)}: {found.fps:.3f} fps "
         f"({loops} loops, {average} {found.average_ms} ms, {times})\n  {timing_log}"
     )
@@ -153,10 +154,10 @@ def write_report(
     `bucketed`: its last part, Markdown. `gates`: a file in the place of ours, for what counts as a near tie.
     """
     if session.dry:
-        job.show(session, plan)
+        request.show(session, plan)
         return
-    asked = job.of_report(session, plan, usual, bucketed, gates)
-    job.publish(session, plan, job.make(session, plan, asked))
+    asked = request.of_report(session, plan, usual, bucketed, gates)
+    request.publish(session, plan, request.make(session, plan, asked))
     text = (session.workspace / plan.artifacts.report()).read_text(encoding="utf-8")
     print("\n".join([text, *(str(plan.artifacts.report(kind)) for kind in ("json", "md", "html"))]))
 
@@ -241,7 +242,7 @@ def known_outputs(session: Session, plan: Plan, batch_size: int, version: str) -
 
 def print_evaluation(session: Session, plan: Plan, batch_size: int, version: str, origin: str) -> None:
     path = plan.artifacts.evaluation(batch_size, version)
-    result = report.read_evaluation(session.workspace / path.with_suffix(".json"))
+    result = measurements.read_evaluation(session.workspace / path.with_suffix(".json"))
     partial = f" (only the first {plan.limit} rows: no result)" if plan.limit else ""
     print(
         f"accuracy {version} bs={batch_size} {origin}: "

@@ -14,12 +14,12 @@ from deberta import PROJECT
 from deberta.core import contract
 from deberta.core.errors import ConfigError, MissingError
 from deberta.core.paths import Artifacts
-from deberta.host import verification
 from deberta.host.cli import command, prepared_python, profile_of, session_of, workspace
 from deberta.host.environments import stages
 from deberta.host.plan import profiles
+from deberta.host.report import verification
+from deberta.host.report.verification import Request
 from deberta.host.run import runner
-from deberta.host.verification import Request
 
 
 @command(

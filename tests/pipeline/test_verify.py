@@ -21,8 +21,8 @@ import pytest
 
 from deberta.core.contract import DEV_FILES, VERSIONS
 from deberta.core.errors import DataError, MissingError
-from deberta.host import evidence, verification
-from deberta.host.verification import Request
+from deberta.host.report import evidence, verification
+from deberta.host.report.verification import Request
 from tests.mnli_helpers import REPOSITORY
 from tests.pipeline_helpers import Workspace
 from tests.verify_helpers import (

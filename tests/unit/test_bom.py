@@ -17,8 +17,8 @@ from deberta.core import records
 from deberta.core.contract import LABELS
 from deberta.core.errors import DataError, MissingError
 from deberta.core.paths import Artifacts
-from deberta.host import bom, licences
 from deberta.host.environments import stages
+from deberta.host.report import bom, licences
 from tests.mnli_helpers import REPOSITORY
 
 NAMES = ("checkpoint", "config", "spm", "tsv", "onnx", "om", "msame")

@@ -6,22 +6,22 @@ import pytest
 
 from deberta.core import files
 from deberta.core.errors import ConfigError, MissingError
-from deberta.host import gate_file
+from deberta.host.report import gates
 from tests.mnli_helpers import REPOSITORY
 
-OURS = REPOSITORY / gate_file.OURS
+OURS = REPOSITORY / gates.OURS
 
 
 def test_what_is_committed_is_what_the_figures_belong_to() -> None:
     """The guide's counts, and the demo's own files: one that is made again gets a new hash here."""
-    guide = gate_file.load(OURS, "mnli")
+    guide = gates.load(OURS, "mnli")
     assert guide["correct_rows"]["match"] == {"expected": 8879, "allowed": 20, "of": 9815}
     assert f"{8879 / 9815:.4f} {8919 / 9832:.4f}" == "0.9046 0.9071"
-    demo = gate_file.load(OURS, "demo")
+    demo = gates.load(OURS, "demo")
     assert demo["correct_rows"]["mismatch"] == {"expected": 1157, "allowed": 3, "of": 1200}
     assert len(demo["inputs"]) == 5
     assert {path: files.sha256_of(REPOSITORY / path) for path in demo["inputs"]} == demo["inputs"]
-    general = gate_file.load(OURS, "nobodys")
+    general = gates.load(OURS, "nobodys")
     assert "correct_rows" not in general and "inputs" not in general
     assert general["agreement"] == {"allowed": 0} and general["reference"] == {"allowed": 20}
     assert {key: demo[key] for key in general} == {**general, "reference": {"allowed": 0}}
@@ -30,7 +30,7 @@ def test_what_is_committed_is_what_the_figures_belong_to() -> None:
 def test_a_profile_goes_over_the_defaults(tmp_path: Path) -> None:
     path = tmp_path / "own.toml"
     path.write_text(OURS.read_text() + "\n[profile.own]\nnear_tie_margin = 0\nfps = {at_least = 'ascend'}\n")
-    found = gate_file.load(path, "own")
+    found = gates.load(path, "own")
     assert (found["near_tie_margin"], found["fps"], found["official"]) == (0, {"at_least": "ascend"}, {"points": 0.5})
 
 
@@ -66,10 +66,10 @@ def test_nothing_that_is_not_understood_is_left_unsaid(tmp_path: Path, old: str,
     assert old in text
     path.write_text(text.replace(old, new, 1))
     with pytest.raises(ConfigError) as caught:
-        gate_file.load(path, "nobodys")
+        gates.load(path, "nobodys")
     assert str(path) in str(caught.value) and says in str(caught.value)
 
 
 def test_no_file(tmp_path: Path) -> None:
     with pytest.raises(MissingError, match="Correct gates in invoke"):
-        gate_file.load(tmp_path / "none.toml", "demo")
+        gates.load(tmp_path / "none.toml", "demo")

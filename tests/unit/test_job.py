@@ -9,7 +9,7 @@ import pytest
 
 from deberta.core import records
 from deberta.core.errors import DataError
-from deberta.host import job
+from deberta.host.report import request
 
 EXPORT, COMPILE = "image deberta-ascend/export:aa", "image deberta-ascend/compile:bb"
 
@@ -36,10 +36,10 @@ def test_one_image_that_two_records_tell_differently_is_named() -> None:
         PurePosixPath("results/demo/cpu/eval_bs8_match.txt"): _record(export="1" * 64),
         PurePosixPath("elsewhere"): _record(),  # made by a process
     }
-    job.one_build_of_each(recorded)
+    request.one_build_of_each(recorded)
     recorded[PurePosixPath("results/demo/cpu/eval_bs8_mismatch.txt")] = _record(export="3" * 64)
     with pytest.raises(DataError) as caught:
-        job.one_build_of_each(recorded)
+        request.one_build_of_each(recorded)
     said = str(caught.value)
     for part in ("eval_bs8_mismatch.txt.record.json says", EXPORT, "3" * 64, "dynamic.onnx.record.json", "1" * 64):
         assert part in said

@@ -12,9 +12,9 @@ import pytest
 from deberta.core import published, records
 from deberta.core.errors import DataError, MissingError
 from deberta.core.paths import record_of
-from deberta.host import job, report
-from deberta.host.job import Asked
 from deberta.host.plan.evaluation import Plan
+from deberta.host.report import measurements, request
+from deberta.host.report.request import Asked
 from deberta.host.run.runner import Session
 from tests.mnli_helpers import REPOSITORY
 from tests.unit.test_steps import _plan
@@ -67,14 +67,14 @@ def _record(
 
 
 def _origins(session: Session, plan: Plan) -> list[str]:
-    found = report.collect(session, plan, [8], ["match"])
+    found = measurements.collect(session, plan, [8], ["match"])
     return [one.origin for one in found.figures]
 
 
 def test_the_present_model_and_others(session: Session) -> None:
     plan = _plan()
     assert _origins(session, plan) == ["", ""]
-    [cell] = report.collect(session, plan, [8], ["match"]).evaluations
+    [cell] = measurements.collect(session, plan, [8], ["match"]).evaluations
     assert (str(cell.outputs), cell.pinned) == (OUTPUTS, True)
     (session.workspace / COMPILED).write_text("compiled again")
     assert _origins(session, plan) == ["outdated: another model"] * 2
@@ -94,25 +94,25 @@ def test_outputs_that_the_user_brought(session: Session) -> None:
     record.unlink()
     assert _origins(session, _plan())[0] == "no record"
     (session.workspace / OUTPUTS).with_name("2025").mkdir()
-    found = report.collect(session, _plan(), [8], ["match"])
+    found = measurements.collect(session, _plan(), [8], ["match"])
     assert not found.evaluations and "not one folder but 2" in found.left_out[0]
 
 
 def test_what_cannot_be_counted_again_is_left_out_and_what_was_altered_is_an_error(session: Session) -> None:
     (session.workspace / DATA).write_text("another label")
-    [said] = report.collect(session, _plan(), [8], ["match"]).left_out
+    [said] = measurements.collect(session, _plan(), [8], ["match"]).left_out
     assert said == f"{EVALUATION}: it counted {DATA}, which was changed since"
     (session.workspace / DATA).write_text(DATA)
     (session.workspace / f"{OUTPUTS}/input_0_output_0.bin").write_text("other logits")
-    assert "2026, which was changed since" in report.collect(session, _plan(), [8], ["match"]).left_out[0]
+    assert "2026, which was changed since" in measurements.collect(session, _plan(), [8], ["match"]).left_out[0]
     (session.workspace / EVALUATION).write_text("accuracy = 1.0\n")
     with pytest.raises(DataError, match=r"eval_bs8_match\.txt is not what"):
-        report.collect(session, _plan(), [8], ["match"])
+        measurements.collect(session, _plan(), [8], ["match"])
 
 
 def test_the_job_names_every_file_and_says_what_is_no_acceptance(session: Session) -> None:
     _record(session, "build-om_bs8", [COMPILED], [ONNX], internal={"pins": UNPINNED})
-    made = job.make(session, _plan(), replace(ASKED, purpose="acceptance", loops=5, auto=["backend"]))
+    made = request.make(session, _plan(), replace(ASKED, purpose="acceptance", loops=5, auto=["backend"]))
     [cell], [run] = made["cells"], made["performances"]
     assert (cell["outputs"], cell["evaluation"], cell["origin"], cell["pinned"]) == (OUTPUTS, EVALUATION, "", False)
     assert (run["log"], run["place"], run["pinned"]) == (LOG, "on cpu", False)
@@ -131,14 +131,14 @@ def test_the_job_names_every_file_and_says_what_is_no_acceptance(session: Sessio
         *("build-om_bs8", "infer_bs8_match", "postprocess_bs8_match", "perf_bs8_match")
     ]
     assert made["published"][2]["baseline_fps"] == 2.821 and published.NOTE in made["note"]
-    own = job.make(session, _plan(published=False), ASKED)
-    assert own["published"] == [] and not set(job.OF_PUBLISHED) & set(own["gates"])
+    own = request.make(session, _plan(published=False), ASKED)
+    assert own["published"] == [] and not set(request.OF_PUBLISHED) & set(own["gates"])
 
 
 def test_a_tool_of_this_machine_is_pinned_by_its_hash_alone(session: Session) -> None:
     _record(session, "perf_bs8_match", [LOG], [COMPILED], internal={"cann": "5.1.RC2"}, tool="msame", program="a" * 64)
     _record(session, "build-om_bs8", [COMPILED], [ONNX], internal={"cann": "5.1.RC2"}, tool="atc")
-    said = job.make(session, _plan(), ASKED)
+    said = request.make(session, _plan(), ASKED)
     assert said["measured"]["tools"] == {"atc": "CANN 5.1.RC2", "msame": "a" * 64}
     atc, msame = said["measured"]["pins"]["notes"]
     assert "atc of CANN 5.1.RC2 on this machine: its SHA-256 is in no record" in atc
@@ -147,4 +147,4 @@ def test_a_tool_of_this_machine_is_pinned_by_its_hash_alone(session: Session) ->
 
 def test_nothing_measured(session: Session) -> None:
     with pytest.raises(MissingError, match="Run: invoke evaluate --profile mnli"):
-        job.make(session, _plan(), replace(ASKED, batch_sizes=[4]))
+        request.make(session, _plan(), replace(ASKED, batch_sizes=[4]))

@@ -10,10 +10,11 @@ from typing import Any, Mapping, Optional
 
 from deberta.core.contract import SEQUENCE_LENGTH
 from deberta.core.errors import DataError
-from deberta.host import bucketing, report
+from deberta.host import bucketing
 from deberta.host.plan import bucket_steps, evaluation
 from deberta.host.plan.bucket_steps import at
 from deberta.host.plan.evaluation import Plan
+from deberta.host.report import measurements
 from deberta.host.run.runner import Session
 
 _KEPT = re.compile(r"(?:eval|perf)_bs(\d+)_(match|mismatch)_buckets\.json")
@@ -56,14 +57,14 @@ def _rows(session: Session, plan: Plan, batch_size: int, version: str) -> list[s
     padded = _padded(session, plan, batch_size, version)
     if evaluated and timed and evaluated.lengths == timed.lengths:
         return [_row(plan, batch_size, version, evaluated, timed, padded)]
-    rows = [_row(plan, batch_size, version, evaluated, None, report.ABSENT)] if evaluated else []
+    rows = [_row(plan, batch_size, version, evaluated, None, measurements.ABSENT)] if evaluated else []
     return rows + ([_row(plan, batch_size, version, None, timed, padded)] if timed else [])
 
 
 def _row(
     plan: Plan, batch_size: int, version: str, evaluated: Optional[Found], timed: Optional[Found], padded: str
 ) -> str:
-    accuracy = fps = lengths = report.ABSENT
+    accuracy = fps = lengths = measurements.ABSENT
     if evaluated:
         counts, lengths = evaluated.content, evaluated.lengths
         accuracy = f"{100 * counts['accuracy']:.2f} ({counts['correct']}/{counts['rows']}) {_where(plan, evaluated)}"
@@ -106,7 +107,7 @@ def _read(session: Session, path: PurePosixPath, recorded: PurePosixPath) -> Any
     """A file's content, None if it is not there, and what was Found where it has no record. Raises DataError."""
     if not (session.workspace / path).exists():
         return None
-    record = report.unaltered(session, recorded)
+    record = measurements.unaltered(session, recorded)
     try:
         content = json.loads((session.workspace / path).read_text(encoding="utf-8"))
         if not isinstance(content["buckets"], dict):
@@ -123,6 +124,6 @@ def _origin(reason: str) -> str:
 def _padded(session: Session, plan: Plan, batch_size: int, version: str) -> str:
     log = plan.artifacts.timing_log(batch_size, version, plan.tool or "msame")
     if not (session.workspace / log).exists():
-        return report.ABSENT
-    report.unaltered(session, log)
-    return f"{report.performance(session.workspace / log, batch_size, version).fps:.3f}"
+        return measurements.ABSENT
+    measurements.unaltered(session, log)
+    return f"{measurements.performance(session.workspace / log, batch_size, version).fps:.3f}"

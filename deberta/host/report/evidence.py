@@ -337,7 +337,7 @@ def judge_job(evidence: Evidence, project: Path, profile: Optional[Profile]) -> 
 
 def _unlike_ours(evidence: Evidence, project: Path, profile: Optional[Profile]) -> list[str]:
     """What of the profile and the gates is not as this checkout has it."""
-    from deberta.host import gate_file  # tomlkit is not loaded for the list of tasks
+    from deberta.host.report import gates  # tomlkit is not loaded for the list of tasks
 
     job = evidence.job
     if profile is None:
@@ -345,7 +345,7 @@ def _unlike_ours(evidence: Evidence, project: Path, profile: Optional[Profile]) 
     ours: dict[str, Any] = {"name": profile.name, "published": profile.published, "rows": dict(profile.rows)}
     ours["labels"] = list(profile.labels or contract.LABELS)
     said = [f"{key} of the profile are not this checkout's" for key in ours if job["profile"].get(key) != ours[key]]
-    known = gate_file.load(project / gate_file.OURS, profile.name)
+    known = gates.load(project / gates.OURS, profile.name)
     for name, gate in job["gates"].items():
         part = name == "inputs" and isinstance(gate, dict) and gate.items() <= known.get(name, {}).items()
         if not part and known.get(name) != gate:

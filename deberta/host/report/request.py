@@ -18,11 +18,11 @@ import deberta
 from deberta.core import contract, files, machine, published, records
 from deberta.core.errors import DataError, MissingError
 from deberta.core.paths import record_of
-from deberta.host import bom, report
 from deberta.host.plan import reference
 from deberta.host.plan import report as acceptance_steps
 from deberta.host.plan.evaluation import Plan, Step
-from deberta.host.report import Measured
+from deberta.host.report import bom, measurements
+from deberta.host.report.measurements import Measured
 from deberta.host.run import runner as pipeline
 from deberta.host.run.runner import Session
 
@@ -60,7 +60,7 @@ def of_report(
     """The report of everything that was measured so far, at the `usual` batch sizes and any other."""
     return Asked(
         purpose="report",
-        batch_sizes=sorted({*usual, *report.present(session, plan)}),
+        batch_sizes=sorted({*usual, *measurements.present(session, plan)}),
         versions=list(plan.profile.rows),
         runners=contract.RUNNERS,
         loops=contract.PERFORMANCE_LOOPS,
@@ -72,7 +72,7 @@ def of_report(
 
 def make(session: Session, plan: Plan, asked: Asked) -> dict[str, Any]:
     """The job. Raises MissingError if nothing was measured, DataError if a file was altered."""
-    found = report.collect(session, plan, asked.batch_sizes, asked.versions, asked.runners)
+    found = measurements.collect(session, plan, asked.batch_sizes, asked.versions, asked.runners)
     if not found and not asked.buckets_markdown:
         raise MissingError(f"nothing has been measured in {plan.artifacts.results}. Run: {plan.command('evaluate')}")
     for said in found.left_out:
@@ -106,14 +106,14 @@ def make(session: Session, plan: Plan, asked: Asked) -> dict[str, Any]:
             {
                 **{"batch_size": cell.batch_size, "version": cell.version, "outputs": str(cell.outputs)},
                 **{"evaluation": str(cell.evaluation), "origin": cell.origin, "pinned": cell.pinned},
-                "place": report.place(plan, ""),
+                "place": measurements.place(plan, ""),
             }
             for cell in found.evaluations
         ],
         "performances": [
             {
                 **{"batch_size": run.batch_size, "version": run.version, "runner": run.runner, "log": str(run.log)},
-                **{"origin": run.origin, "pinned": run.pinned, "place": report.place(plan, run.runner)},
+                **{"origin": run.origin, "pinned": run.pinned, "place": measurements.place(plan, run.runner)},
             }
             for run in found.performances
         ],
@@ -137,7 +137,7 @@ def make(session: Session, plan: Plan, asked: Asked) -> dict[str, Any]:
             "steps": [_step(record) for record in way],
             "artifacts": _digests(session, _of_this_machine(plan, asked, found)),
             "places": {
-                f"bs{cell.batch_size}_{cell.version}": {"place": report.place(plan, ""), "pinned": cell.pinned}
+                f"bs{cell.batch_size}_{cell.version}": {"place": measurements.place(plan, ""), "pinned": cell.pinned}
                 for cell in found.evaluations
             },
             "buckets_markdown": asked.buckets_markdown,
@@ -228,7 +228,7 @@ def _shortfalls(plan: Plan, asked: Asked, found: Measured) -> list[str]:
 
 def gates(session: Session, plan: Plan, asked: Asked) -> dict[str, Any]:
     """The profile's gates, as far as they are about what was asked for. Raises gate_file.load's errors."""
-    from deberta.host import gate_file  # tomlkit is not loaded for the list of tasks
+    from deberta.host.report import gates as gate_file  # tomlkit is not loaded for the list of tasks
 
     found = gate_file.load(asked.gates or session.project / gate_file.OURS, plan.profile.name)
     left_out = () if plan.profile.published else OF_PUBLISHED

@@ -19,9 +19,9 @@ from typing import Any, Callable, List, Mapping, Optional, Sequence
 from deberta.core import contract, files, records
 from deberta.core.errors import ConfigError, DataError, DebertaError, MissingError, StageError, one_line, some
 from deberta.core.paths import Artifacts
-from deberta.host import bom, evidence
-from deberta.host.evidence import Evidence
 from deberta.host.plan.profiles import Profile
+from deberta.host.report import bom, evidence
+from deberta.host.report.evidence import Evidence
 from deberta.host.run import local
 from deberta.host.run.console import Console
 from deberta.host.run.executor import judge_stage

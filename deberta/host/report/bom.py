@@ -18,10 +18,10 @@ import deberta
 from deberta.core import contract, files, records
 from deberta.core.errors import DataError
 from deberta.core.paths import Artifacts, record_of
-from deberta.host import evidence, licences
 from deberta.host.environments import stages as stage_env
-from deberta.host.evidence import IMAGE, Evidence
 from deberta.host.plan.evaluation import Plan
+from deberta.host.report import evidence, licences
+from deberta.host.report.evidence import IMAGE, Evidence
 from deberta.host.run.runner import BUILDER, Session
 
 STEP = "bom"
