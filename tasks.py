@@ -12,7 +12,7 @@ from deberta import PROJECT
 from deberta.core import buckets as lengths
 from deberta.core import contract
 from deberta.core.errors import ConfigError
-from deberta.host import bucketing, chain, choices, development
+from deberta.host import choices
 from deberta.host.acceptance_tasks import acceptance, report
 from deberta.host.check_tasks import bench, check_fp16, lint_onnx
 from deberta.host.ci_tasks import ci_image
@@ -34,6 +34,7 @@ from deberta.host.plan.evaluation import Plan
 from deberta.host.reproduce_tasks import explain, reproduce
 from deberta.host.run import runner as pipeline
 from deberta.host.verify_tasks import sign, verify
+from deberta.host.workflows import bucketing, development, evaluation
 
 # Tasks from other files.
 __all__ = [
@@ -64,7 +65,7 @@ def export_onnx(
     """Export the checkpoint to models/<profile>/dynamic.onnx, validated against PyTorch."""
     session, plan = session_of(c, executor, force, dry, keep), Plan(profile_of(c, profile), "cpu")
     with pipeline.exclusive(session):
-        chain.export(session, plan, contract.one_of("--relative", relative, ("shift", "gather")))
+        evaluation.export(session, plan, contract.one_of("--relative", relative, ("shift", "gather")))
 
 
 @command("bs", "version", "limit", "buckets", "profile", *RUN)
@@ -89,7 +90,7 @@ def preprocess(
         if asked:
             bucketing.preprocess(session, plan, batch_size, chosen, asked)
         else:
-            chain.preprocess(session, plan, batch_size, chosen)
+            evaluation.preprocess(session, plan, batch_size, chosen)
 
 
 @command("bs", "buckets", "precision", "profile", "backend", "soc-version", "no-lint", *RUN)
@@ -116,7 +117,7 @@ def build_om(
         if asked:
             bucketing.build(session, plan, batch_size, asked)
         else:
-            chain.build(session, plan, batch_size)
+            evaluation.build(session, plan, batch_size)
 
 
 @command("bs", "version", "limit", "buckets", "precision", "profile", "backend", *DEVICE, *RUN)
@@ -147,7 +148,7 @@ def infer(
         if asked:
             bucketing.infer(session, plan, batch_size, chosen, asked)
         else:
-            chain.infer(session, plan, batch_size, chosen)
+            evaluation.infer(session, plan, batch_size, chosen)
 
 
 @command(
@@ -177,7 +178,7 @@ def postprocess(
         if asked:
             bucketing.postprocess(session, plan, batch_size, chosen, outputs, asked)
         else:
-            chain.postprocess(session, plan, batch_size, chosen, outputs)
+            evaluation.postprocess(session, plan, batch_size, chosen, outputs)
 
 
 @command("bs", "version", "limit", "buckets", "precision", "profile", "backend", *DEVICE, *RUN)
@@ -208,7 +209,7 @@ def evaluate(
         if asked:
             bucketing.evaluate(session, plan, batch_size, chosen, asked)
         else:
-            chain.evaluate(session, plan, batch_size, chosen)
+            evaluation.evaluate(session, plan, batch_size, chosen)
 
 
 @command("bs", "version", "loops", "buckets", "precision", "profile", "backend", *DEVICE, *RUN)
@@ -240,7 +241,7 @@ def perf(
         if asked:
             bucketing.perf(session, plan, batch_size, chosen, times, asked)
         else:
-            chain.perf(session, plan, batch_size, chosen, times)
+            evaluation.perf(session, plan, batch_size, chosen, times)
 
 
 @task(
@@ -317,7 +318,7 @@ def finetune(
     options = [part for name, value in given.items() if value is not None for part in (name, value)]
     session, plan = session_of(c, executor, force, dry, keep), Plan(profile_of(c, profile), "cpu")
     with pipeline.exclusive(session):
-        chain.finetune(session, plan, init, options)
+        evaluation.finetune(session, plan, init, options)
 
 
 @task(
@@ -350,7 +351,7 @@ def images(
 @command("profile")
 def doctor(c: Context, profile: str | None = None) -> None:
     """Say what this machine has and lacks, what that blocks, and how to get it."""
-    from deberta.host import doctor as examination
+    from deberta.host.workflows import doctor as examination
 
     plan = Plan(profile_of(c, profile), "cpu")
     checks = examination.run(
@@ -378,8 +379,8 @@ def demo(
     plan, session = Plan(profile_of(c, "demo"), "cpu"), session_of(c, executor, force, dry, keep, usual="local")
     with pipeline.exclusive(session):
         if remake:
-            chain.remake_demo(session, plan)
-        chain.demo(session, plan)
+            evaluation.remake_demo(session, plan)
+        evaluation.demo(session, plan)
 
 
 @command(
@@ -398,7 +399,7 @@ def clean(
     dry: bool = False,
 ) -> None:
     """Remove what the commands made; checkpoints, tokenizers, data sets and foreign files stay."""
-    from deberta.host import cleaning
+    from deberta.host.workflows import clean as cleaning
 
     chosen = [profile_of(c, name) for name in ([profile] if profile else sorted(c.config.profiles))]
     session = session_of(c, "local", dry=dry)

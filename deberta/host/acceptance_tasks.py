@@ -11,8 +11,6 @@ from invoke.context import Context
 from deberta import PROJECT
 from deberta.core import contract
 from deberta.core.errors import ConfigError
-from deberta.host import acceptance as accepting
-from deberta.host import chain
 from deberta.host.cli import DEVICE, RUN, command, plan_of, prepared_python, session_of, version_of
 from deberta.host.engine import containers
 from deberta.host.plan.evaluation import Plan
@@ -20,6 +18,8 @@ from deberta.host.report import bucket_report
 from deberta.host.report.request import Asked
 from deberta.host.run import runner as pipeline
 from deberta.host.run.runner import Session
+from deberta.host.workflows import acceptance as accepting
+from deberta.host.workflows import evaluation
 
 AUTO = "auto"
 
@@ -84,7 +84,7 @@ def report(
     plan, session = plan_of(c, profile, backend), session_of(c, executor, dry=dry, keep=keep, usual="local")
     usual = _sizes(c, None)
     with pipeline.exclusive(session):
-        chain.write_report(session, plan, usual, bucket_report.section(session, plan), _gates(c))
+        evaluation.write_report(session, plan, usual, bucket_report.section(session, plan), _gates(c))
 
 
 def _sizes(c: Context, given: Optional[str]) -> list[int]:

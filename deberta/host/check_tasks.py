@@ -9,11 +9,12 @@ from invoke.context import Context
 
 from deberta import PROJECT
 from deberta.core import contract
-from deberta.host import chain, choices, development
+from deberta.host import choices
 from deberta.host.cli import RUN, command, prepared_python, profile_of, session_of, version_of, workspace
 from deberta.host.environments import stages
 from deberta.host.plan.evaluation import Plan
 from deberta.host.run import runner
+from deberta.host.workflows import development, evaluation
 
 
 @command(
@@ -45,7 +46,7 @@ def lint_onnx(
     options += ["--batch-sizes", batch_sizes, *(["--stats"] if stats else [])]
     session, plan = session_of(c, executor, force, dry, keep), Plan(profile_of(c, profile), "cpu")
     with runner.exclusive(session):
-        chain.lint(session, plan, model, output, options)
+        evaluation.lint(session, plan, model, output, options)
 
 
 @command(
@@ -73,7 +74,7 @@ def check_fp16(
     session = session_of(c, executor, force, dry, keep)
     plan = Plan(profile_of(c, profile), "cpu", first, atc=choices.atc_options(c.config.get("atc")))
     with runner.exclusive(session):
-        chain.check_fp16(session, plan, batch_size, chosen, some, margin or "")
+        evaluation.check_fp16(session, plan, batch_size, chosen, some, margin or "")
 
 
 @command(

@@ -16,7 +16,7 @@ from deberta import PROJECT
 from deberta.ascend import atc
 from deberta.core import contract
 from deberta.core.errors import INTERRUPTED, ConfigError, DebertaError, from_os_error, one_line
-from deberta.host import choices, explaining
+from deberta.host import choices
 from deberta.host.engine import npu_access
 from deberta.host.environments import stages
 from deberta.host.plan import profiles
@@ -24,6 +24,7 @@ from deberta.host.plan.evaluation import Plan
 from deberta.host.run import runner as pipeline
 from deberta.host.run.executor import Executor
 from deberta.host.run.local import LocalExecutor
+from deberta.host.workflows import explain
 
 HELP = {
     "bs": "batch size (default 1)",
@@ -155,7 +156,7 @@ def session_of(
     script = choices.cann_setting(PROJECT, c.config.get("cann"))
     chosen = choices.executor(executor or c.config.executor, script, usual)
     soc, number = soc_version or str(c.config.get("soc_version") or "auto"), device_of(c, device)
-    here, note = workspace(c), explaining.note()
+    here, note = workspace(c), explain.note()
     return pipeline.Session(
         project=PROJECT,
         workspace=here,

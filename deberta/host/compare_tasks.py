@@ -12,13 +12,14 @@ from invoke.context import Context
 
 from deberta.core import contract
 from deberta.core.errors import ConfigError
-from deberta.host import chain, choices
+from deberta.host import choices
 from deberta.host.cli import RUN, command, profile_of, session_of, version_of
 from deberta.host.plan import comparison
 from deberta.host.plan.comparison import Asked, Side
 from deberta.host.plan.evaluation import LATEST, Plan
 from deberta.host.run import runner
 from deberta.host.run.runner import Session
+from deberta.host.workflows import evaluation
 
 SIDES = ", ".join(comparison.OWN)
 
@@ -105,7 +106,7 @@ def _found(session: Session, plan: Plan, batch_size: int, version: str, side: Si
     if session.dry:
         return replace(side, file=type(side.file)(f"{side.file}{LATEST}"))
     ascend = replace(plan, backend="ascend")
-    return replace(side, file=chain.known_outputs(session, ascend, batch_size, version))
+    return replace(side, file=evaluation.known_outputs(session, ascend, batch_size, version))
 
 
 def _changed(path: Path) -> int:

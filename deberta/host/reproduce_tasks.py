@@ -14,10 +14,12 @@ from invoke.tasks import Task
 
 from deberta import PROJECT
 from deberta.core.errors import ConfigError, GateError, some
-from deberta.host import choices, explaining, reproduction
+from deberta.host import choices
 from deberta.host.cli import DEVICE, command, plan_of, session_of, workspace
-from deberta.host.reproduction import Place, Run
 from deberta.host.run import runner as pipeline
+from deberta.host.workflows import explain as explaining
+from deberta.host.workflows import reproduce as reproduction
+from deberta.host.workflows.reproduce import Place, Run
 
 STEPS = ("executor", "dry")  # what every task that runs steps takes
 OWN = ("explain", "reproduce")

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from deberta.core.errors import StageError
-from deberta.host import reproduction
 from deberta.host.images import build, contents, definition, pins
+from deberta.host.workflows import reproduce
 from tests.container import container_helpers as helpers
 from tests.container.bases import BOOKWORM
 from tests.image_helpers import ARCH
@@ -36,8 +36,8 @@ def test_local_and_docker_give_the_same_bytes(project: Path, engine_client: Any,
     assert wanted <= same, said
     assert "DIFFERS" not in said and "identical: " in said
     reports = [
-        json.loads((place.root / reproduction.FOLDER / name / results / f"report_{WITHIN}.json").read_text())
-        for name in reproduction.NAMES
+        json.loads((place.root / reproduce.FOLDER / name / results / f"report_{WITHIN}.json").read_text())
+        for name in reproduce.NAMES
     ]
     assert [report["measured"]["executor"] for report in reports] == ["local", "docker"]
     assert reports[0]["body_sha256"] == reports[1]["body_sha256"]

@@ -15,10 +15,10 @@ import pytest
 
 from deberta.core import files
 from deberta.core.errors import GateError
-from deberta.host import acceptance
 from deberta.host.plan import profiles
 from deberta.host.plan.evaluation import Plan
 from deberta.host.report import gates as gate_file
+from deberta.host.workflows import acceptance
 from tests import pipeline_helpers as helpers
 from tests.mnli_helpers import REPOSITORY
 from tests.pipeline.test_demo import copy_demo

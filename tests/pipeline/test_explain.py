@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from deberta.core import records
-from deberta.host import explaining
 from deberta.host.images import definition as images
 from deberta.host.images import pins
+from deberta.host.workflows import explain
 from tests import fake_cann
 from tests import pipeline_helpers as helpers
 from tests.mnli_helpers import REPOSITORY
@@ -47,7 +47,7 @@ def explained(workspace: Workspace, *arguments: str) -> dict[str, str]:
     said = workspace.succeed("explain", *arguments)
     assert state(workspace) == before
     steps = [line.partition(": ") for line in said.splitlines()]
-    kinds = (explaining.YES, explaining.MAYBE, explaining.NO, explaining.STOPS)
+    kinds = (explain.YES, explain.MAYBE, explain.NO, explain.STOPS)
     return {title: verdict for title, _, verdict in steps if verdict.startswith(kinds)}
 
 
@@ -183,9 +183,9 @@ def test_other_tasks_are_explained_by_their_own_plan(workspace: Workspace) -> No
 
 
 def test_options_of_command_lines() -> None:
-    changes = explaining.option_changes(["--a", "1", "--b"], ["--a", "2", "--c=3"])
+    changes = explain.option_changes(["--a", "1", "--b"], ["--a", "2", "--c=3"])
     assert changes == ["--a 1 -> 2", "--c 3 is new", "--b is gone"]
-    changes = explaining.option_changes(["--input", "x,y", "--loop", "5"], ["--loop", "5", "--input", "x,y"])
+    changes = explain.option_changes(["--input", "x,y", "--loop", "5"], ["--loop", "5", "--input", "x,y"])
     assert changes == ["their order"]
 
 

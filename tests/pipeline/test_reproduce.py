@@ -15,14 +15,14 @@ import pytest
 
 from deberta.core import files
 from deberta.core.errors import ConfigError
-from deberta.host import reproduction
+from deberta.host.workflows import reproduce
 from tests import pipeline_helpers as helpers
 from tests.mnli_helpers import REPOSITORY, small_disk
 from tests.pipeline_helpers import Workspace
 
 OPTIONS = ("--backend", "cpu", "--limit", "6")
 REPRODUCE = ("reproduce", *OPTIONS, "--executor", "local", "--bs", "4")
-FIRST, SECOND = reproduction.NAMES
+FIRST, SECOND = reproduce.NAMES
 
 
 @pytest.fixture(name="made", scope="module")
@@ -48,7 +48,7 @@ def _workspace(tmp_path: Path, made: tuple[Workspace, Path, str]) -> Workspace:
 
 def places(workspace: Workspace) -> list[str]:
     """What is in the folder of places, logs apart."""
-    folder = workspace.root / reproduction.FOLDER
+    folder = workspace.root / reproduce.FOLDER
     return sorted(path.name for path in folder.iterdir() if path.name != "logs") if folder.exists() else []
 
 
@@ -83,12 +83,12 @@ def test_an_error_of_a_place_is_its_own_and_places_go(workspace: Workspace) -> N
     data.write_bytes(data.read_bytes().replace(b"contradiction", b"nonsense"))
     assert "nonsense" in workspace.fail(5, *REPRODUCE)
     assert places(workspace) == []
-    assert any((workspace.root / reproduction.FOLDER / "logs").iterdir())
+    assert any((workspace.root / reproduce.FOLDER / "logs").iterdir())
 
 
 def test_an_interrupted_run_leaves_no_place(workspace: Workspace) -> None:
     running = workspace.start(*REPRODUCE)
-    sign = workspace.root / reproduction.FOLDER / FIRST / "results"
+    sign = workspace.root / reproduce.FOLDER / FIRST / "results"
     give_up = time.monotonic() + 60
     while not sign.exists() and time.monotonic() < give_up:
         time.sleep(0.05)
@@ -123,7 +123,7 @@ def test_another_model_in_one_place_is_named(made: tuple[Workspace, Path, str], 
     state = torch.load(checkpoint, weights_only=True)
     state["classifier.bias"][1] += 100  # all rows become neutral
     torch.save(state, checkpoint)
-    settings = other / reproduction.SETTINGS
+    settings = other / reproduce.SETTINGS
     settings.write_text(json.dumps({**json.loads(settings.read_text()), "workspace": str(other)}))
     line = [sys.executable, "-m", "invoke", "-f", str(settings)]
     line += ["acceptance", "--bs", "4", "--version", "match", "--limit", "6", "--loops", "2"]
@@ -163,28 +163,28 @@ def test_a_dry_run_makes_nothing(workspace: Workspace) -> None:
     shutil.rmtree(workspace.root / ".cache")
     said = workspace.succeed(*REPRODUCE, "--dry")
     assert said.count(" acceptance --bs 4 --version match --loops 2 --profile tiny --backend cpu --limit 6") == 2
-    assert f"INVOKE_WORKSPACE={workspace.root / reproduction.FOLDER / SECOND} " in said
+    assert f"INVOKE_WORKSPACE={workspace.root / reproduce.FOLDER / SECOND} " in said
     assert not (workspace.root / ".cache").exists()
 
 
 def test_the_paths_at_which_json_differs() -> None:
     one = {"a": [1, {"b": "x"}], "c": 1, "m bs8/x": True, "n": 1}
     other = {"a": [1, {"b": "y"}, 3], "c": 1.0, "m bs8/x": 1, "d": None, "n": 1}
-    assert list(reproduction.json_differences(one, other)) == [
+    assert list(reproduce.json_differences(one, other)) == [
         "$.a: 2 and 3 entries",
         '$.a[1].b: "x" and "y"',
         "$.c: 1 and 1.0",
         "$.d: only in the second",
         '$["m bs8/x"]: true and 1',
     ]
-    assert list(reproduction.json_differences(one, dict(reversed(one.items())))) == []
+    assert list(reproduce.json_differences(one, dict(reversed(one.items())))) == []
 
 
 def test_executors_and_batch_sizes() -> None:
-    assert reproduction.parse_executors("local, docker") == ("local", "docker")
-    assert reproduction.parse_batch_sizes("8,1,8") == (1, 8)
+    assert reproduce.parse_executors("local, docker") == ("local", "docker")
+    assert reproduce.parse_batch_sizes("8,1,8") == (1, 8)
     with pytest.raises(ConfigError):
-        reproduction.parse_batch_sizes("0")
-    pair = reproduction.places(Path(os.sep), ("docker",))
+        reproduce.parse_batch_sizes("0")
+    pair = reproduce.places(Path(os.sep), ("docker",))
     assert [place.executor for place in pair] == ["docker", "docker"]
     assert len({len(place.root.name) for place in pair}) == 2

@@ -14,9 +14,9 @@ from typing import Iterator
 
 import pytest
 
-from deberta.host import doctor
-from deberta.host.doctor import GIB, MISSING, OK, UNKNOWN, Check
 from deberta.host.environments import stages
+from deberta.host.workflows import doctor
+from deberta.host.workflows.doctor import GIB, MISSING, OK, UNKNOWN, Check
 from tests.mnli_helpers import small_disk
 
 ROOT = Path(__file__).resolve().parents[2]

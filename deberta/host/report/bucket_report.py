@@ -10,12 +10,12 @@ from typing import Any, Mapping, Optional
 
 from deberta.core.contract import SEQUENCE_LENGTH
 from deberta.core.errors import DataError
-from deberta.host import bucketing
 from deberta.host.plan import bucket_steps, evaluation
 from deberta.host.plan.bucket_steps import at
 from deberta.host.plan.evaluation import Plan
 from deberta.host.report import measurements
 from deberta.host.run.runner import Session
+from deberta.host.workflows import bucketing
 
 _KEPT = re.compile(r"(?:eval|perf)_bs(\d+)_(match|mismatch)_buckets\.json")
 _HEAD = f"""

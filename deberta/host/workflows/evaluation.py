@@ -10,13 +10,13 @@ from deberta.core import records
 from deberta.core.contract import FP32, PERFORMANCE_LOOPS
 from deberta.core.errors import ConfigError, DataError, MissingError
 from deberta.core.paths import record_of
-from deberta.host import precision
 from deberta.host.plan import checks, evaluation
 from deberta.host.plan.demo import remake_steps
 from deberta.host.plan.evaluation import Plan, Step
 from deberta.host.report import measurements, request
 from deberta.host.run import runner
 from deberta.host.run.runner import Session
+from deberta.host.workflows import precision
 
 
 def export(session: Session, plan: Plan, relative: str = "shift") -> None:

@@ -15,13 +15,14 @@ from deberta.core.buckets import Asked
 from deberta.core.contract import FP32, SEQUENCE_LENGTH, batch_count
 from deberta.core.errors import ConfigError, DataError, MissingError
 from deberta.core.paths import record_of
-from deberta.host import chain, precision
 from deberta.host.plan import bucket_steps, evaluation
 from deberta.host.plan.bucket_steps import at
 from deberta.host.plan.evaluation import Plan, Step
 from deberta.host.report import measurements
 from deberta.host.run import runner
 from deberta.host.run.runner import Session
+from deberta.host.workflows import evaluation as chain
+from deberta.host.workflows import precision
 
 FORMULA = "fps over the data = rows / sum over the lengths of (its batches * average time of one batch)"
 Rows = Mapping[int, int]  # length -> rows; of those that any row needs

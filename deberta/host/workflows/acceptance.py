@@ -14,13 +14,13 @@ from typing import Any, Iterable, Mapping, Optional
 from deberta.core.contract import RUNNERS, batch_count
 from deberta.core.errors import GateError, some
 from deberta.core.paths import record_of
-from deberta.host import chain
 from deberta.host.plan import reference
 from deberta.host.plan.evaluation import Plan
 from deberta.host.report import request
 from deberta.host.report.request import Asked
 from deberta.host.run import runner
 from deberta.host.run.runner import Session
+from deberta.host.workflows import evaluation
 
 Json = Mapping[str, Any]
 ACCURACY, PERFORMANCE = "accuracy", "performance"
@@ -168,9 +168,9 @@ def _measure(session: Session, plan: Plan, cell: Cell, loops: int, pace: Pace) -
     record = session.workspace / record_of(made)
     before, clock = _written(record), time.monotonic()
     if cell.kind == PERFORMANCE:
-        chain.perf(session, plan, cell.batch_size, cell.version, loops)
+        evaluation.perf(session, plan, cell.batch_size, cell.version, loops)
     else:
-        chain.evaluate(session, plan, cell.batch_size, cell.version)
+        evaluation.evaluate(session, plan, cell.batch_size, cell.version)
     if _written(record) != before:
         pace.add(time.monotonic() - clock, cell.rows)
 

@@ -1,0 +1,1 @@
+"""What each family of tasks does, one file per family."""
