@@ -12,11 +12,12 @@ from deberta import PROJECT
 from deberta.core import buckets as lengths
 from deberta.core import contract
 from deberta.core.errors import ConfigError
-from deberta.host import choices
-from deberta.host.acceptance_tasks import acceptance, report
-from deberta.host.check_tasks import bench, check_fp16, lint_onnx
-from deberta.host.ci_tasks import ci_image
-from deberta.host.cli import (
+from deberta.host.cli import auto
+from deberta.host.cli.acceptance import acceptance, report
+from deberta.host.cli.check import bench, check_fp16, lint_onnx
+from deberta.host.cli.ci import ci_image
+from deberta.host.cli.compare import compare
+from deberta.host.cli.options import (
     DEVICE,
     HELP,
     RUN,
@@ -29,11 +30,10 @@ from deberta.host.cli import (
     version_of,
     workspace,
 )
-from deberta.host.compare_tasks import compare
+from deberta.host.cli.reproduce import explain, reproduce
+from deberta.host.cli.verify import sign, verify
 from deberta.host.plan.evaluation import Plan
-from deberta.host.reproduce_tasks import explain, reproduce
 from deberta.host.run import runner as pipeline
-from deberta.host.verify_tasks import sign, verify
 from deberta.host.workflows import bucketing, development, evaluation
 
 # Tasks from other files.
@@ -358,8 +358,8 @@ def doctor(c: Context, profile: str | None = None) -> None:
         *(PROJECT, workspace(c), examination.inputs(plan)),
         full_size=plan.profile.name != "demo",
         python=prepared_python(c),
-        cann_setting=choices.cann_setting(PROJECT, c.config.get("cann")),
-        msame_path=choices.msame_path(PROJECT, c.config.get("msame")),
+        cann_setting=auto.cann_setting(PROJECT, c.config.get("cann")),
+        msame_path=auto.msame_path(PROJECT, c.config.get("msame")),
     )
     print(examination.render(checks))
     if examination.missing(checks):

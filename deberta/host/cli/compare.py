@@ -12,8 +12,8 @@ from invoke.context import Context
 
 from deberta.core import contract
 from deberta.core.errors import ConfigError
-from deberta.host import choices
-from deberta.host.cli import RUN, command, profile_of, session_of, version_of
+from deberta.host.cli import auto
+from deberta.host.cli.options import RUN, command, profile_of, session_of, version_of
 from deberta.host.plan import comparison
 from deberta.host.plan.comparison import Asked, Side
 from deberta.host.plan.evaluation import LATEST, Plan
@@ -62,7 +62,7 @@ def compare(
     some = str(contract.parse_integer("--rows", rows, 0, 0, 10**9)) if rows else ""
     asked = Asked(some, tolerance or "", layer_tolerance or "", all_layers)
     session = session_of(c, executor, force, dry, keep)
-    plan = Plan(profile_of(c, profile), "cpu", first, atc=choices.atc_options(c.config.get("atc")))
+    plan = Plan(profile_of(c, profile), "cpu", first, atc=auto.atc_options(c.config.get("atc")))
     if outputs and "om" not in (a, b):
         raise ConfigError(f"--outputs is for om, and this compares {a} with {b}")
     given = {"om": outputs or ""}

@@ -11,7 +11,7 @@ from invoke.context import Context
 from deberta import PROJECT
 from deberta.core import contract
 from deberta.core.errors import ConfigError
-from deberta.host.cli import DEVICE, RUN, command, plan_of, prepared_python, session_of, version_of
+from deberta.host.cli.options import DEVICE, RUN, command, plan_of, prepared_python, session_of, version_of
 from deberta.host.engine import containers
 from deberta.host.plan.evaluation import Plan
 from deberta.host.report import bucket_report

@@ -16,7 +16,7 @@ from deberta import PROJECT
 from deberta.ascend import atc
 from deberta.core import contract
 from deberta.core.errors import INTERRUPTED, ConfigError, DebertaError, from_os_error, one_line
-from deberta.host import choices
+from deberta.host.cli import auto
 from deberta.host.engine import npu_access
 from deberta.host.environments import stages
 from deberta.host.plan import profiles
@@ -104,8 +104,8 @@ def plan_of(
     precision: Optional[str] = None,
 ) -> Plan:
     rows = contract.parse_integer("--limit", limit, 0, 1, 10**9)
-    chosen = choices.backend(backend or c.config.backend, compiles, str(c.config.get("cann") or ""), PROJECT)
-    options = choices.atc_options(c.config.get("atc")) if chosen == "ascend" else atc.DEFAULTS
+    chosen = auto.backend(backend or c.config.backend, compiles, str(c.config.get("cann") or ""), PROJECT)
+    options = auto.atc_options(c.config.get("atc")) if chosen == "ascend" else atc.DEFAULTS
     return Plan(
         profile_of(c, profile),
         chosen,
@@ -153,15 +153,15 @@ def session_of(
     usual: str = "",
 ) -> pipeline.Session:
     """`usual`: the executor that auto means for this task."""
-    script = choices.cann_setting(PROJECT, c.config.get("cann"))
-    chosen = choices.executor(executor or c.config.executor, script, usual)
+    script = auto.cann_setting(PROJECT, c.config.get("cann"))
+    chosen = auto.executor(executor or c.config.executor, script, usual)
     soc, number = soc_version or str(c.config.get("soc_version") or "auto"), device_of(c, device)
     here, note = workspace(c), explain.note()
     return pipeline.Session(
         project=PROJECT,
         workspace=here,
         executor=_docker(c, here, keep, msame) if chosen == "docker" else _local(c, here, script, msame),
-        soc_version=functools.cache(lambda: choices.soc_version(soc, number)),
+        soc_version=functools.cache(lambda: auto.soc_version(soc, number)),
         force=force,
         dry=dry or note is not None or bool(c.config.run.dry),
         note=note,
@@ -175,7 +175,7 @@ def _local(c: Context, here: Path, script: str, msame: Optional[str]) -> Executo
         root=here,
         python=functools.cache(lambda: stages.ensure(PROJECT, python=prepared)),
         python_name=str(prepared or PROJECT / stages.FOLDER / "bin" / "python"),
-        tools=choices.programs(here, script, choices.msame_path(PROJECT, msame or c.config.get("msame"))),
+        tools=auto.programs(here, script, auto.msame_path(PROJECT, msame or c.config.get("msame"))),
     )
 
 

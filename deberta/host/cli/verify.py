@@ -14,7 +14,7 @@ from deberta import PROJECT
 from deberta.core import contract
 from deberta.core.errors import ConfigError, MissingError
 from deberta.core.paths import Artifacts
-from deberta.host.cli import command, prepared_python, profile_of, session_of, workspace
+from deberta.host.cli.options import command, prepared_python, profile_of, session_of, workspace
 from deberta.host.environments import stages
 from deberta.host.plan import profiles
 from deberta.host.report import verification

@@ -9,8 +9,8 @@ from invoke.context import Context
 
 from deberta import PROJECT
 from deberta.core import contract
-from deberta.host import choices
-from deberta.host.cli import RUN, command, prepared_python, profile_of, session_of, version_of, workspace
+from deberta.host.cli import auto
+from deberta.host.cli.options import RUN, command, prepared_python, profile_of, session_of, version_of, workspace
 from deberta.host.environments import stages
 from deberta.host.plan.evaluation import Plan
 from deberta.host.run import runner
@@ -72,7 +72,7 @@ def check_fp16(
     first = contract.parse_integer("--limit", limit, 0, 1, 10**9)
     some = str(contract.parse_integer("--rows", rows, 0, 0, 10**9)) if rows else ""
     session = session_of(c, executor, force, dry, keep)
-    plan = Plan(profile_of(c, profile), "cpu", first, atc=choices.atc_options(c.config.get("atc")))
+    plan = Plan(profile_of(c, profile), "cpu", first, atc=auto.atc_options(c.config.get("atc")))
     with runner.exclusive(session):
         evaluation.check_fp16(session, plan, batch_size, chosen, some, margin or "")
 

@@ -7,7 +7,7 @@ from typing import Optional
 from invoke.context import Context
 
 from deberta import PROJECT
-from deberta.host.cli import command, workspace
+from deberta.host.cli.options import command, workspace
 
 
 @command(

@@ -14,8 +14,8 @@ from invoke.tasks import Task
 
 from deberta import PROJECT
 from deberta.core.errors import ConfigError, GateError, some
-from deberta.host import choices
-from deberta.host.cli import DEVICE, command, plan_of, session_of, workspace
+from deberta.host.cli import auto
+from deberta.host.cli.options import DEVICE, command, plan_of, session_of, workspace
 from deberta.host.run import runner as pipeline
 from deberta.host.workflows import explain as explaining
 from deberta.host.workflows import reproduce as reproduction
@@ -115,9 +115,9 @@ def reproduce(
         run = Run(plan, sizes, tuple(plan.profile.rows))
         return _compare(run, *_roots(compare))
     names = reproduction.parse_executors(executor or str(c.config.executor))
-    script = choices.cann_setting(PROJECT, c.config.get("cann"))
+    script = auto.cann_setting(PROJECT, c.config.get("cann"))
     pair = reproduction.places(
-        Path(in_).absolute() if in_ else here / reproduction.FOLDER, [choices.executor(name, script) for name in names]
+        Path(in_).absolute() if in_ else here / reproduction.FOLDER, [auto.executor(name, script) for name in names]
     )
     if images and "docker" not in (place.executor for place in pair):
         raise ConfigError("--images needs a place that runs in containers. Add --executor local,docker")

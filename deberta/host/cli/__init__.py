@@ -1,0 +1,1 @@
+"""The tasks' options and bodies."""
