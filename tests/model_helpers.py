@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import DebertaV2Config, DebertaV2ForSequenceClassification
 
-from deberta.stages import config, model
+from deberta.stages.model import config, deberta
 
 TINY: dict[str, Any] = {
     "vocab_size": 300,
@@ -60,9 +60,9 @@ def reference(**changes: Any) -> DebertaV2ForSequenceClassification:
     return made
 
 
-def ours(made: DebertaV2ForSequenceClassification, **changes: Any) -> model.Deberta:
+def ours(made: DebertaV2ForSequenceClassification, **changes: Any) -> deberta.Deberta:
     """Our model of the same weights."""
-    copied = model.Deberta(config.from_dict({**TINY, **changes}))
+    copied = deberta.Deberta(config.from_dict({**TINY, **changes}))
     copied.load_state_dict(made.state_dict())
     return copied.eval()
 

@@ -88,7 +88,7 @@ def make(root: Path) -> Workspace:
     # Heavy, and only needed here: importing it lazily keeps the other tests of this folder quick to collect.
     import torch
 
-    from deberta.stages import checkpoint, config, model
+    from deberta.stages.model import checkpoint, config, deberta
 
     workspace = Workspace(root)
     values = {
@@ -98,7 +98,7 @@ def make(root: Path) -> Workspace:
         **{"norm_rel_ebd": "layer_norm", "position_biased_input": False, "pooling": {"dropout": 0}},
     }
     torch.manual_seed(0)
-    made = model.Deberta(config.from_dict(values))
+    made = deberta.Deberta(config.from_dict(values))
     with torch.no_grad():
         for weight in made.parameters():
             weight.add_(torch.randn_like(weight) * 0.1)

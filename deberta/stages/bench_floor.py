@@ -18,7 +18,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from deberta.core.contract import ONNX_IR_VERSION, ONNX_OPSET, SEQUENCE_LENGTH
-from deberta.stages.config import ModelConfig
+from deberta.stages.model.config import ModelConfig
 
 INPUTS = ("x", "first")  # float32 [batch_size * length, E] and [batch_size, E]
 LONGEST = SEQUENCE_LENGTH

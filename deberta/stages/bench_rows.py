@@ -44,7 +44,7 @@ def read_lengths(path: Path) -> list[int]:
 
 def lengths_of(data: Path, tokenizer: Path) -> list[int]:
     """Tokens per row of a dev tsv, cut to 256 as the guide does. Raises MissingError and DataError."""
-    from deberta.stages import tokenizer as tokenizers_of_guide
+    from deberta.stages.model import tokenizer as tokenizers_of_guide
 
     loaded = tokenizers_of_guide.load(tokenizer)
     tokenizers_of_guide.truncate(loaded, SEQUENCE_LENGTH)

@@ -26,8 +26,9 @@ from deberta.core import contract, files
 from deberta.core.contract import INPUTS, LABELS, OUTPUT
 from deberta.core.errors import DataError, MissingError
 from deberta.core.progress import Progress
-from deberta.stages import checkpoint, config, fp16_keep, fp16_run, postprocess, run_cpu
+from deberta.stages import fp16_keep, fp16_run, postprocess, run_cpu
 from deberta.stages.fp16_run import Node, Outcome, Rows
+from deberta.stages.model import checkpoint, config
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -197,7 +198,7 @@ def _torch(kind: str, file: Path, setting: Setting) -> Side:
 
 
 def _empty(settings: config.ModelConfig) -> nn.Module:
-    from deberta.stages.model import Deberta
+    from deberta.stages.model.deberta import Deberta
 
     return Deberta(settings, len(LABELS))
 

@@ -23,8 +23,8 @@ from deberta.core import contract, files
 from deberta.core.contract import INPUTS, LABELS, ONNX_IR_VERSION, ONNX_MAX_BYTES, ONNX_OPSET, OUTPUT
 from deberta.core.errors import ConfigError, StageError, run_stage
 from deberta.core.machine import effective_cpus
-from deberta.stages import checkpoint, config, relative_gather
-from deberta.stages.model import Deberta
+from deberta.stages.model import checkpoint, config, gather_attention
+from deberta.stages.model.deberta import Deberta
 
 TOLERANCE = 1e-4  # largest difference of a logit between PyTorch and the exported graph, float32 both
 FORBIDDEN = ("Shape", "GatherElements", "GatherND", "Where", "Expand", "Tile", "ScatterND", "NonZero", "Loop", "If")
@@ -121,7 +121,7 @@ def export(model: Deberta, path: Path, length: int, relative: str = "shift", any
     `any_length`: the length is dynamic too, up to `length`.
     """
     if relative == "gather":
-        relative_gather.fold(model, length)
+        gather_attention.fold(model, length)
     else:
         model.fold(length, any_length)
     zeros = torch.zeros(1, length, dtype=torch.int32)

@@ -27,9 +27,10 @@ from deberta.core import contract, files, mnli
 from deberta.core.errors import ConfigError, MissingError, StageError, run_stage
 from deberta.core.machine import effective_cpus
 from deberta.core.progress import Progress
-from deberta.stages import checkpoint, config, training
-from deberta.stages import tokenizer as tokenizers_of_guide
-from deberta.stages.model import Deberta
+from deberta.stages import training
+from deberta.stages.model import checkpoint, config
+from deberta.stages.model import tokenizer as tokenizers_of_guide
+from deberta.stages.model.deberta import Deberta
 
 CLIP = 1.0  # largest norm of the gradient
 BETAS, EPSILON = (0.9, 0.999), 1e-6  # AdamW's, as DeBERTa was trained with

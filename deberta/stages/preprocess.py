@@ -22,8 +22,8 @@ from tokenizers import Encoding, Tokenizer
 from deberta.core import contract, files, mnli
 from deberta.core.errors import ConfigError, DataError, StageError, run_stage
 from deberta.core.progress import Progress
-from deberta.stages import config
-from deberta.stages import tokenizer as tokenizers_of_guide
+from deberta.stages.model import config
+from deberta.stages.model import tokenizer as tokenizers_of_guide
 
 _CHUNK_ROWS = 1024  # encoded at a time: enough for the tokenizer's threads, a few MiB of ids
 

@@ -21,8 +21,9 @@ import numpy as np
 from deberta.core import buckets, contract, files, mnli
 from deberta.core.errors import ConfigError, DataError, run_stage
 from deberta.core.progress import Progress
-from deberta.stages import config, order, preprocess
-from deberta.stages import tokenizer as tokenizers_of_guide
+from deberta.stages import order, preprocess
+from deberta.stages.model import config
+from deberta.stages.model import tokenizer as tokenizers_of_guide
 from deberta.stages.order import Order
 from deberta.stages.preprocess import Array
 

@@ -24,9 +24,10 @@ from deberta.core import contract, files, mnli
 from deberta.core.errors import ConfigError, DataError, run_stage
 from deberta.core.machine import effective_cpus
 from deberta.core.progress import Progress
-from deberta.stages import checkpoint, config, preprocess
-from deberta.stages import tokenizer as tokenizers_of_guide
-from deberta.stages.model import Deberta
+from deberta.stages import preprocess
+from deberta.stages.model import checkpoint, config
+from deberta.stages.model import tokenizer as tokenizers_of_guide
+from deberta.stages.model.deberta import Deberta
 
 # Of a batch. Every batch makes the position tables anew, at full size the work of some 85 tokens, so batches are not
 # tiny; more tokens are no faster and only take memory.

@@ -27,7 +27,7 @@ from deberta.core.contract import INPUTS, LABELS, OUTPUT
 from deberta.core.errors import DataError, MissingError, run_stage
 from deberta.core.machine import effective_cpus
 from deberta.core.progress import Progress
-from deberta.stages import tokenizer as tokenizers_of_guide
+from deberta.stages.model import tokenizer as tokenizers_of_guide
 
 TOLERANCE = 1e-3  # of logits between two float32 engines; build-om's own check allows 1e-4
 # Of logits between float32 and an NPU's float16, not measured on a device: the emulation's differences on a model of

@@ -24,8 +24,9 @@ from deberta.core import contract, files, mnli
 from deberta.core.contract import LABELS
 from deberta.core.errors import run_stage
 from deberta.core.progress import Progress
-from deberta.stages import config, preprocess
-from deberta.stages import tokenizer as tokenizers_of_guide
+from deberta.stages import preprocess
+from deberta.stages.model import config
+from deberta.stages.model import tokenizer as tokenizers_of_guide
 from deberta.stages.preprocess import Counts
 
 FORMAT = 1

@@ -15,7 +15,7 @@ import numpy as np
 from deberta.core import contract, files, mnli
 from deberta.core.errors import run_stage
 from deberta.stages import preprocess
-from deberta.stages import tokenizer as tokenizers_of_guide
+from deberta.stages.model import tokenizer as tokenizers_of_guide
 
 _BATCH_SIZE = 1  # rows are only counted
 

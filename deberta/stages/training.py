@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from deberta.core import files, mnli
 from deberta.core.errors import DataError
 from deberta.core.progress import Progress
-from deberta.stages import checkpoint
-from deberta.stages.model import Deberta, SelfAttention
+from deberta.stages.model import checkpoint
+from deberta.stages.model.deberta import Deberta, SelfAttention
 
 HEAD = ("pooler.", "classifier.")
 # Heads of pretraining: Microsoft's two names, and that of transformers' masked language model.

@@ -173,7 +173,7 @@ def test_an_altered_file_is_named_and_nothing_is_made_again(
 def test_a_changed_weight(workspace: Workspace) -> None:
     import torch
 
-    from deberta.stages import checkpoint
+    from deberta.stages.model import checkpoint
 
     path = workspace.root / "models/demo/pytorch.model-demo.bin"
     state = {name: weight.clone() for name, weight in checkpoint.read_state_dict(path).items()}  # off the mapped file

@@ -16,7 +16,7 @@ import torch
 from transformers import DebertaV2Config, DebertaV2ForSequenceClassification
 
 from deberta.core.contract import INPUTS, LABELS, SEQUENCE_LENGTH
-from deberta.stages import checkpoint, config
+from deberta.stages.model import checkpoint, config
 from tests import model_helpers
 from tests.mnli_helpers import REPOSITORY, run_stage
 from tests.pipeline_helpers import environment

@@ -147,7 +147,7 @@ def test_a_changed_stage_package_or_executor(workspace: Workspace) -> None:
     path = workspace.root / "models/tiny/dynamic.onnx.record.json"
     record = records.read(path)
     assert record is not None
-    newest = os.stat(REPOSITORY / "deberta/stages/model.py").st_mtime
+    newest = os.stat(REPOSITORY / "deberta/stages/model/deberta.py").st_mtime
     record["predicate"]["runDetails"]["metadata"]["startedOn"] = "1970-01-02T00:00:00+00:00"
     path.write_text(json.dumps(record))
     found = explained(workspace, *EVALUATE)

@@ -13,7 +13,8 @@ import torch
 from transformers import DebertaV2Config, DebertaV2ForSequenceClassification
 
 from deberta.core.contract import INPUTS, LABELS, SEQUENCE_LENGTH
-from deberta.stages import checkpoint, compile_cpu, config, model, run_cpu
+from deberta.stages import compile_cpu, run_cpu
+from deberta.stages.model import checkpoint, config, deberta
 from tests import model_helpers as helpers
 from tests.mnli_helpers import REPOSITORY, run_stage, stage_command, stage_environment
 
@@ -63,7 +64,7 @@ def test_one_model_runs_all_lengths_in_little_memory(tmp_path: Path) -> None:
     """The rows of every length as when they are padded to 256, and a peak below 2.2 times the weights."""
     values = config.read(CONFIG)
     torch.manual_seed(0)
-    made = model.Deberta(values)
+    made = deberta.Deberta(values)
     with torch.no_grad():
         for weight in made.parameters():
             weight.add_(torch.randn_like(weight) * 0.02)

@@ -12,7 +12,8 @@ import torch
 
 from deberta.core.contract import INPUTS, LABELS
 from deberta.core.errors import run_stage
-from deberta.stages import check_fp16, checkpoint, config, export_onnx, fp16_run, model, preprocess
+from deberta.stages import check_fp16, export_onnx, fp16_run, preprocess
+from deberta.stages.model import checkpoint, config, deberta
 from tests import model_helpers as helpers
 from tests.cpu_model_helpers import small_onnx
 from tests.mnli_helpers import REPOSITORY
@@ -23,14 +24,14 @@ FIRST = "/encoder/layer.0/output/LayerNorm"
 SECOND = "/encoder/layer.1/output/LayerNorm_1"
 
 
-def small(**changes: Any) -> model.Deberta:
+def small(**changes: Any) -> deberta.Deberta:
     return helpers.ours(helpers.reference(**SMALL, **changes), **SMALL, **changes)
 
 
-def scale_layer_norm_input(made: model.Deberta, index: int) -> None:
+def scale_layer_norm_input(made: deberta.Deberta, index: int) -> None:
     """Layer `index` makes values of a thousand or more: their squares do not fit, their LayerNorm does."""
     layer = made.deberta.encoder.layer[index]
-    assert isinstance(layer, model.Layer)
+    assert isinstance(layer, deberta.Layer)
     with torch.no_grad():
         (layer.output if index else layer.attention.output).dense.weight.mul_(2000)
 
@@ -57,7 +58,7 @@ class Workplace:
         self.keep = folder / "keep_dtype.txt"
         self.bins = folder / "bins"
 
-    def export(self, made: model.Deberta) -> None:
+    def export(self, made: deberta.Deberta) -> None:
         export_onnx.export(made, self.folder / "dynamic.onnx", LENGTH)
 
     def check(self, *more: object) -> int:

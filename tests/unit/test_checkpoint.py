@@ -13,7 +13,7 @@ from torch import Tensor
 
 from deberta.core.contract import LABELS
 from deberta.core.errors import ConfigError, DataError, MissingError
-from deberta.stages import checkpoint, config
+from deberta.stages.model import checkpoint, config
 from tests import model_helpers as helpers
 
 CONFIG = config.from_dict(helpers.TINY)

@@ -15,7 +15,8 @@ from transformers import DebertaV2Config
 
 from deberta.core.contract import INPUTS
 from deberta.core.errors import ConfigError
-from deberta.stages import compile_cpu, config, exact, export_onnx, model, run_cpu
+from deberta.stages import compile_cpu, export_onnx, run_cpu
+from deberta.stages.model import config, deberta, exact
 from tests import model_helpers as helpers
 from tests.mnli_helpers import REPOSITORY
 
@@ -66,7 +67,7 @@ def test_shift_is_the_gather_by_relative_position() -> None:
     scores = torch.randn(3, heads, length, 2 * length)
     index = torch.arange(length)[None, :] - torch.arange(length)[:, None] + length - 1  # column of key j for query i
     gathered = torch.gather(scores, 3, index.expand(3, heads, length, length))
-    assert torch.equal(model.shift(scores, heads, length), gathered)
+    assert torch.equal(deberta.shift(scores, heads, length), gathered)
 
 
 @pytest.mark.parametrize(("buckets", "positions"), [(256, 512), (32, 128), (8, 512)])
@@ -75,7 +76,7 @@ def test_log_buckets_are_those_of_transformers(buckets: int, positions: int) -> 
 
     distances = torch.arange(-positions + 1, positions)
     expected = make_log_bucket_position(distances, buckets, positions).long().tolist()
-    assert [model.relative_bucket(d, buckets, positions) for d in distances.tolist()] == expected
+    assert [deberta.relative_bucket(d, buckets, positions) for d in distances.tolist()] == expected
 
 
 def test_gradients_reach_every_weight_until_folded() -> None:
@@ -119,9 +120,9 @@ def test_exact_products_do_not_depend_on_the_order_of_sums() -> None:
 
 
 def test_float16_keeps_the_mask_finite() -> None:
-    worst = torch.tensor(model.MASKED, dtype=torch.float16) + torch.tensor(-50000.0, dtype=torch.float16)
+    worst = torch.tensor(deberta.MASKED, dtype=torch.float16) + torch.tensor(-50000.0, dtype=torch.float16)
     assert torch.isfinite(worst)
-    assert torch.exp(torch.tensor(model.MASKED, dtype=torch.float16)) == 0
+    assert torch.exp(torch.tensor(deberta.MASKED, dtype=torch.float16)) == 0
 
 
 @pytest.mark.parametrize(
@@ -190,7 +191,7 @@ def test_what_transformers_writes_is_read_alike(changes: dict[str, Any]) -> None
 def test_smallest_buckets_that_work() -> None:
     """Two buckets over three positions: the least that the check lets through still has a bucket for each distance."""
     made = config.from_dict({**helpers.TINY, "position_buckets": 2, "max_relative_positions": 3})
-    assert set(model.relative_rows(made, 256)) <= {0, 1, 2, 3}
+    assert set(deberta.relative_rows(made, 256)) <= {0, 1, 2, 3}
     no_types = config.from_dict({**helpers.TINY, "pos_att_type": ""})
     assert no_types.relative_attention and no_types.pos_att_type == ()
 

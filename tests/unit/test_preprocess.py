@@ -13,7 +13,7 @@ import pytest
 
 from deberta.core import contract, errors
 from deberta.stages import preprocess
-from deberta.stages import tokenizer as tokenizer_of_guide
+from deberta.stages.model import tokenizer as tokenizer_of_guide
 from tests.mnli_helpers import (
     SPM_MODEL,
     dev_line,

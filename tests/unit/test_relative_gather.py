@@ -14,7 +14,8 @@ import pytest
 from deberta.core import files
 from deberta.core.contract import INPUTS, LABELS
 from deberta.core.errors import StageError
-from deberta.stages import config, export_onnx, lint_checks, lint_graph, model
+from deberta.stages import export_onnx, lint_checks, lint_graph
+from deberta.stages.model import config, deberta
 from tests import model_helpers as helpers
 from tests.mnli_helpers import REPOSITORY
 
@@ -69,7 +70,7 @@ def test_the_stage_writes_either_form_of_the_demo(tmp_path: Path) -> None:
 def test_with_the_guides_layers_and_heads_it_gathers_as_often_as_the_guides_graph(tmp_path: Path) -> None:
     """24 times, 12 heads x 256 x 256 each; the hidden size does not matter to that."""
     small = {"hidden_size": 24, "num_attention_heads": 12, "num_hidden_layers": 12, "intermediate_size": 8}
-    made = model.Deberta(config.from_dict({**helpers.TINY, **small}))
+    made = deberta.Deberta(config.from_dict({**helpers.TINY, **small}))
     export_onnx.export(made, tmp_path / "gather.onnx", 256, "gather")
     findings = lint_checks.check(lint_graph.load(tmp_path / "gather.onnx"), (1, 8), 256)
     (found,) = (finding for finding in findings if finding.rule.id == "gather-elements")

@@ -12,7 +12,7 @@ from sentencepiece import sentencepiece_model_pb2
 from tokenizers import Tokenizer
 
 from deberta.core.errors import DataError, MissingError
-from deberta.stages import tokenizer as guide
+from deberta.stages.model import tokenizer as guide
 from tests.mnli_helpers import SPM_MODEL, golden
 
 

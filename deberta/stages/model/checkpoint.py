@@ -17,8 +17,8 @@ from torch import Tensor
 from deberta.core import files
 from deberta.core.contract import LABELS
 from deberta.core.errors import ConfigError, DataError, MissingError
-from deberta.stages.config import ModelConfig
-from deberta.stages.model import Deberta
+from deberta.stages.model.config import ModelConfig
+from deberta.stages.model.deberta import Deberta
 
 POSITION_EMBEDDINGS = "deberta.embeddings.position_embeddings.weight"
 _V1_PARTS = ("in_proj", "q_bias", "v_bias", "pos_proj", "pos_q_proj")

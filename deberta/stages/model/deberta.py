@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from deberta.stages import exact
-from deberta.stages.config import ModelConfig
+from deberta.stages.model import exact
+from deberta.stages.model.config import ModelConfig
 
 # Added to the scores of padded keys. exp(-10000) is 0 in float32 and float16 both, and a score plus this stays far from
 # float16's largest value (65504); -inf and -3.4e38 do not survive a conversion to float16.

@@ -11,8 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from deberta.stages.config import ModelConfig
-from deberta.stages.model import Deberta, Layer, SelfAttention, relative_rows
+from deberta.stages.model.config import ModelConfig
+from deberta.stages.model.deberta import Deberta, Layer, SelfAttention, relative_rows
 
 
 class GatherAttention(SelfAttention):

@@ -1,0 +1,1 @@
+"""The DeBERTa model, its configuration, checkpoint and tokenizer."""
