@@ -16,7 +16,8 @@ import numpy as np
 
 from deberta.core import buckets, contract, files
 from deberta.core.errors import run_stage
-from deberta.stages import order, postprocess, postprocess_buckets
+from deberta.stages import postprocess, postprocess_buckets
+from deberta.stages.data import row_order
 from deberta.stages.postprocess import Gold, Logits
 
 SHOWN = 50  # changed rows listed, those of the largest float32 margin first
@@ -62,7 +63,7 @@ def read(
 ) -> Logits:
     """A run's logits, float32 [rows, 3]; `bins` of a bucketed run only. Raises MissingError and DataError."""
     if bins:
-        orders = order.read_all(bins, len(gold), batch_size)
+        orders = row_order.read_all(bins, len(gold), batch_size)
         return postprocess_buckets.merge(outputs, orders, len(gold), batch_size, data)[0]
     [folder] = outputs.values()
     logits = postprocess.read_outputs(folder, contract.batch_count(len(gold), batch_size), batch_size)[: len(gold)]

@@ -16,8 +16,9 @@ import numpy as np
 
 from deberta.core import buckets, contract, files
 from deberta.core.errors import run_stage
-from deberta.stages import order, postprocess
-from deberta.stages.order import Order
+from deberta.stages import postprocess
+from deberta.stages.data import row_order
+from deberta.stages.data.row_order import Order
 from deberta.stages.postprocess import Evaluation, Logits
 
 
@@ -51,7 +52,7 @@ def evaluate(
 ) -> tuple[Evaluation, dict[str, int]]:
     """What was counted, and the rows of each length. Raises as postprocess.evaluate and order.read_all do."""
     gold = postprocess.read_gold(data, limit, expected_rows)
-    orders = order.read_all(bins, len(gold), batch_size)
+    orders = row_order.read_all(bins, len(gold), batch_size)
     logits, padding_nan = merge(outputs, orders, len(gold), batch_size, data)
     digest = hashlib.sha256()
     for length, folder in outputs.items():

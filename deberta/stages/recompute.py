@@ -24,7 +24,8 @@ import rfc8785
 from deberta.core import files
 from deberta.core.errors import DebertaError, one_line, run_stage
 from deberta.core.progress import Progress
-from deberta.stages import assess, postprocess, render, sentinel
+from deberta.stages import assess, postprocess, render
+from deberta.stages.data import check_data
 
 SHOWN = 20  # differences of one file that are named; the others are counted
 UNRECORDED = "no record"  # of a cell: nothing says of which outputs its accuracy text is
@@ -180,7 +181,7 @@ def _jobs(
         made = scratch / f"sentinel_{version}.json"
         given = ["--data", job["data"][version], "--tokenizer", tokenizer, "--config", config, "--version", version]
         arguments = [*given, "--output", made, *counts(version)]
-        yield _later(result, Path(stored), sentinel.main, arguments, [(Path(stored), made)])
+        yield _later(result, Path(stored), check_data.main, arguments, [(Path(stored), made)])
     for index, cell in enumerate(job["cells"]):
         if cell["origin"] == UNRECORDED:
             continue

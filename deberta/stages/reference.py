@@ -24,7 +24,7 @@ from deberta.core import contract, files, mnli
 from deberta.core.errors import ConfigError, DataError, run_stage
 from deberta.core.machine import effective_cpus
 from deberta.core.progress import Progress
-from deberta.stages import preprocess
+from deberta.stages.data import preprocess
 from deberta.stages.model import checkpoint, config
 from deberta.stages.model import tokenizer as tokenizers_of_guide
 from deberta.stages.model.deberta import Deberta

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from deberta.core import contract, files, records
-from deberta.stages import order
+from deberta.stages.data import row_order
 from tests import fake_cann
 from tests import pipeline_helpers as helpers
 from tests.pipeline_helpers import Workspace
@@ -75,7 +75,7 @@ def _logits(workspace: Workspace, backend: str, lengths: tuple[int, ...]) -> np.
         name = f"outputs_bs4_s{length}_om" if length else "outputs_bs4_om"
         [folder] = (path for path in (results / name / "match").iterdir() if path.is_dir())
         bins = workspace.root / "data/tiny" / f"pre_mnli_bs4_s{length}" / "match"
-        rows = order.read(bins).order if length else ((0, 1, 2, 3), (4, 5, 6, 7), (8, 9))
+        rows = row_order.read(bins).order if length else ((0, 1, 2, 3), (4, 5, 6, 7), (8, 9))
         for index, placed in enumerate(rows):
             values = np.fromfile(folder / contract.output_file(index), "<f4").reshape(4, 3)
             logits[list(placed)] = values[: len(placed)]

@@ -12,16 +12,8 @@ import numpy as np
 import pytest
 
 from deberta.core import contract, errors
-from deberta.stages import (
-    order,
-    postprocess,
-    postprocess_buckets,
-    preprocess,
-    preprocess_buckets,
-    run_buckets,
-    throughput,
-    token_counts,
-)
+from deberta.stages import postprocess, postprocess_buckets, run_buckets, throughput
+from deberta.stages.data import preprocess, preprocess_buckets, row_order, token_counts
 from tests.mnli_helpers import SPM_MODEL, dev_line, write_dev
 
 ROWS, BATCH_SIZE = 23, 4
@@ -68,11 +60,11 @@ def test_every_row_is_in_the_shortest_length_that_holds_it(data: Path, bins: Pat
     seen = []
     for shorter, length in ((0, 32), (32, 64), (64, 256)):
         folder = bins / f"s{length}" / "match"
-        found = order.read(folder)
+        found = row_order.read(folder)
         assert found.flat == [row for row in range(ROWS) if shorter < tokens[row] <= length]
         seen += found.flat
         for name, wanted in zip(contract.INPUTS, padded, strict=True):
-            assert {path.name for path in folder.iterdir()} == {*contract.INPUTS, order.NAME}
+            assert {path.name for path in folder.iterdir()} == {*contract.INPUTS, row_order.NAME}
             for index, rows in enumerate(found.order):
                 values = np.fromfile(folder / name / contract.input_file(index), "<i4").reshape(BATCH_SIZE, length)
                 assert (values[: len(rows)] == wanted[list(rows), :length]).all() and not values[len(rows) :].any()
@@ -114,7 +106,7 @@ def _outputs(bins: Path, root: Path) -> np.ndarray:
     for length in LENGTHS.split(","):
         folder = root / f"s{length}" / "match" / "20261123_4_4_54_1"
         folder.mkdir(parents=True)
-        for index, rows in enumerate(order.read(bins / f"s{length}" / "match").order):
+        for index, rows in enumerate(row_order.read(bins / f"s{length}" / "match").order):
             values = np.full((BATCH_SIZE, 3), np.nan, "<f4")
             values[: len(rows)] = logits[list(rows)]
             values.tofile(folder / contract.output_file(index))
@@ -146,7 +138,7 @@ def test_merged_counts_are_the_padded_runs(data: Path, bins: Path, tmp_path: Pat
 
 def _edited(change: Callable[[dict[str, Any]], object]) -> Callable[[Path, Path], None]:
     def edit(bins: Path, _: Path) -> None:
-        path = bins / "s64" / "match" / order.NAME
+        path = bins / "s64" / "match" / row_order.NAME
         content = json.loads(path.read_text())
         change(content)
         path.write_text(json.dumps(content))
@@ -193,7 +185,7 @@ def test_what_does_not_fit_is_not_counted(
 ) -> None:
     change, code, says = BROKEN[what]
     _outputs(bins, tmp_path / "out")
-    row = order.read(bins / "s64" / "match").order[1][1]
+    row = row_order.read(bins / "s64" / "match").order[1][1]
     change(bins, tmp_path / "out")
     assert _postprocess(data, bins, tmp_path / "out", tmp_path / "eval.txt") == code
     said = capsys.readouterr().err

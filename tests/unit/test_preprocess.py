@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from deberta.core import contract, errors
-from deberta.stages import preprocess
+from deberta.stages.data import preprocess
 from deberta.stages.model import tokenizer as tokenizer_of_guide
 from tests.mnli_helpers import (
     SPM_MODEL,

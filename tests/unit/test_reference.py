@@ -17,7 +17,8 @@ from deberta.core.machine import effective_cpus
 from deberta.host.plan import profiles
 from deberta.host.plan import reference as reference_steps
 from deberta.host.plan.evaluation import Plan
-from deberta.stages import preprocess, reference
+from deberta.stages import reference
+from deberta.stages.data import preprocess
 from deberta.stages.model import checkpoint, config
 from tests import model_helpers, pipeline_helpers
 from tests.mnli_helpers import REPOSITORY, SPM_MODEL, dev_line, stage_command, stage_environment, write_dev

@@ -11,7 +11,7 @@ import pytest
 from deberta.core import contract, errors
 from deberta.host.plan import profiles, reference
 from deberta.host.plan.evaluation import Plan
-from deberta.stages import preprocess, sentinel
+from deberta.stages.data import check_data, preprocess
 from tests.mnli_helpers import REPOSITORY, SPM_MODEL, dev_line, write_dev
 
 SIZES = {"hidden_size": 8, "num_attention_heads": 1, "num_hidden_layers": 1, "intermediate_size": 8}
@@ -41,7 +41,7 @@ def _main(data: Path, output: Path, *more: object, tokenizer: Path = SPM_MODEL, 
     config = data.with_name("model_config.json")
     config.write_text(json.dumps({**SIZES, "vocab_size": pieces}), encoding="utf-8")
     given = ["--data", data, "--tokenizer", tokenizer, "--config", config, "--version", "match", "--output", output]
-    return errors.run_stage(sentinel.main, [str(argument) for argument in [*given, *more]])
+    return errors.run_stage(check_data.main, [str(argument) for argument in [*given, *more]])
 
 
 def _look(data: Path, *more: object) -> dict[str, Any]:
@@ -136,7 +136,7 @@ def test_all_problems_are_found_together(tmp_path: Path, monkeypatch: pytest.Mon
     assert checks == ["rows", "duplicate_pair_ids", "unknown_tokens", "labels", "empty_sentences"]
     assert found["duplicate_pair_ids"] == {"count": 2, "lines": [[4, 7], [4, 11]]}
     assert found["problems"][2]["lines"] == [5, 10]
-    assert found["tokens"]["unknown_rate"] == round(40 / found["tokens"]["total"], 6) > sentinel.UNKNOWN_SHARE
+    assert found["tokens"]["unknown_rate"] == round(40 / found["tokens"]["total"], 6) > check_data.UNKNOWN_SHARE
 
 
 def test_what_is_no_fault_is_a_note(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ def token_counts(plan: Plan, version: str) -> Step:
     return Step(
         name=name,
         title=f"token-counts {version}{first}",
-        module="deberta.stages.token_counts",
+        module="deberta.stages.data.token_counts",
         arguments=(
             *("--data", str(data), "--tokenizer", str(profile.tokenizer_path), "--output", str(counts)),
             *steps.row_counts(plan, version),
@@ -46,7 +46,7 @@ def preprocess(plan: Plan, batch_size: int, version: str) -> Step:
     return Step(
         name=name,
         title=title,
-        module="deberta.stages.preprocess_buckets",
+        module="deberta.stages.data.preprocess_buckets",
         arguments=(
             *("--data", str(data), "--tokenizer", str(profile.tokenizer_path), "--config", str(profile.config_path)),
             *("--bs", str(batch_size), "--buckets", buckets.text(plan.buckets), "--output", _list(bins)),

@@ -278,7 +278,7 @@ def preprocess(plan: Plan, batch_size: int, version: str) -> Step:
     return Step(
         name=name,
         title=title,
-        module="deberta.stages.preprocess",
+        module="deberta.stages.data.preprocess",
         arguments=(
             *("--data", str(data), "--tokenizer", str(profile.tokenizer_path), "--config", str(profile.config_path)),
             *("--bs", str(batch_size), "--output", str(bins), *row_counts(plan, version)),

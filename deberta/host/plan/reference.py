@@ -41,7 +41,7 @@ def sentinel(plan: Plan, version: str) -> Step:
     return Step(
         name=name,
         title=title,
-        module="deberta.stages.sentinel",
+        module="deberta.stages.data.check_data",
         arguments=(
             *("--data", str(data), "--tokenizer", str(profile.tokenizer_path), "--config", str(profile.config_path)),
             *("--version", version, "--output", str(made), *evaluation.row_counts(plan, version)),

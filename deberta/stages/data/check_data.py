@@ -24,10 +24,10 @@ from deberta.core import contract, files, mnli
 from deberta.core.contract import LABELS
 from deberta.core.errors import run_stage
 from deberta.core.progress import Progress
-from deberta.stages import preprocess
+from deberta.stages.data import preprocess
+from deberta.stages.data.preprocess import Counts
 from deberta.stages.model import config
 from deberta.stages.model import tokenizer as tokenizers_of_guide
-from deberta.stages.preprocess import Counts
 
 FORMAT = 1
 # Of all tokens. SentencePiece leaves one character in 2000 out of a vocabulary unless told otherwise, so at four to a
@@ -182,7 +182,7 @@ def _lines(lines: Sequence[int]) -> str:
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m deberta.stages.sentinel", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m deberta.stages.data.check_data", description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="GLUE's dev tsv, 16 columns")
     parser.add_argument("--tokenizer", type=Path, required=True, help="spm.model, or a Hugging Face tokenizer folder")
     parser.add_argument("--config", type=Path, required=True, help="token ids must be below its vocab_size")

@@ -21,11 +21,11 @@ import numpy as np
 from deberta.core import buckets, contract, files, mnli
 from deberta.core.errors import ConfigError, DataError, run_stage
 from deberta.core.progress import Progress
-from deberta.stages import order, preprocess
+from deberta.stages.data import preprocess, row_order
+from deberta.stages.data.preprocess import Array
+from deberta.stages.data.row_order import Order
 from deberta.stages.model import config
 from deberta.stages.model import tokenizer as tokenizers_of_guide
-from deberta.stages.order import Order
-from deberta.stages.preprocess import Array
 
 
 class _Bucket:
@@ -106,7 +106,7 @@ def run(
                 raise DataError(f"no row of {data} needs length {part.length}. Leave it out of --buckets")
             size = contract.input_bytes(batch_size, part.length)
             preprocess.check(part.folder, len(part.order), size)
-            order.write(
+            row_order.write(
                 part.folder, Order(rows, batch_size, part.length, tuple(outputs), tuple(map(tuple, part.order)))
             )
         preprocess.check_count(done, rows)
@@ -124,7 +124,7 @@ def run(
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m deberta.stages.preprocess_buckets", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m deberta.stages.data.preprocess_buckets", description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="GLUE's dev tsv, 16 columns")
     parser.add_argument("--tokenizer", type=Path, required=True, help="spm.model, or a Hugging Face tokenizer folder")
     parser.add_argument("--bs", required=True, help="rows in a bin")

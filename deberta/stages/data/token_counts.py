@@ -14,7 +14,7 @@ import numpy as np
 
 from deberta.core import contract, files, mnli
 from deberta.core.errors import run_stage
-from deberta.stages import preprocess
+from deberta.stages.data import preprocess
 from deberta.stages.model import tokenizer as tokenizers_of_guide
 
 _BATCH_SIZE = 1  # rows are only counted
@@ -38,7 +38,7 @@ def count(data: Path, tokenizer_path: Path, limit: int = 0, expected_rows: int =
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m deberta.stages.token_counts", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m deberta.stages.data.token_counts", description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="GLUE's dev tsv, 16 columns")
     parser.add_argument("--tokenizer", type=Path, required=True, help="spm.model, or a Hugging Face tokenizer folder")
     parser.add_argument("--output", type=Path, required=True, help="the JSON file")

@@ -208,7 +208,7 @@ def check(folder: Path, batches: int, size: int) -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m deberta.stages.preprocess", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m deberta.stages.data.preprocess", description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="GLUE's dev tsv, 16 columns")
     parser.add_argument("--tokenizer", type=Path, required=True, help="spm.model, or a Hugging Face tokenizer folder")
     parser.add_argument("--bs", required=True, help="rows in a bin")

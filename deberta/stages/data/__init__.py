@@ -1,0 +1,1 @@
+"""Data sets: their check, token counts and input bins."""
