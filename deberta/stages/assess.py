@@ -26,8 +26,9 @@ from deberta.core import files
 from deberta.core.contract import RUNNERS
 from deberta.core.errors import DataError, MissingError, StageError, run_stage
 from deberta.core.progress import Progress
-from deberta.stages import assess_cells, gates, postprocess, statistics
+from deberta.stages import assess_cells, gates, statistics
 from deberta.stages.assess_cells import Cell, Version
+from deberta.stages.inference import postprocess
 
 FORMAT = 1
 PURPOSES = ("acceptance", "report")

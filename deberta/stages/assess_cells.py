@@ -18,8 +18,9 @@ import numpy.typing as npt
 
 from deberta.core import contract, files
 from deberta.core.errors import DataError, MissingError
-from deberta.stages import postprocess, statistics
-from deberta.stages.postprocess import Evaluation, Gold, Logits
+from deberta.stages import statistics
+from deberta.stages.inference import postprocess
+from deberta.stages.inference.postprocess import Evaluation, Gold, Logits
 
 LISTED = 50  # rows named in a list, those with the largest margins first; the totals count all
 MARGIN_DIGITS = 3

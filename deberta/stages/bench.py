@@ -31,7 +31,7 @@ from deberta.stages import bench_machine, bench_processes, bench_report, bench_r
 from deberta.stages.bench_engines import ENGINES, OURS, REFERENCE
 from deberta.stages.bench_prepare import PEERS, Case, Settings, prepare, variables, workspace
 from deberta.stages.bench_processes import Failed, Process
-from deberta.stages.run_cpu import MAX_THREADS
+from deberta.stages.inference.run_cpu import MAX_THREADS
 
 FIXED_ROWS = 16
 PAUSE = 0.2  # seconds before each turn

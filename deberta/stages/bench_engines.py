@@ -93,7 +93,7 @@ def _filled(batch: Batch, rows: int, ids: Array, mask: Array) -> list[Array]:
 
 def _load_ours(job: Job) -> Loaded:
     """The cpu backend's own model, loaded and run as its runners do: of 256 tokens, or one of all lengths."""
-    from deberta.stages import run_buckets, run_cpu
+    from deberta.stages.inference import run_buckets, run_cpu
 
     xml = job.file(ours_xml(job.batch_size, job.fixed))
     engine = run_cpu.load_model(xml, job.threads)
@@ -166,7 +166,8 @@ def _load_floor(job: Job) -> Loaded:
     """On OpenVINO with the cpu backend's settings, in the shapes of its batches."""
     import openvino as ov
 
-    from deberta.stages import bench_floor, run_cpu
+    from deberta.stages import bench_floor
+    from deberta.stages.inference import run_cpu
 
     core = ov.Core()
     model = core.read_model(job.file(floor_onnx(job.batch_size, job.fixed)))

@@ -26,8 +26,9 @@ from deberta.core import contract, files
 from deberta.core.contract import INPUTS, LABELS, OUTPUT
 from deberta.core.errors import DataError, MissingError
 from deberta.core.progress import Progress
-from deberta.stages import fp16_keep, fp16_run, postprocess, run_cpu
+from deberta.stages import fp16_keep, fp16_run
 from deberta.stages.fp16_run import Node, Outcome, Rows
+from deberta.stages.inference import postprocess, run_cpu
 from deberta.stages.model import checkpoint, config
 
 if TYPE_CHECKING:

@@ -34,8 +34,8 @@ from deberta.core.contract import (
 )
 from deberta.core.errors import ConfigError, DataError, MissingError, StageError, run_stage
 from deberta.core.machine import effective_cpus
-from deberta.stages import int8, run_cpu
-from deberta.stages.run_cpu import Engine, reason
+from deberta.stages.inference import int8, run_cpu
+from deberta.stages.inference.run_cpu import Engine, reason
 
 TOLERANCE = 1e-4  # max abs difference of logits between ONNX Runtime and the compiled model
 # Tokens per row of the verification: full, none, and the lengths of real pairs (median 38, p99 105, longest 253).

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from deberta.core import contract, errors
-from deberta.stages import postprocess, postprocess_buckets, run_buckets, throughput
 from deberta.stages.data import preprocess, preprocess_buckets, row_order, token_counts
+from deberta.stages.inference import postprocess, postprocess_buckets, run_buckets, throughput
 from tests.mnli_helpers import SPM_MODEL, dev_line, write_dev
 
 ROWS, BATCH_SIZE = 23, 4

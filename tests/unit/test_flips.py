@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from deberta.core import contract, errors
-from deberta.stages import flips, int8
+from deberta.stages.inference import int8, label_changes
 from tests.mnli_helpers import dev_line, write_dev
 
 GOLD = (0, 1, 2, 0, 1)
@@ -31,7 +31,7 @@ def _run(tmp_path: Path, fp32: list[list[float]], int8: Rows) -> int:
     data = write_dev(tmp_path / "dev_matched.tsv", [dev_line("A.", "B.", label=contract.LABELS[gold]) for gold in GOLD])
     given = ["--fp32", str(_outputs(tmp_path / "a", fp32)), "--int8", str(_outputs(tmp_path / "b", int8))]
     given += ["--data", str(data), "--bs", "2", "--output", str(tmp_path / "made.json")]
-    return errors.run_stage(flips.main, given)
+    return errors.run_stage(label_changes.main, given)
 
 
 def test_both_accuracies_and_the_changed_rows(tmp_path: Path) -> None:

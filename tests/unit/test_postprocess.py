@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from deberta.core import contract, errors, files
-from deberta.stages import postprocess
+from deberta.stages.inference import postprocess
 from tests.mnli_helpers import dev_line, small_disk, write_dev
 
 GENRES = ["travel", "fiction", "travel", "a = b", "fiction", "travel", "slate"]

@@ -17,8 +17,8 @@ from deberta.core.machine import effective_cpus
 from deberta.host.plan import profiles
 from deberta.host.plan import reference as reference_steps
 from deberta.host.plan.evaluation import Plan
-from deberta.stages import reference
 from deberta.stages.data import preprocess
+from deberta.stages.inference import pytorch_reference
 from deberta.stages.model import checkpoint, config
 from tests import model_helpers, pipeline_helpers
 from tests.mnli_helpers import REPOSITORY, SPM_MODEL, dev_line, stage_command, stage_environment, write_dev
@@ -45,7 +45,7 @@ def _arguments(workspace: Workspace, output: Path) -> list[str]:
 
 def _main(workspace: Workspace, output: Path, *more: object) -> int:
     """The stage in this process; of an option that is given twice, the second counts. Returns its exit code."""
-    return errors.run_stage(reference.main, [*_arguments(workspace, output), *map(str, more)])
+    return errors.run_stage(pytorch_reference.main, [*_arguments(workspace, output), *map(str, more)])
 
 
 def _run(workspace: Workspace, output: Path, *more: object) -> Logits:
@@ -71,25 +71,25 @@ def test_logits_are_those_of_padded_rows_and_of_rows_alone(variant: str) -> None
     for row, own in enumerate(rows):
         ids[row, : len(own)], mask[row, : len(own)] = own, 1
     ours = model_helpers.ours(theirs, **changes)
-    together = reference.run(ours, rows, "rows", Path("dev.tsv"), batch_tokens=60)
+    together = pytorch_reference.run(ours, rows, "rows", Path("dev.tsv"), batch_tokens=60)
     model_helpers.assert_same(together, model_helpers.logits(theirs, torch.from_numpy(ids), torch.from_numpy(mask)))
-    alone = reference.run(ours, rows, "rows", Path("dev.tsv"), batch_tokens=1)
+    alone = pytorch_reference.run(ours, rows, "rows", Path("dev.tsv"), batch_tokens=1)
     assert _largest(alone - together) <= 1e-5
     assert _largest(together[0] - together[1]) > 1e-3  # rows do differ by more than that
 
 
 def test_batches_hold_every_row_once_and_no_padding() -> None:
     lengths = np.random.default_rng(0).integers(3, 257, 2000).tolist()
-    batches = reference.plan(lengths, 1000)
+    batches = pytorch_reference.plan(lengths, 1000)
     assert sorted(row for batch in batches for row in batch) == list(range(2000))
     assert all(len({lengths[row] for row in batch}) == 1 for batch in batches)
     assert all(sum(lengths[row] for row in batch) <= 1000 for batch in batches)
     assert [lengths[batch[0]] for batch in batches] == sorted((lengths[b[0]] for b in batches), reverse=True)
-    assert reference.plan([256, 256], 1) == [[0], [1]]
+    assert pytorch_reference.plan([256, 256], 1) == [[0], [1]]
 
 
 def test_ids_are_those_of_the_bins(workspace: Workspace, tmp_path: Path) -> None:
-    rows, facts = reference.read_ids(workspace.data("match"), SPM_MODEL)
+    rows, facts = pytorch_reference.read_ids(workspace.data("match"), SPM_MODEL)
     counted = preprocess.preprocess(workspace.data("match"), SPM_MODEL, 10, tmp_path / "bins")
     ids, mask = (
         np.fromfile(tmp_path / "bins" / name / "input_0.bin", "<i4").reshape(10, 256) for name in contract.INPUTS
@@ -119,7 +119,7 @@ def test_the_demos_checkpoint_is_as_good_as_its_gate_says(tmp_path: Path) -> Non
     given = ["--checkpoint", models / "pytorch.model-demo.bin", "--config", models / "model_config.json"]
     given += ["--data", data, "--tokenizer", models / "spm.model", "--output", tmp_path / "demo.npy"]
     given += ["--labels", ",".join(contract.LABELS), "--rows", 1200]
-    assert errors.run_stage(reference.main, [str(argument) for argument in given]) == 0
+    assert errors.run_stage(pytorch_reference.main, [str(argument) for argument in given]) == 0
     gold = [row.label for row in mnli.rows(data)]
     correct = int((np.load(tmp_path / "demo.npy").argmax(axis=1) == gold).sum())
     assert 1186 <= correct <= 1192
@@ -127,7 +127,7 @@ def test_the_demos_checkpoint_is_as_good_as_its_gate_says(tmp_path: Path) -> Non
 
 def _damaged(workspace: Workspace, folder: Path) -> tuple[Path, int]:
     """A checkpoint of finite weights that are too large for one token, and the row that is to be named."""
-    rows = [row.tolist() for row in reference.read_ids(workspace.data("match"), SPM_MODEL)[0]]
+    rows = [row.tolist() for row in pytorch_reference.read_ids(workspace.data("match"), SPM_MODEL)[0]]
     having = {token: [row for row, ids in enumerate(rows) if token in ids] for ids in rows for token in ids}
     token, named = next(item for item in having.items() if len(item[1]) == 1 and item[1] != [0])
     values = config.read(workspace.checkpoint.parent / "model_config.json")
@@ -220,7 +220,7 @@ def test_the_planned_step_is_what_the_stage_takes() -> None:
     assert (step.name, step.title, step.module) == (
         "reference_mismatch",
         "reference mismatch",
-        "deberta.stages.reference",
+        "deberta.stages.inference.pytorch_reference",
     )
     assert " ".join(step.arguments) == (
         "--checkpoint models/own/m.bin --config models/own/c.json --labels neutral,entailment,contradiction"

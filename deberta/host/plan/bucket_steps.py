@@ -68,7 +68,7 @@ def infer(plan: Plan, batch_size: int, version: str) -> Step:
     return Step(
         name=name,
         title=title,
-        module="deberta.stages.run_buckets",
+        module="deberta.stages.inference.run_buckets",
         arguments=(
             *("--model", str(model.path), "--buckets", buckets.text(plan.buckets)),
             *("--bins", _list(bins), "--output", _list(outputs)),
@@ -88,7 +88,7 @@ def postprocess(plan: Plan, batch_size: int, version: str, outputs: Sequence[Pat
     return Step(
         name=name,
         title=title,
-        module="deberta.stages.postprocess_buckets",
+        module="deberta.stages.inference.postprocess_buckets",
         arguments=(
             *("--buckets", buckets.text(plan.buckets), "--bins", _list(bins), "--outputs", _list(outputs)),
             *("--data", str(data), "--bs", str(batch_size), "--output", str(evaluation), "--version", version),
@@ -113,7 +113,7 @@ def throughput(plan: Plan, batch_size: int, version: str) -> Step:
     return Step(
         name=name,
         title=title,
-        module="deberta.stages.throughput",
+        module="deberta.stages.inference.throughput",
         arguments=(
             *("--buckets", buckets.text(plan.buckets), "--logs", _list(logs), "--tokens", str(counts)),
             *("--bs", str(batch_size), "--output", str(output)),

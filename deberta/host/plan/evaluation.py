@@ -300,7 +300,7 @@ def infer(plan: Plan, batch_size: int, version: str, rows: int) -> Step:
     return Step(
         name=name,
         title=title,
-        module="" if plan.tool else "deberta.stages.run_cpu",
+        module="" if plan.tool else "deberta.stages.inference.run_cpu",
         tool=plan.tool,
         arguments=_arguments(plan, batch_size, [f"{bins / i}/" for i in INPUTS], output),
         inputs=(*compiled_model(plan, batch_size), bins_of(plan, batch_size, version)),
@@ -333,7 +333,7 @@ def perf(plan: Plan, batch_size: int, version: str, loops: int) -> Step:
     return Step(
         name=name,
         title=title,
-        module="" if plan.tool else "deberta.stages.run_cpu",
+        module="" if plan.tool else "deberta.stages.inference.run_cpu",
         tool=plan.tool,
         arguments=_arguments(plan, batch_size, [str(path) for path in first], output, loops),
         inputs=(*compiled_model(plan, batch_size), bins_of(plan, batch_size, version)),
@@ -360,7 +360,7 @@ def postprocess(plan: Plan, batch_size: int, version: str, outputs: Path) -> Ste
     return Step(
         name=name,
         title=title,
-        module="deberta.stages.postprocess",
+        module="deberta.stages.inference.postprocess",
         arguments=(
             *("--outputs", str(outputs), "--data", str(data), "--bs", str(batch_size)),
             *("--output", str(evaluation), "--version", version, *row_counts(plan, version)),

@@ -20,7 +20,7 @@ def reference(plan: Plan, version: str) -> Step:
     return Step(
         name=name,
         title=title,
-        module="deberta.stages.reference",
+        module="deberta.stages.inference.pytorch_reference",
         arguments=(
             *("--checkpoint", str(profile.checkpoint_path), "--config", str(profile.config_path), *labels),
             *("--data", str(data), "--tokenizer", str(profile.tokenizer_path), "--output", str(made)),

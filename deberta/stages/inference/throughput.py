@@ -41,7 +41,7 @@ def effective(rows: Mapping[int, int], averages: Mapping[int, float], batch_size
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m deberta.stages.throughput", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m deberta.stages.inference.throughput", description=__doc__)
     parser.add_argument("--buckets", required=True, help="the lengths, increasing, with commas between")
     parser.add_argument("--logs", required=True, help="their timing logs, with commas between")
     parser.add_argument("--tokens", required=True, type=Path, help="the JSON file of token_counts")

@@ -22,8 +22,8 @@ from deberta.core.contract import INPUTS, input_bytes, output_bytes, output_file
 from deberta.core.errors import StageError, run_stage
 from deberta.core.machine import effective_cpus
 from deberta.core.progress import Progress
-from deberta.stages import run_cpu
-from deberta.stages.run_cpu import Engine, Job
+from deberta.stages.inference import run_cpu
+from deberta.stages.inference.run_cpu import Engine, Job
 
 _MADV_DONTNEED = 4  # Linux, <asm-generic/mman-common.h>
 
@@ -80,7 +80,7 @@ def _check(folder: Path, batches: int, size: int) -> None:
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m deberta.stages.run_buckets", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m deberta.stages.inference.run_buckets", description=__doc__)
     parser.add_argument("--model", required=True, type=Path, help="a model of any length, made by build-om (.xml)")
     parser.add_argument("--buckets", required=True, help="the lengths, increasing, with commas between")
     parser.add_argument("--bins", required=True, help="folders of preprocess, one for each length, commas between")

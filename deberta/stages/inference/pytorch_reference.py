@@ -95,7 +95,7 @@ def run(model: Deberta, rows: Sequence[Ids], name: str, data: Path, batch_tokens
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m deberta.stages.reference", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m deberta.stages.inference.pytorch_reference", description=__doc__)
     parser.add_argument("--checkpoint", type=Path, required=True, help=".bin state dict or Hugging Face folder")
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument(

@@ -16,10 +16,10 @@ import numpy as np
 
 from deberta.core import buckets, contract, files
 from deberta.core.errors import run_stage
-from deberta.stages import postprocess
 from deberta.stages.data import row_order
 from deberta.stages.data.row_order import Order
-from deberta.stages.postprocess import Evaluation, Logits
+from deberta.stages.inference import postprocess
+from deberta.stages.inference.postprocess import Evaluation, Logits
 
 
 def merge(
@@ -68,7 +68,7 @@ def run_folder(folder: Path) -> Path:
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m deberta.stages.postprocess_buckets", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m deberta.stages.inference.postprocess_buckets", description=__doc__)
     parser.add_argument("--buckets", required=True, help="the lengths, increasing, with commas between")
     parser.add_argument("--bins", required=True, help="folders of preprocess, one for each length, commas between")
     parser.add_argument("--outputs", required=True, help="folders of outputs or with one such in them, one for each")

@@ -30,7 +30,7 @@ from deberta.core.contract import INPUTS, LABELS, PERFORMANCE_LOOPS, SEQUENCE_LE
 from deberta.core.errors import ConfigError, DataError, MissingError, StageError, run_stage, some
 from deberta.core.machine import effective_cpus
 from deberta.core.progress import Progress
-from deberta.stages import int8
+from deberta.stages.inference import int8
 
 if TYPE_CHECKING:
     import openvino as ov
@@ -287,7 +287,9 @@ def _check_output(output: str) -> Path:
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m deberta.stages.run_cpu", description="msame's twin on a CPU")
+    parser = argparse.ArgumentParser(
+        prog="python -m deberta.stages.inference.run_cpu", description="msame's twin on a CPU"
+    )
     parser.add_argument("--model", required=True, type=Path, help="a model made by build-om (.xml)")
     parser.add_argument("--input", required=True, help="two directories or two .bin files, with a comma between")
     parser.add_argument("--output", required=True, help="the folder that gets <T>/; its parent must exist")

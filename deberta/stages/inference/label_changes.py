@@ -16,9 +16,9 @@ import numpy as np
 
 from deberta.core import buckets, contract, files
 from deberta.core.errors import run_stage
-from deberta.stages import postprocess, postprocess_buckets
 from deberta.stages.data import row_order
-from deberta.stages.postprocess import Gold, Logits
+from deberta.stages.inference import postprocess, postprocess_buckets
+from deberta.stages.inference.postprocess import Gold, Logits
 
 SHOWN = 50  # changed rows listed, those of the largest float32 margin first
 
@@ -72,7 +72,7 @@ def read(
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m deberta.stages.flips", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m deberta.stages.inference.label_changes", description=__doc__)
     parser.add_argument("--fp32", required=True, help="the float32 run's folder of outputs, or one for each length")
     parser.add_argument("--int8", required=True, help="the int8 run's")
     parser.add_argument("--buckets", help="the lengths of bucketed runs")

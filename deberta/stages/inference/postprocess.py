@@ -192,7 +192,7 @@ def check_finite(
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m deberta.stages.postprocess", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m deberta.stages.inference.postprocess", description=__doc__)
     parser.add_argument("--outputs", type=Path, required=True, help="folder of input_<i>_output_0.bin")
     parser.add_argument("--data", type=Path, required=True, help="GLUE's dev tsv, 16 columns")
     parser.add_argument("--bs", required=True, help="rows in an output file")

@@ -1,0 +1,1 @@
+"""Running a compiled model, and counting what it says."""
