@@ -22,8 +22,9 @@ from transformers import DebertaV2Config, DebertaV2ForSequenceClassification
 from deberta.core import files
 from deberta.core.contract import LABELS, SEQUENCE_LENGTH
 from deberta.core.errors import run_stage
-from deberta.stages import bench_floor, bench_guide, export_onnx
+from deberta.stages import bench_floor, bench_guide
 from deberta.stages.bench_engines import GUIDE, HF, SUMMARY, floor_onnx, ours_onnx
+from deberta.stages.compile import export_onnx
 from deberta.stages.model import checkpoint, config
 
 TINY = {

@@ -121,7 +121,7 @@ def _compile(settings: Settings, cases: Sequence[Case], folder: Path) -> None:
     print("compiling ours", flush=True)
     for case in cases:
         onnx, xml = folder / ours_onnx(case.fixed), folder / ours_xml(case.batch_size, case.fixed)
-        command = [sys.executable, "-m", "deberta.stages.compile_cpu", "--bs", str(case.batch_size)]
+        command = [sys.executable, "-m", "deberta.stages.compile.compile_cpu", "--bs", str(case.batch_size)]
         command += ["--threads", str(settings.threads), "--model", str(onnx), "--output", str(xml)]
         command += [] if case.fixed else ["--any-length"]
         bench_processes.finish(command, variables(settings, folder), settings.logs / "compile_cpu.log")

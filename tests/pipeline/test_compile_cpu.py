@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from deberta.core.errors import INTERRUPTED, DataError, StageError, run_stage
-from deberta.stages import compile_cpu
+from deberta.stages.compile import compile_cpu
 from tests.cpu_model_helpers import small_onnx
 
 
@@ -97,7 +97,7 @@ def test_a_failed_attempt_keeps_the_model_that_was_there(
     small_onnx(tmp_path / "dynamic.onnx")
     assert compile_model(tmp_path) == 0
     before = {name: (tmp_path / "cpu" / name).read_bytes() for name in names_in(tmp_path / "cpu")}
-    monkeypatch.setattr(f"deberta.stages.compile_cpu.{target}", replacement)
+    monkeypatch.setattr(f"deberta.stages.compile.compile_cpu.{target}", replacement)
     small_onnx(tmp_path / "dynamic.onnx", seed=1)
     assert compile_model(tmp_path) == code
     assert says in capsys.readouterr().err

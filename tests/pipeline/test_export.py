@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from deberta.core import errors
 from deberta.core.contract import LABELS, ONNX_MAX_BYTES
 from deberta.core.errors import StageError
-from deberta.stages import export_onnx
+from deberta.stages.compile import export_onnx
 from deberta.stages.model import checkpoint, exact
 from tests import model_helpers as helpers
 from tests.mnli_helpers import stage_command, stage_environment

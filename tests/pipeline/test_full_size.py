@@ -13,7 +13,7 @@ import torch
 from transformers import DebertaV2Config, DebertaV2ForSequenceClassification
 
 from deberta.core.contract import INPUTS, LABELS, SEQUENCE_LENGTH
-from deberta.stages import compile_cpu
+from deberta.stages.compile import compile_cpu
 from deberta.stages.inference import run_cpu
 from deberta.stages.model import checkpoint, config, deberta
 from tests import model_helpers as helpers

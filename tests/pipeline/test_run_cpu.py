@@ -14,7 +14,7 @@ import pytest
 
 from deberta.ascend import msame
 from deberta.core.errors import INTERRUPTED, run_stage
-from deberta.stages import compile_cpu
+from deberta.stages.compile import compile_cpu
 from deberta.stages.inference import run_cpu
 from tests.cpu_model_helpers import VOCABULARY, small_onnx, stage_process, write_bins
 from tests.mnli_helpers import small_disk

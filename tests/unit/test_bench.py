@@ -18,7 +18,8 @@ import pytest
 import torch
 
 from deberta.core.errors import ConfigError, DataError, GateError, StageError
-from deberta.stages import bench, bench_floor, bench_guide, bench_report, bench_rows, export_onnx
+from deberta.stages import bench, bench_floor, bench_guide, bench_report, bench_rows
+from deberta.stages.compile import export_onnx
 from deberta.stages.model import config
 from tests import model_helpers as helpers
 from tests.mnli_helpers import REPOSITORY

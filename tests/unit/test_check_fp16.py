@@ -12,7 +12,8 @@ import torch
 
 from deberta.core.contract import INPUTS, LABELS
 from deberta.core.errors import run_stage
-from deberta.stages import check_fp16, export_onnx, fp16_run
+from deberta.stages import check_fp16, fp16_run
+from deberta.stages.compile import export_onnx
 from deberta.stages.data import preprocess
 from deberta.stages.model import checkpoint, config, deberta
 from tests import model_helpers as helpers

@@ -16,8 +16,9 @@ from onnx import numpy_helper
 
 from deberta.core.contract import INPUTS, LABELS
 from deberta.core.errors import run_stage
-from deberta.stages import compare, compare_layers, compile_cpu, export_onnx, fp16_run
+from deberta.stages import compare, compare_layers, fp16_run
 from deberta.stages.compare_layers import Difference
+from deberta.stages.compile import compile_cpu, export_onnx
 from deberta.stages.model import checkpoint
 from deberta.stages.model import deberta as model
 from tests import model_helpers as helpers

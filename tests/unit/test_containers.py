@@ -66,7 +66,7 @@ def test_a_stage_writes_to_its_folder_and_not_over_its_inputs(tmp_path: Path) ->
         < targets.index("/workspace/models/demo")
         < targets.index("/workspace/models/demo/p.bin")
     )
-    assert made.command[:3] == ("/opt/stages/bin/python", "-m", "deberta.stages.export_onnx")
+    assert made.command[:3] == ("/opt/stages/bin/python", "-m", "deberta.stages.compile.export_onnx")
     assert made.folder == PurePosixPath("/workspace") and made.variables["PYTHONPATH"] == "/opt/deberta-ascend"
     assert made.variables["HOME"] == made.variables["TMPDIR"] == "/workspace/.cache/scratch/export-onnx/home"
 

@@ -14,7 +14,8 @@ from onnx import TensorProto, numpy_helper
 
 from deberta.core import contract, errors
 from deberta.core.contract import LABELS
-from deberta.stages import export_onnx, lint_checks, lint_graph, lint_onnx, lint_rules, lint_stats
+from deberta.stages import lint_checks, lint_graph, lint_onnx, lint_rules, lint_stats
+from deberta.stages.compile import export_onnx
 from tests.mnli_helpers import REPOSITORY
 
 DEMO = REPOSITORY / "models" / "demo"

@@ -15,7 +15,7 @@ from transformers import DebertaV2Config
 
 from deberta.core.contract import INPUTS
 from deberta.core.errors import ConfigError
-from deberta.stages import compile_cpu, export_onnx
+from deberta.stages.compile import compile_cpu, export_onnx
 from deberta.stages.inference import run_cpu
 from deberta.stages.model import config, deberta, exact
 from tests import model_helpers as helpers

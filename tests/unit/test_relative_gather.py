@@ -14,7 +14,8 @@ import pytest
 from deberta.core import files
 from deberta.core.contract import INPUTS, LABELS
 from deberta.core.errors import StageError
-from deberta.stages import export_onnx, lint_checks, lint_graph
+from deberta.stages import lint_checks, lint_graph
+from deberta.stages.compile import export_onnx
 from deberta.stages.model import config, deberta
 from tests import model_helpers as helpers
 from tests.mnli_helpers import REPOSITORY

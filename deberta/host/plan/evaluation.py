@@ -194,7 +194,7 @@ def export_onnx(plan: Plan, relative: str = "shift") -> Step:
     return Step(
         name=name,
         title=title,
-        module="deberta.stages.export_onnx",
+        module="deberta.stages.compile.export_onnx",
         arguments=(
             *("--checkpoint", str(profile.checkpoint_path), "--config", str(profile.config_path)),
             *("--output", str(made), *labels, *form, *_model_length(plan)),
@@ -258,7 +258,7 @@ def build_om(plan: Plan, batch_size: int) -> Step:
     return Step(
         name=name,
         title=title,
-        module="deberta.stages.compile_cpu",
+        module="deberta.stages.compile.compile_cpu",
         arguments=(
             *("--model", str(artifacts.onnx), "--bs", str(batch_size), "--output", str(compiled)),
             *(("--any-length",) if plan.any_length else ()),

@@ -166,7 +166,9 @@ def compare(reference: np.ndarray, logits: np.ndarray, allowed: float = TOLERANC
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m deberta.stages.compile_cpu", description="build-om on a CPU")
+    parser = argparse.ArgumentParser(
+        prog="python -m deberta.stages.compile.compile_cpu", description="build-om on a CPU"
+    )
     parser.add_argument("--model", required=True, type=Path, help="dynamic.onnx")
     parser.add_argument("--bs", required=True, help="the batch size")
     parser.add_argument("--output", required=True, type=Path, help="the .xml; its .bin is written beside it")

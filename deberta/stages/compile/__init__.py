@@ -1,0 +1,1 @@
+"""PyTorch to ONNX, and ONNX to a model of the cpu backend."""
