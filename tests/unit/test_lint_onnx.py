@@ -14,8 +14,11 @@ from onnx import TensorProto, numpy_helper
 
 from deberta.core import contract, errors
 from deberta.core.contract import LABELS
-from deberta.stages import lint_checks, lint_graph, lint_onnx, lint_rules, lint_stats
 from deberta.stages.compile import export_onnx
+from deberta.stages.lint import checks, lint_onnx
+from deberta.stages.lint import cost as lint_stats
+from deberta.stages.lint import graph as lint_graph
+from deberta.stages.lint import rules as lint_rules
 from tests.mnli_helpers import REPOSITORY
 
 DEMO = REPOSITORY / "models" / "demo"
@@ -149,9 +152,9 @@ CASES: dict[str, tuple[onnx.ModelProto, onnx.ModelProto]] = {
 }  # fmt: skip
 
 
-def _found(model: onnx.ModelProto, folder: Path, *batches: int) -> list[lint_checks.Finding]:
+def _found(model: onnx.ModelProto, folder: Path, *batches: int) -> list[checks.Finding]:
     onnx.save(model, str(folder / "model.onnx"))
-    return lint_checks.check(lint_graph.load(folder / "model.onnx"), batches or (1, 3), contract.SEQUENCE_LENGTH)
+    return checks.check(lint_graph.load(folder / "model.onnx"), batches or (1, 3), contract.SEQUENCE_LENGTH)
 
 
 @pytest.mark.parametrize("rule", CASES)

@@ -26,7 +26,7 @@ def lint(plan: Plan, batch_size: int) -> Step:
     return Step(
         name=f"lint-onnx_bs{batch_size}{suffix}",
         title=f"lint-onnx bs={batch_size}{length}",
-        module="deberta.stages.lint_onnx",
+        module="deberta.stages.lint.lint_onnx",
         arguments=(
             *("--model", str(artifacts.onnx), "--batch-sizes", str(batch_size)),
             *("--format", "json", "--output", str(made), *other),
@@ -43,7 +43,7 @@ def lint_file(plan: Plan, model: Path, output: Path, options: Sequence[str]) -> 
     return Step(
         name="lint-onnx",
         title="lint-onnx",
-        module="deberta.stages.lint_onnx",
+        module="deberta.stages.lint.lint_onnx",
         arguments=("--model", str(model), "--output", str(output), *options),
         inputs=(Input(model, plan.command("export-onnx") if model == plan.artifacts.onnx else "Check --model"),),
         outputs=(output,),

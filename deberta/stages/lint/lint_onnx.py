@@ -18,10 +18,12 @@ from urllib.parse import quote
 from deberta.core import files
 from deberta.core.contract import SEQUENCE_LENGTH, parse_integer
 from deberta.core.errors import ConfigError, GateError, run_stage, some
-from deberta.stages import lint_checks, lint_graph, lint_stats
-from deberta.stages.lint_checks import Finding
-from deberta.stages.lint_graph import Cost, Graph
-from deberta.stages.lint_rules import DOCUMENTED, RULES, SEVERITIES
+from deberta.stages.lint import checks
+from deberta.stages.lint import cost as lint_stats
+from deberta.stages.lint import graph as lint_graph
+from deberta.stages.lint.checks import Finding
+from deberta.stages.lint.graph import Cost, Graph
+from deberta.stages.lint.rules import DOCUMENTED, RULES, SEVERITIES
 
 FORMATS = ("text", "json", "sarif")
 _SARIF = "https://json.schemastore.org/sarif-2.1.0.json"
@@ -47,10 +49,10 @@ def main(argv: Sequence[str]) -> None:
     devices = [lint_stats.device(text) for text in options.device] if options.stats else []
     graph = None if lint_graph.too_large(options.model) else lint_graph.load(options.model)
     if graph is None:
-        findings = [lint_checks.size_finding(options.model.stat().st_size)]
+        findings = [checks.size_finding(options.model.stat().st_size)]
     else:
         batches = [graph.fixed_batch] if graph.fixed_batch else batches
-        findings = lint_checks.check(graph, batches, length)
+        findings = checks.check(graph, batches, length)
     report = {
         "model": options.model.as_posix(),
         "sha256": files.sha256_of(options.model),

@@ -19,7 +19,7 @@ from onnx.reference import ReferenceEvaluator
 
 from deberta.core.contract import ONNX_MAX_BYTES
 from deberta.core.errors import DataError, MissingError
-from deberta.stages.lint_rules import VIEWS
+from deberta.stages.lint.rules import VIEWS
 
 _SMALL = 1024  # elements up to which a constant keeps its values, for shapes, axes and single numbers
 _WHOLE = (TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL)

@@ -16,9 +16,9 @@ import numpy as np
 from onnx import NodeProto
 
 from deberta.core.errors import ConfigError
-from deberta.stages import lint_graph
-from deberta.stages.lint_graph import FLOATS, Graph, Tensor, attribute
-from deberta.stages.lint_rules import OPERATORS, VIEWS
+from deberta.stages.lint import graph as lint_graph
+from deberta.stages.lint.graph import FLOATS, Graph, Tensor, attribute
+from deberta.stages.lint.rules import OPERATORS, VIEWS
 
 _MOVES = (
     *VIEWS,

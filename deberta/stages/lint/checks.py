@@ -9,9 +9,9 @@ from typing import NamedTuple
 from onnx import NodeProto, TensorProto
 
 from deberta.core.contract import INPUTS, LABELS, ONNX_IR_VERSION, ONNX_MAX_BYTES, OUTPUT
-from deberta.stages import lint_graph
-from deberta.stages.lint_graph import Constant, Cost, Graph, Tensor, attribute, name_of
-from deberta.stages.lint_rules import (
+from deberta.stages.lint import graph as lint_graph
+from deberta.stages.lint.graph import Constant, Cost, Graph, Tensor, attribute, name_of
+from deberta.stages.lint.rules import (
     BY_ID,
     GATHER_DATA_BYTES,
     GATHER_INDICES,

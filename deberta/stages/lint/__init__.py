@@ -1,0 +1,1 @@
+"""An offline check of ONNX files against what ATC takes."""
