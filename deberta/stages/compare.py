@@ -23,10 +23,11 @@ from deberta.core import contract, files
 from deberta.core.contract import LABELS, OUTPUT, SEQUENCE_LENGTH
 from deberta.core.errors import ConfigError, DataError, GateError, run_stage, some
 from deberta.core.machine import effective_cpus
-from deberta.stages import check_fp16, compare_layers
+from deberta.stages import compare_layers
 from deberta.stages.compare_layers import Divergence
 from deberta.stages.compare_runs import HALF, KINDS, Array, Setting, Side, open_side, scratch_beside
-from deberta.stages.fp16_run import Rows
+from deberta.stages.fp16 import check_fp16
+from deberta.stages.fp16.emulation import Rows
 from deberta.stages.model import config
 
 DEFAULT_ROWS = 256

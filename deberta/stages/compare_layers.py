@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from deberta.core.errors import DataError
 from deberta.stages.compare_runs import Array, GraphNode, Results, Side
-from deberta.stages.fp16_run import Rows
+from deberta.stages.fp16.emulation import Rows
 
 SEARCH_ROWS = 2
 GROUP = 16  # inner values per run: at 256 tokens and 12 heads at most 100 MB a row

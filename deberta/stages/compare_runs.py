@@ -26,8 +26,8 @@ from deberta.core import contract, files
 from deberta.core.contract import INPUTS, LABELS, OUTPUT
 from deberta.core.errors import DataError, MissingError
 from deberta.core.progress import Progress
-from deberta.stages import fp16_keep, fp16_run
-from deberta.stages.fp16_run import Node, Outcome, Rows
+from deberta.stages.fp16 import emulation, keep_dtype
+from deberta.stages.fp16.emulation import Node, Outcome, Rows
 from deberta.stages.inference import postprocess, run_cpu
 from deberta.stages.model import checkpoint, config
 
@@ -252,8 +252,8 @@ def _fp16(kind: str, file: Path, setting: Setting) -> Side:
     marks = marks_of(nodes)
 
     def run(rows: Rows, wanted: Sequence[str]) -> Results:
-        graph = fp16_run.load(file)
-        keep = fp16_keep.read(setting.kept, graph) if setting.kept else set()
+        graph = emulation.load(file)
+        keep = keep_dtype.read(setting.kept, graph) if setting.kept else set()
         names: dict[str, list[str]] = {}
         for name in {*wanted, OUTPUT}:
             names.setdefault(marks.get(name, name), []).append(name)
@@ -266,7 +266,7 @@ def _fp16(kind: str, file: Path, setting: Setting) -> Side:
 
         for part in _by_parts(kind, rows, FEW_ROWS):
             count = len(part.numbers)
-            fp16_run.run(graph, part, keep, watch)
+            emulation.run(graph, part, keep, watch)
         return caught.results()
 
     return Side(kind, file, run, tuple(marks), nodes, marks)

@@ -12,9 +12,9 @@ import torch
 
 from deberta.core.contract import INPUTS, LABELS
 from deberta.core.errors import run_stage
-from deberta.stages import check_fp16, fp16_run
 from deberta.stages.compile import export_onnx
 from deberta.stages.data import preprocess
+from deberta.stages.fp16 import check_fp16, emulation
 from deberta.stages.model import checkpoint, config, deberta
 from tests import model_helpers as helpers
 from tests.cpu_model_helpers import small_onnx
@@ -227,13 +227,13 @@ def test_without_rounding_it_is_onnx_runtime(changes: dict[str, Any], tmp_path: 
     export_onnx.export(small(**changes), tmp_path / "x.onnx", LENGTH, relative)
     session = onnxruntime.InferenceSession(str(tmp_path / "x.onnx"), providers=["CPUExecutionProvider"])
     ids, mask = helpers.batch(5, LENGTH, SMALL["vocab_size"])
-    rows = fp16_run.Rows(list(range(5)), ids, mask)
+    rows = emulation.Rows(list(range(5)), ids, mask)
     expected = session.run(None, dict(zip(INPUTS, (ids.numpy(), mask.numpy()), strict=True)))[0]
-    graph = fp16_run.load(tmp_path / "x.onnx")
-    plain = fp16_run.run(graph, rows, None)
+    graph = emulation.load(tmp_path / "x.onnx")
+    plain = emulation.run(graph, rows, None)
     helpers.assert_same(plain.numpy(), expected)
-    assert torch.equal(fp16_run.run(graph, rows, {node.name for node in graph.nodes}), plain)
-    assert 0 < (fp16_run.run(graph, rows, set()) - plain).abs().max() < 0.1
+    assert torch.equal(emulation.run(graph, rows, {node.name for node in graph.nodes}), plain)
+    assert 0 < (emulation.run(graph, rows, set()) - plain).abs().max() < 0.1
 
 
 def test_rounding_is_that_of_ieee_754() -> None:
@@ -243,9 +243,9 @@ def test_rounding_is_that_of_ieee_754() -> None:
     values = np.array([*special, *drawn], np.float32)
     with np.errstate(over="ignore"):
         expected = values.astype(np.float16).astype(np.float32)
-    found = fp16_run.rounded(torch.from_numpy(values))
+    found = emulation.rounded(torch.from_numpy(values))
     assert found.numpy().tobytes() == expected.tobytes()
-    assert fp16_run.overflows(torch.from_numpy(values)) == np.isinf(expected).sum() > 0
+    assert emulation.overflows(torch.from_numpy(values)) == np.isinf(expected).sum() > 0
 
 
 def _swap(place: Workplace) -> None:

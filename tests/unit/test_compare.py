@@ -16,9 +16,10 @@ from onnx import numpy_helper
 
 from deberta.core.contract import INPUTS, LABELS
 from deberta.core.errors import run_stage
-from deberta.stages import compare, compare_layers, fp16_run
+from deberta.stages import compare, compare_layers
 from deberta.stages.compare_layers import Difference
 from deberta.stages.compile import compile_cpu, export_onnx
+from deberta.stages.fp16 import emulation
 from deberta.stages.model import checkpoint
 from deberta.stages.model import deberta as model
 from tests import model_helpers as helpers
@@ -266,7 +267,7 @@ def test_the_worst_rows_are_searched() -> None:
     a = np.array([[3, 0, 0], [3, 0, 0], [0.1, 0, 0], [3, 0, 0]], np.float32)
     b = np.array([[3, 1, 0], [9, 0, 0], [0, 0.1, 0], [3, np.nan, 0]], np.float32)
     ids = torch.arange(4)[:, None]
-    rows = fp16_run.Rows([10, 11, 12, 13], ids, ids)
+    rows = emulation.Rows([10, 11, 12, 13], ids, ids)
     found = [compare_layers.worst_rows(a[:k], b[:k], rows) for k in (4, 3, 2)]
     assert [rows.numbers for rows in found] == [[12, 13], [11, 12], [10, 11]]
     assert found[0].ids.tolist() == [[2], [3]]

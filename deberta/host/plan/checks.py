@@ -62,7 +62,7 @@ def check_fp16(plan: Plan, batch_size: int, version: str, rows: str, margin: str
     return Step(
         name=name,
         title=title,
-        module="deberta.stages.check_fp16",
+        module="deberta.stages.fp16.check_fp16",
         arguments=(
             *("--model", str(artifacts.onnx), "--bins", str(artifacts.bins(batch_size, version))),
             *("--bs", str(batch_size), "--report", str(report)),

@@ -13,9 +13,9 @@ from pathlib import Path
 from deberta.core import files
 from deberta.core.errors import DataError, MissingError, some
 from deberta.core.progress import Progress
-from deberta.stages import fp16_run
-from deberta.stages.fp16_run import Graph, Node, Outcome, Rows
-from deberta.stages.fp16_survey import Survey, survey
+from deberta.stages.fp16 import emulation
+from deberta.stages.fp16.emulation import Graph, Node, Outcome, Rows
+from deberta.stages.fp16.survey import Survey, survey
 
 ROUNDS = 4  # of finding, shortening and verifying
 LEVELS = 16  # how far up from a node that float32 alone does not cure its inputs' producers are kept too
@@ -73,7 +73,7 @@ def _grow(graph: Graph, parts: Sequence[Rows], keep: set[str]) -> bool:
     for done, part in enumerate(parts):
         for _ in range(LEVELS):
             try:
-                fp16_run.run(graph, part, keep, watch)
+                emulation.run(graph, part, keep, watch)
                 break
             except _Stop as stop:
                 if not _keep_producers(graph, stop.node, keep):
@@ -135,7 +135,7 @@ def _is_clean(graph: Graph, part: Rows, keep: set[str]) -> bool:
         return False
 
     try:
-        fp16_run.run(graph, part, keep, watch)
+        emulation.run(graph, part, keep, watch)
     except _Stop:
         return False
     return True

@@ -11,8 +11,8 @@ import numpy.typing as npt
 import torch
 
 from deberta.core.progress import Progress
-from deberta.stages import fp16_run
-from deberta.stages.fp16_run import LARGEST, Graph, Node, Outcome, Rows
+from deberta.stages.fp16 import emulation
+from deberta.stages.fp16.emulation import LARGEST, Graph, Node, Outcome, Rows
 
 Logits = npt.NDArray[np.float32]
 
@@ -74,7 +74,7 @@ def survey(graph: Graph, parts: Sequence[Rows], keep: Collection[str], what: str
                 _count(tallies.setdefault(node.name, Tally(node.name, node.op)), outcome, part.numbers)
             return False
 
-        logits.append(fp16_run.run(graph, part, keep, watch).numpy())
+        logits.append(emulation.run(graph, part, keep, watch).numpy())
         if not good:
             affected.append(part)
         done += len(part.numbers)

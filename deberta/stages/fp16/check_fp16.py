@@ -25,9 +25,9 @@ from deberta.core import contract, files
 from deberta.core.contract import INPUTS, LABELS, OUTPUT
 from deberta.core.errors import ConfigError, DataError, GateError, MissingError, StageError, run_stage, some
 from deberta.core.machine import effective_cpus
-from deberta.stages import fp16_keep, fp16_run
-from deberta.stages.fp16_run import LARGEST, Graph, Rows
-from deberta.stages.fp16_survey import Logits, Survey, survey
+from deberta.stages.fp16 import emulation, keep_dtype
+from deberta.stages.fp16.emulation import LARGEST, Graph, Rows
+from deberta.stages.fp16.survey import Logits, Survey, survey
 
 DEFAULT_ROWS = 256
 # Of a flip, in logits: what float32 preferred its label by. Below it, float32 held the two labels within a factor of
@@ -121,14 +121,14 @@ def weights_report(graph: Graph) -> dict[str, Any]:
         if not x.is_floating_point():
             continue
         magnitude = x.abs()
-        vanish = int(((magnitude > 0) & (fp16_run.rounded(x) == 0)).sum())
+        vanish = int(((magnitude > 0) & (emulation.rounded(x) == 0)).sum())
         counted = {
-            "overflow": fp16_run.overflows(x),
+            "overflow": emulation.overflows(x),
             "vanish": vanish,
             "subnormal": int(((magnitude > 0) & (magnitude < smallest)).sum()) - vanish,
         }
         if any(counted.values()):
-            found.append({"name": name, "values": x.numel(), "max_abs": fp16_run.peak(x), **counted})
+            found.append({"name": name, "values": x.numel(), "max_abs": emulation.peak(x), **counted})
     return {"tensors": sum(x.is_floating_point() for x in graph.weights.values()), "changed": found}
 
 
@@ -139,8 +139,8 @@ def main(argv: Sequence[str]) -> None:
     margin = _parse_margin(options.margin)
     threads = effective_cpus()
     torch.set_num_threads(threads)
-    graph = fp16_run.load(options.model)
-    kept = fp16_keep.read(options.kept, graph) if options.kept else set()
+    graph = emulation.load(options.model)
+    kept = keep_dtype.read(options.kept, graph) if options.kept else set()
     rows, padding, batches = read_rows(options.bins, batch_size, graph.length, graph.vocabulary, wanted)
     parts = rows.split()
     print(f"running {len(rows.numbers)} rows of {options.bins} in float32 and in float16", flush=True)
@@ -152,13 +152,13 @@ def main(argv: Sequence[str]) -> None:
     if first.affected:
         saturated = compare(reference, _saturated(graph, first, rows, kept), rows.numbers, margin)
         print("looking for the nodes that have to stay in float32", flush=True)
-        cure = fp16_keep.find(graph, parts, first.affected, kept)
+        cure = keep_dtype.find(graph, parts, first.affected, kept)
         if cure is not None:
             after = compare(reference, cure.survey.logits, rows.numbers, margin)
     passed = not first.affected and not compared["flips_beyond_margin"]
     report = {
         "passed": passed,
-        "emulation": " ".join((fp16_run.__doc__ or "").split()),
+        "emulation": " ".join((emulation.__doc__ or "").split()),
         "rows": len(rows.numbers),
         "row_numbers": "counted from 0 in the bins' order",
         "padding_rows": padding,
@@ -177,7 +177,7 @@ def main(argv: Sequence[str]) -> None:
     }
     names = cure.nodes if cure else [node.name for node in graph.nodes if node.name in kept]
     if options.keep:
-        fp16_keep.write(options.keep, names)
+        keep_dtype.write(options.keep, names)
     _write(options.report, report)
     _write(options.summary, {key: value for key, value in report.items() if key not in ("nodes", "emulation")})
     _print(report)
@@ -190,13 +190,13 @@ def _saturated(graph: Graph, first: Survey, rows: Rows, kept: set[str]) -> Logit
     logits = first.logits.copy()
     for part in first.affected:
         at = rows.numbers.index(part.numbers[0])
-        logits[at : at + len(part.numbers)] = fp16_run.run(graph, part, kept, saturate=True).numpy()
+        logits[at : at + len(part.numbers)] = emulation.run(graph, part, kept, saturate=True).numpy()
     return logits
 
 
 def _check_emulation(graph: Graph, part: Rows, reference: Logits) -> None:
     """Without rounding, our own computation must be ONNX Runtime's."""
-    logits = fp16_run.run(graph, part, None).numpy()
+    logits = emulation.run(graph, part, None).numpy()
     difference = float(np.abs(logits - reference[: len(logits)]).max())
     if not difference <= TOLERANCE * max(1.0, float(np.abs(reference).max())):
         raise StageError(f"the emulation without rounding differs from ONNX Runtime by {difference:.3g} in a logit")
@@ -222,7 +222,7 @@ def _print(report: dict[str, Any]) -> None:
 def _verdict(
     first: Survey,
     compared: dict[str, Any],
-    cure: fp16_keep.Cure | None,
+    cure: keep_dtype.Cure | None,
     margin: float,
     keep: Path | None,
     report: Path | None,
@@ -265,7 +265,7 @@ def _parse_margin(text: str | None) -> float:
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m deberta.stages.check_fp16", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m deberta.stages.fp16.check_fp16", description=__doc__)
     parser.add_argument("--model", type=Path, required=True, help="dynamic.onnx")
     parser.add_argument("--bins", type=Path, required=True, help="folder with input_ids/ and input_mask/")
     parser.add_argument("--bs", required=True, help="rows in a bin")

@@ -1,0 +1,1 @@
+"""The graph in float16 on the CPU."""
