@@ -16,8 +16,9 @@ from onnx import numpy_helper
 
 from deberta.core.contract import INPUTS, LABELS
 from deberta.core.errors import run_stage
-from deberta.stages import compare, compare_layers
-from deberta.stages.compare_layers import Difference
+from deberta.stages.compare import compare
+from deberta.stages.compare import layers as compare_layers
+from deberta.stages.compare.layers import Difference
 from deberta.stages.compile import compile_cpu, export_onnx
 from deberta.stages.fp16 import emulation
 from deberta.stages.model import checkpoint

@@ -23,9 +23,9 @@ from deberta.core import contract, files
 from deberta.core.contract import LABELS, OUTPUT, SEQUENCE_LENGTH
 from deberta.core.errors import ConfigError, DataError, GateError, run_stage, some
 from deberta.core.machine import effective_cpus
-from deberta.stages import compare_layers
-from deberta.stages.compare_layers import Divergence
-from deberta.stages.compare_runs import HALF, KINDS, Array, Setting, Side, open_side, scratch_beside
+from deberta.stages.compare import layers as compare_layers
+from deberta.stages.compare.layers import Divergence
+from deberta.stages.compare.sides import HALF, KINDS, Array, Setting, Side, open_side, scratch_beside
 from deberta.stages.fp16 import check_fp16
 from deberta.stages.fp16.emulation import Rows
 from deberta.stages.model import config
@@ -240,7 +240,7 @@ def _number(option: str, text: str | None, default: float) -> float:
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m deberta.stages.compare", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m deberta.stages.compare.compare", description=__doc__)
     for name in ("a", "b"):
         parser.add_argument(f"--{name}", choices=KINDS, required=True)
         parser.add_argument(

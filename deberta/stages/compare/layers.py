@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from deberta.core.errors import DataError
-from deberta.stages.compare_runs import Array, GraphNode, Results, Side
+from deberta.stages.compare.sides import Array, GraphNode, Results, Side
 from deberta.stages.fp16.emulation import Rows
 
 SEARCH_ROWS = 2

@@ -1,0 +1,1 @@
+"""Two ways of running the model, compared layer by layer."""
