@@ -17,8 +17,8 @@ import numpy.typing as npt
 from deberta.core import contract, files
 from deberta.core.contract import DEV_FILES, LABELS
 from deberta.core.paths import Artifacts
-from deberta.stages import assess
 from deberta.stages.inference import postprocess
+from deberta.stages.report import assess
 from tests.mnli_helpers import dev_line, write_dev
 
 ROWS = {"match": 48, "mismatch": 36}

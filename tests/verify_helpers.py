@@ -19,8 +19,8 @@ from deberta.core.paths import Artifacts
 from deberta.host.plan import profiles
 from deberta.host.report import bom
 from deberta.host.report.verification import Request
-from deberta.stages import assess, render
 from deberta.stages.inference import postprocess
+from deberta.stages.report import assess, render
 from tests.mnli_helpers import REPOSITORY
 
 ROWS = 64  # of each version: the first ones of the demo's

@@ -24,9 +24,9 @@ import rfc8785
 from deberta.core import files
 from deberta.core.errors import DebertaError, one_line, run_stage
 from deberta.core.progress import Progress
-from deberta.stages import assess, render
 from deberta.stages.data import check_data
 from deberta.stages.inference import postprocess
+from deberta.stages.report import assess, render
 
 SHOWN = 20  # differences of one file that are named; the others are counted
 UNRECORDED = "no record"  # of a cell: nothing says of which outputs its accuracy text is

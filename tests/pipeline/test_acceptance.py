@@ -220,7 +220,7 @@ def test_a_missing_cell_is_a_failed_gate(workspace: Workspace, capsys: pytest.Ca
     path = workspace.root / RESULTS / "report_job.json"
     path.write_text(json.dumps(job))
     # Heavy, and only needed here.
-    from deberta.stages import assess
+    from deberta.stages.report import assess
 
     report = assess.assess(assess.read_job(path), workspace.root)
     settings = {"checkpoint": "x", "config": "x", "tokenizer": "x", "dataset": "MNLI", "labels": None}

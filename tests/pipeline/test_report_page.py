@@ -10,7 +10,7 @@ from typing import Any, Callable, Literal
 import pytest
 from playwright.sync_api import Browser
 
-from deberta.stages import render
+from deberta.stages.report import render
 from tests import browser_helpers, report_samples
 
 REPORTS: dict[str, Callable[[], dict[str, Any]]] = {

@@ -16,7 +16,7 @@ import pytest
 from deberta.core import errors
 from deberta.core.contract import LABELS
 from deberta.core.paths import Artifacts
-from deberta.stages import assess
+from deberta.stages.report import assess
 from tests import report_helpers
 from tests.mnli_helpers import stage_command, stage_environment
 from tests.report_helpers import FOLDER, NEAR_TIE, edit, example_job, example_report

@@ -12,7 +12,7 @@ import pytest
 
 from deberta.core.contract import BROUGHT_MODEL, LABELS
 from deberta.core.errors import ConfigError
-from deberta.stages import assess, assess_cells, gates
+from deberta.stages.report import assess, cells, gates
 from tests import report_helpers
 
 
@@ -263,7 +263,7 @@ def test_one_batch_size_cannot_agree_with_itself(tmp_path: Path) -> None:
 def cell(confusion: list[list[int]]) -> dict[str, Any]:
     """A cell's counts; confusion by gold label, then by predicted label."""
     named = {g: dict(zip(LABELS, row, strict=True)) for g, row in zip(LABELS, confusion, strict=True)}
-    found = assess_cells.permutations(named)
+    found = cells.permutations(named)
     return {"rows": sum(map(sum, confusion)), "confusion": named, "permutations": found}
 
 

@@ -9,10 +9,10 @@ from typing import Any, Callable, Optional
 import pytest
 
 from deberta.core.errors import run_stage
-from deberta.stages import assess, render, render_charts
-from deberta.stages.render_charts import Dot, Series
-from deberta.stages.render_html import html
-from deberta.stages.render_markdown import markdown
+from deberta.stages.report import assess, charts, render
+from deberta.stages.report.charts import Dot, Series
+from deberta.stages.report.markdown import markdown
+from deberta.stages.report.page import html
 from tests import report_helpers, report_samples
 from tests.report_samples import changed
 
@@ -350,16 +350,16 @@ def _refused(path: Path, capsys: pytest.CaptureFixture[str], says: str, code: in
     ],
 )
 def test_ticks_are_round_and_enclose(low: float, high: float, expected: list[float]) -> None:
-    assert render_charts.ticks(low, high) == pytest.approx(expected)
+    assert charts.ticks(low, high) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
     "svg",
     [
-        render_charts.whiskers("a", "t", [Dot(HOSTILE, 50, 0, 100)], {"official 50": 50}, [0, 50, 100]),
-        render_charts.throughput("b", "t", [Series("x", "measured-1", ((1, 2.0), (64, 3.0)), (None, (1.0, 99.0)))]),
-        render_charts.throughput("c", "t", [Series(HOSTILE, "baseline", ((8, 2.0),))]),
-        render_charts.distribution("d", "t", [5.0] * 3, {"p50": 5.0, "p90": 5.0, "p99": 5.0}),
+        charts.whiskers("a", "t", [Dot(HOSTILE, 50, 0, 100)], {"official 50": 50}, [0, 50, 100]),
+        charts.throughput("b", "t", [Series("x", "measured-1", ((1, 2.0), (64, 3.0)), (None, (1.0, 99.0)))]),
+        charts.throughput("c", "t", [Series(HOSTILE, "baseline", ((8, 2.0),))]),
+        charts.distribution("d", "t", [5.0] * 3, {"p50": 5.0, "p90": 5.0, "p99": 5.0}),
     ],
 )
 def test_charts_are_whole_and_within_their_frame(svg: str) -> None:

@@ -8,7 +8,7 @@ from fractions import Fraction
 import pytest
 
 from deberta.core.errors import DataError
-from deberta.stages import statistics
+from deberta.stages.report import intervals
 
 
 @pytest.mark.parametrize(
@@ -17,9 +17,9 @@ from deberta.stages import statistics
     [(81, 263, (0.2553, 0.3662)), (15, 148, (0.0624, 0.1605)), (0, 20, (0.0, 0.1611)), (1, 29, (0.0061, 0.1718))],
 )
 def test_wilson_gives_the_published_intervals(correct: int, rows: int, interval: tuple[float, float]) -> None:
-    low, high = statistics.wilson(correct, rows)
+    low, high = intervals.wilson(correct, rows)
     assert (round(low, 4), round(high, 4)) == interval
-    assert statistics.wilson(rows - correct, rows) == pytest.approx((1 - high, 1 - low), abs=1.1e-6)
+    assert intervals.wilson(rows - correct, rows) == pytest.approx((1 - high, 1 - low), abs=1.1e-6)
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ def test_wilson_gives_the_published_intervals(correct: int, rows: int, interval:
     [(1, 7, 0.039), (6, 16, 0.035), (0, 0, 1.0), (5, 5, 1.0)],
 )
 def test_mcnemar_gives_the_published_p_values(first: int, second: int, p: float) -> None:
-    assert round(statistics.mcnemar(first, second), 3) == p == round(statistics.mcnemar(second, first), 3)
+    assert round(intervals.mcnemar(first, second), 3) == p == round(intervals.mcnemar(second, first), 3)
 
 
 def test_mcnemar_is_what_counting_all_outcomes_gives() -> None:
@@ -37,24 +37,24 @@ def test_mcnemar_is_what_counting_all_outcomes_gives() -> None:
             rows, fewer = first + second, min(first, second)
             # Of all equally likely ways to tell `rows` rows apart: those at least as far out, this far out by half.
             beyond = sum(math.comb(rows, k) for k in range(fewer)) + Fraction(math.comb(rows, fewer), 2)
-            assert statistics.mcnemar(first, second) == pytest.approx(float(2 * beyond / 2**rows), abs=1e-6)
+            assert intervals.mcnemar(first, second) == pytest.approx(float(2 * beyond / 2**rows), abs=1e-6)
 
 
 def test_more_often_right_counts_the_tail() -> None:
-    assert statistics.more_often_right(9, 1) == pytest.approx((1 + 10) / 2**10)
-    assert statistics.more_often_right(0, 0) == 1
+    assert intervals.more_often_right(9, 1) == pytest.approx((1 + 10) / 2**10)
+    assert intervals.more_often_right(0, 0) == 1
 
 
 def test_steady_times_need_no_warning() -> None:
     times = [10 + 0.01 * (i % 7) for i in range(99)]
-    found = statistics.latency(times)
+    found = intervals.latency(times)
     assert found.warning == "" and found.percentiles_ms == {"p50": 10.03, "p90": 10.06, "p99": 10.06}
     assert found.interval_ms is not None and found.interval_ms[0] < sum(times) / 99 < found.interval_ms[1]
 
 
 def test_the_interval_is_a_textbooks() -> None:
     # Walpole and others, Probability & Statistics, 9th edition, example 9.5: 9.74 to 10.26.
-    found = statistics.latency([9.8, 10.2, 10.4, 9.8, 10.0, 10.2, 9.6])
+    found = intervals.latency([9.8, 10.2, 10.4, 9.8, 10.0, 10.2, 9.6])
     assert found.interval_ms is not None and [round(end, 2) for end in found.interval_ms] == [9.74, 10.26]
     assert found.spread == 0.04 and "7 times that count: fewer than 20" in found.warning
 
@@ -69,7 +69,7 @@ def test_the_interval_is_a_textbooks() -> None:
     ],
 )
 def test_too_little_or_too_wide_is_said(times: list[float], says: str) -> None:
-    found = statistics.latency(times)
+    found = intervals.latency(times)
     assert says in found.warning and "Measure again" in found.warning
     assert (found.interval_ms is None) == (len(times) == 1)
 
@@ -77,4 +77,4 @@ def test_too_little_or_too_wide_is_said(times: list[float], says: str) -> None:
 @pytest.mark.parametrize("times", [[], [1.0, math.nan], [1.0, math.inf], [1.0, 0.0], [-1.0]])
 def test_what_is_no_time_is_refused(times: list[float]) -> None:
     with pytest.raises(DataError, match="a time above 0 ms"):
-        statistics.latency(times)
+        intervals.latency(times)

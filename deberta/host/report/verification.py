@@ -63,7 +63,7 @@ def show(request: Request) -> None:
     artifacts = request.artifacts
     arguments = ["--job", str(artifacts.job()), "--output", "report-made-again.json"]
     print(f"cd {shlex.quote(str(request.root))}")
-    print(shlex.join([f"PYTHONPATH={request.project}", "python", "-m", "deberta.stages.assess", *arguments]))
+    print(shlex.join([f"PYTHONPATH={request.project}", "python", "-m", "deberta.stages.report.assess", *arguments]))
 
 
 def verify(request: Request, signed: bool = True) -> Evidence:

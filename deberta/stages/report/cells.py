@@ -18,9 +18,9 @@ import numpy.typing as npt
 
 from deberta.core import contract, files
 from deberta.core.errors import DataError, MissingError
-from deberta.stages import statistics
 from deberta.stages.inference import postprocess
 from deberta.stages.inference.postprocess import Evaluation, Gold, Logits
+from deberta.stages.report import intervals
 
 LISTED = 50  # rows named in a list, those with the largest margins first; the totals count all
 MARGIN_DIGITS = 3
@@ -148,7 +148,7 @@ def proportion(correct: int, rows: int) -> dict[str, Any]:
         "rows": rows,
         "correct": correct,
         "accuracy": correct / rows,
-        "interval": list(statistics.wilson(correct, rows)),
+        "interval": list(intervals.wilson(correct, rows)),
     }
 
 
@@ -180,7 +180,7 @@ def versus(logits: Logits, reference: Logits, version: Version) -> dict[str, Any
         "same_labels": len(gold) - len(flipped),
         "only_reference_correct": only_reference,
         "only_this_correct": only_this,
-        "p_value": statistics.mcnemar(only_reference, only_this),
+        "p_value": intervals.mcnemar(only_reference, only_this),
         "flips": [
             {
                 **_place(row, margin),

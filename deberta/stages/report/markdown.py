@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from deberta.stages import render_tables as tables
-from deberta.stages.render_tables import Cell, Report, Table
+from deberta.stages.report import tables
+from deberta.stages.report.tables import Cell, Report, Table
 
 
 def markdown(report: Report) -> str:

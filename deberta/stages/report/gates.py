@@ -13,7 +13,7 @@ from typing import Any
 
 from deberta.core.contract import BROUGHT_MODEL, LABELS
 from deberta.core.errors import ConfigError
-from deberta.stages import statistics
+from deberta.stages.report import intervals
 
 PASSED, FAILED, NOT_JUDGED = "passed", "failed", "not judged"
 ACCEPTED, CHECKED = "accepted", "checked"  # a verdict; the third is FAILED
@@ -257,7 +257,7 @@ def permuted(cell: Json) -> Sequence[str]:
     moved = [(label, meant) for label, meant in zip(LABELS, best["order"], strict=True) if label != meant]
     only_best = sum(cell["confusion"][meant][label] for label, meant in moved)
     only_given = sum(cell["confusion"][label][label] for label, _ in moved)
-    clear = 2 * best["correct"] > cell["rows"] and statistics.more_often_right(only_best, only_given) < SURE
+    clear = 2 * best["correct"] > cell["rows"] and intervals.more_often_right(only_best, only_given) < SURE
     order: Sequence[str] = best["order"] if moved and clear else ()
     return order
 

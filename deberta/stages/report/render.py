@@ -17,9 +17,9 @@ import rfc8785
 
 from deberta.core import files
 from deberta.core.errors import DataError, MissingError, run_stage, some
-from deberta.stages.render_html import html
-from deberta.stages.render_markdown import markdown
-from deberta.stages.render_tables import Report
+from deberta.stages.report.markdown import markdown
+from deberta.stages.report.page import html
+from deberta.stages.report.tables import Report
 
 FORMAT = 1
 SCHEMA = Path(__file__).with_name("report.schema.json")
@@ -78,7 +78,7 @@ def _check_verdict(path: Path, report: Report) -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m deberta.stages.render", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m deberta.stages.report.render", description=__doc__)
     parser.add_argument("--report", type=Path, required=True, help="report.json, as the assess stage wrote it")
     parser.add_argument("--markdown", type=Path, required=True, help="report.md, to be written")
     parser.add_argument("--html", type=Path, required=True, help="report.html, to be written: one file, no script")

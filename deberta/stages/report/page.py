@@ -14,10 +14,9 @@ import jinja2
 from markupsafe import Markup
 
 from deberta.core.contract import VERSIONS
-from deberta.stages import render_charts as charts
-from deberta.stages import render_tables as tables
-from deberta.stages.render_charts import Dot, Series
-from deberta.stages.render_tables import Group, Report, Table
+from deberta.stages.report import charts, tables
+from deberta.stages.report.charts import Dot, Series
+from deberta.stages.report.tables import Group, Report, Table
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 ABOUT_ACCURACY = (

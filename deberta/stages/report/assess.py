@@ -26,9 +26,10 @@ from deberta.core import files
 from deberta.core.contract import RUNNERS
 from deberta.core.errors import DataError, MissingError, StageError, run_stage
 from deberta.core.progress import Progress
-from deberta.stages import assess_cells, gates, statistics
-from deberta.stages.assess_cells import Cell, Version
 from deberta.stages.inference import postprocess
+from deberta.stages.report import cells as assess_cells
+from deberta.stages.report import gates, intervals
+from deberta.stages.report.cells import Cell, Version
 
 FORMAT = 1
 PURPOSES = ("acceptance", "report")
@@ -166,7 +167,7 @@ def performance(entry: Json, root: Path = Path()) -> dict[str, Any]:
     text = path.read_text(encoding="utf-8", errors="replace")
     try:
         fps, average, times, counted = _read_log(entry, text)
-        found = statistics.latency(counted)
+        found = intervals.latency(counted)
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
     if not math.isclose(average, means.fmean(counted), rel_tol=AVERAGE_TOLERANCE):
@@ -219,7 +220,7 @@ def _json(content: Json) -> str:
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m deberta.stages.assess", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m deberta.stages.report.assess", description=__doc__)
     parser.add_argument("--job", type=Path, required=True, help="report_job.json, which names all files to read")
     parser.add_argument("--output", type=Path, required=True, help="report.json")
     parser.add_argument("--summary", type=Path, help="write what was counted to this JSON file")

@@ -1,0 +1,1 @@
+"""The report: statistics, gates, Markdown and HTML."""
