@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from deberta.core.errors import ConfigError, DataError, MissingError
-from deberta.stages import sign
+from deberta.stages.verify import sign
 
 STATEMENT = b'{"_type": "https://in-toto.io/Statement/v1"}'
 

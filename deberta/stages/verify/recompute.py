@@ -221,7 +221,9 @@ def check_body(result: Result, report: Path) -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m deberta.stages.recompute", description="a report, made again")
+    parser = argparse.ArgumentParser(
+        prog="python -m deberta.stages.verify.recompute", description="a report, made again"
+    )
     parser.add_argument("--job", type=Path, required=True, help="report_job.json")
     parser.add_argument("--report", type=Path, required=True, help="the report.json that is kept")
     parser.add_argument("--markdown", type=Path, required=True, help="its report.md")

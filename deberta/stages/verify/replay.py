@@ -176,7 +176,9 @@ def _session(model: Path) -> Any:
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m deberta.stages.replay", description="rows through dynamic.onnx")
+    parser = argparse.ArgumentParser(
+        prog="python -m deberta.stages.verify.replay", description="rows through dynamic.onnx"
+    )
     parser.add_argument("--plan", type=Path, required=True, help="what to replay: see the module's text")
     parser.add_argument("--rows", required=True, help="rows to draw")
     parser.add_argument("--seed", required=True, help="of the draw")

@@ -145,7 +145,9 @@ def _passphrase(variable: str | None) -> bytes | None:
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m deberta.stages.sign", description="sign, or check a signature")
+    parser = argparse.ArgumentParser(
+        prog="python -m deberta.stages.verify.sign", description="sign, or check a signature"
+    )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--new-key", type=Path, help="make a key pair: this file, and its public part in this .pub")
     what.add_argument("--statement", type=Path, help="the in-toto statement to sign")

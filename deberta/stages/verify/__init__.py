@@ -1,0 +1,1 @@
+"""A report counted again, replayed and signed."""
