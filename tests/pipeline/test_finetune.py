@@ -16,10 +16,11 @@ import torch
 
 from deberta.core.contract import DEV_FILES
 from deberta.core.errors import run_stage
-from deberta.stages import demo_data, demo_text, finetune, training
+from deberta.stages import demo_data, demo_text
 from deberta.stages.model import checkpoint, config
 from deberta.stages.model import tokenizer as tokenizers_of_guide
 from deberta.stages.model.deberta import Deberta
+from deberta.stages.train import finetune, training
 from tests.mnli_helpers import REPOSITORY, stage_command, stage_environment
 from tests.pipeline.test_demo import CORRECT
 

@@ -214,7 +214,7 @@ def finetune(plan: Plan, present: Sequence[str], init: Optional[Path], options: 
     return Step(
         name="finetune",
         title="finetune",
-        module="deberta.stages.finetune",
+        module="deberta.stages.train.finetune",
         arguments=(
             *("--train", str(train), "--data", str(profile.dataset_path), "--tokenizer", str(profile.tokenizer_path)),
             *("--config", str(profile.config_path), "--output", str(profile.checkpoint_path)),

@@ -27,10 +27,10 @@ from deberta.core import contract, files, mnli
 from deberta.core.errors import ConfigError, MissingError, StageError, run_stage
 from deberta.core.machine import effective_cpus
 from deberta.core.progress import Progress
-from deberta.stages import training
 from deberta.stages.model import checkpoint, config
 from deberta.stages.model import tokenizer as tokenizers_of_guide
 from deberta.stages.model.deberta import Deberta
+from deberta.stages.train import training
 
 CLIP = 1.0  # largest norm of the gradient
 BETAS, EPSILON = (0.9, 0.999), 1e-6  # AdamW's, as DeBERTa was trained with
@@ -251,7 +251,7 @@ def finetune(
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m deberta.stages.finetune", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m deberta.stages.train.finetune", description=__doc__)
     parser.add_argument("--train", type=Path, required=True, help="GLUE's train.tsv, 12 columns")
     parser.add_argument("--data", type=Path, required=True, help="folder of the dev files to evaluate on at the end")
     parser.add_argument("--tokenizer", type=Path, required=True, help="spm.model, or a Hugging Face tokenizer folder")
