@@ -16,7 +16,7 @@ import torch
 
 from deberta.core.contract import DEV_FILES
 from deberta.core.errors import run_stage
-from deberta.stages import demo_data, demo_text
+from deberta.stages.demo import demo_data, demo_text
 from deberta.stages.model import checkpoint, config
 from deberta.stages.model import tokenizer as tokenizers_of_guide
 from deberta.stages.model.deberta import Deberta

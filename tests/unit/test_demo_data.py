@@ -15,7 +15,7 @@ import pytest
 from deberta.core import contract, mnli, paths
 from deberta.host.plan import demo, profiles
 from deberta.host.plan.evaluation import Plan
-from deberta.stages import demo_data, demo_text
+from deberta.stages.demo import demo_data, demo_text
 from deberta.stages.model import config
 from deberta.stages.model import tokenizer as tokenizers_of_guide
 from tests.mnli_helpers import DEV_HEADER, REPOSITORY, run_stage

@@ -26,8 +26,8 @@ import sentencepiece
 from deberta.core import contract, files
 from deberta.core.errors import run_stage
 from deberta.core.progress import Progress
-from deberta.stages import demo_text
-from deberta.stages.demo_text import ATTRIBUTES, ENTITIES, Attribute, Scene
+from deberta.stages.demo import demo_text
+from deberta.stages.demo.demo_text import ATTRIBUTES, ENTITIES, Attribute, Scene
 
 COLUMNS = (
     "index", "promptID", "pairID", "genre", "sentence1_binary_parse", "sentence2_binary_parse", "sentence1_parse",
@@ -314,7 +314,7 @@ def vocabulary_texts(seed: int) -> list[str]:
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m deberta.stages.demo_data", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m deberta.stages.demo.demo_data", description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder for train.tsv and the dev files")
     parser.add_argument("--tokenizer", type=Path, required=True, help="the spm.model to write")
     parser.add_argument("--config", type=Path, required=True, help="the model_config.json to write")
