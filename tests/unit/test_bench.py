@@ -17,8 +17,9 @@ import onnxruntime
 import pytest
 import torch
 
+from benchmarks import bench, floor, guide, rows
+from benchmarks import report as bench_report
 from deberta.core.errors import ConfigError, DataError, GateError, StageError
-from deberta.stages import bench, bench_floor, bench_guide, bench_report, bench_rows
 from deberta.stages.compile import export_onnx
 from deberta.stages.model import config
 from tests import model_helpers as helpers
@@ -205,52 +206,52 @@ def test_what_a_killed_run_left_is_removed(tmp_path: Path, monkeypatch: pytest.M
 
 def test_the_sample_is_spread_like_the_whole() -> None:
     lengths = [int(length) for length in np.random.default_rng(3).gamma(4, 10, 5000).clip(4, 256)]
-    picked = bench_rows.sample(lengths, 64)
+    picked = rows.sample(lengths, 64)
     assert abs(np.mean(picked) - np.mean(lengths)) < 0.5
     assert picked != sorted(picked)
-    assert sorted(bench_rows.sample([5, 7, 9], 3)) == [5, 7, 9]
+    assert sorted(rows.sample([5, 7, 9], 3)) == [5, 7, 9]
 
 
-def by_bucket(lengths: list[int], batch_size: int) -> list[bench_rows.Batch]:
-    return bench_rows.by_bucket(lengths, batch_size, bench_rows.choose(lengths, batch_size))
+def by_bucket(lengths: list[int], batch_size: int) -> list[rows.Batch]:
+    return rows.by_bucket(lengths, batch_size, rows.choose(lengths, batch_size))
 
 
-@pytest.mark.parametrize("batching", [bench_rows.as_they_come, bench_rows.by_length, by_bucket])
+@pytest.mark.parametrize("batching", [rows.as_they_come, rows.by_length, by_bucket])
 @pytest.mark.parametrize("batch_size", [1, 8])
 def test_every_row_is_in_one_batch_that_holds_it(batching: Any, batch_size: int) -> None:
-    lengths = bench_rows.sample(range(4, 257), 61)
+    lengths = rows.sample(range(4, 257), 61)
     batches = batching(lengths, batch_size)
     assert sorted(row for batch in batches for row in batch.rows) == list(range(61))
     assert all(batch.length >= lengths[row] for batch in batches for row in batch.rows)
-    ids, mask = bench_rows.make(lengths, 300)
+    ids, mask = rows.make(lengths, 300)
     last = batches[-1]
-    assert bench_rows.fill(ids, last, batch_size).shape == (batch_size, last.length)
-    assert bench_rows.fill(mask, last, batch_size).sum() == sum(lengths[row] for row in last.rows)
+    assert rows.fill(ids, last, batch_size).shape == (batch_size, last.length)
+    assert rows.fill(mask, last, batch_size).sum() == sum(lengths[row] for row in last.rows)
 
 
 def test_lengths_are_checked(tmp_path: Path) -> None:
     path = tmp_path / "lengths.txt"
     path.write_text("38\n300 4\n")
-    assert bench_rows.read_lengths(path) == [38, 256, 4]
+    assert rows.read_lengths(path) == [38, 256, 4]
     for text in ("", "38\n-5\n", "3"):
         path.write_text(text)
         with pytest.raises(DataError, match="takes whole numbers from 4"):
-            bench_rows.read_lengths(path)
+            rows.read_lengths(path)
 
 
 def test_the_guides_form_is_what_it_says(tmp_path: Path) -> None:
     made = helpers.reference()
     batch = helpers.batch(2, 256)
     expected = helpers.logits(made, *batch)
-    plain = bench_guide._Logits(helpers.reference())
-    nodes = bench_guide.export(made, tmp_path / "guide.onnx")
+    plain = guide._Logits(helpers.reference())
+    nodes = guide.export(made, tmp_path / "guide.onnx")
     assert (nodes["GatherElements"], nodes["ReduceMax"]) == (6, 3)
     session = onnxruntime.InferenceSession(str(tmp_path / "guide.onnx"), providers=["CPUExecutionProvider"])
     names = ("input_ids", "input_mask")
     helpers.assert_same(session.run(None, dict(zip(names, (part.numpy() for part in batch), strict=True)))[0], expected)
     _trace(plain, tmp_path / "plain.onnx")
     with pytest.raises(StageError, match="0 Where with -inf, not 3"):
-        bench_guide.check(tmp_path / "plain.onnx", layers=3)
+        guide.check(tmp_path / "plain.onnx", layers=3)
 
 
 def _trace(model: Any, path: Path) -> None:
@@ -268,16 +269,16 @@ def test_the_floor_has_our_matrix_products(length: int, tmp_path: Path) -> None:
         value.type.tensor_type.shape.dim[0].dim_value = 4
     onnx.save(model, str(tmp_path / "ours.onnx"))
     tiny = config.from_dict(helpers.TINY)
-    bench_floor.write(tiny, 4, length, tmp_path / "floor.onnx")
-    assert bench_floor.products(tmp_path / "floor.onnx") == bench_floor.products(tmp_path / "ours.onnx")
-    bench_floor.write(tiny, 4, 0, tmp_path / "any.onnx")
-    given = bench_floor.inputs(4, length, tiny.hidden_size)
+    floor.write(tiny, 4, length, tmp_path / "floor.onnx")
+    assert floor.products(tmp_path / "floor.onnx") == floor.products(tmp_path / "ours.onnx")
+    floor.write(tiny, 4, 0, tmp_path / "any.onnx")
+    given = floor.inputs(4, length, tiny.hidden_size)
     corners = []
     for name in ("floor.onnx", "any.onnx"):
         session = onnxruntime.InferenceSession(str(tmp_path / name), providers=["CPUExecutionProvider"])
         corners.append(session.run(None, given)[0])
     assert corners[0].shape == corners[1].shape  # their tables are drawn at different lengths
-    if length == bench_floor.LONGEST:
+    if length == floor.LONGEST:
         assert np.array_equal(*corners)
 
 
@@ -286,7 +287,7 @@ def test_a_real_run_at_the_tiny_size(tmp_path: Path) -> None:
     (tmp_path / "lengths.txt").write_text("12 30 33 60")
     options = ["--size", "tiny", "--bs", "2", "--repeats", "2", "--engines", "ours,eager,hf-export,guide,floor"]
     options += ["--lengths", "lengths.txt", "--output", "bench.json", "--markdown", "page.md", "--plot", "plot.svg"]
-    command = [sys.executable, "-m", "deberta.stages.bench", *options]
+    command = [sys.executable, "-m", "benchmarks.bench", *options]
     settings = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run(command, cwd=tmp_path, env=settings, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr + done.stdout

@@ -14,7 +14,7 @@ from deberta.host.environments import stages
 from deberta.host.run import local
 from deberta.host.run.executor import judge_stage
 
-BENCH = "deberta.stages.bench"
+BENCH = "benchmarks.bench"
 
 
 def test(project: Path, path: str, slow: bool, names: Optional[str], dry: bool) -> None:

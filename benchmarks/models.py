@@ -19,11 +19,11 @@ import onnxruntime
 import torch
 from transformers import DebertaV2Config, DebertaV2ForSequenceClassification
 
+from benchmarks import floor, guide
+from benchmarks.engines import GUIDE, HF, SUMMARY, floor_onnx, ours_onnx
 from deberta.core import files
 from deberta.core.contract import LABELS, SEQUENCE_LENGTH
 from deberta.core.errors import run_stage
-from deberta.stages import bench_floor, bench_guide
-from deberta.stages.bench_engines import GUIDE, HF, SUMMARY, floor_onnx, ours_onnx
 from deberta.stages.compile import export_onnx
 from deberta.stages.model import checkpoint, config
 
@@ -46,7 +46,7 @@ def make(
     said: dict[str, Any] = {"parameters": sum(weight.numel() for weight in model.parameters())}
     if "guide" in engines:
         print("exporting the guide's form", flush=True)
-        said["guide"] = {"nodes": bench_guide.export(model, folder / GUIDE), "folded": _folded(folder / GUIDE)}
+        said["guide"] = {"nodes": guide.export(model, folder / GUIDE), "folded": _folded(folder / GUIDE)}
     del model
     if "ours" in engines:
         for fixed in sorted({fixed for _, fixed in cases}, reverse=True):
@@ -59,9 +59,9 @@ def make(
         said["floor"] = {}
         for batch_size, fixed in cases:
             path = folder / floor_onnx(batch_size, fixed)
-            bench_floor.write(settings, batch_size, SEQUENCE_LENGTH if fixed else 0, path)
+            floor.write(settings, batch_size, SEQUENCE_LENGTH if fixed else 0, path)
             if fixed:
-                count, operations = bench_floor.products(path)
+                count, operations = floor.products(path)
                 said["floor"][str(batch_size)] = {"products": count, "operations": operations}
     return said
 
@@ -108,7 +108,7 @@ def _folded(path: Path) -> dict[str, int]:
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m deberta.stages.bench_models", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.models", description=__doc__)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--job", required=True, help="JSON: engines, cases, seed, threads, config, checkpoint, labels")
     options = parser.parse_args(argv)

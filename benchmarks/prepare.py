@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import deberta
+from benchmarks import processes
+from benchmarks.engines import HF, HF_EXPORT, SUMMARY, Job, ours_onnx, ours_xml
+from benchmarks.report import INSTALL
 from deberta.core.errors import MissingError, StageError
-from deberta.stages import bench_processes
-from deberta.stages.bench_engines import HF, HF_EXPORT, SUMMARY, Job, ours_onnx, ours_xml
-from deberta.stages.bench_report import INSTALL
 
 PEERS = Path(".venv-bench", "bin", "python")
 
@@ -98,9 +98,9 @@ def prepare(
         "config": str(settings.config or ""), "checkpoint": str(settings.checkpoint or ""), "labels": settings.labels,
     }  # fmt: skip
     print("making the models", flush=True)
-    command = [sys.executable, "-m", "deberta.stages.bench_models", "--folder", str(folder)]
+    command = [sys.executable, "-m", "benchmarks.models", "--folder", str(folder)]
     command += ["--job", json.dumps(models)]
-    bench_processes.finish(command, variables(settings, folder), settings.logs / "models.log")
+    processes.finish(command, variables(settings, folder), settings.logs / "models.log")
     model = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
     random = f"random (size {settings.size}, seed {settings.seed})"
     model["weights"] = str(settings.checkpoint) if settings.checkpoint else random
@@ -124,14 +124,14 @@ def _compile(settings: Settings, cases: Sequence[Case], folder: Path) -> None:
         command = [sys.executable, "-m", "deberta.stages.compile.compile_cpu", "--bs", str(case.batch_size)]
         command += ["--threads", str(settings.threads), "--model", str(onnx), "--output", str(xml)]
         command += [] if case.fixed else ["--any-length"]
-        bench_processes.finish(command, variables(settings, folder), settings.logs / "compile_cpu.log")
+        processes.finish(command, variables(settings, folder), settings.logs / "compile_cpu.log")
 
 
 def _export_peer(settings: Settings, folder: Path, target: Path) -> dict[str, str]:
     if not os.access(settings.peers, os.X_OK):
         raise MissingError(f"{settings.peers}, with optimum-onnx, is missing. Run: {INSTALL}")
     print("making Hugging Face's export", flush=True)
-    command = [str(settings.peers), "-m", "deberta.stages.bench_hf_export", str(folder / HF), str(target)]
-    bench_processes.finish(command, variables(settings, folder), settings.logs / "hf_export.log")
+    command = [str(settings.peers), "-m", "benchmarks.hf_export", str(folder / HF), str(target)]
+    processes.finish(command, variables(settings, folder), settings.logs / "hf_export.log")
     versions: dict[str, str] = json.loads((target / "versions.json").read_text(encoding="utf-8"))
     return versions

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from deberta.stages.bench_engines import ENGINES, OURS, REFERENCE
+from benchmarks.engines import ENGINES, OURS, REFERENCE
 
 TOLERANCE = 1e-4  # largest difference of a logit from transformers eager, float32 both
 COMPARED = ("guide", "eager", "compile", "hf-export")  # shown by ours in the first table

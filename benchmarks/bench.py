@@ -22,21 +22,24 @@ from pathlib import Path
 from typing import Any
 
 import deberta
+from benchmarks import machine as bench_machine
+from benchmarks import processes
+from benchmarks import report as bench_report
+from benchmarks import rows as bench_rows
+from benchmarks.engines import ENGINES, OURS, REFERENCE
+from benchmarks.prepare import PEERS, Case, Settings, prepare, variables, workspace
+from benchmarks.processes import Failed, Process
 from deberta.core import files
 from deberta.core.contract import LABELS, SEQUENCE_LENGTH, parse_integer
 from deberta.core.errors import ConfigError, GateError, MissingError, StageError, run_stage
 from deberta.core.machine import effective_cpus
 from deberta.core.progress import Progress
-from deberta.stages import bench_machine, bench_processes, bench_report, bench_rows
-from deberta.stages.bench_engines import ENGINES, OURS, REFERENCE
-from deberta.stages.bench_prepare import PEERS, Case, Settings, prepare, variables, workspace
-from deberta.stages.bench_processes import Failed, Process
 from deberta.stages.inference.run_cpu import MAX_THREADS
 
 FIXED_ROWS = 16
 PAUSE = 0.2  # seconds before each turn
 SIZES = ("full", "tiny")
-WORKER = (sys.executable, "-m", "deberta.stages.bench_worker")
+WORKER = (sys.executable, "-m", "benchmarks.worker")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -81,7 +84,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m deberta.stages.bench", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.bench", description=__doc__)
     parser.add_argument("--output", type=Path, required=True, help="the report, a JSON file; logs/ goes beside it")
     parser.add_argument("--markdown", type=Path, help="the page to write")
     parser.add_argument("--plot", type=Path, help="the plot to draw, an .svg")
@@ -167,7 +170,7 @@ def _measure(case: Case, settings: Settings, folder: Path, vocabulary: int, abse
         for name in [*names, *([] if REFERENCE in names else [REFERENCE])]:
             print(f"[bench {case.title}] loading {name}", flush=True)
             log = settings.logs / f"{name}_bs{case.batch_size}_{'fixed' if case.fixed else 'real'}.log"
-            process = stack.enter_context(bench_processes.started(WORKER, variables(settings, folder), log))
+            process = stack.enter_context(processes.started(WORKER, variables(settings, folder), log))
             try:
                 job = json.dumps(dataclasses.asdict(case.job(name, folder, settings.threads, vocabulary)))
                 results[name] = process.ask(job)
@@ -252,8 +255,8 @@ def _draw(options: argparse.Namespace, settings: Settings) -> str:
         raise MissingError(f"{settings.peers}, with matplotlib, is missing. Run: {bench_report.INSTALL}")
     variables = {**os.environ, "PYTHONPATH": str(deberta.PROJECT)}
     with files.new_file(options.plot) as temporary:
-        command = [str(settings.peers), "-m", "deberta.stages.bench_plot", str(options.output), str(temporary)]
-        bench_processes.finish(command, variables, settings.logs / "plot.log")
+        command = [str(settings.peers), "-m", "benchmarks.plot", str(options.output), str(temporary)]
+        processes.finish(command, variables, settings.logs / "plot.log")
     print(f"plot: {options.plot}", flush=True)
     page: Path = options.markdown or options.output
     return os.path.relpath(options.plot, page.parent)

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks import rows as bench_rows
+from benchmarks.rows import Array, Batch
 from deberta.core.contract import INPUTS, OUTPUT
-from deberta.stages import bench_rows
-from deberta.stages.bench_rows import Array, Batch
 
 # What lies in the folder of a run.
 HF = "hf"  # transformers' own layout
@@ -166,7 +166,7 @@ def _load_floor(job: Job) -> Loaded:
     """On OpenVINO with the cpu backend's settings, in the shapes of its batches."""
     import openvino as ov
 
-    from deberta.stages import bench_floor
+    from benchmarks import floor
     from deberta.stages.inference import run_cpu
 
     core = ov.Core()
@@ -175,7 +175,7 @@ def _load_floor(job: Job) -> Loaded:
     request = core.compile_model(model, "CPU", run_cpu.engine_settings(job.threads)).create_infer_request()
 
     def prepare(batch: Batch, ids: Array, mask: Array) -> Any:
-        values = bench_floor.inputs(job.batch_size, batch.length, hidden)
+        values = floor.inputs(job.batch_size, batch.length, hidden)
         return {name: ov.Tensor(given, shared_memory=True) for name, given in values.items()}
 
     def run(given: Any) -> Logits:
@@ -188,12 +188,12 @@ def _load_floor(job: Job) -> Loaded:
 
 
 def _load_floor_ort(job: Job) -> Loaded:
-    from deberta.stages import bench_floor
+    from benchmarks import floor
 
     session = _session(job.file(floor_onnx(job.batch_size, job.fixed)), job.threads)
     hidden = session.get_inputs()[0].shape[1]
     return Loaded(
-        lambda batch, ids, mask: bench_floor.inputs(job.batch_size, batch.length, hidden),
+        lambda batch, ids, mask: floor.inputs(job.batch_size, batch.length, hidden),
         lambda given: np.asarray(session.run(None, given)[0]),
     )
 

@@ -16,8 +16,8 @@ from typing import IO, Any
 
 import numpy as np
 
-from deberta.stages import bench_rows
-from deberta.stages.bench_engines import ENGINES, Job, Loaded
+from benchmarks import rows
+from benchmarks.engines import ENGINES, Job, Loaded
 
 
 def serve(requests: IO[str], answers: IO[str]) -> None:
@@ -30,7 +30,7 @@ def serve(requests: IO[str], answers: IO[str]) -> None:
         started = time.perf_counter()
         loaded = ENGINES[job.engine].load(job)
         seconds = time.perf_counter() - started
-        ids, mask = bench_rows.make(job.lengths, job.vocabulary)
+        ids, mask = rows.make(job.lengths, job.vocabulary)
         prepared = [loaded.prepare(batch, ids, mask) for batch in job.batches]
         tokens = sum(len(batch.rows) * batch.length for batch in job.batches)
         answer(load_s=seconds, batches=len(job.batches), tokens=tokens)
