@@ -12,6 +12,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from deberta.host.plan.evaluation import STAGES
+
 REPOSITORY = Path(__file__).parents[1]
 VOCABULARY = 50
 LENGTH = 256
@@ -66,7 +68,7 @@ def write_bins(folder: Path, batches: int, batch_size: int) -> tuple[np.ndarray,
 def stage_process(stage: str, arguments: Sequence[object], folder: Path) -> subprocess.Popen[str]:
     """Start `python -m deberta.stages.<stage>` in `folder`, as the host does."""
     return subprocess.Popen(
-        [sys.executable, "-m", f"deberta.stages.{stage}", *map(str, arguments)],
+        [sys.executable, "-m", STAGES[stage], *map(str, arguments)],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
         stdout=subprocess.PIPE,

@@ -12,6 +12,8 @@ from typing import Iterator, Sequence
 
 import pytest
 
+from deberta.host.plan.evaluation import STAGES
+
 REPOSITORY = Path(__file__).parent.parent
 SPM_MODEL = REPOSITORY / "tests" / "data" / "tokenizer" / "spm.model"
 GOLDEN = REPOSITORY / "tests" / "data" / "tokenizer" / "golden.json"
@@ -57,8 +59,9 @@ def golden() -> list[tuple[str, str, list[int]]]:
     return [(row["premise"], row["hypothesis"], row["ids"]) for row in rows]
 
 
-def stage_command(name: str, *arguments: object) -> list[str]:
-    return [sys.executable, "-m", f"deberta.stages.{name}", *map(str, arguments)]
+def stage_command(stage: str, *arguments: object) -> list[str]:
+    """The command line of a stage, by the id that records have for it."""
+    return [sys.executable, "-m", STAGES[stage], *map(str, arguments)]
 
 
 def stage_environment() -> dict[str, str]:

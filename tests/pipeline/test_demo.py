@@ -106,10 +106,10 @@ def _compiled_logits(folder: Path, models: Path, inputs: dict[str, npt.NDArray[n
         (folder / name).mkdir(parents=True)
         values.tofile(folder / name / "input_0.bin")
     xml = folder / "deberta.xml"
-    made = run_stage("compile_cpu", "--model", models / "dynamic.onnx", "--bs", rows, "--output", xml)
+    made = run_stage("compile-cpu", "--model", models / "dynamic.onnx", "--bs", rows, "--output", xml)
     assert made.returncode == 0, made.stderr
     given = ",".join(str(folder / name) for name in INPUTS)
-    ran = run_stage("run_cpu", "--model", xml, "--input", given, "--output", folder / "out")
+    ran = run_stage("run-cpu", "--model", xml, "--input", given, "--output", folder / "out")
     assert ran.returncode == 0, ran.stderr
     [output] = (folder / "out").glob("*/input_0_output_0.bin")
     return np.fromfile(output, "<f4").reshape(rows, len(LABELS))

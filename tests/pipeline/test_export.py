@@ -37,7 +37,7 @@ def test_same_bytes_elsewhere_and_on_a_cpu_without_wide_vectors(brought: Path) -
     made = []
     for name, settings in (("here", {}), ("some/other/place", narrow)):
         output = brought / name / "dynamic.onnx"
-        command = stage_command("export_onnx", *_arguments(brought, output))
+        command = stage_command("export-onnx", *_arguments(brought, output))
         subprocess.run(command, env={**stage_environment(), **settings}, check=True, capture_output=True)
         made.append(output.read_bytes())
     assert made[0] == made[1]

@@ -45,7 +45,7 @@ def test_logits_at_full_size(tmp_path: Path) -> None:
             helpers.assert_same(ours(*batch).numpy(), wanted)
     del ours
     options = ["--checkpoint", tmp_path / "model.bin", "--config", CONFIG, "--output", tmp_path / "dynamic.onnx"]
-    done = run_stage("export_onnx", *options, "--labels", ",".join(LABELS), "--summary", tmp_path / "summary.json")
+    done = run_stage("export-onnx", *options, "--labels", ",".join(LABELS), "--summary", tmp_path / "summary.json")
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "summary.json").read_text())["peak_rss_bytes"] < 4 * 2**30
     session = onnxruntime.InferenceSession(str(tmp_path / "dynamic.onnx"), providers=["CPUExecutionProvider"])
@@ -82,12 +82,12 @@ def test_one_model_runs_all_lengths_in_little_memory(tmp_path: Path) -> None:
         expected = {length: made.eval()(*map(torch.from_numpy, batch)).numpy() for length, batch in batches.items()}
     del made
     options = ["--checkpoint", tmp_path / "model.bin", "--config", CONFIG, "--labels", ",".join(LABELS), "--any-length"]
-    assert run_stage("export_onnx", *options, "--output", tmp_path / "any.onnx").returncode == 0
+    assert run_stage("export-onnx", *options, "--output", tmp_path / "any.onnx").returncode == 0
     options = ["--model", tmp_path / "any.onnx", "--bs", 8, "--output", tmp_path / "any.xml", "--any-length"]
-    assert run_stage("compile_cpu", *options).returncode == 0
+    assert run_stage("compile-cpu", *options).returncode == 0
     folders = [",".join(str(tmp_path / f"{kind}{length}") for length in lengths) for kind in ("s", "out")]
     options = ["--model", tmp_path / "any.xml", "--buckets", ",".join(map(str, lengths)), "--bins", folders[0]]
-    command = stage_command("run_buckets", *options, "--output", folders[1], "--summary", tmp_path / "summary.json")
+    command = stage_command("run-buckets", *options, "--output", folders[1], "--summary", tmp_path / "summary.json")
     # Through a shell: the kernel counts what the process that starts a program takes as that program's peak.
     done = subprocess.run(
         ["sh", "-c", '"$@"; exit $?', "sh", *command],

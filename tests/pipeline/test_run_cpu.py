@@ -194,7 +194,7 @@ def test_ctrl_c_in_the_middle_removes_the_unfinished_folder(workspace: Path) -> 
     """Nobody reads on after the first inference, so the runner waits for the full pipe when the signal comes."""
     write_bins(workspace / "many", 1500, BATCH_SIZE)
     (workspace / "out/20261122_1_2_3_4").mkdir(parents=True)
-    process = stage_process("run_cpu", arguments(input="many/input_ids/,many/input_mask/"), workspace)
+    process = stage_process("run-cpu", arguments(input="many/input_ids/,many/input_mask/"), workspace)
     assert process.stdout is not None
     while not process.stdout.readline().startswith("Inference time"):
         assert process.poll() is None

@@ -155,7 +155,7 @@ def test_interrupted_nothing_is_left(sent: signal.Signals, tmp_path: Path) -> No
     """One engine never answers; after Ctrl-C, or a signal to end, no process and no file is left."""
     (tmp_path / "engine.py").write_text(STAND_IN, encoding="utf-8")
     script = (
-        "import signal, sys; from deberta.stages import bench; from deberta.errors import run_stage;"
+        "import signal, sys; from benchmarks import bench; from deberta.core.errors import run_stage;"
         "signal.signal(signal.SIGTERM, bench._stop);"
         f"bench.WORKER = (sys.executable, {str(tmp_path / 'engine.py')!r});"
         f"bench.prepare = lambda *_: ({PREPARED!r}, {{}}, {{}});"

@@ -30,7 +30,8 @@ def project(tmp_path: Path) -> Path:
     project = make_project(tmp_path / "project")
     for name in ("inv", "tasks.py", "LICENSE", "invoke.yaml", "requirements-host.lock"):
         shutil.copy2(REPOSITORY / name, project / name)
-    (project / "deberta/host/__pycache__").mkdir(parents=True)
+    for folder in ("host/__pycache__", "host/plan"):
+        (project / "deberta" / folder).mkdir(parents=True)
     (project / "deberta/host/plan/evaluation.py").write_text("STEPS = 1\n")
     (project / "deberta/gates.toml").write_text("[defaults]\n")
     (project / "deberta/host/__pycache__/steps.cpython-311.pyc").write_bytes(b"compiled")

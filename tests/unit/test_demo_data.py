@@ -27,7 +27,7 @@ MODELS = REPOSITORY / "models" / "demo"
 def _make(folder: Path, rows: int = 200, seed: int = 5) -> dict[str, str]:
     """Run the stage and return the digest of every file it wrote."""
     done = run_stage(
-        "demo_data",
+        "demo-data",
         *("--data", folder / "MNLI", "--tokenizer", folder / "spm.model", "--config", folder / "model_config.json"),
         *("--train-rows", rows, "--seed", seed, "--summary", folder / "summary.json"),
     )
@@ -170,7 +170,7 @@ def test_the_steps_that_make_it_again_are_arguments_that_the_stages_take() -> No
 def test_a_bad_number_is_refused_by_name(option: str, value: str, tmp_path: Path) -> None:
     given = {"--train-rows": "9", "--seed": "1", option: value}
     done = run_stage(
-        "demo_data",
+        "demo-data",
         *("--data", tmp_path, "--tokenizer", tmp_path / "t", "--config", tmp_path / "c", "--summary", tmp_path / "s"),
         *(word for pair in given.items() for word in pair),
     )

@@ -19,11 +19,10 @@ COMPLETED = {"export-onnx", "preprocess", "build-om", "infer", "postprocess", "e
 UNCOMPLETED = {"fetch", "doctor", "acceptance", "verify", "sign"}
 # A stage about many runs says which one; one that makes a key says how to.
 OF_ONE = ["--bs", "--version", "--force"]
-OF_THEIR_OWN = {"assess.py": OF_ONE, "assess_cells.py": OF_ONE, "sign.py": ["--new-key"]}
-PAGES = {"bench_report.py"}  # what it names stands on a page, not in a message of a run
+OF_THEIR_OWN = {"assess.py": OF_ONE, "cells.py": OF_ONE, "sign.py": ["--new-key"]}
 SHOWN_BY_STAGES = [
-    *(ROOT / "deberta" / name for name in ("mnli.py", "msame.py")),
-    *(path for path in ROOT.glob("deberta/stages/*.py") if path.name not in PAGES),
+    *(ROOT / "deberta" / name for name in ("core/mnli.py", "ascend/msame.py")),
+    *sorted(ROOT.glob("deberta/stages/*/*.py")),
 ]
 
 
@@ -36,7 +35,7 @@ class Hint(NamedTuple):
 def tasks() -> dict[str, set[str]]:
     """Each task with its options, as a user writes them."""
     found = {}
-    files = (ROOT / "tasks.py", *sorted(ROOT.glob("deberta/host/*_tasks.py")))
+    files = (ROOT / "tasks.py", *sorted(ROOT.glob("deberta/host/cli/*.py")))
     for node in [node for file in files for node in ast.parse(file.read_text(encoding="utf-8")).body]:
         if isinstance(node, ast.FunctionDef) and any(map(decorates_a_task, node.decorator_list)):
             _context, *parameters = [*node.args.args, *node.args.kwonlyargs]

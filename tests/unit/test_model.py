@@ -92,7 +92,7 @@ def test_gradients_reach_every_weight_until_folded() -> None:
 def _product_bytes(library: str, kernels: str) -> bytes:
     """What a product's float64 bytes are in a process whose BLAS uses the kernels of another CPU."""
     script = (
-        "import sys, numpy as np; from deberta.stages import exact; draw = np.random.default_rng(0);"
+        "import sys, numpy as np; from deberta.stages.model import exact; draw = np.random.default_rng(0);"
         "a = draw.standard_normal((64, 768)).astype(np.float32).astype(np.float64);"
         "b = draw.standard_normal((768, 64)).astype(np.float32).astype(np.float64);"
         f"sys.stdout.buffer.write(({library}).tobytes())"

@@ -194,7 +194,7 @@ def test_a_config_that_does_not_fit_the_rows_is_refused(
 def test_an_interrupt_leaves_nothing_and_progress_is_said(workspace: Workspace, tmp_path: Path) -> None:
     data = write_dev(tmp_path / "dev.tsv", [dev_line(f"the boat {i}", "a letter " * (i % 90)) for i in range(6000)])
     output = tmp_path / "results" / "reference_match.npy"
-    command = stage_command("reference", *_arguments(workspace, output), "--data", data)
+    command = stage_command("pytorch-reference", *_arguments(workspace, output), "--data", data)
     process = subprocess.Popen(
         [*command, "--summary", str(tmp_path / "summary.json")],
         env={**stage_environment(), "PYTHONUNBUFFERED": "1"},

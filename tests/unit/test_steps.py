@@ -33,7 +33,7 @@ def test_guides_names_are_kept() -> None:
     assert evaluation.infer(_plan(), 8, "match", 9815) == Step(
         name="infer_bs8_match",
         title="infer bs=8 match",
-        module="deberta.stages.inference.run_cpu",
+        stage="run-cpu",
         arguments=(
             "--model",
             "models/mnli/cpu/deberta_bs8.xml",

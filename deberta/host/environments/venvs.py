@@ -1,7 +1,7 @@
 """Virtual environments made from hash-locked requirements: whole and current, or made again.
 
-`inv` runs this as `python -m deberta.host.environments.venvs PYTHON` to make the host's `.venv`, so it needs nothing but
-the standard library. An environment holds a copy of each lock it was made from, written last: that is how a finished and
+`inv` runs `python -m deberta.host.environments.venvs PYTHON` to make the host's `.venv`, so this needs nothing but the
+standard library. An environment holds a copy of each lock it was made from, written last: that is how a finished and
 current one is told from all others.
 """
 

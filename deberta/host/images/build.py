@@ -206,7 +206,7 @@ def _base(client: Any, image: Image, settings: BuildSettings, say: Say) -> str:
                 ) from None
             if settings.offline:
                 raise MissingError(
-                    f"the base {image.base} is not on this engine, and definition.offline is set. Load it (docker load), "
+                    f"the base {image.base} is not on this engine, and images.offline is set. Load it (docker load), "
                     f"{other}"
                 ) from None
             _pull(client, image, reference, say)

@@ -27,7 +27,7 @@ def token_counts(plan: Plan, version: str) -> Step:
     return Step(
         name=name,
         title=f"token-counts {version}{first}",
-        module="deberta.stages.data.token_counts",
+        stage="token-counts",
         arguments=(
             *("--data", str(data), "--tokenizer", str(profile.tokenizer_path), "--output", str(counts)),
             *steps.row_counts(plan, version),
@@ -46,7 +46,7 @@ def preprocess(plan: Plan, batch_size: int, version: str) -> Step:
     return Step(
         name=name,
         title=title,
-        module="deberta.stages.data.preprocess_buckets",
+        stage="preprocess-buckets",
         arguments=(
             *("--data", str(data), "--tokenizer", str(profile.tokenizer_path), "--config", str(profile.config_path)),
             *("--bs", str(batch_size), "--buckets", buckets.text(plan.buckets), "--output", _list(bins)),
@@ -68,7 +68,7 @@ def infer(plan: Plan, batch_size: int, version: str) -> Step:
     return Step(
         name=name,
         title=title,
-        module="deberta.stages.inference.run_buckets",
+        stage="run-buckets",
         arguments=(
             *("--model", str(model.path), "--buckets", buckets.text(plan.buckets)),
             *("--bins", _list(bins), "--output", _list(outputs)),
@@ -88,7 +88,7 @@ def postprocess(plan: Plan, batch_size: int, version: str, outputs: Sequence[Pat
     return Step(
         name=name,
         title=title,
-        module="deberta.stages.inference.postprocess_buckets",
+        stage="postprocess-buckets",
         arguments=(
             *("--buckets", buckets.text(plan.buckets), "--bins", _list(bins), "--outputs", _list(outputs)),
             *("--data", str(data), "--bs", str(batch_size), "--output", str(evaluation), "--version", version),
@@ -113,7 +113,7 @@ def throughput(plan: Plan, batch_size: int, version: str) -> Step:
     return Step(
         name=name,
         title=title,
-        module="deberta.stages.inference.throughput",
+        stage="throughput",
         arguments=(
             *("--buckets", buckets.text(plan.buckets), "--logs", _list(logs), "--tokens", str(counts)),
             *("--bs", str(batch_size), "--output", str(output)),

@@ -26,7 +26,7 @@ def lint(plan: Plan, batch_size: int) -> Step:
     return Step(
         name=f"lint-onnx_bs{batch_size}{suffix}",
         title=f"lint-onnx bs={batch_size}{length}",
-        module="deberta.stages.lint.lint_onnx",
+        stage="lint-onnx",
         arguments=(
             *("--model", str(artifacts.onnx), "--batch-sizes", str(batch_size)),
             *("--format", "json", "--output", str(made), *other),
@@ -43,7 +43,7 @@ def lint_file(plan: Plan, model: Path, output: Path, options: Sequence[str]) -> 
     return Step(
         name="lint-onnx",
         title="lint-onnx",
-        module="deberta.stages.lint.lint_onnx",
+        stage="lint-onnx",
         arguments=("--model", str(model), "--output", str(output), *options),
         inputs=(Input(model, plan.command("export-onnx") if model == plan.artifacts.onnx else "Check --model"),),
         outputs=(output,),
@@ -62,7 +62,7 @@ def check_fp16(plan: Plan, batch_size: int, version: str, rows: str, margin: str
     return Step(
         name=name,
         title=title,
-        module="deberta.stages.fp16.check_fp16",
+        stage="check-fp16",
         arguments=(
             *("--model", str(artifacts.onnx), "--bins", str(artifacts.bins(batch_size, version))),
             *("--bs", str(batch_size), "--report", str(report)),

@@ -98,7 +98,7 @@ def compare(plan: Plan, batch_size: int, version: str, a: Side, b: Side, asked: 
     return Step(
         name=name,
         title=title.replace("_", " ", 2),
-        module="deberta.stages.compare.compare",
+        stage="compare",
         arguments=(
             *("--a", a.kind, "--a-file", str(a.file), "--b", b.kind, "--b-file", str(b.file)),
             *("--config", str(profile.config_path)),

@@ -22,7 +22,7 @@ def remake_steps(plan: Plan) -> tuple[Step, Step]:
     generate = Step(
         name="demo-data",
         title="demo-data",
-        module="deberta.stages.demo.demo_data",
+        stage="demo-data",
         arguments=(
             *("--data", str(profile.dataset_path), "--tokenizer", str(profile.tokenizer_path)),
             *("--config", str(profile.config_path), "--train-rows", str(TRAIN_ROWS), "--seed", SEED),

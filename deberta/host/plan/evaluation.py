@@ -20,6 +20,28 @@ from deberta.host.plan.profiles import Profile
 
 RUNS = ("infer", "perf", "postprocess", "throughput")  # what a model of another precision makes anew
 UNLIMITED = ("export-onnx", "build-om", "perf", "report")
+STAGES = {  # the id of a stage, which records name, and the module that is it now
+    "assess": "deberta.stages.report.assess",
+    "check-data": "deberta.stages.data.check_data",
+    "check-fp16": "deberta.stages.fp16.check_fp16",
+    "compare": "deberta.stages.compare.compare",
+    "compile-cpu": "deberta.stages.compile.compile_cpu",
+    "demo-data": "deberta.stages.demo.demo_data",
+    "export-onnx": "deberta.stages.compile.export_onnx",
+    "finetune": "deberta.stages.train.finetune",
+    "label-changes": "deberta.stages.inference.label_changes",
+    "lint-onnx": "deberta.stages.lint.lint_onnx",
+    "postprocess": "deberta.stages.inference.postprocess",
+    "postprocess-buckets": "deberta.stages.inference.postprocess_buckets",
+    "preprocess": "deberta.stages.data.preprocess",
+    "preprocess-buckets": "deberta.stages.data.preprocess_buckets",
+    "pytorch-reference": "deberta.stages.inference.pytorch_reference",
+    "render": "deberta.stages.report.render",
+    "run-buckets": "deberta.stages.inference.run_buckets",
+    "run-cpu": "deberta.stages.inference.run_cpu",
+    "throughput": "deberta.stages.inference.throughput",
+    "token-counts": "deberta.stages.data.token_counts",
+}
 LATEST = "/$T"  # stands for the folder that a run names after its time, where the run has not been yet
 
 
@@ -69,7 +91,7 @@ class Step:
 
     name: str  # unique in a profile and backend; names the log
     title: str
-    module: str  # empty for a tool
+    stage: str  # its id, a key of STAGES; empty for a tool
     arguments: tuple[str, ...]
     inputs: tuple[Input, ...]
     outputs: tuple[Path, ...]  # the first one's name carries the record
@@ -79,6 +101,11 @@ class Step:
     tool: str = ""  # atc, msame or ais_bench
     compilation: Optional[Compilation] = None
     gate: Optional[Step] = None  # a check that runs first when this step has to run
+
+    @property
+    def module(self) -> str:
+        """What Python runs as the stage; empty for a tool."""
+        return STAGES[self.stage] if self.stage else ""
 
     @property
     def program(self) -> tuple[str, ...]:
@@ -194,7 +221,7 @@ def export_onnx(plan: Plan, relative: str = "shift") -> Step:
     return Step(
         name=name,
         title=title,
-        module="deberta.stages.compile.export_onnx",
+        stage="export-onnx",
         arguments=(
             *("--checkpoint", str(profile.checkpoint_path), "--config", str(profile.config_path)),
             *("--output", str(made), *labels, *form, *_model_length(plan)),
@@ -214,7 +241,7 @@ def finetune(plan: Plan, present: Sequence[str], init: Optional[Path], options: 
     return Step(
         name="finetune",
         title="finetune",
-        module="deberta.stages.train.finetune",
+        stage="finetune",
         arguments=(
             *("--train", str(train), "--data", str(profile.dataset_path), "--tokenizer", str(profile.tokenizer_path)),
             *("--config", str(profile.config_path), "--output", str(profile.checkpoint_path)),
@@ -246,7 +273,7 @@ def build_om(plan: Plan, batch_size: int) -> Step:
         return Step(
             name=name,
             title=title,
-            module="",
+            stage="",
             tool="atc",
             arguments=line[1:],
             inputs=(exported, *files),
@@ -258,7 +285,7 @@ def build_om(plan: Plan, batch_size: int) -> Step:
     return Step(
         name=name,
         title=title,
-        module="deberta.stages.compile.compile_cpu",
+        stage="compile-cpu",
         arguments=(
             *("--model", str(artifacts.onnx), "--bs", str(batch_size), "--output", str(compiled)),
             *(("--any-length",) if plan.any_length else ()),
@@ -278,7 +305,7 @@ def preprocess(plan: Plan, batch_size: int, version: str) -> Step:
     return Step(
         name=name,
         title=title,
-        module="deberta.stages.data.preprocess",
+        stage="preprocess",
         arguments=(
             *("--data", str(data), "--tokenizer", str(profile.tokenizer_path), "--config", str(profile.config_path)),
             *("--bs", str(batch_size), "--output", str(bins), *row_counts(plan, version)),
@@ -300,7 +327,7 @@ def infer(plan: Plan, batch_size: int, version: str, rows: int) -> Step:
     return Step(
         name=name,
         title=title,
-        module="" if plan.tool else "deberta.stages.inference.run_cpu",
+        stage="" if plan.tool else "run-cpu",
         tool=plan.tool,
         arguments=_arguments(plan, batch_size, [f"{bins / i}/" for i in INPUTS], output),
         inputs=(*compiled_model(plan, batch_size), bins_of(plan, batch_size, version)),
@@ -333,7 +360,7 @@ def perf(plan: Plan, batch_size: int, version: str, loops: int) -> Step:
     return Step(
         name=name,
         title=title,
-        module="" if plan.tool else "deberta.stages.inference.run_cpu",
+        stage="" if plan.tool else "run-cpu",
         tool=plan.tool,
         arguments=_arguments(plan, batch_size, [str(path) for path in first], output, loops),
         inputs=(*compiled_model(plan, batch_size), bins_of(plan, batch_size, version)),
@@ -360,7 +387,7 @@ def postprocess(plan: Plan, batch_size: int, version: str, outputs: Path) -> Ste
     return Step(
         name=name,
         title=title,
-        module="deberta.stages.inference.postprocess",
+        stage="postprocess",
         arguments=(
             *("--outputs", str(outputs), "--data", str(data), "--bs", str(batch_size)),
             *("--output", str(evaluation), "--version", version, *row_counts(plan, version)),

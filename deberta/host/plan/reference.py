@@ -20,7 +20,7 @@ def reference(plan: Plan, version: str) -> Step:
     return Step(
         name=name,
         title=title,
-        module="deberta.stages.inference.pytorch_reference",
+        stage="pytorch-reference",
         arguments=(
             *("--checkpoint", str(profile.checkpoint_path), "--config", str(profile.config_path), *labels),
             *("--data", str(data), "--tokenizer", str(profile.tokenizer_path), "--output", str(made)),
@@ -41,7 +41,7 @@ def sentinel(plan: Plan, version: str) -> Step:
     return Step(
         name=name,
         title=title,
-        module="deberta.stages.data.check_data",
+        stage="check-data",
         arguments=(
             *("--data", str(data), "--tokenizer", str(profile.tokenizer_path), "--config", str(profile.config_path)),
             *("--version", version, "--output", str(made), *evaluation.row_counts(plan, version)),

@@ -18,7 +18,7 @@ def assess(plan: Plan, job: Json) -> Step:
     return Step(
         name=name,
         title=title,
-        module="deberta.stages.report.assess",
+        stage="assess",
         arguments=("--job", str(artifacts.job()), "--output", str(artifacts.report("json"))),
         inputs=(Input(artifacts.job(), plan.command("report")), *_inputs(plan, job)),
         outputs=(artifacts.report("json"),),
@@ -36,7 +36,7 @@ def render(plan: Plan) -> Step:
     return Step(
         name=name,
         title=title,
-        module="deberta.stages.report.render",
+        stage="render",
         arguments=("--report", str(made), "--markdown", str(text), "--html", str(page)),
         inputs=(Input(made, plan.command("report")),),
         outputs=(text, page),

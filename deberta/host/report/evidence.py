@@ -13,9 +13,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Iterator, Mapping, Optional, Sequence
 
 from deberta.core import contract, files, published, records
-from deberta.core.errors import DataError, MissingError, one_line
+from deberta.core.errors import DataError, MissingError, one_line, some
 from deberta.core.paths import Artifacts, record_of
 from deberta.core.progress import Progress
+from deberta.host.plan.evaluation import STAGES
 from deberta.host.plan.profiles import Profile
 from deberta.host.run import source_digest
 
@@ -27,7 +28,6 @@ _JOB = (
     *("inputs", "artifacts", "measured"),
 )
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_STAGE = re.compile(r"deberta\.stages\.\w+", re.ASCII)
 
 Json = Mapping[str, Any]
 
@@ -360,9 +360,14 @@ def compare_code(evidence: Evidence, project: Path) -> None:
     digests: dict[str, str] = {}
     for record in evidence.records.values():
         parameters = records.parameters(record)
-        module = str(parameters.get("module", ""))
-        if _STAGE.fullmatch(module):
-            if module not in digests:
-                digests[module] = source_digest.digest(project, module)
-            if parameters.get("code") != digests[module]:
-                evidence.unchecked.append(f"whether {module} was this checkout's: its record names other source code")
+        stage = str(parameters.get("stage", ""))
+        if stage not in STAGES:
+            continue
+        if stage not in digests:
+            digests[stage] = source_digest.digest(project, STAGES[stage])
+        if parameters.get("code") != digests[stage]:
+            changed = source_digest.changed_since(record, project, STAGES[stage])
+            which = f" ({some(changed)})" if changed else ""
+            evidence.unchecked.append(
+                f"whether the code of {stage} was this checkout's: its record names other sources{which}"
+            )

@@ -29,6 +29,7 @@ EXPRESSIONS = {
     "jsonschema-specifications": ("2025.9.1", "MIT"),
     "markupsafe": ("3.0.4", "BSD-3-Clause"),
     "ml-dtypes": ("0.6.0", "Apache-2.0"),
+    "msgspec": ("0.20.0", "BSD-3-Clause"),
     "networkx": ("3.6.1", "BSD-3-Clause"),
     "numpy": ("2.4.6", "BSD-3-Clause AND 0BSD AND MIT AND Zlib AND CC0-1.0"),
     "onnx": ("1.23.2", "Apache-2.0"),

@@ -17,8 +17,7 @@ from deberta.core import files, records
 from deberta.core.errors import ConfigError, DataError, DebertaError, StageError
 from deberta.core.paths import record_of
 from deberta.host.plan.evaluation import Compilation, Inference, Input, Step
-from deberta.host.run import messages
-from deberta.host.run import source_digest as code
+from deberta.host.run import messages, source_digest
 from deberta.host.run.console import Console
 from deberta.host.run.executor import Executor, Ground, judge_stage
 
@@ -138,7 +137,7 @@ def run(session: Session, step: Step) -> Mapping[str, Any]:
         subjects=[records.resource(subject, session.digests.of(subject)) for subject in subjects],
         dependencies=[*dependencies, *ground.dependencies],
         parameters=parameters,
-        internal=ground.internal,
+        internal={**ground.internal, **_sources(session, step)},
         builder=f"{BUILDER}{session.executor.name}",
         started=started,
         finished=records.now(),
@@ -268,8 +267,13 @@ def _own_parameters(session: Session, step: Step) -> dict[str, Any]:
     if step.tool:
         unchecked = {"lint": False} if step.compilation is not None and step.gate is None else {}
         return {"step": step.name, "tool": step.tool, "arguments": list(step.arguments), **unchecked}
-    own = {"step": step.name, "module": step.module, "arguments": list(step.arguments)}
-    return {**own, "code": code.digest(session.project, step.module)}
+    own = {"step": step.name, "stage": step.stage, "arguments": list(step.arguments)}
+    return {**own, "code": source_digest.digest(session.project, step.module)}
+
+
+def _sources(session: Session, step: Step) -> dict[str, Any]:
+    """The files behind `code`, so that a later run can name those that changed."""
+    return {"sources": source_digest.sources(session.project, step.module)} if step.stage else {}
 
 
 def _execute(session: Session, step: Step, summary: Path, console: Console) -> list[PurePosixPath]:

@@ -1,37 +1,115 @@
-"""Which of our own source files a stage's result depends on."""
+"""Which of our own source files a stage's result depends on, and a digest of them that outlives a move or a new name.
+
+A module's digest is over its text with every import of ours taken out and every use of an imported module replaced by
+that module's own digest. So it says what the code does, and not where it stands.
+"""
 
 from __future__ import annotations
 
 import ast
 import hashlib
+import re
 from pathlib import Path
+from typing import Any, Iterator, Mapping, NamedTuple, Optional
 
-DATA = (".json", ".jinja")  # what a module reads besides: files of the package that it names
+from deberta.core import files, records
+
+DATA = (".json", ".jinja")  # what a module reads besides: files beside it that it names
 
 
-def sources(project: Path, module: str) -> list[Path]:
-    """The files of `module` and of every module of ours that it imports, directly or not, and the data they name."""
-    found: set[Path] = set()
-    waiting = [module]
-    while waiting:
-        path = project.joinpath(*waiting.pop().split(".")).with_suffix(".py")
-        if path in found or not path.is_file():
-            continue
-        found.add(path)
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "deberta":
-                waiting += [str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)]
-            elif isinstance(node, ast.Import):
-                waiting += [alias.name for alias in node.names if alias.name.startswith("deberta.")]
-            elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.endswith(DATA):
-                named = [folder / node.value for folder in (path.parent, project / "deberta")]
-                found.update(one for one in named if one.is_file())
-    return sorted(found)
+class _Import(NamedTuple):
+    """One name that a module imports from ours: `path` is the file that has it, `name` is empty for a whole module."""
+
+    node: ast.ImportFrom
+    local: str
+    path: Path
+    name: str
 
 
 def digest(project: Path, module: str) -> str:
-    """SHA-256 over the sources of a stage: it runs again when its own code changes, not when something else does."""
-    content = hashlib.sha256()
-    for path in sources(project, module):
-        content.update(f"{path.relative_to(project).as_posix()}\0".encode() + path.read_bytes())
-    return content.hexdigest()
+    """SHA-256 of a stage's code: it runs again when its own code changes, not when something else does or moves."""
+    return _digest(project, _file(project, module), {})
+
+
+def sources(project: Path, module: str) -> dict[str, str]:
+    """Path and SHA-256 of `module`, of all that it imports from ours, directly or not, and of the data they name."""
+    waiting, known = [_file(project, module)], set()
+    while waiting:
+        path = waiting.pop()
+        if path is None or path in known:
+            continue
+        known.add(path)
+        if path.suffix == ".py":
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            waiting += [entry.path for entry in _imports(project, tree)]
+            waiting += [data for _, data in _data(path, tree)]
+    return {path.relative_to(project).as_posix(): files.sha256_of(path) for path in sorted(known)}
+
+
+def changed_since(record: Mapping[str, Any], project: Path, module: str) -> list[str]:
+    """Paths of a stage's sources that are not what they were when a step's record was written; empty if it names none.
+
+    A file that was only moved is not among them: its content is there under another path.
+    """
+    before = records.internal(record).get("sources")
+    if not isinstance(before, dict):
+        return []
+    now = sources(project, module)
+    gone = [path for path, code in before.items() if path not in now and code not in now.values()]
+    return sorted(
+        [path for path, code in now.items() if before.get(path) != code and code not in before.values()] + gone
+    )
+
+
+def _digest(project: Path, path: Optional[Path], known: dict[Path, str]) -> str:
+    if path is None:
+        return ""
+    if path not in known:
+        known[path] = ""  # where modules import each other in a circle
+        known[path] = hashlib.sha256(_canonical(project, path, known).encode()).hexdigest()
+    return known[path]
+
+
+def _canonical(project: Path, path: Path, known: dict[Path, str]) -> str:
+    """A module's text as the docstring above says, its imports as sorted lines at the end."""
+    text = path.read_text(encoding="utf-8")
+    tree, lines = ast.parse(text), text.splitlines()
+    imported, modules = [], {}
+    for entry in _imports(project, tree):
+        code = _digest(project, entry.path, known)
+        if entry.name:
+            imported.append(f"{entry.local}: {entry.name} of {code}")
+        else:
+            modules[entry.local] = code
+        for number in range(entry.node.lineno - 1, entry.node.end_lineno or entry.node.lineno):
+            lines[number] = ""
+    text = "\n".join(line for line in lines if line.strip())
+    for name, code in modules.items():
+        text = re.sub(rf"(?<![\w.]){name}(?=\s*\.)", code, text)
+    for name, data in _data(path, tree):
+        text = text.replace(name, files.sha256_of(data))
+    return "\n".join([text, *sorted(imported)])
+
+
+def _imports(project: Path, tree: ast.AST) -> Iterator[_Import]:
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.ImportFrom) or (node.module or "").split(".")[0] != "deberta":
+            continue
+        for alias in node.names:
+            whole = _file(project, f"{node.module}.{alias.name}")
+            path, name = (whole, "") if whole else (_file(project, str(node.module)), alias.name)
+            if path is not None:
+                yield _Import(node, alias.asname or alias.name, path, name)
+
+
+def _data(path: Path, tree: ast.AST) -> Iterator[tuple[str, Path]]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.endswith(DATA):
+            data = path.parent / node.value
+            if data.is_file():
+                yield node.value, data
+
+
+def _file(project: Path, module: str) -> Optional[Path]:
+    path = project.joinpath(*module.split("."))
+    return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)

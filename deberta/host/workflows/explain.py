@@ -10,8 +10,7 @@ from __future__ import annotations
 import platform
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from datetime import datetime
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 from deberta.core import records
@@ -157,8 +156,8 @@ def _detail(session: Session, step: Step, record: Mapping[str, Any], key: str, o
     if key == "arguments" and old is not None:
         return f": {', '.join(option_changes(old, new))}"
     if key == "code":
-        newer = _newer(session.project, step.module, record)
-        return f" (newer than its record: {some(newer)})" if newer else ""
+        changed = source_digest.changed_since(record, session.project, step.module)
+        return f" ({some(changed)})" if changed else ""
     said = f": {_short(old)} -> {_short(new)}"
     if key == "packages":
         return f": {STAGES_LOCK} is another one{said.replace(': ', ', ', 1)}"
@@ -192,16 +191,6 @@ def _options(arguments: Sequence[str]) -> Dict[str, str]:
         else:
             found[name] = f"{found.get(name, '')} {argument}".strip()
     return found
-
-
-def _newer(project: Path, module: str, record: Mapping[str, Any]) -> List[str]:
-    """Sources of a stage that were written after a run of it began: a record has one digest of them all."""
-    try:
-        began = datetime.fromisoformat(record["predicate"]["runDetails"]["metadata"]["startedOn"]).timestamp()
-    except (KeyError, TypeError, ValueError):
-        return []
-    found = [path for path in source_digest.sources(project, module) if path.stat().st_mtime >= began]
-    return [path.relative_to(project).as_posix() for path in found]
 
 
 def _image_changes(session: Session, step: Step, record: Mapping[str, Any]) -> List[str]:

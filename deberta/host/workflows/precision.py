@@ -29,7 +29,7 @@ def flips(
     return Step(
         name=name,
         title=f"int8 beside fp32 bs={batch_size} {version}",
-        module="deberta.stages.inference.label_changes",
+        stage="label-changes",
         arguments=(
             *("--fp32", _list(fp32), "--int8", _list(int8), *lengths),
             *("--data", str(data), "--bs", str(batch_size), "--output", str(output), "--version", version),

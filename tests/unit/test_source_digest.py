@@ -1,0 +1,72 @@
+"""The digest of a stage's code says what the code does, and not where its files stand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from deberta.core import files, records
+from deberta.host.run import source_digest
+
+STAGE = """from deberta.core import numbers, texts
+from deberta.core.texts import shout as louder
+
+def main():
+    return louder(texts.read("page.json")) * numbers.TWO
+"""
+
+
+@pytest.fixture(name="project")
+def make_project(tmp_path: Path) -> Path:
+    for name, text in {
+        "__init__": "",
+        "core/texts": "def read(name):\n    return name\n\ndef shout(text):\n    return text.upper()\n",
+        "core/numbers": "TWO = 2\n",
+        "stages/speak": STAGE,
+    }.items():
+        files.write_text(tmp_path / "deberta" / f"{name}.py", text)
+    files.write_text(tmp_path / "deberta" / "stages" / "page.json", "{}")
+    return tmp_path
+
+
+def digest(project: Path, module: str = "deberta.stages.speak") -> str:
+    return source_digest.digest(project, module)
+
+
+def test_a_new_name_or_place_changes_nothing(project: Path) -> None:
+    before, package = digest(project), project / "deberta"
+    (package / "core" / "texts.py").rename(package / "core" / "phrases.py")
+    (package / "core" / "numbers.py").rename(package / "amounts.py")
+    (package / "rooms").mkdir()
+    (package / "stages" / "page.json").rename(package / "rooms" / "page.json")
+    moved = STAGE.replace("import numbers, texts", "import phrases").replace("core.texts", "core.phrases")
+    moved = "from deberta import amounts\n" + moved.replace("texts.", "phrases.").replace("numbers.", "amounts.")
+    (package / "rooms" / "talk.py").write_text(moved)
+    assert digest(project, "deberta.rooms.talk") == before
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("stages/speak.py", "* numbers", "+ numbers"),
+        ("core/numbers.py", "2", "3"),
+        ("core/texts.py", "upper", "lower"),
+        ("stages/page.json", "{}", "[]"),
+        ("stages/speak.py", "shout as louder", "read as louder"),
+        ("stages/speak.py", "texts.read", "numbers.read"),  # the same name of another module
+    ],
+)
+def test_another_content_is_another_digest_and_is_named(project: Path, name: str, old: str, new: str) -> None:
+    before, path = digest(project), project / "deberta" / name
+    noted = source_digest.sources(project, "deberta.stages.speak")
+    path.write_text(path.read_text().replace(old, new))
+    assert digest(project) != before
+    record = _record({"sources": noted})
+    assert source_digest.changed_since(record, project, "deberta.stages.speak") == [f"deberta/{name}"]
+    assert source_digest.changed_since(_record({}), project, "deberta.stages.speak") == []
+
+
+def _record(internal: dict[str, object]) -> dict[str, object]:
+    now = records.now()
+    return records.statement([], [], {}, internal, "", now, now, None)
