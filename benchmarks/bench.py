@@ -27,8 +27,8 @@ from benchmarks import processes
 from benchmarks import report as bench_report
 from benchmarks import rows as bench_rows
 from benchmarks.engines import ENGINES, OURS, REFERENCE
-from benchmarks.prepare import PEERS, Case, Settings, prepare, variables, workspace
-from benchmarks.processes import Failed, Process
+from benchmarks.prepare import PEERS, BenchSettings, Case, prepare, variables, workspace
+from benchmarks.processes import Failed, WorkerProcess
 from deberta.core import files
 from deberta.core.contract import LABELS, SEQUENCE_LENGTH, parse_integer
 from deberta.core.errors import ConfigError, GateError, MissingError, StageError, run_stage
@@ -105,7 +105,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _settings(options: argparse.Namespace) -> Settings:
+def _settings(options: argparse.Namespace) -> BenchSettings:
     names = [name.strip() for name in options.engines.split(",")] if options.engines else list(ENGINES)
     if unknown := [name for name in names if name not in ENGINES]:
         raise ConfigError(f"--engines {unknown[0]!r} is not one of: {', '.join(ENGINES)}")
@@ -119,7 +119,7 @@ def _settings(options: argparse.Namespace) -> Settings:
     for path in (config, options.checkpoint):
         if path and not path.exists():
             raise MissingError(f"{path} is missing. Run: invoke fetch")
-    return Settings(
+    return BenchSettings(
         tuple(name for name in ENGINES if name in names),
         parse_integer("--threads", options.threads, effective_cpus(), 1, MAX_THREADS),
         parse_integer("--repeats", options.repeats, 7, 1, 1000),
@@ -159,13 +159,15 @@ def _sample(options: argparse.Namespace, batch_sizes: Sequence[int]) -> dict[str
     }
 
 
-def _measure(case: Case, settings: Settings, folder: Path, vocabulary: int, absent: dict[str, str]) -> dict[str, Any]:
+def _measure(
+    case: Case, settings: BenchSettings, folder: Path, vocabulary: int, absent: dict[str, str]
+) -> dict[str, Any]:
     """Start the case's engines, let them take turns, and return its figures."""
     names = [name for name in settings.engines if name not in absent]
     results: dict[str, dict[str, Any]] = {}
     logits: dict[str, Any] = {}
     with contextlib.ExitStack() as stack:
-        running: dict[str, Process] = {}
+        running: dict[str, WorkerProcess] = {}
         # The reference is run even where its time is not wanted.
         for name in [*names, *([] if REFERENCE in names else [REFERENCE])]:
             print(f"[bench {case.title}] loading {name}", flush=True)
@@ -202,7 +204,11 @@ def _measure(case: Case, settings: Settings, folder: Path, vocabulary: int, abse
 
 
 def _turns(
-    case: Case, order: Sequence[str], running: dict[str, Process], repeats: int, results: dict[str, dict[str, Any]]
+    case: Case,
+    order: Sequence[str],
+    running: dict[str, WorkerProcess],
+    repeats: int,
+    results: dict[str, dict[str, Any]],
 ) -> dict[str, list[float]]:
     """Each engine's seconds, repeat by repeat; every repeat begins with the next engine. One that fails is left out."""
     times: dict[str, list[float]] = {name: [] for name in order}
@@ -233,7 +239,7 @@ def _given(options: argparse.Namespace) -> list[str]:
     return [f"--{name} {value}" for name, value in named.items() if value is not None and value != usual.get(name)]
 
 
-def _write(report: dict[str, Any], options: argparse.Namespace, settings: Settings) -> None:
+def _write(report: dict[str, Any], options: argparse.Namespace, settings: BenchSettings) -> None:
     files.write_text(options.output, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     print(f"report: {options.output}", flush=True)
     plot = None
@@ -249,7 +255,7 @@ def _write(report: dict[str, Any], options: argparse.Namespace, settings: Settin
         print(f"page: {options.markdown}", flush=True)
 
 
-def _draw(options: argparse.Namespace, settings: Settings) -> str:
+def _draw(options: argparse.Namespace, settings: BenchSettings) -> str:
     """Draw the plot; returns how the page finds it."""
     if not os.access(settings.peers, os.X_OK):
         raise MissingError(f"{settings.peers}, with matplotlib, is missing. Run: {bench_report.INSTALL}")

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks import rows as bench_rows
-from benchmarks.rows import Array, Batch
+from benchmarks.rows import Array, RowBatch
 from deberta.core.contract import INPUTS, OUTPUT
 
 # What lies in the folder of a run.
@@ -39,7 +39,7 @@ def floor_onnx(batch_size: int, fixed: bool) -> str:
 
 
 @dataclass(frozen=True)
-class Job:
+class BenchJob:
     """What one engine runs: its model in `folder`, on the sample's rows. `fixed`: all of them have 256 tokens.
 
     `buckets`: the lengths that the cpu backend runs them at.
@@ -55,7 +55,7 @@ class Job:
     vocabulary: int
 
     @property
-    def batches(self) -> list[Batch]:
+    def batches(self) -> list[RowBatch]:
         batching = ENGINES[self.engine].batching
         if self.fixed or batching == AS_THEY_COME:
             return bench_rows.as_they_come(self.lengths, self.batch_size)
@@ -68,30 +68,30 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedEngine:
     """An engine that can run: `prepare` is not timed; `run` is, from what it gave to logits [batch size, 3]."""
 
-    prepare: Callable[[Batch, Array, Array], Any]
+    prepare: Callable[[RowBatch, Array, Array], Any]
     run: Callable[[Any], Logits]
     facts: Callable[[], dict[str, Any]] = field(default=dict)  # asked for at the end
 
 
 @dataclass(frozen=True)
-class Engine:
+class BenchEngine:
     """`how` is shown in the report; `batching`: of rows of real lengths; `exact`: it gives the model's logits."""
 
     label: str
     how: str
-    load: Callable[[Job], Loaded]
+    load: Callable[[BenchJob], LoadedEngine]
     batching: str
     exact: bool = True
 
 
-def _filled(batch: Batch, rows: int, ids: Array, mask: Array) -> list[Array]:
+def _filled(batch: RowBatch, rows: int, ids: Array, mask: Array) -> list[Array]:
     return [bench_rows.fill(values, batch, rows) for values in (ids, mask)]
 
 
-def _load_ours(job: Job) -> Loaded:
+def _load_ours(job: BenchJob) -> LoadedEngine:
     """The cpu backend's own model, loaded and run as its runners do: of 256 tokens, or one of all lengths."""
     from deberta.stages.inference import run_buckets, run_cpu
 
@@ -109,10 +109,10 @@ def _load_ours(job: Job) -> Loaded:
     def facts() -> dict[str, Any]:
         return {name: run_cpu.engine_facts(engine)[name] for name in ("precision", "threads")}
 
-    return Loaded(lambda batch, ids, mask: _filled(batch, job.batch_size, ids, mask), run, facts)
+    return LoadedEngine(lambda batch, ids, mask: _filled(batch, job.batch_size, ids, mask), run, facts)
 
 
-def _load_transformers(job: Job, compiled: bool) -> Loaded:
+def _load_transformers(job: BenchJob, compiled: bool) -> LoadedEngine:
     import torch
     from transformers import DebertaV2ForSequenceClassification
 
@@ -122,7 +122,7 @@ def _load_transformers(job: Job, compiled: bool) -> Loaded:
     model.train(False)
     call = torch.compile(model, dynamic=not job.fixed) if compiled else model
 
-    def prepare(batch: Batch, ids: Array, mask: Array) -> Any:
+    def prepare(batch: RowBatch, ids: Array, mask: Array) -> Any:
         return [torch.from_numpy(values.astype(np.int64)) for values in _filled(batch, len(batch.rows), ids, mask)]
 
     def run(given: Any) -> Logits:
@@ -138,31 +138,31 @@ def _load_transformers(job: Job, compiled: bool) -> Loaded:
             said["graph_breaks"] = sum(counters["graph_break"].values())
         return said
 
-    return Loaded(prepare, run, facts)
+    return LoadedEngine(prepare, run, facts)
 
 
-def _load_hf_export(job: Job) -> Loaded:
+def _load_hf_export(job: BenchJob) -> LoadedEngine:
     """Batch and length are dynamic in this export, and its inputs int64."""
     session = _session(job.file(HF_EXPORT), job.threads)
 
-    def prepare(batch: Batch, ids: Array, mask: Array) -> Any:
+    def prepare(batch: RowBatch, ids: Array, mask: Array) -> Any:
         filled = (values.astype(np.int64) for values in _filled(batch, len(batch.rows), ids, mask))
         return dict(zip(("input_ids", "attention_mask"), filled, strict=True))
 
-    return Loaded(prepare, lambda given: np.asarray(session.run([OUTPUT], given)[0]))
+    return LoadedEngine(prepare, lambda given: np.asarray(session.run([OUTPUT], given)[0]))
 
 
-def _load_guide(job: Job) -> Loaded:
+def _load_guide(job: BenchJob) -> LoadedEngine:
     """As it was exported. Told the batch size, ONNX Runtime folds more of it, and is slower for all those indices."""
     session = _session(job.file(GUIDE), job.threads)
 
-    def prepare(batch: Batch, ids: Array, mask: Array) -> Any:
+    def prepare(batch: RowBatch, ids: Array, mask: Array) -> Any:
         return dict(zip(INPUTS, _filled(batch, job.batch_size, ids, mask), strict=True))
 
-    return Loaded(prepare, lambda given: np.asarray(session.run([OUTPUT], given)[0]))
+    return LoadedEngine(prepare, lambda given: np.asarray(session.run([OUTPUT], given)[0]))
 
 
-def _load_floor(job: Job) -> Loaded:
+def _load_floor(job: BenchJob) -> LoadedEngine:
     """On OpenVINO with the cpu backend's settings, in the shapes of its batches."""
     import openvino as ov
 
@@ -174,7 +174,7 @@ def _load_floor(job: Job) -> Loaded:
     hidden = model.inputs[0].get_partial_shape()[1].get_length()
     request = core.compile_model(model, "CPU", run_cpu.engine_settings(job.threads)).create_infer_request()
 
-    def prepare(batch: Batch, ids: Array, mask: Array) -> Any:
+    def prepare(batch: RowBatch, ids: Array, mask: Array) -> Any:
         values = floor.inputs(job.batch_size, batch.length, hidden)
         return {name: ov.Tensor(given, shared_memory=True) for name, given in values.items()}
 
@@ -184,15 +184,15 @@ def _load_floor(job: Job) -> Loaded:
         request.infer(share_outputs=True)
         return np.array(request.get_output_tensor(0).data)
 
-    return Loaded(prepare, run)
+    return LoadedEngine(prepare, run)
 
 
-def _load_floor_ort(job: Job) -> Loaded:
+def _load_floor_ort(job: BenchJob) -> LoadedEngine:
     from benchmarks import floor
 
     session = _session(job.file(floor_onnx(job.batch_size, job.fixed)), job.threads)
     hidden = session.get_inputs()[0].shape[1]
-    return Loaded(
+    return LoadedEngine(
         lambda batch, ids, mask: floor.inputs(job.batch_size, batch.length, hidden),
         lambda given: np.asarray(session.run(None, given)[0]),
     )
@@ -210,44 +210,44 @@ def _session(path: Path, threads: int) -> Any:
 
 OURS, REFERENCE = "ours", "eager"
 ENGINES = {
-    OURS: Engine(
+    OURS: BenchEngine(
         "deberta-ascend, cpu backend",
         "our graph on OpenVINO in float32, as `build-om` and `infer` make and run it on a CPU",
         _load_ours,
         BY_BUCKET,
     ),
-    REFERENCE: Engine(
+    REFERENCE: BenchEngine(
         "transformers, eager",
         "the model that `from_pretrained` gives, in inference mode",
         lambda job: _load_transformers(job, compiled=False),
         BY_LENGTH,
     ),
-    "compile": Engine(
+    "compile": BenchEngine(
         "transformers, torch.compile",
         "the same under `torch.compile`, with dynamic shapes for real lengths alone",
         lambda job: _load_transformers(job, compiled=True),
         BY_LENGTH,
     ),
-    "hf-export": Engine(
+    "hf-export": BenchEngine(
         "Hugging Face's export on ONNX Runtime",
         "what `optimum-cli export onnx` (optimum-onnx) makes, run by ONNX Runtime itself",
         _load_hf_export,
         BY_LENGTH,
     ),
-    "guide": Engine(
+    "guide": BenchEngine(
         "the guide's form on ONNX Runtime",
         "the guide's graph (2 GatherElements by int64 indices per layer, a mask of -inf)",
         _load_guide,
         AS_THEY_COME,
     ),
-    "floor": Engine(
+    "floor": BenchEngine(
         "matrix products alone, OpenVINO",
         "our graph's matrix products and nothing else, with constant weights",
         _load_floor,
         BY_BUCKET,
         exact=False,
     ),
-    "floor-ort": Engine(
+    "floor-ort": BenchEngine(
         "matrix products alone, ONNX Runtime",
         "the same products on ONNX Runtime",
         _load_floor_ort,

@@ -15,7 +15,7 @@ from typing import Any
 
 import deberta
 from benchmarks import processes
-from benchmarks.engines import HF, HF_EXPORT, SUMMARY, Job, ours_onnx, ours_xml
+from benchmarks.engines import HF, HF_EXPORT, SUMMARY, BenchJob, ours_onnx, ours_xml
 from benchmarks.report import INSTALL
 from deberta.core.errors import MissingError, StageError
 
@@ -35,13 +35,13 @@ class Case:
     def title(self) -> str:
         return f"{'256 tokens' if self.fixed else 'Real lengths'}, batch size {self.batch_size}"
 
-    def job(self, engine: str, folder: Path, threads: int, vocabulary: int) -> Job:
+    def job(self, engine: str, folder: Path, threads: int, vocabulary: int) -> BenchJob:
         rows = (self.batch_size, self.fixed, self.lengths, self.buckets)
-        return Job(engine, str(folder), threads, *rows, vocabulary)
+        return BenchJob(engine, str(folder), threads, *rows, vocabulary)
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class BenchSettings:
     engines: tuple[str, ...]
     threads: int
     repeats: int
@@ -74,7 +74,7 @@ def workspace(parent: Path) -> Iterator[Path]:
         shutil.rmtree(folder)
 
 
-def variables(settings: Settings, folder: Path) -> dict[str, str]:
+def variables(settings: BenchSettings, folder: Path) -> dict[str, str]:
     """Every process gets as many threads; nothing is fetched; torch.compile's files and workers stay within the run."""
     return {
         **os.environ,
@@ -88,7 +88,7 @@ def variables(settings: Settings, folder: Path) -> dict[str, str]:
 
 
 def prepare(
-    settings: Settings, cases: Sequence[Case], folder: Path
+    settings: BenchSettings, cases: Sequence[Case], folder: Path
 ) -> tuple[dict[str, Any], dict[str, str], dict[str, str]]:
     """Make the models; returns what they are, the engines that cannot be measured, and the peers' packages."""
     absent: dict[str, str] = {}
@@ -116,7 +116,7 @@ def prepare(
     return model, absent, versions
 
 
-def _compile(settings: Settings, cases: Sequence[Case], folder: Path) -> None:
+def _compile(settings: BenchSettings, cases: Sequence[Case], folder: Path) -> None:
     """Make the cpu backend's own models, as build-om does."""
     print("compiling ours", flush=True)
     for case in cases:
@@ -127,7 +127,7 @@ def _compile(settings: Settings, cases: Sequence[Case], folder: Path) -> None:
         processes.finish(command, variables(settings, folder), settings.logs / "compile_cpu.log")
 
 
-def _export_peer(settings: Settings, folder: Path, target: Path) -> dict[str, str]:
+def _export_peer(settings: BenchSettings, folder: Path, target: Path) -> dict[str, str]:
     if not os.access(settings.peers, os.X_OK):
         raise MissingError(f"{settings.peers}, with optimum-onnx, is missing. Run: {INSTALL}")
     print("making Hugging Face's export", flush=True)

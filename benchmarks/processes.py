@@ -22,7 +22,7 @@ class Failed(Exception):
     """A process ended, answered with an error, or did not answer; the message is its reason."""
 
 
-class Process:
+class WorkerProcess:
     """A child in a session of its own: Ctrl-C reaches us alone, and `close` takes its own children with it."""
 
     def __init__(self, command: Sequence[str], variables: Mapping[str, str], log: Path) -> None:
@@ -75,8 +75,8 @@ class Process:
 
 
 @contextlib.contextmanager
-def started(command: Sequence[str], variables: Mapping[str, str], log: Path) -> Iterator[Process]:
-    process = Process(command, variables, log)
+def started(command: Sequence[str], variables: Mapping[str, str], log: Path) -> Iterator[WorkerProcess]:
+    process = WorkerProcess(command, variables, log)
     try:
         yield process
     finally:

@@ -23,7 +23,7 @@ SHORTEST = 4  # [CLS], [SEP], [SEP] and one token
 Array = npt.NDArray[np.int32]
 
 
-class Batch(NamedTuple):
+class RowBatch(NamedTuple):
     """Rows of the sample, by index, cut or filled to `length` tokens."""
 
     rows: tuple[int, ...]
@@ -65,9 +65,9 @@ def make(lengths: Sequence[int], vocabulary: int) -> tuple[Array, Array]:
     return np.random.default_rng(1).integers(1, vocabulary, mask.shape, dtype=np.int32) * mask, mask
 
 
-def as_they_come(lengths: Sequence[int], batch_size: int) -> list[Batch]:
+def as_they_come(lengths: Sequence[int], batch_size: int) -> list[RowBatch]:
     """Every row filled to 256, in order: the guide's way."""
-    return [Batch(rows, SEQUENCE_LENGTH) for rows in _chunks(range(len(lengths)), batch_size)]
+    return [RowBatch(rows, SEQUENCE_LENGTH) for rows in _chunks(range(len(lengths)), batch_size)]
 
 
 def choose(lengths: Sequence[int], batch_size: int) -> tuple[int, ...]:
@@ -75,23 +75,23 @@ def choose(lengths: Sequence[int], batch_size: int) -> tuple[int, ...]:
     return buckets.choose(Counter(lengths), batch_size, "cpu")
 
 
-def by_length(lengths: Sequence[int], batch_size: int) -> list[Batch]:
+def by_length(lengths: Sequence[int], batch_size: int) -> list[RowBatch]:
     """Rows sorted by length, each batch filled to its longest row: as little padding as there can be."""
     ordered = sorted(range(len(lengths)), key=lambda row: lengths[row])
-    return [Batch(rows, lengths[rows[-1]]) for rows in _chunks(ordered, batch_size)]
+    return [RowBatch(rows, lengths[rows[-1]]) for rows in _chunks(ordered, batch_size)]
 
 
-def by_bucket(lengths: Sequence[int], batch_size: int, chosen: Sequence[int]) -> list[Batch]:
+def by_bucket(lengths: Sequence[int], batch_size: int, chosen: Sequence[int]) -> list[RowBatch]:
     """Rows sorted by length, each batch filled to the smallest of the `chosen` lengths that holds its longest row.
 
     A run of all rows has a batch of each length that is not full. So that a sample does not have as many of them, a
     batch here may hold rows that belong to two lengths.
     """
     fitted = [next(bucket for bucket in chosen if bucket >= length) for length in lengths]
-    return [Batch(batch.rows, fitted[batch.rows[-1]]) for batch in by_length(lengths, batch_size)]
+    return [RowBatch(batch.rows, fitted[batch.rows[-1]]) for batch in by_length(lengths, batch_size)]
 
 
-def fill(values: Array, batch: Batch, batch_size: int) -> Array:
+def fill(values: Array, batch: RowBatch, batch_size: int) -> Array:
     """[rows, 256] -> the batch's, [batch_size, length]; a last batch that is not full gets all-zero rows."""
     picked = values[list(batch.rows), : batch.length]
     missing = np.zeros((batch_size - len(picked), batch.length), values.dtype)

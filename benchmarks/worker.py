@@ -17,7 +17,7 @@ from typing import IO, Any
 import numpy as np
 
 from benchmarks import rows
-from benchmarks.engines import ENGINES, Job, Loaded
+from benchmarks.engines import ENGINES, BenchJob, LoadedEngine
 
 
 def serve(requests: IO[str], answers: IO[str]) -> None:
@@ -25,7 +25,7 @@ def serve(requests: IO[str], answers: IO[str]) -> None:
         answers.write(json.dumps(content) + "\n")
         answers.flush()
 
-    job = Job(**json.loads(requests.readline()))
+    job = BenchJob(**json.loads(requests.readline()))
     try:
         started = time.perf_counter()
         loaded = ENGINES[job.engine].load(job)
@@ -46,7 +46,7 @@ def serve(requests: IO[str], answers: IO[str]) -> None:
         raise
 
 
-def one_pass(job: Job, loaded: Loaded, prepared: list[Any]) -> tuple[float, list[list[float]] | None]:
+def one_pass(job: BenchJob, loaded: LoadedEngine, prepared: list[Any]) -> tuple[float, list[list[float]] | None]:
     """All batches, one after the other: the seconds of the runs alone, and each row's logits in the sample's order."""
     seconds, outputs = 0.0, []
     for values in prepared:

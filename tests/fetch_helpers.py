@@ -69,7 +69,7 @@ class Run:
         self.workspace = workspace
         self.said: list[str] = []
         self.waits: list[float] = []
-        self.settings = http.Settings(connect=2, read=2, sleep=self.waits.append)
+        self.settings = http.DownloadSettings(connect=2, read=2, sleep=self.waits.append)
 
     def __call__(
         self,

@@ -18,7 +18,7 @@ from deberta.core.contract import LABELS, VERSIONS
 from deberta.core.paths import Artifacts
 from deberta.host.plan import profiles
 from deberta.host.report import bom
-from deberta.host.report.verification import Request
+from deberta.host.report.verification import VerificationRequest
 from deberta.stages.inference import postprocess
 from deberta.stages.report import assess, render
 from tests.mnli_helpers import REPOSITORY
@@ -37,9 +37,9 @@ PROFILE = {
 ROW = 40  # of match: row 0 of batch 5
 
 
-def request(root: Path, **options: Any) -> Request:
+def request(root: Path, **options: Any) -> VerificationRequest:
     profile = profiles.load("small", {"small": PROFILE})
-    return Request(REPOSITORY, root, ARTIFACTS, lambda: Path(sys.executable), profile, **options)
+    return VerificationRequest(REPOSITORY, root, ARTIFACTS, lambda: Path(sys.executable), profile, **options)
 
 
 def outputs(root: Path) -> Path:

@@ -63,7 +63,7 @@ _CAUSES = (
 
 
 @dataclass(frozen=True)
-class Run:
+class AisBenchRun:
     """What a run printed and wrote. Times in ms, the warm-up's not among them; `throughput` in rows per second.
 
     `unread`: why there is no summary to take them from, empty if there is one.
@@ -131,7 +131,7 @@ def summary_of(folder: Path) -> Path:
     return folder.with_name(folder.name + _SUMMARY)
 
 
-def read(stdout: str, root: Path) -> Run:
+def read(stdout: str, root: Path) -> AisBenchRun:
     """Read a run from what it printed and from its summary; `root`: what its --output was relative to."""
     folder = _folder(stdout)
     path = summary_of(root / folder) if folder else None
@@ -139,15 +139,15 @@ def read(stdout: str, root: Path) -> Run:
     return parse(stdout, path.read_text(encoding="utf-8", errors="replace") if there and path else None)
 
 
-def parse(stdout: str, summary: Optional[str]) -> Run:
+def parse(stdout: str, summary: Optional[str]) -> AisBenchRun:
     """Read the lines that ais_bench printed, stderr's among them, and its summary's text, None if there is none."""
     if summary is None:
-        run = Run(None, (), None, None, unread="it stopped before it wrote its summary")
+        run = AisBenchRun(None, (), None, None, unread="it stopped before it wrote its summary")
     else:
         try:
             run = read_summary(summary)
         except DataError as error:
-            run = Run(None, (), None, None, unread=str(error))
+            run = AisBenchRun(None, (), None, None, unread=str(error))
     found = [match[0].strip() for match in map(_ERROR.search, stdout.splitlines()) if match]
     errors = [line for line in found if not _BARE.fullmatch(line)] or found
     return replace(run, folder=_folder(stdout), errors=tuple(errors))
@@ -158,17 +158,17 @@ def _folder(stdout: str) -> Optional[str]:
     return match[1].rstrip() if match else None
 
 
-def read_summary(text: str) -> Run:
+def read_summary(text: str) -> AisBenchRun:
     """The times of a summary, of a run that is long over as well. Raises DataError if it is none of ais_bench's."""
     try:
         content: dict[str, Any] = json.loads(text)
         times = tuple(float(time) for time in content["npu_compute_time_list"])
-        return Run(None, times, float(content["NPU_compute_time"]["mean"]), float(content["throughput"]))
+        return AisBenchRun(None, times, float(content["NPU_compute_time"]["mean"]), float(content["throughput"]))
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"the summary is not one of ais_bench's, or not whole: {error!r}") from None
 
 
-def judge(run: Run, outputs_folder: Path, expected: Mapping[str, int], expected_times: int) -> None:
+def judge(run: AisBenchRun, outputs_folder: Path, expected: Mapping[str, int], expected_times: int) -> None:
     """Return if the run is complete, otherwise raise the error that names the cause.
 
     `outputs_folder`: the `OUT/<T>` of the run; `expected`: name -> bytes of every output file, under ais_bench's names;
@@ -192,7 +192,7 @@ def judge(run: Run, outputs_folder: Path, expected: Mapping[str, int], expected_
         raise DataError(f"{outputs_folder.parent} does not hold this run alone: {some(beside, 3)}")
 
 
-def _cause(run: Run) -> DebertaError:
+def _cause(run: AisBenchRun) -> DebertaError:
     for pattern, error, advice in _CAUSES:
         for line in run.errors:
             if re.search(pattern, line, re.IGNORECASE):
@@ -206,12 +206,12 @@ def settle(folder: Path) -> None:
         os.replace(folder / name, folder / renamed(name))
 
 
-def percentiles(run: Run) -> dict[str, float]:
+def percentiles(run: AisBenchRun) -> dict[str, float]:
     """p50, p90 and p99, in ms, of all times (none is the warm-up's): by nearest rank, so that each was measured."""
     return nearest_ranks(run.times_ms)
 
 
-def fps(batch_size: int, run: Run) -> float:
+def fps(batch_size: int, run: AisBenchRun) -> float:
     """Rows per second, by its own throughput. Raises DataError if that is not batch size * 1000 / average time."""
     expected = batch_size * 1000 / _average(run)
     if run.throughput is None or not math.isclose(run.throughput, expected, rel_tol=1e-6):
@@ -219,7 +219,7 @@ def fps(batch_size: int, run: Run) -> float:
     return run.throughput
 
 
-def _average(run: Run) -> float:
+def _average(run: AisBenchRun) -> float:
     """The mean of its times. Raises DataError if that is none, or if the summary says something else."""
     own = sum(run.times_ms) / len(run.times_ms) if run.times_ms else math.nan
     if run.average_ms is None or not (0 < own < math.inf and math.isclose(own, run.average_ms, rel_tol=1e-6)):

@@ -221,7 +221,7 @@ class Message:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class AtcOutcome:
     """What a run printed. `lines` are its last ones."""
 
     success: bool
@@ -236,11 +236,11 @@ def least_bytes(onnx_bytes: int) -> int:
     return onnx_bytes // 4
 
 
-def parse(stdout: str) -> Outcome:
+def parse(stdout: str) -> AtcOutcome:
     """Read what ATC printed, on stdout and stderr together; lines of other kinds are passed over."""
     lines = [line.rstrip() for line in stdout.splitlines()]
     found = _messages(lines)
-    return Outcome(
+    return AtcOutcome(
         success=any(line.startswith(SUCCESS_LINE) for line in lines),
         failed=any(line.startswith(FAILED_LINE) for line in lines),
         errors=tuple(message for message in found if message.code.startswith("E")),
@@ -263,14 +263,14 @@ def _messages(lines: Sequence[str]) -> list[Message]:
     return found
 
 
-def summary(outcome: Outcome) -> dict[str, Any]:
+def summary(outcome: AtcOutcome) -> dict[str, Any]:
     """For the record: every warning, and the operators that run on a slow path (W11001)."""
     slow = [match[1] for m in outcome.warnings if m.code == "W11001" and (match := _SLOW_OP.search(m.text))]
     return {"warnings": [f"{m.code}: {m.text}" for m in outcome.warnings], "slow_ops": sorted(set(slow))}
 
 
 def judge(
-    outcome: Outcome,
+    outcome: AtcOutcome,
     exit_code: int,
     om: Path,
     started: float,
@@ -297,7 +297,7 @@ def judge(
         raise DataError(f"atc printed its success line, but {om} {size} (at least {max(1, minimum_bytes):,}){see}")
 
 
-def _explained(outcome: Outcome) -> Optional[DebertaError]:
+def _explained(outcome: AtcOutcome) -> Optional[DebertaError]:
     """The error of the first code that says more than "unknown error", or else of the first line that is known."""
     for message in outcome.errors:
         if message.code in BY_CODE and not is_generic(message.code):
@@ -309,7 +309,7 @@ def _explained(outcome: Outcome) -> Optional[DebertaError]:
     return None
 
 
-def _unexplained(outcome: Outcome, exit_code: int, see: str) -> DebertaError:
+def _unexplained(outcome: AtcOutcome, exit_code: int, see: str) -> DebertaError:
     """What is left: codes that are shown as they are, and runs that gave none."""
     if outcome.errors:
         # "Inner Error" alone says nothing: the reason is below it, or in a second message of the same code.

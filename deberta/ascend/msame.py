@@ -48,7 +48,7 @@ _CAUSES = (
 
 
 @dataclass(frozen=True)
-class Run:
+class MsameRun:
     """What a run printed. Times in ms; an average is None if it was not printed, NaN if msame printed that."""
 
     folder: Optional[str]
@@ -59,11 +59,11 @@ class Run:
     success: bool
 
 
-def parse(stdout: str) -> Run:
+def parse(stdout: str) -> MsameRun:
     """Read the lines that msame printed; lines of other kinds (progress, a newer build's) are passed over."""
     lines = [line.rstrip() for line in stdout.splitlines()]
     folders = [line for line in lines if _FOLDER.fullmatch(line)]
-    return Run(
+    return MsameRun(
         folder=folders[0] if folders else None,
         times_ms=tuple(float(number) for number in _TIME.findall(stdout)),
         average_ms=_last(_AVERAGE, stdout),
@@ -78,7 +78,7 @@ def _last(pattern: re.Pattern[str], text: str) -> Optional[float]:
     return float(found[-1]) if found else None
 
 
-def judge(run: Run, outputs_folder: Path, expected: Mapping[str, int], expected_times: int) -> None:
+def judge(run: MsameRun, outputs_folder: Path, expected: Mapping[str, int], expected_times: int) -> None:
     """Return if the run is complete, otherwise raise the error that names the cause.
 
     `outputs_folder`: the `OUT/<T>` of the run; `expected`: name -> bytes of every output file; `expected_times`:
@@ -100,7 +100,7 @@ def judge(run: Run, outputs_folder: Path, expected: Mapping[str, int], expected_
     check_outputs(outputs_folder, expected)
 
 
-def _cause(run: Run) -> DebertaError:
+def _cause(run: MsameRun) -> DebertaError:
     for pattern, error, advice in _CAUSES:
         for line in run.errors:
             if re.search(pattern, line, re.IGNORECASE):
@@ -128,7 +128,7 @@ def check_outputs(folder: Path, expected: Mapping[str, int]) -> None:
         raise DataError(f"{len(wrong)} outputs in {folder} have a wrong size: {some(wrong, 3)}")
 
 
-def percentiles(run: Run) -> dict[str, float]:
+def percentiles(run: MsameRun) -> dict[str, float]:
     """p50, p90 and p99, in ms, of the times without the first: by nearest rank, so that each is a measured time."""
     return nearest_ranks(run.times_ms[1:] or run.times_ms)
 

@@ -39,7 +39,7 @@ _REASONS = (
 
 
 @dataclass(frozen=True)
-class Process:
+class DeviceProcess:
     """A process on a chip; its name may be empty, since npu-smi does not see into every container."""
 
     pid: int
@@ -59,7 +59,7 @@ class Device:
     aicore_percent: Optional[int]
     memory_used_mb: int
     memory_total_mb: int
-    processes: Optional[tuple[Process, ...]] = None
+    processes: Optional[tuple[DeviceProcess, ...]] = None
 
 
 @dataclass(frozen=True)
@@ -121,12 +121,12 @@ def _devices(rows: Sequence[Sequence[str]]) -> list[Device]:
 
 def _with_processes(devices: Sequence[Device], rows: Sequence[Sequence[str]]) -> tuple[Device, ...]:
     """A card that the table of processes names, with some or with none, has told all of its processes."""
-    told: dict[int, list[tuple[int, Process]]] = {}
+    told: dict[int, list[tuple[int, DeviceProcess]]] = {}
     for row in rows:
         if len(row) == 1 and (nobody := _NOBODY.match(row[0])):
             told.setdefault(int(nobody[1]), [])
         elif len(row) == 4 and (place := _PLACE.fullmatch(row[0])) and row[1].isdigit():
-            process = Process(int(row[1]), row[2], int(row[3]) if row[3].isdigit() else 0)
+            process = DeviceProcess(int(row[1]), row[2], int(row[3]) if row[3].isdigit() else 0)
             told.setdefault(int(place[1]), []).append((int(place[2]), process))
     return tuple(
         replace(d, processes=tuple(p for chip, p in told[d.npu] if chip == d.chip)) if d.npu in told else d

@@ -22,7 +22,7 @@ import pytest
 from deberta.core.contract import DEV_FILES, VERSIONS
 from deberta.core.errors import DataError, MissingError
 from deberta.host.report import evidence, verification
-from deberta.host.report.verification import Request
+from deberta.host.report.verification import VerificationRequest
 from tests.mnli_helpers import REPOSITORY
 from tests.pipeline_helpers import Workspace
 from tests.verify_helpers import (
@@ -268,7 +268,7 @@ def test_reasons_that_were_struck_out_make_no_acceptance(
 
 def test_another_profile_and_other_gates_are_said(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A tree of a profile that is not known here is taken by its own word, which is not hidden."""
-    verification.verify(Request(REPOSITORY, tree, ARTIFACTS, lambda: Path(sys.executable)))
+    verification.verify(VerificationRequest(REPOSITORY, tree, ARTIFACTS, lambda: Path(sys.executable)))
     assert "profile small is not in this invoke.yaml: the tree's own are taken" in capsys.readouterr().out
 
 

@@ -68,7 +68,7 @@ def start(cann: Path, work: Path, arguments: Tuple[str, ...], forced: str = "") 
     return done.returncode, done.stdout
 
 
-def judged(work: Path, stdout: str, expected: Dict[str, int], times: int) -> Tuple[ais_bench.Run, Path]:
+def judged(work: Path, stdout: str, expected: Dict[str, int], times: int) -> Tuple[ais_bench.AisBenchRun, Path]:
     run = ais_bench.read(stdout, work)
     folder = work / (run.folder or OUT)
     ais_bench.judge(run, folder, expected, times)

@@ -212,7 +212,7 @@ def test_the_sample_is_spread_like_the_whole() -> None:
     assert sorted(rows.sample([5, 7, 9], 3)) == [5, 7, 9]
 
 
-def by_bucket(lengths: list[int], batch_size: int) -> list[rows.Batch]:
+def by_bucket(lengths: list[int], batch_size: int) -> list[rows.RowBatch]:
     return rows.by_bucket(lengths, batch_size, rows.choose(lengths, batch_size))
 
 

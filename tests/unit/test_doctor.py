@@ -16,7 +16,7 @@ import pytest
 
 from deberta.host.environments import stages
 from deberta.host.workflows import doctor
-from deberta.host.workflows.doctor import GIB, MISSING, OK, UNKNOWN, Check
+from deberta.host.workflows.doctor import GIB, MISSING, OK, UNKNOWN, HostCheck
 from tests.mnli_helpers import small_disk
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -94,8 +94,8 @@ def test_all_checks_are_made_and_the_missing_input_is_the_reason(
 
 def test_render_aligns_and_explains_only_what_is_not_ok() -> None:
     checks = [
-        Check("disk", "9 GiB", "8 GiB", OK, blocks="everything", get="free some"),
-        Check("memory, free", "?", "", UNKNOWN, blocks="export"),
+        HostCheck("disk", "9 GiB", "8 GiB", OK, blocks="everything", get="free some"),
+        HostCheck("memory, free", "?", "", UNKNOWN, blocks="export"),
     ]
     assert doctor.render(checks).splitlines() == [
         "ok       disk          9 GiB (8 GiB)",

@@ -219,7 +219,7 @@ def test_the_reaper_looks_for_a_container_that_was_just_being_created(
     monkeypatch.setattr(engine, "connect", _Creating)
     monkeypatch.setattr(engine, "_reaper", reading)
     container = Container("image", ("x",), PurePosixPath("/"), User(0, 0), (), {})
-    with pytest.raises(KeyboardInterrupt), engine.Engine(tmp_path, False, print) as used:
+    with pytest.raises(KeyboardInterrupt), engine.DockerEngine(tmp_path, False, print) as used:
         used.run(container, "sha256:1", "step", tmp_path / "log", print, False)
     assert used._reaper is not None and used._reaper.wait(30) == 0
     assert (tmp_path / "told").read_bytes() == b""

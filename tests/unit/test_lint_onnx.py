@@ -152,7 +152,7 @@ CASES: dict[str, tuple[onnx.ModelProto, onnx.ModelProto]] = {
 }  # fmt: skip
 
 
-def _found(model: onnx.ModelProto, folder: Path, *batches: int) -> list[checks.Finding]:
+def _found(model: onnx.ModelProto, folder: Path, *batches: int) -> list[checks.LintFinding]:
     onnx.save(model, str(folder / "model.onnx"))
     return checks.check(lint_graph.load(folder / "model.onnx"), batches or (1, 3), contract.SEQUENCE_LENGTH)
 

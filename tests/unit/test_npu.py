@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from deberta.ascend import npu_smi
-from deberta.ascend.npu_smi import BUSY, IDLE, UNKNOWN, Device, Process
+from deberta.ascend.npu_smi import BUSY, IDLE, UNKNOWN, Device, DeviceProcess
 from deberta.core.errors import ConfigError, DataError, MissingError
 
 # Driver 22.0.2, the one of CANN 5.1.RC2: narrow, without the line of versions. Two cards.
@@ -117,7 +117,7 @@ def test_processes_belong_to_their_chip() -> None:
         "| 2       1                     | 139667          |                          | 30780                     |\n"
     )
     idle, busy = npu_smi.parse(DUO + TABLE_OF_PROCESSES + busy_chip).devices
-    assert (idle.processes, busy.processes) == ((), (Process(139667, "", 30780),))
+    assert (idle.processes, busy.processes) == ((), (DeviceProcess(139667, "", 30780),))
     assert (npu_smi.state(idle), npu_smi.state(busy)) == (IDLE, BUSY)
     other_card = busy_chip.replace("| 2 ", "| 5 ")
     assert {device.processes for device in npu_smi.parse(DUO + TABLE_OF_PROCESSES + other_card).devices} == {None}

@@ -14,7 +14,7 @@ from deberta.core.errors import DataError, MissingError
 from deberta.core.paths import record_of
 from deberta.host.plan.evaluation import Plan
 from deberta.host.report import measurements, request
-from deberta.host.report.request import Asked
+from deberta.host.report.request import ReportRequest
 from deberta.host.run.runner import Session
 from tests.mnli_helpers import REPOSITORY
 from tests.unit.test_steps import _plan
@@ -22,7 +22,7 @@ from tests.unit.test_steps import _plan
 OUTPUTS = "results/mnli/cpu/outputs_bs8_om/match/2026"
 EVALUATION, LOG = "results/mnli/cpu/eval_bs8_match.txt", "results/mnli/cpu/msame_bs8_match.txt"
 DATA, ONNX, COMPILED = "data/mnli/MNLI/dev_matched.tsv", "models/mnli/dynamic.onnx", "models/mnli/cpu/deberta_bs8.xml"
-ASKED = Asked("report", [8, 64], ["match", "mismatch"], ("msame", "ais_bench"), 100, "invoke report")
+ASKED = ReportRequest("report", [8, 64], ["match", "mismatch"], ("msame", "ais_bench"), 100, "invoke report")
 UNPINNED = "not pinned: base sha256:1 in place of python:3.11"
 
 

@@ -15,7 +15,7 @@ from deberta.host.cli.options import DEVICE, RUN, command, plan_of, prepared_pyt
 from deberta.host.engine import containers
 from deberta.host.plan.evaluation import Plan
 from deberta.host.report import bucket_report
-from deberta.host.report.request import Asked
+from deberta.host.report.request import ReportRequest
 from deberta.host.run import runner as pipeline
 from deberta.host.run.runner import Session
 from deberta.host.workflows import acceptance as accepting
@@ -53,7 +53,7 @@ def acceptance(
         plan.profile.data_path(only)  # the profile has it
     session = session_of(c, executor, force, dry, keep, soc_version, device, msame)
     wanted = {"backend": backend or c.config.backend, "executor": executor or c.config.executor}
-    asked = Asked(
+    asked = ReportRequest(
         purpose="acceptance",
         batch_sizes=sizes,
         versions=[only] if only else list(plan.profile.rows),

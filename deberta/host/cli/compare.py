@@ -15,7 +15,7 @@ from deberta.core.errors import ConfigError
 from deberta.host.cli import auto
 from deberta.host.cli.options import RUN, command, profile_of, session_of, version_of
 from deberta.host.plan import comparison
-from deberta.host.plan.comparison import Asked, Side
+from deberta.host.plan.comparison import ComparisonRequest, PlannedSide
 from deberta.host.plan.evaluation import LATEST, Plan
 from deberta.host.run import runner
 from deberta.host.run.runner import Session
@@ -60,7 +60,7 @@ def compare(
     batch_size, chosen = contract.parse_batch_size(bs), version_of(version, "match")
     first = contract.parse_integer("--limit", limit, 0, 1, 10**9)
     some = str(contract.parse_integer("--rows", rows, 0, 0, 10**9)) if rows else ""
-    asked = Asked(some, tolerance or "", layer_tolerance or "", all_layers)
+    asked = ComparisonRequest(some, tolerance or "", layer_tolerance or "", all_layers)
     session = session_of(c, executor, force, dry, keep)
     plan = Plan(profile_of(c, profile), "cpu", first, atc=auto.atc_options(c.config.get("atc")))
     if outputs and "om" not in (a, b):
@@ -79,7 +79,9 @@ def compare(
 compare.auto_shortflags = False  # invoke would give a_file its second letter: the flag --
 
 
-def run(session: Session, plan: Plan, batch_size: int, version: str, sides: list[Side], asked: Asked) -> None:
+def run(
+    session: Session, plan: Plan, batch_size: int, version: str, sides: list[PlannedSide], asked: ComparisonRequest
+) -> None:
     """Make what the sides need, compare them, and show what was found also where it was known already."""
     before = comparison.before(plan, batch_size, version, sides)
     runner.check_sources(session, before)
@@ -99,7 +101,7 @@ def run(session: Session, plan: Plan, batch_size: int, version: str, sides: list
     print(step.outputs[0])
 
 
-def _found(session: Session, plan: Plan, batch_size: int, version: str, side: Side) -> Side:
+def _found(session: Session, plan: Plan, batch_size: int, version: str, side: PlannedSide) -> PlannedSide:
     """An om's side with the folder that its run left, which must be of the present inputs."""
     if side.kind != "om" or side.brought:
         return side

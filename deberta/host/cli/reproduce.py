@@ -19,7 +19,7 @@ from deberta.host.cli.options import DEVICE, command, plan_of, session_of, works
 from deberta.host.run import runner as pipeline
 from deberta.host.workflows import explain as explaining
 from deberta.host.workflows import reproduce as reproduction
-from deberta.host.workflows.reproduce import Place, Run
+from deberta.host.workflows.reproduce import Place, ReproductionRun
 
 STEPS = ("executor", "dry")  # what every task that runs steps takes
 OWN = ("explain", "reproduce")
@@ -112,7 +112,7 @@ def reproduce(
     plan = plan_of(c, profile, backend, limit)
     sizes, here = reproduction.parse_batch_sizes(bs), workspace(c)
     if compare:
-        run = Run(plan, sizes, tuple(plan.profile.rows))
+        run = ReproductionRun(plan, sizes, tuple(plan.profile.rows))
         return _compare(run, *_roots(compare))
     names = reproduction.parse_executors(executor or str(c.config.executor))
     script = auto.cann_setting(PROJECT, c.config.get("cann"))
@@ -121,7 +121,7 @@ def reproduce(
     )
     if images and "docker" not in (place.executor for place in pair):
         raise ConfigError("--images needs a place that runs in containers. Add --executor local,docker")
-    run = Run(plan, sizes, reproduction.present_versions(here, plan, _say))
+    run = ReproductionRun(plan, sizes, reproduction.present_versions(here, plan, _say))
     reproduction.check_inputs(here, run)
     session = session_of(c, "local", dry=dry)
     with pipeline.exclusive(session):
@@ -142,7 +142,7 @@ def reproduce(
                     reproduction.clear(place)
 
 
-def _compare(run: Run, one: Path, other: Path, odd: Sequence[str] = ()) -> None:
+def _compare(run: ReproductionRun, one: Path, other: Path, odd: Sequence[str] = ()) -> None:
     """Print the table and judge it. `odd`: what differs in images that were built twice."""
     found = reproduction.compare(one, other, run)
     print(f"{one} and {other}:")
@@ -161,7 +161,7 @@ def _roots(text: str) -> Tuple[Path, Path]:
     return roots[0], roots[1]
 
 
-def _images(c: Context, run: Run) -> List[str]:
+def _images(c: Context, run: ReproductionRun) -> List[str]:
     """What differs in the images of the run's stages, each built anew."""
     from deberta.host.images import contents
     from deberta.host.images import definition as planning
@@ -185,7 +185,7 @@ def _plain(value: Any) -> Any:
     return {key: _plain(one) for key, one in value.items()} if hasattr(value, "items") else value
 
 
-def _show(run: Run, pair: Sequence[Place]) -> None:
+def _show(run: ReproductionRun, pair: Sequence[Place]) -> None:
     """What a person could paste, but for the comparison."""
     for place in pair:
         print(f"mkdir -p {shlex.quote(str(place.root))}")

@@ -18,7 +18,7 @@ from deberta.host.cli.options import command, prepared_python, profile_of, sessi
 from deberta.host.environments import stages
 from deberta.host.plan import profiles
 from deberta.host.report import verification
-from deberta.host.report.verification import Request
+from deberta.host.report.verification import VerificationRequest
 from deberta.host.run import runner
 
 
@@ -88,7 +88,9 @@ def sign(
         verification.sign(request, Path(str(key)), passphrase_env)
 
 
-def _request(c: Context, root: Path, profile: Optional[str], backend: Optional[str], limit: Optional[str]) -> Request:
+def _request(
+    c: Context, root: Path, profile: Optional[str], backend: Optional[str], limit: Optional[str]
+) -> VerificationRequest:
     """A profile that only the tree knows is taken by its name."""
     name = str(profile or c.config.get("profile"))
     is_name = re.fullmatch(r"[A-Za-z0-9][\w.-]*", name, re.ASCII)
@@ -102,6 +104,6 @@ def _request(c: Context, root: Path, profile: Optional[str], backend: Optional[s
     return replace(_bare(c), root=root, artifacts=Artifacts(name, chosen, rows), profile=known)
 
 
-def _bare(c: Context) -> Request:
+def _bare(c: Context) -> VerificationRequest:
     prepared = prepared_python(c)
-    return Request(PROJECT, workspace(c), Artifacts(""), lambda: stages.ensure(PROJECT, python=prepared))
+    return VerificationRequest(PROJECT, workspace(c), Artifacts(""), lambda: stages.ensure(PROJECT, python=prepared))

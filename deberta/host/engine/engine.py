@@ -118,7 +118,7 @@ def explained(doing: str) -> Iterator[None]:
         ) from None
 
 
-class Engine:
+class DockerEngine:
     """An engine in use for one workspace: `with Engine(...) as engine`. The workspace's lock must be held.
 
     Containers that an earlier process of ours left in this workspace are removed first. A process of its own removes
@@ -136,7 +136,7 @@ class Engine:
         self._unsure = False  # whether there may be a container that nobody has seen to
         self.client: Any = None
 
-    def __enter__(self) -> Engine:
+    def __enter__(self) -> DockerEngine:
         self.client = connect()
         with explained("looking for containers of an earlier run"):
             for left in labelled(self.client, {LABEL: "container", OF_WORKSPACE: self._labels[OF_WORKSPACE]}):

@@ -42,7 +42,7 @@ class Fetched:
 
 
 @dataclass(frozen=True)
-class Pins:
+class Checksums:
     """Published hashes; `binding`: one of them must match. Otherwise the first use's hash may vouch, too."""
 
     hashes: tuple[str, ...]
@@ -50,7 +50,7 @@ class Pins:
 
 
 @dataclass(frozen=True)
-class Job:
+class FetchItem:
     """One item, and everything about this run."""
 
     item: Item
@@ -58,7 +58,7 @@ class Job:
     profile: str
     mirrors: tuple[str, ...]
     accept_new: bool
-    settings: http.Settings
+    settings: http.DownloadSettings
     out: Callable[[str], None]
 
     @property
@@ -80,8 +80,8 @@ class Unfit(Exception):
     """A file is not the one that was expected; the message is a clause that starts with "it" or "its"."""
 
 
-def pins_of(product: Product) -> Pins:
-    return Pins((product.sha256,) if product.sha256 else (), bool(product.sha256))
+def pins_of(product: Product) -> Checksums:
+    return Checksums((product.sha256,) if product.sha256 else (), bool(product.sha256))
 
 
 def read_record(path: Path) -> dict[str, Recorded]:
@@ -114,7 +114,7 @@ def check_form(kind: str, path: Path) -> None:
             raise Unfit(f"it is not JSON: {error}") from error
 
 
-def judge(job: Job, key: str, sha256: str, pins: Pins) -> str:
+def judge(job: FetchItem, key: str, sha256: str, pins: Checksums) -> str:
     """What vouches for this hash, "" if it is the first under this key. Raises Unfit with expected and found."""
     if sha256 in pins.hashes:
         return "published hash"
@@ -131,7 +131,7 @@ def judge(job: Job, key: str, sha256: str, pins: Pins) -> str:
     return "recorded hash"
 
 
-def remember(job: Job, key: str, origin: str, path: Path, sha256: str, pins: Pins) -> None:
+def remember(job: FetchItem, key: str, origin: str, path: Path, sha256: str, pins: Checksums) -> None:
     """Record and show an accepted hash; one that is recorded already keeps its first record. Raises Unfit."""
     known = judge(job, key, sha256, pins)
     entries = read_record(job.record)
@@ -150,7 +150,7 @@ def remember(job: Job, key: str, origin: str, path: Path, sha256: str, pins: Pin
         files.write_text(job.record, json.dumps(listing, indent=2) + "\n")
 
 
-def check_present(job: Job, product: Product) -> Fetched:
+def check_present(job: FetchItem, product: Product) -> Fetched:
     """Check a file that is at its place: it stays as it is, or it is an error (DataError); it is never replaced."""
     target, key = job.target(product), job.key(product)
     try:
@@ -181,7 +181,7 @@ def staged(target: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def check_new(job: Job, product: Product, path: Path, origin: str) -> str:
+def check_new(job: FetchItem, product: Product, path: Path, origin: str) -> str:
     """SHA-256 of a file that may take a product's place. Raises Unfit, or DataError if another file is there."""
     check_form(product.kind, path)
     sha256 = digest(job, path)
@@ -197,7 +197,7 @@ def check_new(job: Job, product: Product, path: Path, origin: str) -> str:
     return sha256
 
 
-def put(job: Job, product: Product, path: Path, sha256: str, origin: str) -> Fetched:
+def put(job: FetchItem, product: Product, path: Path, sha256: str, origin: str) -> Fetched:
     """Rename a file that `check_new` passed to its place, then record it; an equal file that is there stays."""
     target, key = job.target(product), job.key(product)
     if not os.path.lexists(target):
@@ -206,7 +206,7 @@ def put(job: Job, product: Product, path: Path, sha256: str, origin: str) -> Fet
     return Fetched(key, target.stat().st_size, sha256, origin)
 
 
-def digest(job: Job, path: Path) -> str:
+def digest(job: FetchItem, path: Path) -> str:
     if path.stat().st_size > _LARGE:
         job.out(f"{path.name}: computing its sha256")
     return files.sha256_of(path)

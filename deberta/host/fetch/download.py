@@ -36,7 +36,7 @@ _AGENT = "deberta-ascend fetch"
 
 
 @dataclass(frozen=True)
-class Settings:
+class DownloadSettings:
     """Bounds of one download; seconds and bytes."""
 
     attempts: int = 3  # failures in a row without new bytes, for each URL
@@ -48,11 +48,11 @@ class Settings:
     sleep: Callable[[float], None] = time.sleep
 
 
-SETTINGS = Settings()
+SETTINGS = DownloadSettings()
 
 
 @dataclass(frozen=True)
-class Request:
+class DownloadRequest:
     """What to get, and how to tell early that something else came."""
 
     url: str
@@ -132,7 +132,7 @@ def check_space(folder: Path, needed: int, what: str) -> None:
         )
 
 
-def download(request: Request, settings: Settings, out: Callable[[str], None]) -> Downloaded:
+def download(request: DownloadRequest, settings: DownloadSettings, out: Callable[[str], None]) -> Downloaded:
     """Fill `request.part`. Raises DownloadFailed, StageError (disk), and leaves the part for a later run then."""
     request.part.parent.mkdir(parents=True, exist_ok=True)
     with _locked(request.part) as file, requests.Session() as session:
@@ -180,7 +180,11 @@ def _locked(part: Path) -> Iterator[IO[bytes]]:
 
 
 def _attempt(
-    session: requests.Session, request: Request, file: IO[bytes], settings: Settings, out: Callable[[str], None]
+    session: requests.Session,
+    request: DownloadRequest,
+    file: IO[bytes],
+    settings: DownloadSettings,
+    out: Callable[[str], None],
 ) -> str:
     """One request; returns the final URL once the part is whole."""
     version, offset = _resumable(request, file)
@@ -205,7 +209,7 @@ def _attempt(
 
 
 def _open(
-    session: requests.Session, url: str, headers: dict[str, str], settings: Settings
+    session: requests.Session, url: str, headers: dict[str, str], settings: DownloadSettings
 ) -> tuple[requests.Response, str]:
     """Follow redirects by our own rules; the response's body is not read yet."""
     for _ in range(_REDIRECTS + 1):
@@ -249,11 +253,11 @@ def _position(response: requests.Response, file: IO[bytes], offset: int) -> tupl
 
 def _receive(
     response: requests.Response,
-    request: Request,
+    request: DownloadRequest,
     file: IO[bytes],
     offset: int,
     total: int,
-    settings: Settings,
+    settings: DownloadSettings,
     out: Callable[[str], None],
 ) -> None:
     """Append the body to the part. Raises DownloadFailed if it ends early or starts like another kind of file."""
@@ -286,14 +290,14 @@ def _receive(
         progress.update(progress.total)
 
 
-def _check_start(request: Request, file: IO[bytes]) -> None:
+def _check_start(request: DownloadRequest, file: IO[bytes]) -> None:
     file.seek(0)
     problem = request.wrong_start(file.read(HEAD_BYTES))
     if problem:
         raise DownloadFailed(problem, wrong=True)
 
 
-def _remember(request: Request, response: requests.Response, final_url: str, total: int) -> None:
+def _remember(request: DownloadRequest, response: requests.Response, final_url: str, total: int) -> None:
     headers = response.headers
     version = _Version(
         shown(request.url), shown(final_url), headers.get("ETag", ""), headers.get("Last-Modified", ""), total
@@ -301,7 +305,7 @@ def _remember(request: Request, response: requests.Response, final_url: str, tot
     files.write_text(sidecar_of(request.part), json.dumps(asdict(version), indent=2) + "\n")
 
 
-def _resumable(request: Request, file: IO[bytes]) -> tuple[_Version, int]:
+def _resumable(request: DownloadRequest, file: IO[bytes]) -> tuple[_Version, int]:
     """The part's version and size; size 0, the part emptied, if it is not known to be a piece of this URL's file."""
     try:
         found = json.loads(sidecar_of(request.part).read_text(encoding="utf-8"))
@@ -329,7 +333,7 @@ _HOPELESS = (
 )
 
 
-def _reason(error: requests.RequestException, settings: Settings) -> str:
+def _reason(error: requests.RequestException, settings: DownloadSettings) -> str:
     """requests nests its causes; the innermost says it in a few words."""
     if isinstance(error, requests.ConnectTimeout):
         return f"no connection within {settings.connect:g} s"

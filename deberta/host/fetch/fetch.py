@@ -17,9 +17,9 @@ from deberta.core.errors import ConfigError, DataError, MissingError, from_os_er
 from deberta.host.fetch import archives as unpack
 from deberta.host.fetch import download as http
 from deberta.host.fetch.checksums import (
+    Checksums,
     Fetched,
-    Job,
-    Pins,
+    FetchItem,
     Unfit,
     check_form,
     check_new,
@@ -56,7 +56,7 @@ def fetch(
     mirrors: Sequence[str] = (),
     accept_new: bool = False,
     sources: Sources = GUIDE,
-    settings: http.Settings = http.SETTINGS,
+    settings: http.DownloadSettings = http.SETTINGS,
     out: Callable[[str], None] = print,
 ) -> list[Fetched]:
     """Bring the named items (default: all but `pretrained`) into the workspace; files that are right already stay.
@@ -74,7 +74,7 @@ def fetch(
     missing: list[str] = []
     try:
         for item in _chosen(profile, names, sources):
-            job = Job(item, workspace, profile, tuple(mirrors), accept_new, settings, out)
+            job = FetchItem(item, workspace, profile, tuple(mirrors), accept_new, settings, out)
             try:
                 fetched += _fetch_item(job, from_dir)
             except MissingError as error:
@@ -103,7 +103,7 @@ def _chosen(profile: str, names: Sequence[str], sources: Sources) -> list[Item]:
     return [item for item in sources if item.name in wanted]
 
 
-def _fetch_item(job: Job, from_dir: Optional[Path]) -> list[Fetched]:
+def _fetch_item(job: FetchItem, from_dir: Optional[Path]) -> list[Fetched]:
     absent, unknown, done = [], [], []
     for product in job.item.products:
         target = job.target(product)
@@ -122,7 +122,7 @@ def _fetch_item(job: Job, from_dir: Optional[Path]) -> list[Fetched]:
     return done + [check_present(job, product) for product in unknown]
 
 
-def _from_network(job: Job, products: list[Product]) -> list[Fetched]:
+def _from_network(job: FetchItem, products: list[Product]) -> list[Fetched]:
     """Try each download at each of its URLs; the first that passes every check gives all products."""
     failures: list[str] = []
     wrong = False
@@ -144,10 +144,10 @@ def _from_network(job: Job, products: list[Product]) -> list[Fetched]:
     raise DataError(message) if wrong else MissingError(message)
 
 
-def _get(job: Job, products: list[Product], download: Download, copy: Copy) -> list[Fetched]:
+def _get(job: FetchItem, products: list[Product], download: Download, copy: Copy) -> list[Fetched]:
     """Download, judge, and put in place. Raises DownloadFailed; a file that is not fit is removed."""
     part = job.workspace / root_folder(products[0].root, job.profile) / f"{download.name}.part"
-    request = http.Request(
+    request = http.DownloadRequest(
         copy.url, part, download.name, download.about_bytes, lambda head: wrong_start(download.kind, head)
     )
     job.out(f"{download.name}: from {http.shown(copy.url)}")
@@ -174,7 +174,7 @@ def _get(job: Job, products: list[Product], download: Download, copy: Copy) -> l
     return done
 
 
-def _unfit(job: Job, download: Download, path: Path, copy: Optional[Copy]) -> Optional[str]:
+def _unfit(job: FetchItem, download: Download, path: Path, copy: Optional[Copy]) -> Optional[str]:
     """What is wrong with an archive, or a single file, from this place or from a folder; None if nothing is."""
     key = download.name if download.kind == ZIP else job.key(job.item.products[0])
     try:
@@ -185,13 +185,13 @@ def _unfit(job: Job, download: Download, path: Path, copy: Optional[Copy]) -> Op
     return None
 
 
-def _pins(download: Download, copy: Optional[Copy]) -> Pins:
+def _pins(download: Download, copy: Optional[Copy]) -> Checksums:
     """A hash binds the place it is published for, and every place if each has one."""
-    return Pins(download.published, bool(copy and copy.sha256) or len(download.published) == len(download.copies))
+    return Checksums(download.published, bool(copy and copy.sha256) or len(download.published) == len(download.copies))
 
 
 def _unpack(
-    job: Job, products: list[Product], download: Download, archive: Path, copy: Optional[Copy], origin: str
+    job: FetchItem, products: list[Product], download: Download, archive: Path, copy: Optional[Copy], origin: str
 ) -> list[Fetched]:
     """Put products from a judged archive in their places: all of them, or, if one is not fit, none. Raises Unfit."""
     with contextlib.ExitStack() as stack:
@@ -210,7 +210,7 @@ def _unpack(
         return [put(job, product, ready[name], hashes[name], f"{origin}#{name}") for name, product in members.items()]
 
 
-def _member_of(job: Job, product: Product, archive: Path) -> str:
+def _member_of(job: FetchItem, product: Product, archive: Path) -> str:
     """A product with a published hash is found by it, whatever its name; any other by its path. Raises DataError."""
     if product.sha256 is None:
         return product.path
@@ -221,7 +221,7 @@ def _member_of(job: Job, product: Product, archive: Path) -> str:
     return name
 
 
-def _from_folder(job: Job, products: list[Product], folder: Path) -> list[Fetched]:
+def _from_folder(job: FetchItem, products: list[Product], folder: Path) -> list[Fetched]:
     """Copy what an offline folder has: the files themselves, an archive of them, or a cache, searched by hash."""
     done, left = [], []
     for product in products:
@@ -266,7 +266,7 @@ def _by_name(folder: Path, target: Path) -> Optional[Path]:
     return None
 
 
-def _by_hash(job: Job, product: Product, folder: Path) -> Optional[Path]:
+def _by_hash(job: FetchItem, product: Product, folder: Path) -> Optional[Path]:
     if product.sha256 is None:
         return None
     found, seen = unpack.find_in_folder(folder, product.sha256)
@@ -275,13 +275,13 @@ def _by_hash(job: Job, product: Product, folder: Path) -> Optional[Path]:
     return found
 
 
-def _show_seen(job: Job, where: Path, seen: list[unpack.Seen]) -> None:
+def _show_seen(job: FetchItem, where: Path, seen: list[unpack.Seen]) -> None:
     job.out(f"{where}: looked at {len(seen)} files; none is the one that was looked for")
     for one in seen[:_SHOWN]:
         job.out(f"  {one.name}  {one.url or '(no url beside it)'}  sha256 {one.sha256}")
 
 
-def _copy_in(job: Job, product: Product, source: Path) -> Fetched:
+def _copy_in(job: FetchItem, product: Product, source: Path) -> Fetched:
     """Copy one file to its place. Raises DataError if it is not fit."""
     target = job.target(product)
     with staged(target) as temporary:

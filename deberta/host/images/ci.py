@@ -24,7 +24,7 @@ from deberta.host.environments import venvs
 from deberta.host.images import build as building
 from deberta.host.images import definition, manage, pins
 from deberta.host.images.definition import BuildSettings, File, Image
-from deberta.host.images.pins import Pins
+from deberta.host.images.pins import ImagePins
 
 YAML: Any = importlib.import_module("invoke.vendor.yaml")  # invoke brings its own, without types
 STAGE = "ci"
@@ -57,7 +57,7 @@ class Parts:
         return ("cpu", *(["cann"] if self.compile else []), *(["msame"] if self.msame else []))
 
 
-def parts(project: Path, loaded: Pins, arch: str) -> Parts:
+def parts(project: Path, loaded: ImagePins, arch: str) -> Parts:
     """The stage images, as they would be built now, and msame. Only what nobody has brought is left out.
 
     Raises MissingError (what was brought is not pinned yet) and the errors of `images.plan`.

@@ -17,7 +17,7 @@ from typing import Any, Dict, List, Mapping, Optional, Tuple
 from deberta.core.errors import ConfigError, DataError, MissingError
 from deberta.core.records import Digests
 from deberta.host.images import pins as pinned
-from deberta.host.images.pins import CANN, CANN_PACKAGE, DEBS, MSAME, WHEELS, Pins
+from deberta.host.images.pins import CANN, CANN_PACKAGE, DEBS, MSAME, WHEELS, ImagePins
 
 REPOSITORY = "deberta-ascend"
 LABEL, STAGE, INPUTS, UNPINNED = (
@@ -108,7 +108,7 @@ def settings(given: Any, project: Path) -> BuildSettings:
     return BuildSettings(wheelhouse, texts["index_url"], offline, proxies, ca, texts["network"])
 
 
-def plan(project: Path, pins: Pins, stage: str, arch: str) -> Image:
+def plan(project: Path, pins: ImagePins, stage: str, arch: str) -> Image:
     """The image of a stage for a machine (x86_64 or aarch64). Reads and hashes what it is made of, and changes nothing.
 
     Raises MissingError (a file that the user brings is not there, or not pinned yet), DataError (a file is not the
@@ -203,7 +203,7 @@ def _checked(file: File, wanted: str) -> File:
     return file
 
 
-def _cann(project: Path, pins: Pins, stage: str, arch: str, digests: Digests) -> List[File]:
+def _cann(project: Path, pins: ImagePins, stage: str, arch: str, digests: Digests) -> List[File]:
     """CANN's package for a stage; none if the base was replaced by one that brings it (check-cann looks)."""
     # The run-time package has no compiler; the toolkit has both.
     kinds = ("toolkit",) if stage == "compile" else ("nnrt", "toolkit")
@@ -238,7 +238,7 @@ def _all(
     return [_brought(project, folder / file, f"{name}/{file}", wanted.get(file), digests) for file in there]
 
 
-def msame_file(project: Path, pins: Pins, arch: str, digests: Digests) -> File:
+def msame_file(project: Path, pins: ImagePins, arch: str, digests: Digests) -> File:
     """The user's msame. Raises MissingError (not there, or not pinned), ConfigError (another machine's), DataError."""
     path = project / MSAME
     if not path.is_file():

@@ -54,7 +54,7 @@ class Lock:
 
 
 @dataclass(frozen=True)
-class Pins:
+class ImagePins:
     """All pins. The mappings are from file name (msame: from architecture) to SHA-256; debs by stage first."""
 
     bases: Mapping[str, Base]
@@ -65,7 +65,7 @@ class Pins:
     wheels: Mapping[str, str] = field(default_factory=dict)  # of the compile image
 
 
-def load(project: Path) -> Pins:
+def load(project: Path) -> ImagePins:
     """Read both files. Raises MissingError (no pins.toml) and ConfigError (anything in them that is not understood)."""
     path = project / PINS
     document = _parse(path)
@@ -86,7 +86,7 @@ def load(project: Path) -> Pins:
     for kind, found, needed in (("base", set(bases), STAGES), ("lock", set(locks), ("export", "compile"))):
         if absent := sorted(set(needed) - found):
             raise ConfigError(f"{where} has no [{kind}.{absent[0]}]. Run: git checkout -- {PINS}")
-    return Pins(
+    return ImagePins(
         bases,
         locks,
         _hashes(document, "cann", where),

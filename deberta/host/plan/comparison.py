@@ -13,7 +13,7 @@ from deberta.host.plan.evaluation import Input, Plan, Step, bins_of
 
 
 @dataclass(frozen=True)
-class Side:
+class PlannedSide:
     """One of the two: its kind, and the file or folder that it is made of. `brought`: the user named it."""
 
     kind: str
@@ -22,7 +22,7 @@ class Side:
 
 
 @dataclass(frozen=True)
-class Asked:
+class ComparisonRequest:
     """The stage's own options as the user gave them; empty: its defaults."""
 
     rows: str = ""
@@ -69,14 +69,14 @@ OWN: Mapping[str, Callable[[Plan, int, str], Path]] = {
 }
 
 
-def side(plan: Plan, batch_size: int, version: str, kind: str, brought: str) -> Side:
+def side(plan: Plan, batch_size: int, version: str, kind: str, brought: str) -> PlannedSide:
     """A side with the profile's own file unless the user named one. Raises ConfigError for an unknown kind."""
     if kind not in OWN:
         raise ConfigError(f"{kind!r} cannot be compared, only: {', '.join(OWN)}")
-    return Side(kind, Path(brought) if brought else OWN[kind](plan, batch_size, version), bool(brought))
+    return PlannedSide(kind, Path(brought) if brought else OWN[kind](plan, batch_size, version), bool(brought))
 
 
-def before(plan: Plan, batch_size: int, version: str, sides: Sequence[Side]) -> list[Step]:
+def before(plan: Plan, batch_size: int, version: str, sides: Sequence[PlannedSide]) -> list[Step]:
     """What makes both sides' own files (an om's and a reference are not made for this), and the bins."""
     own = {side.kind for side in sides if not side.brought}
     needed = []
@@ -87,7 +87,9 @@ def before(plan: Plan, batch_size: int, version: str, sides: Sequence[Side]) -> 
     return [*needed, evaluation.preprocess(plan, batch_size, version)]
 
 
-def compare(plan: Plan, batch_size: int, version: str, a: Side, b: Side, asked: Asked) -> Step:
+def compare(
+    plan: Plan, batch_size: int, version: str, a: PlannedSide, b: PlannedSide, asked: ComparisonRequest
+) -> Step:
     """The comparison itself, of sides whose files are known."""
     artifacts, profile, kinds = plan.artifacts, plan.profile, {a.kind, b.kind}
     name, title = plan.named(f"compare_{a.kind}_{b.kind}", batch_size, version)
@@ -125,7 +127,7 @@ def compare(plan: Plan, batch_size: int, version: str, a: Side, b: Side, asked: 
     )
 
 
-def _inputs(plan: Plan, batch_size: int, version: str, side: Side) -> list[Input]:
+def _inputs(plan: Plan, batch_size: int, version: str, side: PlannedSide) -> list[Input]:
     """A side's files, and the commands that make them."""
     if side.brought:
         return [Input(path, "Check the path that was given") for path in _files(side)]
@@ -140,5 +142,5 @@ def _inputs(plan: Plan, batch_size: int, version: str, side: Side) -> list[Input
     return [Input(path, commands.get(side.kind, plan.command("export-onnx"))) for path in _files(side)]
 
 
-def _files(side: Side) -> list[Path]:
+def _files(side: PlannedSide) -> list[Path]:
     return [side.file, side.file.with_suffix(".bin")] if side.kind == "cpu" else [side.file]

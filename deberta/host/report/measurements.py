@@ -21,7 +21,7 @@ ABSENT = "-"
 
 
 @dataclass(frozen=True)
-class Figure:
+class Measurement:
     """What stands behind something measured. `origin` is empty for a run of the present model, else it says what was
     counted instead. `pinned` is False if a step on the way ran in an image that is not as pinned.
     """
@@ -34,7 +34,7 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Evaluated(Figure):
+class Evaluated(Measurement):
     """One evaluation, and the folder of outputs that it counted."""
 
     evaluation: PurePosixPath
@@ -42,7 +42,7 @@ class Evaluated(Figure):
 
 
 @dataclass(frozen=True)
-class Timed(Figure):
+class Timed(Measurement):
     """One performance run."""
 
     runner: str
@@ -58,7 +58,7 @@ class Measured:
     left_out: tuple[str, ...]
 
     @property
-    def figures(self) -> tuple[Figure, ...]:
+    def figures(self) -> tuple[Measurement, ...]:
         return (*self.evaluations, *self.performances)
 
     def __bool__(self) -> bool:

@@ -34,7 +34,7 @@ Json = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Asked:
+class ReportRequest:
     """What a report is to be about. `reasons`: why it is no acceptance, as far as the caller knows.
 
     `gates`: the user's own file, None for ours. `runners`: whose performance runs count. `auto`: what was left to it,
@@ -56,9 +56,9 @@ class Asked:
 
 def of_report(
     session: Session, plan: Plan, usual: Sequence[int], buckets_markdown: str, gates: Optional[Path]
-) -> Asked:
+) -> ReportRequest:
     """The report of everything that was measured so far, at the `usual` batch sizes and any other."""
-    return Asked(
+    return ReportRequest(
         purpose="report",
         batch_sizes=sorted({*usual, *measurements.present(session, plan)}),
         versions=list(plan.profile.rows),
@@ -70,7 +70,7 @@ def of_report(
     )
 
 
-def make(session: Session, plan: Plan, asked: Asked) -> dict[str, Any]:
+def make(session: Session, plan: Plan, asked: ReportRequest) -> dict[str, Any]:
     """The job. Raises MissingError if nothing was measured, DataError if a file was altered."""
     found = measurements.collect(session, plan, asked.batch_sizes, asked.versions, asked.runners)
     if not found and not asked.buckets_markdown:
@@ -205,7 +205,7 @@ def host() -> dict[str, Any]:
     }
 
 
-def _shortfalls(plan: Plan, asked: Asked, found: Measured) -> list[str]:
+def _shortfalls(plan: Plan, asked: ReportRequest, found: Measured) -> list[str]:
     """What of a run is less than an acceptance takes, whatever it measured."""
     chosen = " (taken by auto)" if "backend" in asked.auto else ""
     said = [f"backend cpu{chosen}: no NPU was used"] if plan.backend == "cpu" else []
@@ -226,7 +226,7 @@ def _shortfalls(plan: Plan, asked: Asked, found: Measured) -> list[str]:
     ]
 
 
-def gates(session: Session, plan: Plan, asked: Asked) -> dict[str, Any]:
+def gates(session: Session, plan: Plan, asked: ReportRequest) -> dict[str, Any]:
     """The profile's gates, as far as they are about what was asked for. Raises gate_file.load's errors."""
     from deberta.host.report import gates as gate_file  # tomlkit is not loaded for the list of tasks
 
@@ -251,7 +251,7 @@ def _current(
     return found
 
 
-def _same_anywhere(plan: Plan, asked: Asked) -> list[PurePosixPath]:
+def _same_anywhere(plan: Plan, asked: ReportRequest) -> list[PurePosixPath]:
     """What the same inputs give on any machine. Not an evaluation's JSON file: that has the hash of its logits."""
     artifacts, whole = plan.artifacts, replace(plan, limit=0).artifacts
     found = [artifacts.onnx]
@@ -261,7 +261,7 @@ def _same_anywhere(plan: Plan, asked: Asked) -> list[PurePosixPath]:
     return found
 
 
-def _of_this_machine(plan: Plan, asked: Asked, found: Measured) -> list[PurePosixPath]:
+def _of_this_machine(plan: Plan, asked: ReportRequest, found: Measured) -> list[PurePosixPath]:
     artifacts = plan.artifacts
     compiled = [artifacts.compiled(size) for size in asked.batch_sizes]
     return [
@@ -272,7 +272,7 @@ def _of_this_machine(plan: Plan, asked: Asked, found: Measured) -> list[PurePosi
     ]
 
 
-def _way(plan: Plan, asked: Asked) -> list[PurePosixPath]:
+def _way(plan: Plan, asked: ReportRequest) -> list[PurePosixPath]:
     """What was made on the way, in that order; the performance runs' bins are those of all rows."""
     artifacts, whole = plan.artifacts, replace(plan, limit=0).artifacts
     found = [made(version) for version in asked.versions for made in (artifacts.sentinel, artifacts.reference)]

@@ -33,7 +33,7 @@ Json = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Request:
+class VerificationRequest:
     """What to verify, and how. `python` gives the stages' interpreter; `profile` is this checkout's own, if it has it.
 
     `key`: a public key, None to check no signature; `rows` to replay (0: none), drawn by `seed`.
@@ -50,7 +50,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class VerificationResult:
     """What was found to be in order: numbers made again, rows replayed and their largest difference, the signature."""
 
     numbers: int
@@ -58,7 +58,7 @@ class Outcome:
     signature: str
 
 
-def show(request: Request) -> None:
+def show(request: VerificationRequest) -> None:
     """What verify runs, without its checks of digests: the report made again."""
     artifacts = request.artifacts
     arguments = ["--job", str(artifacts.job()), "--output", "report-made-again.json"]
@@ -66,7 +66,7 @@ def show(request: Request) -> None:
     print(shlex.join([f"PYTHONPATH={request.project}", "python", "-m", "deberta.stages.report.assess", *arguments]))
 
 
-def verify(request: Request, signed: bool = True) -> Evidence:
+def verify(request: VerificationRequest, signed: bool = True) -> Evidence:
     """Check a tree and print what was found. Raises DataError that names everything that is wrong.
 
     `signed`: look at the signature too. Raises MissingError (no report) and ConfigError (a key that is none) first.
@@ -86,11 +86,11 @@ def verify(request: Request, signed: bool = True) -> Evidence:
         numbers = _recompute(request, found, scratch, console)
         replayed = _replay(request, found, scratch, console) if request.rows else "none (--replay N)"
         console.close()
-    _summarise(request, found, Outcome(numbers, replayed, signature[0]))
+    _summarise(request, found, VerificationResult(numbers, replayed, signature[0]))
     return found
 
 
-def _summarise(request: Request, found: Evidence, outcome: Outcome) -> None:
+def _summarise(request: VerificationRequest, found: Evidence, outcome: VerificationResult) -> None:
     print(
         f"files checked: {found.files}, {found.bytes:,} bytes, by {len(found.records)} records\n"
         f"numbers recomputed: {outcome.numbers}\n"
@@ -117,7 +117,9 @@ def _summarise(request: Request, found: Evidence, outcome: Outcome) -> None:
     )
 
 
-def _run(request: Request, module: str, arguments: Sequence[object], scratch: Path, say: Callable[[str], None]) -> str:
+def _run(
+    request: VerificationRequest, module: str, arguments: Sequence[object], scratch: Path, say: Callable[[str], None]
+) -> str:
     """Run a stage in the tree; returns what it printed. Raises the stage's errors."""
     # The tree may be anybody's: no module is imported from the folder that the stage runs in.
     variables = {**local.environment(request.project, os.environ), "PYTHONSAFEPATH": "1"}
@@ -131,7 +133,7 @@ def _run(request: Request, module: str, arguments: Sequence[object], scratch: Pa
     return "".join(lines)
 
 
-def _recompute(request: Request, found: Evidence, scratch: Path, console: Console) -> int:
+def _recompute(request: VerificationRequest, found: Evidence, scratch: Path, console: Console) -> int:
     """Make the report and all that it counts again; returns how many numbers were compared."""
     artifacts = request.artifacts
     paths = [artifacts.job(), *map(artifacts.report, ("json", "md", "html"))]
@@ -167,7 +169,7 @@ def _of_data(found: Evidence) -> List[object]:
     return []
 
 
-def _bill(request: Request, found: Evidence, scratch: Path) -> List[object]:
+def _bill(request: VerificationRequest, found: Evidence, scratch: Path) -> List[object]:
     """The bill of materials made again, where this checkout has what that one was made of."""
     path = request.artifacts.bom()
     record = found.record_for(str(path))
@@ -186,7 +188,7 @@ def _bill(request: Request, found: Evidence, scratch: Path) -> List[object]:
     return ["--also", path, scratch / path.name]
 
 
-def _replay(request: Request, found: Evidence, scratch: Path, console: Console) -> str:
+def _replay(request: VerificationRequest, found: Evidence, scratch: Path, console: Console) -> str:
     """Random rows through dynamic.onnx; returns what to say about them."""
     print(f"replaying {request.rows} rows, seed {request.seed}", flush=True)
     plan, result = scratch / "replay.json", scratch / "replayed.json"
@@ -252,7 +254,7 @@ def _signed_pages(found: Evidence) -> List[str]:
     return [str(path) for path in pages if (found.root / path).exists()]
 
 
-def _signature(request: Request, scratch: Path, console: Console) -> tuple[str, str]:
+def _signature(request: VerificationRequest, scratch: Path, console: Console) -> tuple[str, str]:
     """The signature's state as the summary says it, and what is wrong with it, or "". Raises ConfigError."""
     path = request.artifacts.attestation()
     there = (request.root / path).exists()
@@ -289,7 +291,7 @@ def _check_subjects(found: Evidence) -> None:
             found.add(path, f"does not have {name} among what was signed")
 
 
-def new_key(request: Request, path: Path, passphrase_env: Optional[str]) -> None:
+def new_key(request: VerificationRequest, path: Path, passphrase_env: Optional[str]) -> None:
     """Make a key pair."""
     with tempfile.TemporaryDirectory(prefix="deberta-sign-") as folder:
         arguments = ["--new-key", os.path.abspath(path)]
@@ -298,7 +300,7 @@ def new_key(request: Request, path: Path, passphrase_env: Optional[str]) -> None
     print(f"key {said}\n  {path}: private, keep it\n  {path}.pub: for those who verify")
 
 
-def sign(request: Request, key: Path, passphrase_env: Optional[str]) -> None:
+def sign(request: VerificationRequest, key: Path, passphrase_env: Optional[str]) -> None:
     """Verify the tree, and write the attestation. Raises DataError for a tree that does not verify."""
     path = request.artifacts.attestation()
     with tempfile.TemporaryDirectory(prefix="deberta-sign-") as folder:

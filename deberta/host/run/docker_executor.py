@@ -17,7 +17,7 @@ from deberta.core import files
 from deberta.core.errors import MissingError
 from deberta.host.engine import containers, npu_access
 from deberta.host.engine.containers import Access, Container, User
-from deberta.host.engine.engine import Engine
+from deberta.host.engine.engine import DockerEngine
 from deberta.host.engine.npu_access import NpuSettings
 from deberta.host.images import build, contents, definition, pins
 from deberta.host.images.definition import BuildSettings, Image
@@ -39,7 +39,7 @@ class DockerExecutor:
     def __init__(self, project: Path, workspace: Path, builds: BuildSettings, npu: NpuSettings, keep: bool) -> None:
         self._project, self._workspace = project, workspace
         self._builds, self._npu, self._keep = builds, npu, keep
-        self._engine: Optional[Engine] = None
+        self._engine: Optional[DockerEngine] = None
         self._ids: dict[str, str] = {}  # stage -> image id
         self._user: Optional[User] = None
         self._started = time.time()
@@ -106,16 +106,16 @@ class DockerExecutor:
             if user.uid != os.getuid() == 0:
                 _give_new(self._workspace, user, self._started)
 
-    def _open(self) -> Engine:
+    def _open(self) -> DockerEngine:
         if self._engine is None:
-            self._engine = Engine(self._workspace, self._keep, print).__enter__()
+            self._engine = DockerEngine(self._workspace, self._keep, print).__enter__()
             self._user = User(0, 0) if self._engine.rootless else owner(self._workspace)
             if self._user.note:
                 print(self._user.note)
         return self._engine
 
     @functools.cached_property
-    def _pins(self) -> pins.Pins:
+    def _pins(self) -> pins.ImagePins:
         return pins.load(self._project)
 
     def _image(self, step: Step) -> Image:
@@ -141,7 +141,7 @@ class DockerExecutor:
         log = self._workspace / ".cache" / "images" / f"{image.stage}.log"
         return build.build(engine.client, image, self._builds, log, lambda line: print(f"  {line}", flush=True))
 
-    def _access(self, step: Step, engine: Engine) -> Access:
+    def _access(self, step: Step, engine: DockerEngine) -> Access:
         if not step.on_device:
             return Access()
         return npu_access.access(self._npu, step.device, lambda: engine.has_runtime("ascend"))

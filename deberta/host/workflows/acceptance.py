@@ -17,7 +17,7 @@ from deberta.core.paths import record_of
 from deberta.host.plan import reference
 from deberta.host.plan.evaluation import Plan
 from deberta.host.report import request
-from deberta.host.report.request import Asked
+from deberta.host.report.request import ReportRequest
 from deberta.host.run import runner
 from deberta.host.run.runner import Session
 from deberta.host.workflows import evaluation
@@ -28,7 +28,7 @@ STATUSES = ("passed", "failed", "not judged")
 
 
 @dataclass(frozen=True)
-class Cell:
+class MatrixCell:
     """One measurement. `rows`: how many rows the model runs, those that fill a batch among them."""
 
     kind: str
@@ -51,14 +51,14 @@ class Pace:
     def add(self, seconds: float, rows: int) -> None:
         self.seconds, self.rows = self.seconds + seconds, self.rows + rows
 
-    def left(self, cells: Iterable[Cell]) -> str:
+    def left(self, cells: Iterable[MatrixCell]) -> str:
         """What to add to a line; nothing before any cell ran."""
         if not self.rows:
             return ""
         return f"; about {duration(self.seconds / self.rows * sum(cell.rows for cell in cells))} left"
 
 
-def run(session: Session, plan: Plan, asked: Asked) -> None:
+def run(session: Session, plan: Plan, asked: ReportRequest) -> None:
     """Measure, report and judge. Raises GateError if a gate fails; MissingError, StageError and DataError before."""
     looks = [reference.sentinel(plan, version) for version in asked.versions]
     looks += [reference.reference(plan, version) for version in asked.versions]
@@ -80,13 +80,13 @@ def run(session: Session, plan: Plan, asked: Asked) -> None:
     conclude(plan, request.publish(session, plan, request.make(session, plan, asked)))
 
 
-def cells(asked: Asked, rows: Mapping[str, int]) -> list[Cell]:
+def cells(asked: ReportRequest, rows: Mapping[str, int]) -> list[MatrixCell]:
     """The matrix, batch size by batch size; `rows` of each version."""
     found = []
     for size in asked.batch_sizes:
         for version in asked.versions:
-            found.append(Cell(ACCURACY, size, version, batch_count(rows[version], size) * size))
-        found += [Cell(PERFORMANCE, size, version, asked.loops * size) for version in asked.versions]
+            found.append(MatrixCell(ACCURACY, size, version, batch_count(rows[version], size) * size))
+        found += [MatrixCell(PERFORMANCE, size, version, asked.loops * size) for version in asked.versions]
     return found
 
 
@@ -159,7 +159,7 @@ def _rows(session: Session, plan: Plan, version: str) -> int:
     return min(rows, plan.limit) if plan.limit else rows
 
 
-def _measure(session: Session, plan: Plan, cell: Cell, loops: int, pace: Pace) -> None:
+def _measure(session: Session, plan: Plan, cell: MatrixCell, loops: int, pace: Pace) -> None:
     """One cell; what was up to date tells no pace."""
     artifacts = plan.artifacts
     made = artifacts.evaluation(cell.batch_size, cell.version)

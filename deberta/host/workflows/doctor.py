@@ -30,7 +30,7 @@ WRITTEN = ("models", "data", "results", ".cache")  # below the workspace
 
 
 @dataclass(frozen=True)
-class Check:
+class HostCheck:
     """One thing looked at. `state` is ok, missing or unknown (it could not be told, or is worth knowing)."""
 
     name: str
@@ -50,7 +50,7 @@ def run(
     python: Optional[Path] = None,
     cann_setting: str = "",
     msame_path: Optional[Path] = None,
-) -> Tuple[Check, ...]:
+) -> Tuple[HostCheck, ...]:
     """Every check. `inputs`: (path, relative to the workspace or absolute; what it blocks; command that gets it).
 
     `full_size` False asks for the disk and memory that the demo needs, not for the guide's model's. `python` is the
@@ -88,12 +88,12 @@ def inputs(plan: Plan) -> Tuple[Tuple[Path, str, str], ...]:
     return tuple((Path(path), blocks, plan.source(path).command) for path, blocks in needed)
 
 
-def missing(checks: Sequence[Check]) -> Tuple[Check, ...]:
+def missing(checks: Sequence[HostCheck]) -> Tuple[HostCheck, ...]:
     """What the cpu backend with the local executor needs and does not have; empty: doctor exits 0, else 3."""
     return tuple(check for check in checks if check.needed and check.state == MISSING)
 
 
-def render(checks: Sequence[Check]) -> str:
+def render(checks: Sequence[HostCheck]) -> str:
     """Aligned plain text: one line a check, and below what is not there, what that blocks and how to get it."""
     names = max((len(check.name) for check in checks), default=0)
     lines = []
@@ -110,13 +110,15 @@ def render(checks: Sequence[Check]) -> str:
     return "\n".join(lines)
 
 
-def host_python(version: Sequence[int]) -> Check:
+def host_python(version: Sequence[int]) -> HostCheck:
     found = f"{'.'.join(map(str, version))} at {sys.executable}"
     state = OK if tuple(version) >= (3, 9) else MISSING
-    return Check("Python, host", found, "3.9 or newer", state, "every command", "install a newer Python", needed=True)
+    return HostCheck(
+        "Python, host", found, "3.9 or newer", state, "every command", "install a newer Python", needed=True
+    )
 
 
-def stage_environment(project: Path, prepared: Optional[Path] = None) -> Tuple[Check, ...]:
+def stage_environment(project: Path, prepared: Optional[Path] = None) -> Tuple[HostCheck, ...]:
     """The stages' Python and its packages: of the prepared environment, else of our own, made or still to be made.
 
     Only a Python that runs can be asked for its packages: without one there is no second check.
@@ -136,72 +138,76 @@ def stage_environment(project: Path, prepared: Optional[Path] = None) -> Tuple[C
         found = stages.installed(python)
         problems = stages.misfits(project, found)
     except DebertaError as error:
-        return (Check(name, str(error), required, MISSING, blocks, get, needed=True),)
+        return (HostCheck(name, str(error), required, MISSING, blocks, get, needed=True),)
     versions = ", ".join(f"{package} {found[package]}" for package in stages.IMPORTED if package in found)
     interpreter = OK if f"Python {found['python']}" == required else MISSING
     state = MISSING if problems else OK
     said, locked = "; ".join(problems) or versions, f"as in {stages.STAGES_LOCK}"
     return (
-        Check(name, f"{found['python']} at {python}", required, interpreter, blocks, get, needed=True),
-        Check("packages, stages", said, locked, state, blocks, get, needed=True),
+        HostCheck(name, f"{found['python']} at {python}", required, interpreter, blocks, get, needed=True),
+        HostCheck("packages, stages", said, locked, state, blocks, get, needed=True),
     )
 
 
-def _to_be_made(project: Path, name: str, required: str, blocks: str) -> Check:
+def _to_be_made(project: Path, name: str, required: str, blocks: str) -> HostCheck:
     """ok if all is there that makes the environment on first use."""
     base = stages.find_python()
     if base is None:
         get = "install Python 3.11 (Debian 12: apt-get install python3.11 python3.11-venv)"
-        return Check(name, "no Python 3.11", required, MISSING, blocks, get, needed=True)
+        return HostCheck(name, "no Python 3.11", required, MISSING, blocks, get, needed=True)
     need = stages.DISK_MB * 10**6
     if _free(project) < need:
         found = f"not made yet, and {_gib(_free(project))} free where it goes"
         get = f"free {_gib(need)} on the disk of {project}"
-        return Check(name, found, required, MISSING, blocks, get, needed=True)
+        return HostCheck(name, found, required, MISSING, blocks, get, needed=True)
     found = f"{base}; {stages.FOLDER} will be made by the first command that runs a stage"
-    return Check(name, found, required, OK, needed=True)
+    return HostCheck(name, found, required, OK, needed=True)
 
 
-def writable(workspace: Path) -> Check:
+def writable(workspace: Path) -> HostCheck:
     """Whether the commands can make files: in the workspace, or where it goes, and in those of its folders it has."""
     own = [_nearest(workspace), *(workspace / name for name in WRITTEN if os.path.lexists(workspace / name))]
     closed = [str(path) for path in own if not (os.path.isdir(path) and os.access(path, os.W_OK | os.X_OK))]
     if not closed:
-        return Check("workspace", str(workspace), "a folder to write in", OK, needed=True)
+        return HostCheck("workspace", str(workspace), "a folder to write in", OK, needed=True)
     get = "see to its owner, its mode and how it is mounted, or set workspace in invoke.yaml to another folder"
     found = f"cannot be written: {', '.join(closed)}"
-    return Check("workspace", found, "a folder to write in", MISSING, "every step", get, needed=True)
+    return HostCheck("workspace", found, "a folder to write in", MISSING, "every step", get, needed=True)
 
 
-def disk(workspace: Path, required: int) -> Check:
+def disk(workspace: Path, required: int) -> HostCheck:
     free = _free(workspace)
     blocks = "models, bins and results of this profile: a step would stop with a full disk"
     state = OK if free >= required else MISSING
     get = f"free some space on the disk of {workspace}"
-    return Check("disk, free", _gib(free), f"{_gib(required)} or more", state, blocks, get, needed=True)
+    return HostCheck("disk, free", _gib(free), f"{_gib(required)} or more", state, blocks, get, needed=True)
 
 
-def memory(required: int, meminfo: Path = Path("/proc/meminfo"), cgroups: Optional[Sequence[Path]] = None) -> Check:
+def memory(required: int, meminfo: Path = Path("/proc/meminfo"), cgroups: Optional[Sequence[Path]] = None) -> HostCheck:
     """What is available, and at most what this process's cgroup may use (memory.max; v1: memory.limit_in_bytes)."""
     amounts = _amounts(meminfo)
     if "MemAvailable" not in amounts:
-        return Check("memory, free", f"no {meminfo}", f"{_gib(required)} or more", UNKNOWN, "export-onnx", needed=True)
+        return HostCheck(
+            "memory, free", f"no {meminfo}", f"{_gib(required)} or more", UNKNOWN, "export-onnx", needed=True
+        )
     folders = machine.cgroup_folders("memory") if cgroups is None else cgroups
     files = [folder / name for folder in folders for name in ("memory.max", "memory.limit_in_bytes")]
     limits = [int(text) for text in map(_text, files) if text.isdigit()]
     available = min([amounts["MemAvailable"], *limits])
     state = OK if available >= required else MISSING
     get = "close other programs, or raise the container's memory limit"
-    return Check("memory, free", _gib(available), f"{_gib(required)} or more", state, "export-onnx", get, needed=True)
+    return HostCheck(
+        "memory, free", _gib(available), f"{_gib(required)} or more", state, "export-onnx", get, needed=True
+    )
 
 
-def cores() -> Check:
+def cores() -> HostCheck:
     usable, all_of_them = machine.effective_cpus(), os.cpu_count() or 1
     note = "" if usable == all_of_them else f" of {all_of_them} (affinity or the cgroup's CPU quota)"
-    return Check("CPU, cores", f"{usable} usable{note}", "1 or more", OK, needed=True)
+    return HostCheck("CPU, cores", f"{usable} usable{note}", "1 or more", OK, needed=True)
 
 
-def cpu_features(cpuinfo: Path = Path("/proc/cpuinfo")) -> Check:
+def cpu_features(cpuinfo: Path = Path("/proc/cpuinfo")) -> HostCheck:
     """Vector units by their Linux flag names. Where bf16 is fast, OpenVINO takes it unless told f32, as we tell it."""
     text = _text(cpuinfo)
     words = set(text.split())
@@ -209,19 +215,19 @@ def cpu_features(cpuinfo: Path = Path("/proc/cpuinfo")) -> Check:
     found = [name for name in known if name in words]
     if not found:
         slow = "speed: without AVX2 (x86_64) or ASIMD (aarch64) the cpu backend is several times slower"
-        return Check("CPU, vector units", f"none known on {platform.machine()}", "", UNKNOWN, slow)
+        return HostCheck("CPU, vector units", f"none known on {platform.machine()}", "", UNKNOWN, slow)
     note = "; bf16 is there, and not used: the precision hint is f32" if any("bf16" in name for name in found) else ""
-    return Check("CPU, vector units", " ".join(found) + note, "", OK)
+    return HostCheck("CPU, vector units", " ".join(found) + note, "", OK)
 
 
-def input_file(path: Path, name: str, blocks: str, get: str) -> Check:
+def input_file(path: Path, name: str, blocks: str, get: str) -> HostCheck:
     if path.is_file() or (path.is_dir() and any(path.iterdir())):
         size = f"{path.stat().st_size} bytes" if path.is_file() else "a folder"
-        return Check(name, size, "", OK, needed=True)
-    return Check(name, "not there", "", MISSING, blocks, get, needed=True)
+        return HostCheck(name, size, "", OK, needed=True)
+    return HostCheck(name, "not there", "", MISSING, blocks, get, needed=True)
 
 
-def engine() -> Check:
+def engine() -> HostCheck:
     """Whether a Docker engine of this machine answers: DOCKER_HOST's, the context's or the usual one."""
     from deberta.host.engine import engine as engines
 
@@ -230,15 +236,15 @@ def engine() -> Check:
     try:
         client = engines.connect(ENGINE_TIMEOUT)
     except DebertaError as error:
-        return Check("Docker engine", _shortened(str(error), 200), "", MISSING, blocks, get)
+        return HostCheck("Docker engine", _shortened(str(error), 200), "", MISSING, blocks, get)
     try:
         found = f"{client.version().get('Version', 'version not told')} at {client.api.base_url}"
     finally:
         client.close()
-    return Check("Docker engine", found, "", OK)
+    return HostCheck("Docker engine", found, "", OK)
 
 
-def stage_images(project: Path) -> Tuple[Check, ...]:
+def stage_images(project: Path) -> Tuple[HostCheck, ...]:
     """Whether the parts of each stage image are here: what is missing is built by the command that needs it."""
     from deberta.host.images import definition, pins
 
@@ -252,66 +258,66 @@ def stage_images(project: Path) -> Tuple[Check, ...]:
         try:
             image = definition.plan(project, pins.load(project), stage, platform.machine())
         except DebertaError as error:
-            checks.append(Check(f"image, {stage}", str(error), "", MISSING, blocks[stage], "see docker/README.md"))
+            checks.append(HostCheck(f"image, {stage}", str(error), "", MISSING, blocks[stage], "see docker/README.md"))
             continue
         said = f"{image.tag}{' (not pinned)' if image.unpinned else ''} can be built"
-        checks.append(Check(f"image, {stage}", said, "", OK))
+        checks.append(HostCheck(f"image, {stage}", said, "", OK))
     return tuple(checks)
 
 
-def cann(setting: str = "", scripts: Sequence[Path] = SCRIPTS) -> Check:
+def cann(setting: str = "", scripts: Sequence[Path] = SCRIPTS) -> HostCheck:
     """CANN's set_env.sh: the setting's, at the guide's path or the default one."""
     blocks = "the ascend backend on the local executor"
     try:
-        return Check("CANN toolkit", str(find(setting, scripts)), "", OK)
+        return HostCheck("CANN toolkit", str(find(setting, scripts)), "", OK)
     except DebertaError as error:
         found = str(error) if setting else "no set_env.sh"
     places = ", ".join(map(str, scripts))
     get = f"install the CANN toolkit from its vendor (set_env.sh in one of: {places}), or set cann in invoke.yaml"
-    return Check("CANN toolkit", found, "", MISSING, blocks, get)
+    return HostCheck("CANN toolkit", found, "", MISSING, blocks, get)
 
 
-def compiler() -> Check:
+def compiler() -> HostCheck:
     path = shutil.which("atc")
     if path:
-        return Check("atc", path, "", OK)
+        return HostCheck("atc", path, "", OK)
     blocks = "build-om with the ascend backend, unless the PATH that set_env.sh makes has it"
-    return Check(
+    return HostCheck(
         "atc", "not on PATH", "", MISSING, blocks, "it comes with the CANN toolkit, whose set_env.sh we source"
     )
 
 
-def msame(path: Path) -> Check:
+def msame(path: Path) -> HostCheck:
     if os.access(path, os.X_OK) and path.is_file():
-        return Check("msame", str(path), "", OK)
+        return HostCheck("msame", str(path), "", OK)
     get = f"build it from Ascend's tools and put it at {MSAME}, or set msame in invoke.yaml"
     found = "not executable" if path.exists() else f"no {path}"
-    return Check("msame", found, "", MISSING, "infer and perf with the ascend backend", get)
+    return HostCheck("msame", found, "", MISSING, "infer and perf with the ascend backend", get)
 
 
-def devices(folder: Path = Path("/dev")) -> Check:
+def devices(folder: Path = Path("/dev")) -> HostCheck:
     """NPU device nodes: davinci<N>, one a chip (davinci_manager alone is the driver, not a chip)."""
     names = sorted(path.name for path in folder.glob("davinci[0-9]*"))
     if names:
         closed = [name for name in names if not os.access(folder / name, os.R_OK | os.W_OK)]
         if not closed:
-            return Check("NPU devices", " ".join(names), "", OK)
+            return HostCheck("NPU devices", " ".join(names), "", OK)
         get = "add this user to the group that owns them (often HwHiAiUser)"
         found = f"no permission: {' '.join(closed)}"
-        return Check("NPU devices", found, "", MISSING, "infer and perf with the ascend backend", get)
+        return HostCheck("NPU devices", found, "", MISSING, "infer and perf with the ascend backend", get)
     get = "a machine with an Ascend 310P and its driver"
-    return Check("NPU devices", f"no {folder}/davinci*", "", MISSING, "infer and perf with the ascend backend", get)
+    return HostCheck("NPU devices", f"no {folder}/davinci*", "", MISSING, "infer and perf with the ascend backend", get)
 
 
-def npu_smi() -> Check:
+def npu_smi() -> HostCheck:
     path = shutil.which("npu-smi")
     if path:
-        return Check("npu-smi", path, "", OK)
+        return HostCheck("npu-smi", path, "", OK)
     blocks, get = (
         "telling the chip's name for soc_version, and whether the device is idle",
         "it comes with the Ascend driver, in /usr/local/bin",
     )
-    return Check("npu-smi", "not on PATH", "", MISSING, blocks, get)
+    return HostCheck("npu-smi", "not on PATH", "", MISSING, blocks, get)
 
 
 def _free(path: Path) -> int:

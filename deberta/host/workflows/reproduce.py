@@ -39,7 +39,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Run:
+class ReproductionRun:
     """What is made in each place. `plan` has the profile, the backend and the limit."""
 
     plan: Plan
@@ -93,20 +93,20 @@ def present_versions(workspace: Path, plan: Plan, say: Say) -> Tuple[str, ...]:
     return there
 
 
-def inputs(run: Run) -> List[PurePosixPath]:
+def inputs(run: ReproductionRun) -> List[PurePosixPath]:
     """What the user brings."""
     profile = run.plan.profile
     given = [profile.checkpoint_path, profile.config_path, profile.tokenizer_path]
     return [*given, *(profile.data_path(version) for version in run.versions)]
 
 
-def check_inputs(workspace: Path, run: Run) -> None:
+def check_inputs(workspace: Path, run: ReproductionRun) -> None:
     """Raise MissingError naming everything that the user brings and that is not there."""
     if absent := [path for path in inputs(run) if not (workspace / path).exists()]:
         raise messages.missing([run.plan.source(path) for path in absent])
 
 
-def bytes_needed(workspace: Path, run: Run) -> int:
+def bytes_needed(workspace: Path, run: ReproductionRun) -> int:
     """A generous estimate of what both places take: copies, the ONNX, the models, bins and outputs."""
     sizes = {path: (workspace / path).stat().st_size for path in inputs(run)}
     model = sizes[run.plan.profile.checkpoint_path]
@@ -118,7 +118,7 @@ def bytes_needed(workspace: Path, run: Run) -> int:
     return 2 * (sum(sizes.values()) + made)
 
 
-def check_disk(workspace: Path, folder: Path, run: Run) -> None:
+def check_disk(workspace: Path, folder: Path, run: ReproductionRun) -> None:
     """Raise MissingError if the disk has no room for both places."""
     needed = bytes_needed(workspace, run)
     there = next(path for path in (folder, *folder.parents) if path.exists())
@@ -130,7 +130,7 @@ def check_disk(workspace: Path, folder: Path, run: Run) -> None:
         )
 
 
-def fill(place: Place, workspace: Path, run: Run, settings: Mapping[str, Any]) -> None:
+def fill(place: Place, workspace: Path, run: ReproductionRun, settings: Mapping[str, Any]) -> None:
     """Make a fresh workspace: copies of what the user brings, and this invocation's settings.
 
     Raises ConfigError for a folder that is there and no place of ours.
@@ -151,7 +151,7 @@ def clear(place: Place) -> None:
         files.remove(place.root)
 
 
-def commands(run: Run) -> List[List[str]]:
+def commands(run: ReproductionRun) -> List[List[str]]:
     """The tasks that make everything, from the export to the report, with their options."""
     sizes = ["--bs", ",".join(map(str, run.batch_sizes))]
     one = ["--version", run.versions[0]] if len(run.versions) == 1 < len(run.plan.profile.rows) else []
@@ -161,7 +161,7 @@ def commands(run: Run) -> List[List[str]]:
     return [["acceptance", *sizes, *one, *own, *limit]]
 
 
-def make(project: Path, place: Place, run: Run, logs: Path, say: Say) -> None:
+def make(project: Path, place: Place, run: ReproductionRun, logs: Path, say: Say) -> None:
     """Run all commands in a place. Raises the error of the first one that fails.
 
     A gate of the acceptance is no failure here: its outcome is in the report.
@@ -178,7 +178,7 @@ def make(project: Path, place: Place, run: Run, logs: Path, say: Say) -> None:
             judge_stage(f"invoke {command[0]} in {place.root}", printed, code, log)
 
 
-def compare(one: Path, other: Path, run: Run) -> List[Compared]:
+def compare(one: Path, other: Path, run: ReproductionRun) -> List[Compared]:
     """Everything that was made in two workspaces. Raises MissingError if a place has no report, DataError."""
     found = []
     for name, must in names(run):
@@ -190,7 +190,7 @@ def compare(one: Path, other: Path, run: Run) -> List[Compared]:
     return [*found, _report(one, other, run), *_images(one, other, run)]
 
 
-def names(run: Run) -> Iterator[Tuple[str, bool]]:
+def names(run: ReproductionRun) -> Iterator[Tuple[str, bool]]:
     """What there is to compare, and whether it has to be equal.
 
     ATC is not known to give the same .om twice, nor an NPU the same last bits of a logit, so of ascend these are said
@@ -257,7 +257,7 @@ def judge(found: Sequence[Compared]) -> None:
         )
 
 
-def _in_place(root: Path, name: str, run: Run) -> Optional[Path]:
+def _in_place(root: Path, name: str, run: ReproductionRun) -> Optional[Path]:
     """Where an artifact is in a workspace: a run's folder is the one of its record. None if there is none."""
     if not name.endswith(LATEST):
         return root / name
@@ -285,7 +285,7 @@ def _parts(one: Optional[Path], other: Optional[Path]) -> Tuple[str, ...]:
     return (*said, *([f"and {len(odd) - 3} more of {len({*first, *second})} files"] if len(odd) > 3 else []))
 
 
-def _report(one: Path, other: Path, run: Run) -> Compared:
+def _report(one: Path, other: Path, run: ReproductionRun) -> Compared:
     """The bodies of both reports, by the hash that the stage made of them and value by value."""
     path = run.plan.artifacts.report("json")
     first, second = _read_report(one / path), _read_report(other / path)
@@ -295,7 +295,7 @@ def _report(one: Path, other: Path, run: Run) -> Compared:
     return Compared(f"{path}: body", digests, details=(*details[:20], *more))
 
 
-def _images(one: Path, other: Path, run: Run) -> Iterator[Compared]:
+def _images(one: Path, other: Path, run: ReproductionRun) -> Iterator[Compared]:
     """What was in the images, by tag, where the records of both places say so: each engine builds its own of a tag."""
     first: Dict[str, str] = {}
     second: Dict[str, str] = {}

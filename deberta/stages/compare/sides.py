@@ -27,7 +27,7 @@ from deberta.core.contract import INPUTS, LABELS, OUTPUT
 from deberta.core.errors import DataError, MissingError
 from deberta.core.progress import Progress
 from deberta.stages.fp16 import emulation, keep_dtype
-from deberta.stages.fp16.emulation import Node, Outcome, Rows
+from deberta.stages.fp16.emulation import EmulationResult, Node, Rows
 from deberta.stages.inference import postprocess, run_cpu
 from deberta.stages.model import checkpoint, config
 
@@ -259,7 +259,7 @@ def _fp16(kind: str, file: Path, setting: Setting) -> Side:
             names.setdefault(marks.get(name, name), []).append(name)
         caught, count = _Caught(), 0
 
-        def watch(node: Node, outcome: Outcome) -> bool:
+        def watch(node: Node, outcome: EmulationResult) -> bool:
             for name in names.get(node.output, ()):
                 caught.add(name, outcome.value.numpy(), count)
             return False

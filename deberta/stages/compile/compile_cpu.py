@@ -35,7 +35,7 @@ from deberta.core.contract import (
 from deberta.core.errors import ConfigError, DataError, MissingError, StageError, run_stage
 from deberta.core.machine import effective_cpus
 from deberta.stages.inference import int8, run_cpu
-from deberta.stages.inference.run_cpu import Engine, reason
+from deberta.stages.inference.run_cpu import OpenVinoEngine, reason
 
 TOLERANCE = 1e-4  # max abs difference of logits between ONNX Runtime and the compiled model
 # Tokens per row of the verification: full, none, and the lengths of real pairs (median 38, p99 105, longest 253).
@@ -138,7 +138,7 @@ def reference_logits(onnx: Path, ids: np.ndarray, mask: np.ndarray, threads: int
     return np.asarray(logits)[np.arange(len(ids)) % distinct]
 
 
-def compiled_logits(engine: Engine, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
+def compiled_logits(engine: OpenVinoEngine, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Logits of the compiled model, float32 [rows, 3]; rows is a multiple of its batch size."""
     request = engine.compiled.create_infer_request()
     batches = []
@@ -203,7 +203,9 @@ def main(argv: Sequence[str]) -> None:
         _write_summary(options.summary, engine, len(ids), difference, allowed, layers)
 
 
-def _write_summary(path: Path, engine: Engine, rows: int, difference: float, allowed: float, layers: int) -> None:
+def _write_summary(
+    path: Path, engine: OpenVinoEngine, rows: int, difference: float, allowed: float, layers: int
+) -> None:
     import onnxruntime
 
     counted = {

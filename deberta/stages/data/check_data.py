@@ -41,7 +41,7 @@ _SHOWN = 5  # lines of the tsv; the others are counted
 
 
 @dataclass(frozen=True)
-class Found:
+class DataFindings:
     """What the rows hold beside `Counts`. Lines are the tsv's, the header line being 1."""
 
     rows: int  # looked at
@@ -100,7 +100,7 @@ def look(
     }
 
 
-def survey(rows: Sequence[mnli.Row], in_file: int, unknown: list[int]) -> Found:
+def survey(rows: Sequence[mnli.Row], in_file: int, unknown: list[int]) -> DataFindings:
     """Look at the texts; `rows` are the first ones of a file of `in_file`."""
     genres: Counter[str] = Counter()
     empty, repeated, contradicting = [], [], 0
@@ -115,10 +115,12 @@ def survey(rows: Sequence[mnli.Row], in_file: int, unknown: list[int]) -> Found:
             contradicting += first_labels[texts] != row.label
         else:
             first_labels[texts] = row.label
-    return Found(len(rows), in_file, genres, empty, repeated, contradicting, unknown)
+    return DataFindings(len(rows), in_file, genres, empty, repeated, contradicting, unknown)
 
 
-def problems(found: Found, counts: Counts, labels: dict[str, int], expected_rows: int) -> list[dict[str, object]]:
+def problems(
+    found: DataFindings, counts: Counts, labels: dict[str, int], expected_rows: int
+) -> list[dict[str, object]]:
     """What fails acceptance: `check` names it, `what` says it, `lines` are the first of the lines concerned."""
     made: list[dict[str, object]] = []
 
@@ -152,7 +154,7 @@ def problems(found: Found, counts: Counts, labels: dict[str, int], expected_rows
     return made
 
 
-def notes(found: Found, counts: Counts, labels: dict[str, int]) -> list[str]:
+def notes(found: DataFindings, counts: Counts, labels: dict[str, int]) -> list[str]:
     """What is worth knowing, and no fault."""
     made = []
     if counts.truncated:

@@ -26,7 +26,7 @@ from deberta.core.contract import INPUTS, LABELS, OUTPUT
 from deberta.core.errors import ConfigError, DataError, GateError, MissingError, StageError, run_stage, some
 from deberta.core.machine import effective_cpus
 from deberta.stages.fp16 import emulation, keep_dtype
-from deberta.stages.fp16.emulation import LARGEST, Graph, Rows
+from deberta.stages.fp16.emulation import LARGEST, Float16Graph, Rows
 from deberta.stages.fp16.survey import Logits, Survey, survey
 
 DEFAULT_ROWS = 256
@@ -113,7 +113,7 @@ def compare(reference: Logits, logits: Logits, numbers: Sequence[int], margin: f
     }
 
 
-def weights_report(graph: Graph) -> dict[str, Any]:
+def weights_report(graph: Float16Graph) -> dict[str, Any]:
     """Weights that are not the same thing in float16: beyond its range, or not 0 before and 0 after."""
     found = []
     smallest = torch.finfo(torch.float16).smallest_normal
@@ -185,7 +185,7 @@ def main(argv: Sequence[str]) -> None:
         raise GateError(_verdict(first, compared, cure, margin, options.keep, options.report))
 
 
-def _saturated(graph: Graph, first: Survey, rows: Rows, kept: set[str]) -> Logits:
+def _saturated(graph: Float16Graph, first: Survey, rows: Rows, kept: set[str]) -> Logits:
     """The logits of a chip that gives float16's largest value where others give infinity."""
     logits = first.logits.copy()
     for part in first.affected:
@@ -194,7 +194,7 @@ def _saturated(graph: Graph, first: Survey, rows: Rows, kept: set[str]) -> Logit
     return logits
 
 
-def _check_emulation(graph: Graph, part: Rows, reference: Logits) -> None:
+def _check_emulation(graph: Float16Graph, part: Rows, reference: Logits) -> None:
     """Without rounding, our own computation must be ONNX Runtime's."""
     logits = emulation.run(graph, part, None).numpy()
     difference = float(np.abs(logits - reference[: len(logits)]).max())

@@ -52,7 +52,7 @@ class Node:
 
 
 @dataclass(frozen=True)
-class Graph:
+class Float16Graph:
     nodes: tuple[Node, ...]  # in an order in which they can be computed
     weights: dict[str, Tensor]  # initializers and constants, float32 or whole numbers
     narrow: dict[str, tuple[Tensor, int]]  # float weights that are computed with: rounded, and how many overflow
@@ -80,7 +80,7 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class EmulationResult:
     """What came out of one node."""
 
     given: tuple[Tensor, ...]  # its inputs as it got them
@@ -96,10 +96,10 @@ class Outcome:
 
 
 # Sees every outcome; True asks for the node to be computed again in float32, and be kept from now on.
-Watch = Callable[[Node, Outcome], bool]
+Watch = Callable[[Node, EmulationResult], bool]
 
 
-def load(path: Path) -> Graph:
+def load(path: Path) -> Float16Graph:
     """Read an ONNX file that export-onnx wrote. Raises MissingError, and DataError for any other graph."""
     if not path.is_file():
         raise MissingError(f"{path} is missing. Run: invoke export-onnx")
@@ -135,7 +135,7 @@ def load(path: Path) -> Graph:
     narrow = {
         name: (rounded(x), overflows(x)) for name, x in weights.items() if name in computed and x.is_floating_point()
     }
-    return Graph(tuple(nodes), weights, narrow, done_with, length, len(tables[0]))
+    return Float16Graph(tuple(nodes), weights, narrow, done_with, length, len(tables[0]))
 
 
 def _tensor(tensor: TensorProto) -> Tensor:
@@ -166,7 +166,7 @@ def peak(x: Tensor) -> float:
 
 
 def run(
-    graph: Graph, rows: Rows, keep: Container[str] | None, watch: Watch | None = None, saturate: bool = False
+    graph: Float16Graph, rows: Rows, keep: Container[str] | None, watch: Watch | None = None, saturate: bool = False
 ) -> Tensor:
     """The logits, float32 [rows, 3]. `keep`: nodes that are computed in float32, all of them if None.
 
@@ -192,8 +192,8 @@ def run(
 
 
 def _compute(
-    graph: Graph, node: Node, values: dict[str, Tensor], wide: set[str], kept: bool, saturate: bool
-) -> Outcome:
+    graph: Float16Graph, node: Node, values: dict[str, Tensor], wide: set[str], kept: bool, saturate: bool
+) -> EmulationResult:
     given = tuple(values[name] for name in node.inputs)
     lost = 0
     rounds = not kept and any(name in wide for name in node.inputs)
@@ -202,16 +202,16 @@ def _compute(
         given, lost = tuple(x for x, _ in entered), sum(count for _, count in entered)
     raw = _OPERATIONS[node.op](node, *given)
     if not raw.is_floating_point() or (node.moves and not kept and not rounds):
-        return Outcome(given, raw, raw, 0.0, 0, kept)  # nothing can have changed
+        return EmulationResult(given, raw, raw, 0.0, 0, kept)  # nothing can have changed
     largest = peak(raw)
     if kept:
-        return Outcome(given, raw, raw, largest, 0, True)
+        return EmulationResult(given, raw, raw, largest, 0, True)
     # A node that moves is rounded after it moved, which is the same, and less work for an embedding's table.
     lost += 0 if largest < OVERFLOW else overflows(raw)
-    return Outcome(given, raw, rounded(raw, saturate), largest, lost, False)
+    return EmulationResult(given, raw, rounded(raw, saturate), largest, lost, False)
 
 
-def _enter(graph: Graph, name: str, x: Tensor, wide: set[str], saturate: bool) -> tuple[Tensor, int]:
+def _enter(graph: Float16Graph, name: str, x: Tensor, wide: set[str], saturate: bool) -> tuple[Tensor, int]:
     """An input as a node that is not kept gets it, and how many of its values overflow on the way."""
     if name not in wide:
         return x, 0

@@ -14,7 +14,7 @@ from deberta.core import files
 from deberta.core.errors import DataError, MissingError, some
 from deberta.core.progress import Progress
 from deberta.stages.fp16 import emulation
-from deberta.stages.fp16.emulation import Graph, Node, Outcome, Rows
+from deberta.stages.fp16.emulation import EmulationResult, Float16Graph, Node, Rows
 from deberta.stages.fp16.survey import Survey, survey
 
 ROUNDS = 4  # of finding, shortening and verifying
@@ -39,7 +39,7 @@ class Cure:
     survey: Survey  # with these nodes kept
 
 
-def find(graph: Graph, parts: Sequence[Rows], affected: Sequence[Rows], before: Collection[str]) -> Cure | None:
+def find(graph: Float16Graph, parts: Sequence[Rows], affected: Sequence[Rows], before: Collection[str]) -> Cure | None:
     """The nodes to keep in addition to `before`; None if none were found that leave everything finite.
 
     Every node whose result overflows is kept, and every one that then gets a value beyond float16's range. Where a
@@ -58,10 +58,10 @@ def find(graph: Graph, parts: Sequence[Rows], affected: Sequence[Rows], before: 
     return None
 
 
-def _grow(graph: Graph, parts: Sequence[Rows], keep: set[str]) -> bool:
+def _grow(graph: Float16Graph, parts: Sequence[Rows], keep: set[str]) -> bool:
     """Add to `keep` until nothing overflows in these rows; False if that cannot be reached."""
 
-    def watch(node: Node, outcome: Outcome) -> bool:
+    def watch(node: Node, outcome: EmulationResult) -> bool:
         if outcome.good:
             return False
         if outcome.kept:
@@ -84,7 +84,7 @@ def _grow(graph: Graph, parts: Sequence[Rows], keep: set[str]) -> bool:
     return True
 
 
-def _keep_producers(graph: Graph, node: Node, keep: set[str]) -> bool:
+def _keep_producers(graph: Float16Graph, node: Node, keep: set[str]) -> bool:
     """Keep the nearest nodes before `node` that are not kept yet; False if there are none."""
     producers = graph.producers
     added = False
@@ -103,7 +103,7 @@ def _keep_producers(graph: Graph, node: Node, keep: set[str]) -> bool:
     return added
 
 
-def _shorten(graph: Graph, parts: Sequence[Rows], keep: set[str], before: Collection[str]) -> bool:
+def _shorten(graph: Float16Graph, parts: Sequence[Rows], keep: set[str], before: Collection[str]) -> bool:
     """Leave out of `keep` what is not needed in these rows; True if all that remains was shown to be needed."""
     order = list(parts)
     trials = 0
@@ -128,8 +128,8 @@ def _shorten(graph: Graph, parts: Sequence[Rows], keep: set[str], before: Collec
     return True
 
 
-def _is_clean(graph: Graph, part: Rows, keep: set[str]) -> bool:
-    def watch(node: Node, outcome: Outcome) -> bool:
+def _is_clean(graph: Float16Graph, part: Rows, keep: set[str]) -> bool:
+    def watch(node: Node, outcome: EmulationResult) -> bool:
         if not outcome.good:
             raise _Stop(node)
         return False
@@ -141,7 +141,7 @@ def _is_clean(graph: Graph, part: Rows, keep: set[str]) -> bool:
     return True
 
 
-def read(path: Path, graph: Graph) -> set[str]:
+def read(path: Path, graph: Float16Graph) -> set[str]:
     """The names in a file for --keep_dtype. Raises MissingError, and DataError for a name that no node has."""
     if not path.is_file():
         raise MissingError(f"{path} is missing. Check keep_dtype under atc in invoke.yaml")

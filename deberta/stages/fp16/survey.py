@@ -12,13 +12,13 @@ import torch
 
 from deberta.core.progress import Progress
 from deberta.stages.fp16 import emulation
-from deberta.stages.fp16.emulation import LARGEST, Graph, Node, Outcome, Rows
+from deberta.stages.fp16.emulation import LARGEST, EmulationResult, Float16Graph, Node, Rows
 
 Logits = npt.NDArray[np.float32]
 
 
 @dataclass
-class Tally:
+class OverflowTally:
     """What one node did over all rows."""
 
     name: str
@@ -49,17 +49,17 @@ class Tally:
 class Survey:
     """One run over all rows. `affected`: the parts in which not everything was finite."""
 
-    tallies: dict[str, Tally]
+    tallies: dict[str, OverflowTally]
     logits: Logits
     affected: list[Rows]
 
     @property
-    def origins(self) -> list[Tally]:
+    def origins(self) -> list[OverflowTally]:
         return [tally for tally in self.tallies.values() if tally.arose]
 
 
-def survey(graph: Graph, parts: Sequence[Rows], keep: Collection[str], what: str) -> Survey:
-    tallies: dict[str, Tally] = {}
+def survey(graph: Float16Graph, parts: Sequence[Rows], keep: Collection[str], what: str) -> Survey:
+    tallies: dict[str, OverflowTally] = {}
     affected: list[Rows] = []
     logits = []
     progress = Progress(what, sum(len(part.numbers) for part in parts), "rows")
@@ -67,11 +67,11 @@ def survey(graph: Graph, parts: Sequence[Rows], keep: Collection[str], what: str
     for part in parts:
         good = True
 
-        def watch(node: Node, outcome: Outcome, part: Rows = part) -> bool:
+        def watch(node: Node, outcome: EmulationResult, part: Rows = part) -> bool:
             nonlocal good
             good = good and outcome.good
             if outcome.raw.is_floating_point() and not (node.moves and outcome.good):
-                _count(tallies.setdefault(node.name, Tally(node.name, node.op)), outcome, part.numbers)
+                _count(tallies.setdefault(node.name, OverflowTally(node.name, node.op)), outcome, part.numbers)
             return False
 
         logits.append(emulation.run(graph, part, keep, watch).numpy())
@@ -82,7 +82,7 @@ def survey(graph: Graph, parts: Sequence[Rows], keep: Collection[str], what: str
     return Survey(tallies, np.concatenate(logits), affected)
 
 
-def _count(tally: Tally, outcome: Outcome, numbers: Sequence[int]) -> None:
+def _count(tally: OverflowTally, outcome: EmulationResult, numbers: Sequence[int]) -> None:
     raw, value = outcome.raw, outcome.value
     tally.values += raw.numel()
     if not outcome.kept:

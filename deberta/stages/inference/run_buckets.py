@@ -23,7 +23,7 @@ from deberta.core.errors import StageError, run_stage
 from deberta.core.machine import effective_cpus
 from deberta.core.progress import Progress
 from deberta.stages.inference import run_cpu
-from deberta.stages.inference.run_cpu import Engine, Job
+from deberta.stages.inference.run_cpu import OpenVinoEngine, RunRequest
 
 _MADV_DONTNEED = 4  # Linux, <asm-generic/mman-common.h>
 
@@ -47,7 +47,9 @@ def release(file: Path) -> int:
     return done
 
 
-def run(jobs: Mapping[int, Job], engine: Engine, model: Path, outputs: Mapping[int, Path]) -> dict[int, list[float]]:
+def run(
+    jobs: Mapping[int, RunRequest], engine: OpenVinoEngine, model: Path, outputs: Mapping[int, Path]
+) -> dict[int, list[float]]:
     """Run all jobs into their folders and return the inference times in ms, by length.
 
     The longest comes first: what it takes in memory serves all others, where growing from length to length would leave

@@ -48,7 +48,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Job:
+class RunRequest:
     """What to run. `loops` inferences per batch; `by_directory` decides how msame prints the averages."""
 
     batches: tuple[Batch, ...]
@@ -57,7 +57,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Engine:
+class OpenVinoEngine:
     """A loaded model. `shape`: of each input, (batch, length); `vocabulary`: token ids are below it.
 
     `any_length`: it takes shorter inputs too; `at` gives the engine for one of them. `precision`: of its layers, int8
@@ -70,7 +70,7 @@ class Engine:
     any_length: bool = False
     precision: str = "f32"
 
-    def at(self, length: int, model: Path) -> Engine:
+    def at(self, length: int, model: Path) -> OpenVinoEngine:
         """This engine for inputs of one length. Raises DataError where the model does not take them."""
         if length != self.shape[1] and not (self.any_length and 0 < length < self.shape[1]):
             up_to = "up to " if self.any_length else ""
@@ -91,7 +91,7 @@ def engine_settings(threads: int) -> dict[str, str | int | bool]:
     }
 
 
-def load_model(model: Path, threads: int) -> Engine:
+def load_model(model: Path, threads: int) -> OpenVinoEngine:
     """Load a static OpenVINO model (.xml, weights in the .bin beside it) for this CPU, computing in float32.
 
     Raises MissingError (no such file), DataError (unreadable, or other inputs and outputs than the contract's) and
@@ -113,7 +113,7 @@ def load_model(model: Path, threads: int) -> Engine:
         raise StageError(f"OpenVINO would compute {model} in {precision} instead of float32. Run: invoke doctor")
     shape, any_length = _checked_shape(model, compiled)
     of_layers = "int8" if int8.is_quantized(graph) else precision.get_type_name()
-    return Engine(compiled, shape, vocabulary_of(model, graph), any_length, of_layers)
+    return OpenVinoEngine(compiled, shape, vocabulary_of(model, graph), any_length, of_layers)
 
 
 def _checked_shape(model: Path, compiled: ov.CompiledModel) -> tuple[tuple[int, int], bool]:
@@ -157,7 +157,7 @@ def reason(error: Exception) -> str:
     return lines[-1] if lines else type(error).__name__
 
 
-def plan(elements: Sequence[str], loops: int, model: Path) -> Job:
+def plan(elements: Sequence[str], loops: int, model: Path) -> RunRequest:
     """Turn `--input`'s elements into batches. Raises ConfigError, MissingError and DataError; reads no file."""
     if len(elements) != len(INPUTS) or not all(elements):
         raise ConfigError(
@@ -168,7 +168,7 @@ def plan(elements: Sequence[str], loops: int, model: Path) -> Job:
             raise MissingError(f"the input {element} is missing. Run: invoke preprocess")
     directories = [os.path.isdir(element) for element in elements]
     if not any(directories):
-        return Job((Batch(model.stem, tuple(elements)),), loops, by_directory=False)
+        return RunRequest((Batch(model.stem, tuple(elements)),), loops, by_directory=False)
     if not all(directories):
         raise ConfigError(f"--input {','.join(elements)!r} mixes directories and files")
     names = _bins_in(elements[0])
@@ -179,7 +179,7 @@ def plan(elements: Sequence[str], loops: int, model: Path) -> Job:
                 "Run: invoke preprocess --force"
             )
     batches = (Batch(name[: -len(".bin")], tuple(f"{folder}/{name}" for folder in elements)) for name in names)
-    return Job(tuple(batches), loops=1, by_directory=True)
+    return RunRequest(tuple(batches), loops=1, by_directory=True)
 
 
 def _bins_in(folder: str) -> list[str]:
@@ -195,7 +195,7 @@ def _bins_in(folder: str) -> list[str]:
     return names
 
 
-def check_sizes(job: Job, expected: int, model: Path) -> None:
+def check_sizes(job: RunRequest, expected: int, model: Path) -> None:
     """Every file must hold exactly one input of the model: `expected` bytes. Raises DataError naming the wrong ones."""
     wrong = [
         f"{file} ({size} bytes)"
@@ -210,7 +210,7 @@ def check_sizes(job: Job, expected: int, model: Path) -> None:
         )
 
 
-def read_input(name: str, file: str, engine: Engine) -> np.ndarray:
+def read_input(name: str, file: str, engine: OpenVinoEngine) -> np.ndarray:
     """One input, int32 [batch, length]. Raises DataError where a file cannot be this input: msame, whose inputs are
     told apart by position alone, would run swapped directories without a word."""
     values = np.fromfile(file, dtype="<i4").reshape(engine.shape)
@@ -223,7 +223,7 @@ def read_input(name: str, file: str, engine: Engine) -> np.ndarray:
     return values
 
 
-def run(job: Job, engine: Engine, folder: Path) -> list[float]:
+def run(job: RunRequest, engine: OpenVinoEngine, folder: Path) -> list[float]:
     """Run a job, write its outputs into `folder`, print msame's lines and return the inference times in ms."""
     request = engine.compiled.create_infer_request()
     progress = Progress("infer", len(job.batches), "batches")
@@ -326,12 +326,12 @@ def main(argv: Sequence[str]) -> None:
     print(f"[INFO] pid: {os.getpid()} Execute sample success", flush=True)
 
 
-def _write_summary(path: Path, job: Job, engine: Engine) -> None:
+def _write_summary(path: Path, job: RunRequest, engine: OpenVinoEngine) -> None:
     counted = {"batches": len(job.batches), "loops": job.loops, **engine_facts(engine)}
     files.write_text(path, json.dumps(counted, indent=2, sort_keys=True) + "\n")
 
 
-def engine_facts(engine: Engine) -> dict[str, str | int]:
+def engine_facts(engine: OpenVinoEngine) -> dict[str, str | int]:
     """What a stage's summary says about the engine, and the most memory that this process has had."""
     import openvino as ov
 

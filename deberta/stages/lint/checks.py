@@ -44,7 +44,7 @@ class Hit(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Finding:
+class LintFinding:
     rule: Rule
     what: str
     nodes: tuple[str, ...]
@@ -52,7 +52,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Job:
+class LintJob:
     """What the checks are run on. `tensors` is the inference of the first batch size."""
 
     graph: Graph
@@ -70,9 +70,9 @@ class Job:
         return [node for node in self.graph.nodes if not constant.issuperset(node.output)]
 
 
-def check(graph: Graph, batches: Sequence[int], length: int) -> list[Finding]:
+def check(graph: Graph, batches: Sequence[int], length: int) -> list[LintFinding]:
     """All findings, the gravest first."""
-    job = Job(graph, tuple(batches), length)
+    job = LintJob(graph, tuple(batches), length)
     grouped: dict[tuple[str, str], list[Hit]] = {}
     for one in CHECKS:
         for hit in one(job):
@@ -82,22 +82,22 @@ def check(graph: Graph, batches: Sequence[int], length: int) -> list[Finding]:
     return sorted(findings, key=lambda finding: (order[finding.rule.id], finding.what))
 
 
-def _finding(job: Job, hits: Sequence[Hit]) -> Finding:
+def _finding(job: LintJob, hits: Sequence[Hit]) -> LintFinding:
     costs: dict[int, Cost] = {}
     for batch in job.batches if hits[0].node is not None else ():
         tensors = job.graph.tensors(batch)
         parts = [hit.cost or lint_graph.cost(hit.node, tensors) for hit in hits if hit.node is not None]
         costs[batch] = Cost(sum(part.elements for part in parts), sum(part.bytes for part in parts))
     nodes = tuple(name_of(hit.node) for hit in hits if hit.node is not None)
-    return Finding(BY_ID[hits[0].rule], hits[0].what, nodes, costs)
+    return LintFinding(BY_ID[hits[0].rule], hits[0].what, nodes, costs)
 
 
-def size_finding(size: int) -> Finding:
+def size_finding(size: int) -> LintFinding:
     """For a file that is too large to be read."""
-    return Finding(BY_ID["file-size"], f"{size} bytes; ATC and ONNX read at most {ONNX_MAX_BYTES}", (), {})
+    return LintFinding(BY_ID["file-size"], f"{size} bytes; ATC and ONNX read at most {ONNX_MAX_BYTES}", (), {})
 
 
-def _file(job: Job) -> Iterator[Hit]:
+def _file(job: LintJob) -> Iterator[Hit]:
     model = job.graph.model
     for entry in model.opset_import:
         if entry.domain in MODEL_DOMAINS and not OPSETS[0] <= entry.version <= OPSETS[1]:
@@ -112,7 +112,7 @@ def _file(job: Job) -> Iterator[Hit]:
         yield Hit("external-data", f"{len(external)} tensors ({stored} bytes) in other files")
 
 
-def _operators(job: Job) -> Iterator[Hit]:
+def _operators(job: LintJob) -> Iterator[Hit]:
     constant = job.graph.folded(job.batches[0])
     for node in job.graph.nodes:
         if node.domain not in MODEL_DOMAINS:
@@ -127,7 +127,7 @@ def _operators(job: Job) -> Iterator[Hit]:
             yield Hit(OPERATORS[node.op_type], node.op_type + size + known, node)
 
 
-def _gather_size(job: Job, node: NodeProto) -> str:
+def _gather_size(job: LintJob, node: NodeProto) -> str:
     """Whether CANN's kernel would take a GatherElements, its data in float16, at the smallest batch size."""
     data, index = (job.tensors.get(name) for name in node.input[:2])
     if not data or not index or data.elements is None or index.elements is None:
@@ -136,7 +136,7 @@ def _gather_size(job: Job, node: NodeProto) -> str:
     return "beyond" if beyond else "within"
 
 
-def _types(job: Job) -> Iterator[Hit]:
+def _types(job: LintJob) -> Iterator[Hit]:
     for node in job.running:
         if node.op_type == "Cast" and node.input[0] not in job.graph.inputs:
             to = attribute(node, "to")
@@ -152,7 +152,7 @@ def _types(job: Job) -> Iterator[Hit]:
             yield Hit("dtype-bool", f"{node.op_type} in bool", node)
 
 
-def _indices(job: Job) -> Iterator[Hit]:
+def _indices(job: LintJob) -> Iterator[Hit]:
     for node in job.running:
         if node.op_type not in INDEXED or len(node.input) < 2:
             continue
@@ -164,7 +164,7 @@ def _indices(job: Job) -> Iterator[Hit]:
             yield Hit("gather-negative", f"{node.op_type} of index {constant.lowest:.0f}", node)
 
 
-def _slices(job: Job) -> Iterator[Hit]:
+def _slices(job: LintJob) -> Iterator[Hit]:
     for node in job.running:
         if node.op_type != "Slice":
             continue
@@ -177,7 +177,7 @@ def _slices(job: Job) -> Iterator[Hit]:
             yield Hit("slice-negative", f"Slice with a negative {' and '.join(below)}", node)
 
 
-def _constants(job: Job) -> Iterator[Hit]:
+def _constants(job: LintJob) -> Iterator[Hit]:
     for constant in job.graph.constants.values():
         if constant.tensor.dtype not in lint_graph.FLOATS:
             continue
@@ -201,7 +201,7 @@ def _constants(job: Job) -> Iterator[Hit]:
                 yield Hit("constant-inf", "infinite or NaN constants", node)
 
 
-def _shapes(job: Job) -> Iterator[Hit]:
+def _shapes(job: LintJob) -> Iterator[Hit]:
     graph = job.graph
     for name in graph.inputs:
         others = [str(size) for size in graph.declared(name)[1:] if not isinstance(size, int)]
@@ -217,14 +217,14 @@ def _shapes(job: Job) -> Iterator[Hit]:
             yield Hit("data-dependent-shape", f"{node.op_type} to a shape that is not known before the run", node)
 
 
-def _folding(job: Job) -> Iterator[Hit]:
+def _folding(job: LintJob) -> Iterator[Hit]:
     for batch in job.batches:
         stored = lint_graph.folded_bytes(job.graph, batch)
         if stored > ONNX_MAX_BYTES:
             yield Hit("folded-size", f"{stored} bytes of constants at batch size {batch}")
 
 
-def _contract(job: Job) -> Iterator[Hit]:
+def _contract(job: LintJob) -> Iterator[Hit]:
     graph, found = job.graph, job.tensors
     expected = [(name, TensorProto.INT32, job.length) for name in INPUTS]
     for index, (name, dtype, size) in enumerate(expected):
@@ -253,7 +253,7 @@ def _difference(
         yield Hit("contract-io", f"{kind} {name} has a fixed batch of {declared[0]}")
 
 
-def _layer_norms(job: Job) -> Iterator[Hit]:
+def _layer_norms(job: LintJob) -> Iterator[Hit]:
     """Every Sqrt of (a mean and a small constant): the standard deviation of a LayerNorm."""
     for node in job.graph.nodes:
         mean = _variance(job, node) if node.op_type == "Sqrt" else None
@@ -270,7 +270,7 @@ def _layer_norms(job: Job) -> Iterator[Hit]:
             yield Hit("layernorm-form", "what is divided is not the Sub that is squared", node)
 
 
-def _variance(job: Job, root: NodeProto) -> NodeProto | None:
+def _variance(job: LintJob, root: NodeProto) -> NodeProto | None:
     added = job.graph.producers.get(root.input[0])
     if added is None or added.op_type != "Add" or not any(name in job.graph.constants for name in added.input):
         return None
@@ -278,14 +278,14 @@ def _variance(job: Job, root: NodeProto) -> NodeProto | None:
     return next((mean for mean in means if mean.op_type == "ReduceMean"), None)
 
 
-def _gelus(job: Job) -> Iterator[Hit]:
+def _gelus(job: LintJob) -> Iterator[Hit]:
     """Every Tanh of something with a cube in it: the approximate GELU."""
     for node in job.graph.nodes:
         if node.op_type == "Tanh" and _has_cube(job, node.input[0], 4):
             yield Hit("gelu-form", "the GELU of Tanh", node)
 
 
-def _has_cube(job: Job, name: str, steps: int) -> bool:
+def _has_cube(job: LintJob, name: str, steps: int) -> bool:
     node = job.graph.producers.get(name)
     if node is None or node.op_type not in ("Pow", "Mul", "Add") or not steps:
         return False
@@ -296,7 +296,7 @@ def _has_cube(job: Job, name: str, steps: int) -> bool:
     return any(_has_cube(job, name, steps - 1) for name in node.input)
 
 
-def _is_square_times(job: Job, node: NodeProto) -> bool:
+def _is_square_times(job: LintJob, node: NodeProto) -> bool:
     """x * (x * x), by any order."""
     for index, name in enumerate(node.input):
         square = job.graph.producers.get(name)
@@ -306,7 +306,7 @@ def _is_square_times(job: Job, node: NodeProto) -> bool:
     return False
 
 
-def _is(job: Job, name: str, number: float) -> bool:
+def _is(job: LintJob, name: str, number: float) -> bool:
     constant: Constant | None = job.graph.constants.get(name)
     return constant is not None and constant.tensor.elements == 1 and constant.lowest == constant.highest == number
 
@@ -315,7 +315,7 @@ def _dims(graph: Graph, name: str) -> str:
     return f"[{', '.join(map(str, graph.declared(name)))}]"
 
 
-CHECKS: tuple[Callable[[Job], Iterator[Hit]], ...] = (
+CHECKS: tuple[Callable[[LintJob], Iterator[Hit]], ...] = (
     _file,
     _operators,
     _types,

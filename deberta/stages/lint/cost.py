@@ -28,7 +28,7 @@ _MOVES = (
 
 
 @dataclass(frozen=True)
-class Device:
+class ChipModel:
     """Peaks of one device: FLOP/s, bytes/s, and the bytes that a float takes in it."""
 
     name: str
@@ -41,12 +41,12 @@ class Device:
 # One 310P chip in float16, ATC's default. Public notes for developers (of vllm-ascend among others) give these numbers
 # for the Atlas 300I Pro, which has one 310P, and name Huawei's product page. Reports on the 300I Duo, with two, give
 # 280 TOPS in int8 and 408 GB/s: the same for each chip. Huawei's own page was not read.
-ASCEND_310P = Device(
+ASCEND_310P = ChipModel(
     "310P", 70e12, 204.8e9, 2, "70 TFLOPS in float16 and 204.8 GB/s by secondary sources for the Atlas 300I Pro"
 )
 
 
-def device(text: str) -> Device:
+def device(text: str) -> ChipModel:
     """310P, cpu (measured here and now), or NAME=TFLOPS,GB/s[,BYTES PER FLOAT]. Raises ConfigError."""
     if text == "310P":
         return ASCEND_310P
@@ -56,16 +56,16 @@ def device(text: str) -> Device:
     match = re.fullmatch(rf"([^=]+)={number},{number}(?:,([124]))?", text)
     if not match or not float(match[2]) or not float(match[3]):
         raise ConfigError(f"--device {text!r} is not 310P, cpu, or NAME=TFLOPS,GB/s[,BYTES PER FLOAT]")
-    return Device(match[1], float(match[2]) * 1e12, float(match[3]) * 1e9, int(match[4] or 4), "as given")
+    return ChipModel(match[1], float(match[2]) * 1e12, float(match[3]) * 1e9, int(match[4] or 4), "as given")
 
 
-def _measure_cpu() -> Device:
+def _measure_cpu() -> ChipModel:
     """The best of a few float32 products and copies by numpy: about a second, and lower while others compute."""
     left, right = np.ones((1024, 1024), np.float32), np.ones((1024, 1024), np.float32)
     source, target = np.ones(1 << 24, np.float32), np.empty(1 << 24, np.float32)
     flops = 2 * 1024**3 / min(_seconds(lambda: left @ right) for _ in range(6))
     bandwidth = 2 * source.nbytes / min(_seconds(lambda: np.copyto(target, source)) for _ in range(6))
-    return Device("cpu", flops, bandwidth, 4, "numpy's float32 product and copy, measured in this run")
+    return ChipModel("cpu", flops, bandwidth, 4, "numpy's float32 product and copy, measured in this run")
 
 
 def _seconds(work: Any) -> float:
@@ -74,7 +74,7 @@ def _seconds(work: Any) -> float:
     return time.perf_counter() - started
 
 
-def statistics(graph: Graph, batches: Sequence[int], devices: Sequence[Device]) -> dict[str, Any]:
+def statistics(graph: Graph, batches: Sequence[int], devices: Sequence[ChipModel]) -> dict[str, Any]:
     """What `--stats` writes: see the module's first lines for the units."""
     weights = [constant.tensor for constant in graph.constants.values() if constant.tensor.dtype in FLOATS]
     return {
@@ -84,7 +84,7 @@ def statistics(graph: Graph, batches: Sequence[int], devices: Sequence[Device]) 
     }
 
 
-def _at(graph: Graph, batch: int, devices: Sequence[Device]) -> dict[str, Any]:
+def _at(graph: Graph, batch: int, devices: Sequence[ChipModel]) -> dict[str, Any]:
     tensors = graph.tensors(batch)
     operators: dict[str, dict[str, float]] = {}
     for node in graph.nodes:
@@ -107,7 +107,7 @@ def _at(graph: Graph, batch: int, devices: Sequence[Device]) -> dict[str, Any]:
     }
 
 
-def _bounds(graph: Graph, batch: int, one: Device) -> dict[str, Any]:
+def _bounds(graph: Graph, batch: int, one: ChipModel) -> dict[str, Any]:
     """Seconds per inference that `one` cannot go below, and those it takes at its peak with nothing fused.
 
     The first: all FLOP at the peak, or each weight that is read, input and output moved once, whichever is longer.

@@ -21,7 +21,7 @@ from deberta.core.errors import ConfigError, GateError, run_stage, some
 from deberta.stages.lint import checks
 from deberta.stages.lint import cost as lint_stats
 from deberta.stages.lint import graph as lint_graph
-from deberta.stages.lint.checks import Finding
+from deberta.stages.lint.checks import LintFinding
 from deberta.stages.lint.graph import Cost, Graph
 from deberta.stages.lint.rules import DOCUMENTED, RULES, SEVERITIES
 
@@ -98,7 +98,7 @@ def described(graph: Graph | None) -> dict[str, Any]:
     }
 
 
-def as_dict(finding: Finding) -> dict[str, Any]:
+def as_dict(finding: LintFinding) -> dict[str, Any]:
     rule = finding.rule
     return {
         "rule": rule.id,

@@ -27,7 +27,7 @@ _FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedCheckpoint:
     """A model whose logits are in the contract's label order, and what its checkpoint held beyond it."""
 
     model: Deberta
@@ -35,7 +35,7 @@ class Loaded:
     extras: tuple[str, ...]  # accepted and not used
 
 
-def load(path: Path, config: ModelConfig, labels: Sequence[str] | None = None) -> Loaded:
+def load(path: Path, config: ModelConfig, labels: Sequence[str] | None = None) -> LoadedCheckpoint:
     """Load a checkpoint into a model of `config`, every key and shape checked, logits in the contract's order.
 
     `labels` is the checkpoint's label order; without it the config's id2label is taken. Raises MissingError, DataError
@@ -50,7 +50,7 @@ def load(path: Path, config: ModelConfig, labels: Sequence[str] | None = None) -
     for name in ("classifier.weight", "classifier.bias"):
         state[name] = state[name][permutation]
     model.load_state_dict(state, assign=True)
-    return Loaded(model.eval(), order, tuple(sorted({*extras, *beside})))
+    return LoadedCheckpoint(model.eval(), order, tuple(sorted({*extras, *beside})))
 
 
 def label_permutation(labels: Sequence[str]) -> list[int]:

@@ -25,7 +25,7 @@ Json = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Check:
+class GateCheck:
     """One thing that a gate looked at: what (`of`), what it requires and what it found, as text."""
 
     gate: str
@@ -70,7 +70,7 @@ def judge(job: Json, body: Json, performances: Sequence[Json]) -> dict[str, Any]
     }
 
 
-def complete(job: Json, body: Json, performances: Sequence[Json]) -> list[Check]:
+def complete(job: Json, body: Json, performances: Sequence[Json]) -> list[GateCheck]:
     """Every batch size and version has an evaluation and a whole performance run of the present model."""
     checks = []
     for what, found in (("evaluation", body["cells"]), ("performance run", performances)):
@@ -82,9 +82,9 @@ def complete(job: Json, body: Json, performances: Sequence[Json]) -> list[Check]
                 status, reason = FAILED, "nothing else stands for it"
                 if said == BROUGHT_MODEL:
                     status, reason = NOT_JUDGED, "the compiled model is the user's"
-                checks.append(Check("complete", f"{what}, {_of(*place)}", required, said, status, reason))
+                checks.append(GateCheck("complete", f"{what}, {_of(*place)}", required, said, status, reason))
         else:
-            checks.append(Check("complete", f"{what}s", f"all {len(wanted)}", f"all {len(wanted)}", PASSED))
+            checks.append(GateCheck("complete", f"{what}s", f"all {len(wanted)}", f"all {len(wanted)}", PASSED))
     return checks
 
 
@@ -103,7 +103,7 @@ def _lack(job: Json, found: Sequence[Json]) -> str:
     return "" if "" in said else said[0]
 
 
-def correct_rows(job: Json, body: Json) -> list[Check]:
+def correct_rows(job: Json, body: Json) -> list[GateCheck]:
     """As many rows right as expected, less the allowed number; of the whole file only."""
     if "correct_rows" not in job["gates"]:
         return []
@@ -113,15 +113,15 @@ def correct_rows(job: Json, body: Json) -> list[Check]:
         required = f"at least {want['expected'] - want['allowed']} of {want['of']}" if want else ""
         reason = "" if want else f"the gates have no count for {place[1]}"
         if reason := reason or _no_whole_cell(job, cell):
-            checks.append(Check("correct_rows", _of(*place), required, _counted(cell), NOT_JUDGED, reason))
+            checks.append(GateCheck("correct_rows", _of(*place), required, _counted(cell), NOT_JUDGED, reason))
             continue
         enough = cell["rows"] == want["of"] and cell["correct"] >= want["expected"] - want["allowed"]
         reason = "" if enough else "too few rows are right" if cell["rows"] == want["of"] else "not the rows expected"
-        checks.append(Check("correct_rows", _of(*place), required, _counted(cell), _status(enough), reason))
+        checks.append(GateCheck("correct_rows", _of(*place), required, _counted(cell), _status(enough), reason))
     return checks
 
 
-def official(job: Json, body: Json) -> list[Check]:
+def official(job: Json, body: Json) -> list[GateCheck]:
     """Accuracy within some points of the published official figure, below or above it: both would need a reason."""
     if "official" not in job["gates"]:
         return []
@@ -132,17 +132,17 @@ def official(job: Json, body: Json) -> list[Check]:
         required = f"{row[f'official_{place[1]}']} %, within {points} points" if row else ""
         reason = "" if row else f"nothing is published for batch size {place[0]}"
         if reason := reason or _no_whole_cell(job, cell):
-            checks.append(Check("official", _of(*place), required, _counted(cell), NOT_JUDGED, reason))
+            checks.append(GateCheck("official", _of(*place), required, _counted(cell), NOT_JUDGED, reason))
             continue
         # Exact: the figures are decimal, and 90.5 less 90.0 is 0.5.
         away = Fraction(100 * cell["correct"], cell["rows"]) - Fraction(str(row[f"official_{place[1]}"]))
         near = abs(away) <= Fraction(str(points))
         reason = "" if near else f"{abs(float(away)):.2f} points {'above' if away > 0 else 'below'}"
-        checks.append(Check("official", _of(*place), required, _counted(cell), _status(near), reason))
+        checks.append(GateCheck("official", _of(*place), required, _counted(cell), _status(near), reason))
     return checks
 
 
-def agreement(job: Json, body: Json) -> list[Check]:
+def agreement(job: Json, body: Json) -> list[GateCheck]:
     """All batch sizes predict the same labels; near ties do not count."""
     if "agreement" not in job["gates"]:
         return []
@@ -153,18 +153,18 @@ def agreement(job: Json, body: Json) -> list[Check]:
         entry = body["agreement"].get(version)
         if entry is None or len(entry["batch_sizes"]) < 2:
             reason = "it takes evaluations of two batch sizes of the present model"
-            checks.append(Check("agreement", version, required, "", NOT_JUDGED, reason))
+            checks.append(GateCheck("agreement", version, required, "", NOT_JUDGED, reason))
             continue
         sizes = ", ".join(map(str, entry["batch_sizes"]))
         near = entry["rows_that_differ"] - entry["beyond_near_ties"]
         found = f"{_many(entry['beyond_near_ties'], 'row')}, and {_near_ties(job, near)}"
         fine = entry["beyond_near_ties"] <= allowed
         reason = "" if fine else f"batch sizes {sizes} do not agree"
-        checks.append(Check("agreement", f"{version}, bs {sizes}", required, found, _status(fine), reason))
+        checks.append(GateCheck("agreement", f"{version}, bs {sizes}", required, found, _status(fine), reason))
     return checks
 
 
-def reference(job: Json, body: Json) -> list[Check]:
+def reference(job: Json, body: Json) -> list[GateCheck]:
     """The same labels as PyTorch; near ties do not count."""
     if "reference" not in job["gates"]:
         return []
@@ -175,24 +175,24 @@ def reference(job: Json, body: Json) -> list[Check]:
         cell = _cell(body, *place)
         reason = _no_cell(cell) or ("" if cell["versus_reference"] else "there are no logits of PyTorch")
         if reason:
-            checks.append(Check("reference", _of(*place), required, "", NOT_JUDGED, reason))
+            checks.append(GateCheck("reference", _of(*place), required, "", NOT_JUDGED, reason))
             continue
         versus = cell["versus_reference"]
         beyond = versus["beyond_near_ties"]
         found = f"{_many(beyond, 'row')}, and {_near_ties(job, versus['flips_total'] - beyond)}"
         reason = "" if beyond <= allowed else "the compiled model does not predict what PyTorch does"
-        checks.append(Check("reference", _of(*place), required, found, _status(beyond <= allowed), reason))
+        checks.append(GateCheck("reference", _of(*place), required, found, _status(beyond <= allowed), reason))
     return checks
 
 
-def fps(job: Json, performances: Sequence[Json]) -> list[Check]:
+def fps(job: Json, performances: Sequence[Json]) -> list[GateCheck]:
     """At least a published column's throughput; a CPU's says nothing about an NPU's."""
     if "fps" not in job["gates"]:
         return []
     column = job["gates"]["fps"]["at_least"]
     if job["backend"] != "ascend":
         reason = f"backend {job['backend']}: its fps says nothing about an NPU"
-        return [Check("fps", "all", f"at least the published {column} fps", "", NOT_JUDGED, reason)]
+        return [GateCheck("fps", "all", f"at least the published {column} fps", "", NOT_JUDGED, reason)]
     checks = []
     for place in _matrix(job):
         row = _published(job, place[0])
@@ -200,20 +200,20 @@ def fps(job: Json, performances: Sequence[Json]) -> list[Check]:
         runs = _at(performances, *place)
         if not row or not runs:
             reason = "there is no performance run" if row else f"nothing is published for batch size {place[0]}"
-            checks.append(Check("fps", _of(*place), required, "", NOT_JUDGED, reason))
+            checks.append(GateCheck("fps", _of(*place), required, "", NOT_JUDGED, reason))
             continue
         for run in runs:
             of, found = f"{_of(*place)}, {run['runner']}", f"{run['fps']:.3f} fps"
             if run["origin"]:
-                checks.append(Check("fps", of, required, found, NOT_JUDGED, run["origin"]))
+                checks.append(GateCheck("fps", of, required, found, NOT_JUDGED, run["origin"]))
                 continue
             fast = run["fps"] >= row[f"{column}_fps"]
             reason = run["warning"] if fast else "; ".join(filter(None, ("too slow", run["warning"])))
-            checks.append(Check("fps", of, required, found, _status(fast), reason))
+            checks.append(GateCheck("fps", of, required, found, _status(fast), reason))
     return checks
 
 
-def sentinel(job: Json, body: Json) -> list[Check]:
+def sentinel(job: Json, body: Json) -> list[GateCheck]:
     """Nothing wrong with the data, and the labels in the order that everything here takes them to have."""
     if "sentinel" not in job["gates"]:
         return []
@@ -222,20 +222,20 @@ def sentinel(job: Json, body: Json) -> list[Check]:
         of, required = f"{version}, the data", "no problem"
         looked = body["sentinels"].get(version)
         if looked is None:
-            checks.append(Check("sentinel", of, required, "", NOT_JUDGED, "nothing looked at the data"))
+            checks.append(GateCheck("sentinel", of, required, "", NOT_JUDGED, "nothing looked at the data"))
         else:
             said = [problem["what"] for problem in looked["problems"]]
             found = _many(len(said), "problem")
-            checks.append(Check("sentinel", of, required, found, _status(not said), "; ".join(said)))
+            checks.append(GateCheck("sentinel", of, required, found, _status(not said), "; ".join(said)))
         checks.append(_label_order(version, [cell for cell in body["cells"] if cell["version"] == version]))
     return checks
 
 
-def _label_order(version: str, cells: Sequence[Json]) -> Check:
+def _label_order(version: str, cells: Sequence[Json]) -> GateCheck:
     of, required = f"{version}, the order of labels", ", ".join(LABELS)
     judged = [cell for cell in cells if not cell["origin"]]
     if not judged:
-        return Check("sentinel", of, required, "", NOT_JUDGED, "there is no evaluation of the present model")
+        return GateCheck("sentinel", of, required, "", NOT_JUDGED, "there is no evaluation of the present model")
     for cell in judged:
         if order := permuted(cell):
             looks, right = ", ".join(order), cell["permutations"][0]["correct"]
@@ -243,8 +243,8 @@ def _label_order(version: str, cells: Sequence[Json]) -> Check:
                 f"the labels are permuted: the data/model order looks like {looks} ({_of(cell['batch_size'], version)}:"
                 f" {right} of {cell['rows']} rows right so, and {cell['correct']} as it is)"
             )
-            return Check("sentinel", of, required, looks, FAILED, reason)
-    return Check("sentinel", of, required, "no other order is clearly better", PASSED)
+            return GateCheck("sentinel", of, required, looks, FAILED, reason)
+    return GateCheck("sentinel", of, required, "no other order is clearly better", PASSED)
 
 
 def permuted(cell: Json) -> Sequence[str]:
@@ -262,13 +262,13 @@ def permuted(cell: Json) -> Sequence[str]:
     return order
 
 
-def inputs(job: Json) -> list[Check]:
+def inputs(job: Json) -> list[GateCheck]:
     """The files are those that the expected figures belong to."""
     checks = []
     for path, expected in job["gates"].get("inputs", {}).items():
         found = job["inputs"].get(path, {}).get("sha256", "")
         reason = "" if found == expected else "another file" if found else "not among the inputs of this run"
-        checks.append(Check("inputs", path, expected, found, _status(found == expected), reason))
+        checks.append(GateCheck("inputs", path, expected, found, _status(found == expected), reason))
     return checks
 
 

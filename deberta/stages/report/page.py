@@ -27,7 +27,7 @@ ABOUT_LATENCY = "Times of one batch, without the first of a run; each curve has 
 
 
 @dataclass(frozen=True)
-class Figure:
+class PageFigure:
     caption: str
     svg: Markup
 
@@ -38,7 +38,7 @@ class Section:
 
     name: str
     title: str
-    figures: tuple[Figure, ...] = ()
+    figures: tuple[PageFigure, ...] = ()
     tables: tuple[Table, ...] = ()
     notes: tuple[str, ...] = ()
     text: str = ""
@@ -98,7 +98,7 @@ def _present(*found: Table | None) -> tuple[Table, ...]:
     return tuple(table for table in found if table is not None)
 
 
-def _accuracy(report: Report, found: list[Group]) -> tuple[Figure, ...]:
+def _accuracy(report: Report, found: list[Group]) -> tuple[PageFigure, ...]:
     """A chart for each group of cells, all on one axis."""
     ends = [end for group in found for one in _counted(group).values() for end in one["interval"]]
     if not ends:
@@ -116,7 +116,7 @@ def _accuracy(report: Report, found: list[Group]) -> tuple[Figure, ...]:
         value = official[group.version]
         marked = {f"official {value}": value} if value is not None else {}
         svg = charts.whiskers(f"accuracy-{number}", f"Accuracy by genre: {group.title}", dots, marked, domain)
-        figures.append(Figure(group.title, Markup(svg)))
+        figures.append(PageFigure(group.title, Markup(svg)))
     return tuple(figures)
 
 
@@ -159,7 +159,7 @@ def _confusion(number: int, group: Group) -> Table:
     return Table(f"confusion-{number}", group.title, heads, kinds, tuple(rows), tuple(shares))
 
 
-def _throughput(report: Report) -> tuple[Figure, ...]:
+def _throughput(report: Report) -> tuple[PageFigure, ...]:
     """Measured throughput by batch size; the published lines too, where there are any."""
     measured = report["measured"]
     lines: dict[str, list[Mapping[str, Any]]] = {}
@@ -185,7 +185,7 @@ def _throughput(report: Report) -> tuple[Figure, ...]:
         if published:
             series.append(Series(label, style, tuple((row["batch_size"], row[key]) for row in published)))
     caption = "Throughput against batch size; the vertical lines are intervals of the average"
-    return (Figure(caption, Markup(charts.throughput("throughput-1", caption, series))),)
+    return (PageFigure(caption, Markup(charts.throughput("throughput-1", caption, series))),)
 
 
 def _fps_interval(run: Mapping[str, Any]) -> tuple[float, float] | None:
@@ -196,7 +196,7 @@ def _fps_interval(run: Mapping[str, Any]) -> tuple[float, float] | None:
     return run["batch_size"] * 1000 / interval[1], run["batch_size"] * 1000 / interval[0]
 
 
-def _latencies(report: Report) -> tuple[Figure, ...]:
+def _latencies(report: Report) -> tuple[PageFigure, ...]:
     figures = []
     for number, run in enumerate(report["measured"]["performances"], 1):
         times = _times(run)
@@ -204,7 +204,7 @@ def _latencies(report: Report) -> tuple[Figure, ...]:
             said = tables.where(report, run, run["runner"])
             title = f"bs {run['batch_size']}, {run['version']}{' ' if said.startswith('on ') else ', '}{said}"
             svg = charts.distribution(f"latency-{number}", f"Latency: {title}", times, run["percentiles_ms"])
-            figures.append(Figure(title, Markup(svg)))
+            figures.append(PageFigure(title, Markup(svg)))
     return tuple(figures)
 
 

@@ -41,7 +41,7 @@ _MOST = 2**31 - 1
 
 
 @dataclass(frozen=True)
-class Settings:
+class TrainingSettings:
     """What the result depends on besides the files."""
 
     steps: int  # 0: as many as `epochs` take
@@ -80,7 +80,7 @@ def _interruptible() -> Iterator[_Interruption]:
 def train(
     model: Deberta,
     examples: training.Examples,
-    settings: Settings,
+    settings: TrainingSettings,
     state: Path,
     made_with: dict[str, object],
     save_seconds: float,
@@ -136,7 +136,7 @@ def _step(
     step: int,
     steps: int,
     warmup: int,
-    settings: Settings,
+    settings: TrainingSettings,
 ) -> float:
     """One update; returns the loss. Raises StageError before a loss that is not finite can reach the weights."""
     rate = training.learning_rate(step, steps, warmup, settings.learning_rate)
@@ -200,7 +200,7 @@ def finetune(
     config_path: Path,
     output: Path,
     init: Path | None,
-    settings: Settings,
+    settings: TrainingSettings,
     state: Path,
     save_seconds: float,
 ) -> dict[str, object]:
@@ -275,7 +275,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--summary", type=Path, required=True, help="JSON file for what was counted")
     options = parser.parse_args(argv)
     integer = contract.parse_integer
-    settings = Settings(
+    settings = TrainingSettings(
         steps=integer("--steps", options.steps, 0, 1, _MOST),
         epochs=0 if options.steps else integer("--epochs", options.epochs, 2, 1, 1000),
         batch_size=integer("--batch-size", options.batch_size, 32, 1, 1024),

@@ -40,7 +40,7 @@ Logits = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Run:
+class ReplayedRun:
     """One accuracy run whose outputs are kept; `reference` is PyTorch's logits, float32 [rows, 3], or None."""
 
     batch_size: int
@@ -69,14 +69,14 @@ def read_row(path: Path, row: int, shape: tuple[int, int], kind: str) -> npt.NDA
     return found
 
 
-def inputs_of(run: Run, row: int) -> Ids:
+def inputs_of(run: ReplayedRun, row: int) -> Ids:
     """The ids and the mask of a row's bins, int32 [2, 256]."""
     batch, within = divmod(row, run.batch_size)
     shape = (run.batch_size, contract.SEQUENCE_LENGTH)
     return np.stack([read_row(run.bins / name / contract.input_file(batch), within, shape, "<i4") for name in INPUTS])
 
 
-def stored(run: Run, row: int) -> Logits:
+def stored(run: ReplayedRun, row: int) -> Logits:
     """The logits of a row that the run left, float32 [3]."""
     batch, within = divmod(row, run.batch_size)
     shape = (run.batch_size, len(LABELS))
@@ -150,8 +150,8 @@ def replay(plan: Mapping[str, Any], wanted: int, seed: int) -> dict[str, Any]:
     }
 
 
-def _run(entry: Mapping[str, Any]) -> Run:
-    return Run(
+def _run(entry: Mapping[str, Any]) -> ReplayedRun:
+    return ReplayedRun(
         batch_size=int(entry["batch_size"]),
         version=str(entry["version"]),
         data=Path(entry["data"]),
