@@ -1,0 +1,107 @@
+"""The stages' command lines: an argument that several stages share has one name, one meaning and one reader, here."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from deberta.core import buckets, contract, files
+
+LARGEST = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One option of a stage. `read` turns its name (for messages) and its text into a value, or raises ConfigError."""
+
+    help: str
+    read: Callable[[str, str], Any] = lambda _, text: text
+    default: Any = None
+    required: bool = False
+    choices: Sequence[str] = ()
+    is_flag: bool = False
+
+
+def whole(low: int, high: int = LARGEST) -> Callable[[str, str], int]:
+    """A reader of whole numbers within `low` to `high`."""
+    return lambda option, text: contract.parse_integer(option, text, low, low, high)
+
+
+def path(_: str, text: str) -> Path:
+    return Path(text)
+
+
+def flag(help: str) -> Argument:
+    return Argument(help, is_flag=True)
+
+
+def file(help: str, required: bool = True) -> Argument:
+    """The path of a file or folder."""
+    return Argument(help, path, required=required)
+
+
+SHARED: Mapping[str, Argument] = {
+    "bs": Argument(
+        "rows in a bin or in an output file", lambda _, text: contract.parse_batch_size(text), required=True
+    ),
+    "checkpoint": file("a .bin state dict, or a Hugging Face folder"),
+    "config": file("the model's config.json"),
+    "data": file("GLUE's dev tsv, 16 columns"),
+    "labels": Argument("the checkpoint's label order, commas between; default: the config's id2label"),
+    "lengths": Argument(
+        "the sequence lengths, increasing, commas between",
+        lambda _, text: buckets.lengths(text),
+        default=(contract.SEQUENCE_LENGTH,),
+    ),
+    "limit": Argument("the first N rows only", whole(0), default=0),
+    "model": file("the model to run"),
+    "output": file("where the result goes"),
+    "rows": Argument("rows that the whole tsv must have", whole(1), default=0),
+    "summary": file("write what was counted to this JSON file", required=False),
+    "tokenizer": file("spm.model, or a Hugging Face tokenizer folder"),
+    "version": Argument("match or mismatch", lambda _, text: contract.parse_version(text), default="match"),
+}
+
+
+def parse(
+    argv: Sequence[str],
+    description: str | None,
+    *shared: str,
+    optional: Sequence[str] = (),
+    **own: Argument,
+) -> argparse.Namespace:
+    """Read a stage's command line: the `shared` arguments by name, `optional` ones that need not be given, and its own.
+
+    Exits with code 2 for an unknown or missing option; raises ConfigError for a bad value.
+    """
+    arguments = {name: SHARED[name] for name in shared}
+    arguments.update({name: replace(SHARED[name], required=False) for name in optional})
+    arguments.update(own)
+    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
+    for name, argument in arguments.items():
+        option = f"--{name.strip('_').replace('_', '-')}"
+        if argument.is_flag:
+            parser.add_argument(option, dest=name, action="store_true", help=argument.help)
+        else:
+            parser.add_argument(
+                option,
+                dest=name,
+                help=argument.help,
+                default=argument.default,
+                required=argument.required,
+                choices=argument.choices or None,
+                type=lambda text, option=option, read=argument.read: read(option, text),
+            )
+    return parser.parse_args(argv)
+
+
+def write_summary(path: Path | None, summary: Mapping[str, Any]) -> None:
+    """Keep what a stage counted, with the most memory that this process has had, in bytes; nothing without a path."""
+    if path is not None:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        files.write_text(path, json.dumps({**summary, "peak_rss_bytes": peak}, indent=2) + "\n")
