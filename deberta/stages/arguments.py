@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import resource
 from collections.abc import Callable, Mapping, Sequence
@@ -95,7 +96,7 @@ def parse(
                 default=argument.default,
                 required=argument.required,
                 choices=argument.choices or None,
-                type=lambda text, option=option, read=argument.read: read(option, text),
+                type=functools.partial(argument.read, option),
             )
     return parser.parse_args(argv)
 
