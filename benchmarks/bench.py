@@ -34,7 +34,7 @@ from deberta.core.contract import LABELS, SEQUENCE_LENGTH, parse_integer
 from deberta.core.errors import ConfigError, GateError, MissingError, StageError, run_stage
 from deberta.core.machine import effective_cpus
 from deberta.core.progress import Progress
-from deberta.stages.inference.run_cpu import MAX_THREADS
+from deberta.stages.inference.openvino_engine import MAX_THREADS
 
 FIXED_ROWS = 16
 PAUSE = 0.2  # seconds before each turn

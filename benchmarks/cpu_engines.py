@@ -23,7 +23,7 @@ import openvino as ov
 from deberta.core.contract import INPUTS, OUTPUT, parse_integer
 from deberta.core.errors import MissingError, run_stage
 from deberta.core.machine import effective_cpus
-from deberta.stages.inference.run_cpu import MAX_THREADS, engine_settings, vocabulary_of
+from deberta.stages.inference.openvino_engine import MAX_THREADS, engine_settings, vocabulary_of
 
 Engine = Callable[[np.ndarray, np.ndarray], np.ndarray]
 REFERENCE = "ONNX Runtime"

@@ -93,21 +93,21 @@ def _filled(batch: RowBatch, rows: int, ids: Array, mask: Array) -> list[Array]:
 
 def _load_ours(job: BenchJob) -> LoadedEngine:
     """The cpu backend's own model, loaded and run as its runners do: of 256 tokens, or one of all lengths."""
-    from deberta.stages.inference import run_buckets, run_cpu
+    from deberta.stages.inference import openvino_engine
 
     xml = job.file(ours_xml(job.batch_size, job.fixed))
-    engine = run_cpu.load_model(xml, job.threads)
+    engine = openvino_engine.load_model(xml, job.threads)
     request = engine.compiled.create_infer_request()
-    run_buckets.release(xml.with_suffix(".bin"))
+    openvino_engine.release_pages(xml.with_suffix(".bin"))
 
     def run(given: list[Array]) -> Logits:
         for name, values in zip(INPUTS, given, strict=True):
-            run_cpu.give(request, name, values)
+            openvino_engine.set_input(request, name, values)
         request.infer(share_outputs=True)
         return np.array(request.get_output_tensor(0).data)
 
     def facts() -> dict[str, Any]:
-        return {name: run_cpu.engine_facts(engine)[name] for name in ("precision", "threads")}
+        return {name: openvino_engine.engine_facts(engine)[name] for name in ("precision", "threads")}
 
     return LoadedEngine(lambda batch, ids, mask: _filled(batch, job.batch_size, ids, mask), run, facts)
 
@@ -167,12 +167,12 @@ def _load_floor(job: BenchJob) -> LoadedEngine:
     import openvino as ov
 
     from benchmarks import floor
-    from deberta.stages.inference import run_cpu
+    from deberta.stages.inference import openvino_engine
 
     core = ov.Core()
     model = core.read_model(job.file(floor_onnx(job.batch_size, job.fixed)))
     hidden = model.inputs[0].get_partial_shape()[1].get_length()
-    request = core.compile_model(model, "CPU", run_cpu.engine_settings(job.threads)).create_infer_request()
+    request = core.compile_model(model, "CPU", openvino_engine.engine_settings(job.threads)).create_infer_request()
 
     def prepare(batch: RowBatch, ids: Array, mask: Array) -> Any:
         values = floor.inputs(job.batch_size, batch.length, hidden)

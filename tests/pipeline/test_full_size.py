@@ -14,7 +14,7 @@ from transformers import DebertaV2Config, DebertaV2ForSequenceClassification
 
 from deberta.core.contract import INPUTS, LABELS, SEQUENCE_LENGTH
 from deberta.stages.compile import compile_cpu
-from deberta.stages.inference import run_cpu
+from deberta.stages.inference import openvino_engine
 from deberta.stages.model import checkpoint, config, deberta
 from tests import model_helpers as helpers
 from tests.mnli_helpers import REPOSITORY, run_stage, stage_command, stage_environment
@@ -56,7 +56,7 @@ def test_logits_at_full_size(tmp_path: Path) -> None:
     for batch, wanted in zip(batches, expected, strict=True):
         ids, mask = (part.numpy() for part in batch)
         compile_cpu.save(tmp_path / "dynamic.onnx", len(ids), tmp_path / "model.xml")
-        engine = run_cpu.load_model(tmp_path / "model.xml", threads=2)
+        engine = openvino_engine.load_model(tmp_path / "model.xml", threads=2)
         helpers.assert_same(compile_cpu.compiled_logits(engine, ids, mask), wanted)
 
 

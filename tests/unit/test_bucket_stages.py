@@ -13,7 +13,7 @@ import pytest
 
 from deberta.core import contract, errors
 from deberta.stages.data import preprocess, preprocess_buckets, row_order, token_counts
-from deberta.stages.inference import postprocess, postprocess_buckets, run_buckets, throughput
+from deberta.stages.inference import openvino_engine, postprocess, postprocess_buckets, throughput
 from tests.mnli_helpers import SPM_MODEL, dev_line, write_dev
 
 ROWS, BATCH_SIZE = 23, 4
@@ -202,11 +202,11 @@ def test_only_pages_that_can_come_back_are_let_go(tmp_path: Path) -> None:
         read = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ, flags=mmap.MAP_PRIVATE)
         changed = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ | mmap.PROT_WRITE, flags=mmap.MAP_PRIVATE)
     changed[:4] = b"mine"
-    assert run_buckets.release(path) == 16384
+    assert openvino_engine.release_pages(path) == 16384
     assert read[:] == path.read_bytes() and changed[:4] == b"mine"
     read.close()
     changed.close()
-    assert run_buckets.release(path) == 0
+    assert openvino_engine.release_pages(path) == 0
 
 
 def test_throughput_weighs_each_length_with_its_batches() -> None:

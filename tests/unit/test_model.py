@@ -16,7 +16,7 @@ from transformers import DebertaV2Config
 from deberta.core.contract import INPUTS
 from deberta.core.errors import ConfigError
 from deberta.stages.compile import compile_cpu, export_onnx
-from deberta.stages.inference import run_cpu
+from deberta.stages.inference import openvino_engine
 from deberta.stages.model import config, deberta, exact
 from tests import model_helpers as helpers
 from tests.mnli_helpers import REPOSITORY
@@ -41,7 +41,7 @@ def test_logits_equal_those_of_transformers(changes: dict[str, Any], tmp_path: P
         ids, mask = (part.numpy() for part in batch)
         helpers.assert_same(session.run(None, dict(zip(INPUTS, (ids, mask), strict=True)))[0], wanted)
         compile_cpu.save(tmp_path / "dynamic.onnx", len(ids), tmp_path / f"bs{len(ids)}.xml")
-        engine = run_cpu.load_model(tmp_path / f"bs{len(ids)}.xml", threads=1)
+        engine = openvino_engine.load_model(tmp_path / f"bs{len(ids)}.xml", threads=1)
         helpers.assert_same(compile_cpu.compiled_logits(engine, ids, mask), wanted)
 
 
@@ -58,7 +58,7 @@ def test_one_graph_for_every_length(changes: dict[str, Any], tmp_path: Path) -> 
         cut, wanted = export_onnx.cut((ids, mask), expected, length)
         helpers.assert_same(session.run(None, dict(zip(INPUTS, cut, strict=True)))[0], wanted)
         compile_cpu.save(tmp_path / "any.onnx", len(wanted), tmp_path / "any.xml", longest=64)
-        engine = run_cpu.load_model(tmp_path / "any.xml", threads=1)
+        engine = openvino_engine.load_model(tmp_path / "any.xml", threads=1)
         assert (engine.shape, engine.any_length) == ((len(wanted), 64), True)
         helpers.assert_same(compile_cpu.compiled_logits(engine, *cut), wanted)
 

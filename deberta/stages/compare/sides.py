@@ -28,7 +28,7 @@ from deberta.core.errors import DataError, MissingError
 from deberta.core.progress import Progress
 from deberta.stages.fp16 import emulation, keep_dtype
 from deberta.stages.fp16.emulation import EmulationResult, Node, Rows
-from deberta.stages.inference import postprocess, run_cpu
+from deberta.stages.inference import openvino_engine, postprocess
 from deberta.stages.model import checkpoint, config
 
 if TYPE_CHECKING:
@@ -279,7 +279,7 @@ def _cpu(kind: str, file: Path, setting: Setting) -> Side:
 
     def run(rows: Rows, wanted: Sequence[str]) -> Results:
         tensors = {name: marks.get(name, name) for name in wanted if name != OUTPUT}
-        engine = run_cpu.load_model(file, setting.threads)
+        engine = openvino_engine.load_model(file, setting.threads)
         size, length = setting.batch_size, rows.ids.shape[1]
         if engine.shape != (size, length):
             raise DataError(
@@ -295,7 +295,7 @@ def _cpu(kind: str, file: Path, setting: Setting) -> Side:
         for part in _by_parts(kind, rows, size):
             real = len(part.numbers)
             for name, values in zip(INPUTS, (part.ids.numpy(), part.mask.numpy()), strict=True):
-                run_cpu.give(request, name, np.pad(values, ((0, size - real), (0, 0))))
+                openvino_engine.set_input(request, name, np.pad(values, ((0, size - real), (0, 0))))
             request.infer()
             for name, tensor in (*tensors.items(), (OUTPUT, OUTPUT)):
                 caught.add(name, request.get_tensor(tensor).data, size, real)
@@ -314,7 +314,7 @@ def _compiled_with(file: Path, tensors: dict[str, str], threads: int) -> tuple[o
     there = {name: tensor for name, tensor in tensors.items() if tensor in known}
     if there:
         model.add_outputs(list(dict.fromkeys(there.values())))
-    return core.compile_model(model, "CPU", run_cpu.engine_settings(threads)), there
+    return core.compile_model(model, "CPU", openvino_engine.engine_settings(threads)), there
 
 
 def _om(kind: str, file: Path, setting: Setting) -> Side:

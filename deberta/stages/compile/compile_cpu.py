@@ -34,8 +34,8 @@ from deberta.core.contract import (
 )
 from deberta.core.errors import ConfigError, DataError, MissingError, StageError, run_stage
 from deberta.core.machine import effective_cpus
-from deberta.stages.inference import int8, run_cpu
-from deberta.stages.inference.run_cpu import OpenVinoEngine, reason
+from deberta.stages.inference import int8, openvino_engine
+from deberta.stages.inference.openvino_engine import OpenVinoEngine, reason
 
 TOLERANCE = 1e-4  # max abs difference of logits between ONNX Runtime and the compiled model
 # Tokens per row of the verification: full, none, and the lengths of real pairs (median 38, p99 105, longest 253).
@@ -145,7 +145,7 @@ def compiled_logits(engine: OpenVinoEngine, ids: np.ndarray, mask: np.ndarray) -
     for first in range(0, len(ids), engine.shape[0]):
         rows = slice(first, first + engine.shape[0])
         for name, values in zip(INPUTS, (ids[rows], mask[rows]), strict=True):
-            run_cpu.give(request, name, values)
+            openvino_engine.set_input(request, name, values)
         request.infer()
         batches.append(request.get_output_tensor(0).data.copy())
     return np.concatenate(batches)
@@ -179,7 +179,7 @@ def main(argv: Sequence[str]) -> None:
     options = parser.parse_args(argv)
     batch_size = parse_batch_size(options.bs)
     precision = one_of("--precision", options.precision, PRECISIONS)
-    threads = parse_integer("--threads", options.threads, effective_cpus(), 1, run_cpu.MAX_THREADS)
+    threads = parse_integer("--threads", options.threads, effective_cpus(), 1, openvino_engine.MAX_THREADS)
     if options.output.suffix != ".xml":
         raise ConfigError(f"--output {options.output} must end in .xml; the weights go to a .bin beside it")
     if not options.model.is_file():
@@ -189,7 +189,7 @@ def main(argv: Sequence[str]) -> None:
         if layers:
             print(f"quantized the weights of {layers} layers to int8", flush=True)
         print(f"compiled {options.model} for batch size {batch_size}, verifying against ONNX Runtime", flush=True)
-        engine = run_cpu.load_model(xml, threads)
+        engine = openvino_engine.load_model(xml, threads)
         ids, mask = verification_rows(batch_size, engine.shape[1], engine.vocabulary)
         reference = reference_logits(options.model, ids, mask, threads)
         allowed = TOLERANCE if precision == FP32 else INT8_TOLERANCE * float(np.abs(reference).max())
@@ -209,7 +209,7 @@ def _write_summary(
     import onnxruntime
 
     counted = {
-        **run_cpu.engine_facts(engine),
+        **openvino_engine.engine_facts(engine),
         "reference": f"onnxruntime {onnxruntime.__version__}",
         "verified_rows": rows,
         "max_abs_difference": difference,

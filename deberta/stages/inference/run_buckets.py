@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import json
-import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -22,29 +20,9 @@ from deberta.core.contract import INPUTS, input_bytes, output_bytes, output_file
 from deberta.core.errors import StageError, run_stage
 from deberta.core.machine import effective_cpus
 from deberta.core.progress import Progress
-from deberta.stages.inference import run_cpu
-from deberta.stages.inference.run_cpu import OpenVinoEngine, RunRequest
-
-_MADV_DONTNEED = 4  # Linux, <asm-generic/mman-common.h>
-
-
-def release(file: Path) -> int:
-    """Let go of the pages of a file that this process has mapped to read only, and return their bytes.
-
-    OpenVINO maps the weights, reads all of them when it compiles, and packs the matrices into memory of its own when
-    they are first used. The mapped ones then only count as this process' memory: the system has them in its cache, and
-    what is read again (rows of the embeddings) comes back from there.
-    """
-    path, done = os.path.realpath(file), 0
-    library = ctypes.CDLL(None, use_errno=True)
-    for line in Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").splitlines():
-        parts = line.split(maxsplit=5)
-        if len(parts) < 6 or parts[5] != path or parts[1][:2] != "r-":
-            continue
-        start, end = (int(address, 16) for address in parts[0].split("-"))
-        if library.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _MADV_DONTNEED) == 0:
-            done += end - start
-    return done
+from deberta.stages.inference import openvino_engine, run_cpu
+from deberta.stages.inference.openvino_engine import OpenVinoEngine
+from deberta.stages.inference.run_cpu import RunRequest
 
 
 def run(
@@ -62,13 +40,13 @@ def run(
         fitted, times[length] = engine.at(length, model), []
         for batch in jobs[length].batches:
             for name, file in zip(INPUTS, batch.files, strict=True):
-                run_cpu.give(request, name, run_cpu.read_input(name, file, fitted))
+                openvino_engine.set_input(request, name, run_cpu.read_input(name, file, fitted))
             started = time.perf_counter()
             request.infer(share_outputs=True)
             times[length].append((time.perf_counter() - started) * 1000)
             run_cpu.write_output(outputs[length] / f"{batch.stem}_output_0.bin", request.get_output_tensor(0).data)
             if len(times[length]) == 1:  # another length may have packed matrices in another form
-                release(model.with_suffix(".bin"))
+                openvino_engine.release_pages(model.with_suffix(".bin"))
             progress.update(sum(map(len, times.values())), f"length {length}")
     return times
 
@@ -99,10 +77,10 @@ def main(argv: Sequence[str]) -> None:
         buckets.folders(lengths, options.bins, "--bins"),
         buckets.folders(lengths, options.output, "--output"),
     )
-    threads = parse_integer("--threads", options.threads, effective_cpus(), 1, run_cpu.MAX_THREADS)
+    threads = parse_integer("--threads", options.threads, effective_cpus(), 1, openvino_engine.MAX_THREADS)
     jobs = {length: run_cpu.plan([f"{bins[length]}/{name}" for name in INPUTS], 1, options.model) for length in lengths}
-    engine = run_cpu.load_model(options.model, threads)
-    release(options.model.with_suffix(".bin"))
+    engine = openvino_engine.load_model(options.model, threads)
+    openvino_engine.release_pages(options.model.with_suffix(".bin"))
     for length, job in jobs.items():
         size = input_bytes(*engine.at(length, options.model).shape)
         run_cpu.check_sizes(job, size, options.model)
@@ -122,7 +100,7 @@ def main(argv: Sequence[str]) -> None:
         by_length = {
             str(length): {"batches": len(times[length]), "inference_ms": sum(times[length])} for length in lengths
         }
-        counted = {**run_cpu.engine_facts(engine), "inference_ms": total, "buckets": by_length}
+        counted = {**openvino_engine.engine_facts(engine), "inference_ms": total, "buckets": by_length}
         files.write_text(options.summary, json.dumps(counted, indent=2, sort_keys=True) + "\n")
 
 

@@ -13,30 +13,22 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import statistics
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from deberta.core import files
-from deberta.core.contract import INPUTS, LABELS, PERFORMANCE_LOOPS, SEQUENCE_LENGTH, input_bytes, parse_integer
+from deberta.core.contract import INPUTS, PERFORMANCE_LOOPS, SEQUENCE_LENGTH, input_bytes, parse_integer
 from deberta.core.errors import ConfigError, DataError, MissingError, StageError, run_stage, some
 from deberta.core.machine import effective_cpus
 from deberta.core.progress import Progress
-from deberta.stages.inference import int8
-
-if TYPE_CHECKING:
-    import openvino as ov
-
-MAX_THREADS = 1024
-REBUILD = "Run: invoke build-om --force"
+from deberta.stages.inference.openvino_engine import MAX_THREADS, OpenVinoEngine, engine_facts, load_model, set_input
 
 
 @dataclass(frozen=True)
@@ -54,107 +46,6 @@ class RunRequest:
     batches: tuple[Batch, ...]
     loops: int
     by_directory: bool
-
-
-@dataclass(frozen=True)
-class OpenVinoEngine:
-    """A loaded model. `shape`: of each input, (batch, length); `vocabulary`: token ids are below it.
-
-    `any_length`: it takes shorter inputs too; `at` gives the engine for one of them. `precision`: of its layers, int8
-    or f32; all else is computed in float32.
-    """
-
-    compiled: ov.CompiledModel
-    shape: tuple[int, int]
-    vocabulary: int
-    any_length: bool = False
-    precision: str = "f32"
-
-    def at(self, length: int, model: Path) -> OpenVinoEngine:
-        """This engine for inputs of one length. Raises DataError where the model does not take them."""
-        if length != self.shape[1] and not (self.any_length and 0 < length < self.shape[1]):
-            up_to = "up to " if self.any_length else ""
-            raise DataError(f"{model} takes inputs of {up_to}{self.shape[1]} tokens, not of {length}. {REBUILD}")
-        return replace(self, shape=(self.shape[0], length))
-
-
-def engine_settings(threads: int) -> dict[str, str | int | bool]:
-    """OpenVINO's properties for one inference at a time on `threads` CPUs, in float32."""
-    return {
-        # The default is bfloat16 wherever the CPU has instructions for it: other logits, without a word.
-        "INFERENCE_PRECISION_HINT": "f32",
-        "DYNAMIC_QUANTIZATION_GROUP_SIZE": int8.GROUP,  # of int8 models alone: others have no weights that ask for it
-        "INFERENCE_NUM_THREADS": threads,
-        "NUM_STREAMS": 1,
-        # Pinning would put every container of a host on the same first cores, whatever their quotas.
-        "ENABLE_CPU_PINNING": False,
-    }
-
-
-def load_model(model: Path, threads: int) -> OpenVinoEngine:
-    """Load a static OpenVINO model (.xml, weights in the .bin beside it) for this CPU, computing in float32.
-
-    Raises MissingError (no such file), DataError (unreadable, or other inputs and outputs than the contract's) and
-    StageError (OpenVINO would not compute in float32).
-    """
-    for file in (model, model.with_suffix(".bin")):
-        if not file.is_file():
-            raise MissingError(f"{file} is missing. Run: invoke build-om")
-    import openvino as ov  # half a second, so after the cheap checks
-
-    core = ov.Core()
-    try:
-        graph = core.read_model(model)
-        compiled = core.compile_model(graph, "CPU", engine_settings(threads))
-    except RuntimeError as error:
-        raise DataError(f"{model} is not a model that OpenVINO can load ({reason(error)}). {REBUILD}") from error
-    precision = compiled.get_property("INFERENCE_PRECISION_HINT")
-    if precision != ov.Type.f32:
-        raise StageError(f"OpenVINO would compute {model} in {precision} instead of float32. Run: invoke doctor")
-    shape, any_length = _checked_shape(model, compiled)
-    of_layers = "int8" if int8.is_quantized(graph) else precision.get_type_name()
-    return OpenVinoEngine(compiled, shape, vocabulary_of(model, graph), any_length, of_layers)
-
-
-def _checked_shape(model: Path, compiled: ov.CompiledModel) -> tuple[tuple[int, int], bool]:
-    """The model must have the contract's inputs, int32 [batch, length], and one output, float32 [batch, 3].
-
-    The length may be a range, and the shape then has the largest: [8,1..256] gives (8, 256), True.
-    """
-    import openvino as ov
-
-    inputs = {port.any_name: (port.element_type.get_type_name(), port.get_partial_shape()) for port in compiled.inputs}
-    outputs = [(port.element_type.get_type_name(), port.get_partial_shape()) for port in compiled.outputs]
-    shape = next(iter(inputs.values()))[1] if inputs else ov.PartialShape([])
-    if len(shape) != 2 or shape[0].is_dynamic or inputs != dict.fromkeys(INPUTS, ("i32", shape)):
-        raise DataError(f"{model} has the inputs {inputs}, not int32 {', '.join(INPUTS)} of one shape. {REBUILD}")
-    batch_size, longest = shape[0].get_length(), shape[1].get_max_length()
-    # Of a range of lengths OpenVINO cannot work out the batch again: [?,3].
-    logits = ov.PartialShape([batch_size, len(LABELS)])
-    if [name for name, _ in outputs] != ["f32"] or not logits.compatible(outputs[0][1]):
-        raise DataError(f"{model} has the outputs {outputs}, not float32 [{batch_size}, {len(LABELS)}]. {REBUILD}")
-    if longest < 1:
-        raise DataError(f"{model} sets no limit to the length of its inputs. {REBUILD}")
-    return (batch_size, longest), shape[1].is_dynamic
-
-
-def vocabulary_of(model: Path, graph: ov.Model) -> int:
-    """Rows of the embedding table that input_ids look up. OpenVINO gives zeros, silently, for ids beyond them."""
-    for node in graph.get_ops():
-        if node.get_type_name() != "Gather":
-            continue
-        indices = node.input_value(1).get_node()
-        while indices.get_type_name() in ("Convert", "Reshape"):
-            indices = indices.input_value(0).get_node()
-        if indices.get_type_name() == "Parameter" and INPUTS[0] in indices.output(0).get_names():
-            return int(node.input_value(0).get_partial_shape()[0].get_length())
-    raise DataError(f"{model} looks up no embedding by {INPUTS[0]}. {REBUILD}")
-
-
-def reason(error: Exception) -> str:
-    """The last line of OpenVINO's message, which says what happened; the ones before it are places in its source."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
 
 
 def plan(elements: Sequence[str], loops: int, model: Path) -> RunRequest:
@@ -233,7 +124,7 @@ def run(job: RunRequest, engine: OpenVinoEngine, folder: Path) -> list[float]:
     for index, batch in enumerate(job.batches):
         for name, file in zip(INPUTS, batch.files, strict=True):
             print(f"[INFO] start to process file:{file}")
-            give(request, name, read_input(name, file, engine))
+            set_input(request, name, read_input(name, file, engine))
         for _ in range(job.loops):
             started = time.perf_counter()
             request.infer(share_outputs=True)
@@ -246,13 +137,6 @@ def run(job: RunRequest, engine: OpenVinoEngine, folder: Path) -> list[float]:
         if draws:
             progress.update(index + 1)
     return times
-
-
-def give(request: ov.InferRequest, name: str, values: np.ndarray) -> None:
-    """Copy an input into its tensor, which takes the input's length if the model takes any."""
-    tensor = request.get_tensor(name)
-    tensor.shape = values.shape
-    tensor.data[:] = values
 
 
 def write_output(path: Path, values: np.ndarray) -> None:
@@ -329,21 +213,6 @@ def main(argv: Sequence[str]) -> None:
 def _write_summary(path: Path, job: RunRequest, engine: OpenVinoEngine) -> None:
     counted = {"batches": len(job.batches), "loops": job.loops, **engine_facts(engine)}
     files.write_text(path, json.dumps(counted, indent=2, sort_keys=True) + "\n")
-
-
-def engine_facts(engine: OpenVinoEngine) -> dict[str, str | int]:
-    """What a stage's summary says about the engine, and the most memory that this process has had."""
-    import openvino as ov
-
-    return {
-        "batch_size": engine.shape[0],
-        "length": engine.shape[1],
-        "vocabulary": engine.vocabulary,
-        "engine": f"openvino {ov.__version__}",
-        "precision": engine.precision,
-        "threads": engine.compiled.get_property("INFERENCE_NUM_THREADS"),
-        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-    }
 
 
 if __name__ == "__main__":
