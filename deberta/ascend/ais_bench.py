@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Optional
 
-from deberta.ascend.msame import check_outputs, nearest_ranks
+from deberta.ascend.msame import check_outputs
 from deberta.core.errors import ConfigError, DataError, DebertaError, MissingError, StageError, some
 
 MODULE = "ais_bench"
@@ -184,7 +184,7 @@ def judge(run: AisBenchRun, outputs_folder: Path, expected: Mapping[str, int], e
             f"{len(run.times_ms)} inferences were timed, {expected_times} were asked for. "
             "Are there as many files in each input directory, and is each as large as an input of the model?"
         )
-    _average(run)
+    average(run)
     check_outputs(outputs_folder, expected)
     whole = {outputs_folder.name, summary_of(outputs_folder).name}
     beside = sorted(set(os.listdir(outputs_folder.parent)) ^ whole)
@@ -206,20 +206,7 @@ def settle(folder: Path) -> None:
         os.replace(folder / name, folder / renamed(name))
 
 
-def percentiles(run: AisBenchRun) -> dict[str, float]:
-    """p50, p90 and p99, in ms, of all times (none is the warm-up's): by nearest rank, so that each was measured."""
-    return nearest_ranks(run.times_ms)
-
-
-def fps(batch_size: int, run: AisBenchRun) -> float:
-    """Rows per second, by its own throughput. Raises DataError if that is not batch size * 1000 / average time."""
-    expected = batch_size * 1000 / _average(run)
-    if run.throughput is None or not math.isclose(run.throughput, expected, rel_tol=1e-6):
-        raise DataError(f"its throughput is {run.throughput}, and {expected:.3f} at batch size {batch_size}")
-    return run.throughput
-
-
-def _average(run: AisBenchRun) -> float:
+def average(run: AisBenchRun) -> float:
     """The mean of its times. Raises DataError if that is none, or if the summary says something else."""
     own = sum(run.times_ms) / len(run.times_ms) if run.times_ms else math.nan
     if run.average_ms is None or not (0 < own < math.inf and math.isclose(own, run.average_ms, rel_tol=1e-6)):

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
 
 from deberta.core.errors import ConfigError, DataError, DebertaError, MissingError, StageError, some
 
-PERCENTILES = (50, 90, 99)
+PROGRAM = "msame"
 
 # C++ streams print six significant digits, in scientific notation where that is shorter; printf may print `-nan`.
 _NUMBER = r"([-+]?(?:\d+\.?\d*(?:[eE][-+]?\d+)?|nan|inf))"
@@ -126,22 +126,3 @@ def check_outputs(folder: Path, expected: Mapping[str, int]) -> None:
     ]
     if wrong:
         raise DataError(f"{len(wrong)} outputs in {folder} have a wrong size: {some(wrong, 3)}")
-
-
-def percentiles(run: MsameRun) -> dict[str, float]:
-    """p50, p90 and p99, in ms, of the times without the first: by nearest rank, so that each is a measured time."""
-    return nearest_ranks(run.times_ms[1:] or run.times_ms)
-
-
-def nearest_ranks(times_ms: Sequence[float]) -> dict[str, float]:
-    times = sorted(times_ms)
-    if not times:
-        raise DataError("no inference was timed")
-    return {f"p{percent}": times[-(-percent * len(times) // 100) - 1] for percent in PERCENTILES}
-
-
-def fps(batch_size: int, average_without_first_ms: Optional[float]) -> float:
-    """Rows per second as the guide counts them: batch size * 1000 / (average time without first, in ms)."""
-    if average_without_first_ms is None or not 0 < average_without_first_ms < math.inf:
-        raise DataError(f"no throughput can be computed from an average of {average_without_first_ms} ms")
-    return batch_size * 1000 / average_without_first_ms

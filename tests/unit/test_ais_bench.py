@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -10,17 +9,18 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Callable, Dict, List, Optional, Tuple, Type
+from typing import Callable, Dict, Optional, Tuple, Type
 
 import numpy as np
 import onnxruntime
 import pytest
 
-from deberta.ascend import ais_bench
+from deberta.ascend import ais_bench, timing
 from deberta.core.errors import ConfigError, DataError, DebertaError, MissingError, StageError
 from tests import fake_cann
 from tests.cpu_model_helpers import LENGTH, small_onnx, write_bins
 from tests.fakes import om
+from tests.unit.test_timing import summary
 
 BATCH, SIZE, BATCHES, LOOPS = 4, 48, 12, 5
 FOLDERS = (PurePosixPath("input_ids"), PurePosixPath("input_mask"))
@@ -202,9 +202,10 @@ def test_a_performance_run_keeps_its_summary(cann: Path, work: Path) -> None:
     kept = ais_bench.read_summary(ais_bench.summary_of(folder).read_text())
     assert (kept.times_ms, kept.average_ms, kept.throughput) == (run.times_ms, run.average_ms, run.throughput)
     assert len(kept.times_ms) == LOOPS and min(kept.times_ms) > 2
-    assert ais_bench.fps(BATCH, kept) == pytest.approx(BATCH * 1000 / (sum(kept.times_ms) / LOOPS))
-    with pytest.raises(DataError, match="at batch size 8"):
-        ais_bench.fps(8, kept)
+    log = ais_bench.summary_of(folder)
+    assert timing.read(log, BATCH).fps == pytest.approx(BATCH * 1000 / (sum(kept.times_ms) / LOOPS))
+    with pytest.raises(DataError, match=r"_summary\.json: its throughput is .* at batch size 8"):
+        timing.read(log, 8)
 
 
 def test_an_exit_code_alone_is_left_to_the_caller(cann: Path, work: Path) -> None:
@@ -271,30 +272,12 @@ def test_a_warning_is_no_error() -> None:
     assert (run.errors, run.folder) == ((), "out/T")
 
 
-def summary(times: List[float], **changed: object) -> str:
-    mean = sum(times) / len(times) if times else 0
-    described = {"npu_compute_time_list": times, "NPU_compute_time": {"mean": mean}, "throughput": 1000 / (mean or 1)}
-    return json.dumps({**described, **changed})
-
-
 @pytest.mark.parametrize(
     "text", ["", "[]", "{}", "null", summary([1.0], throughput="fast"), summary([1.0], npu_compute_time_list=3)]
 )
 def test_a_summary_of_something_else(text: str) -> None:
     with pytest.raises(DataError, match="not one of ais_bench's"):
         ais_bench.read_summary(text)
-
-
-@pytest.mark.parametrize("text", [summary([]), summary([0.0]), summary([1.0, 2.0], NPU_compute_time={"mean": 1.4})])
-def test_an_average_that_its_times_do_not_have(text: str) -> None:
-    with pytest.raises(DataError, match="average"):
-        ais_bench.fps(1, ais_bench.read_summary(text))
-
-
-def test_percentiles_are_measured_times_of_all_inferences() -> None:
-    assert ais_bench.percentiles(ais_bench.read_summary(summary([100, 3, 1, 2]))) == {"p50": 2, "p90": 100, "p99": 100}
-    with pytest.raises(DataError):
-        ais_bench.percentiles(ais_bench.read_summary(summary([])))
 
 
 def test_names() -> None:

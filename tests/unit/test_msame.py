@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Dict, List, Type
 
@@ -85,8 +84,6 @@ def test_a_file_run_of_100_loops(tmp_path: Path) -> None:
     (tmp_path / "T").mkdir()
     (tmp_path / "T/x_output_0.bin").write_bytes(bytes(SIZE))
     msame.judge(run, tmp_path / "T", {"x_output_0.bin": SIZE}, 100)
-    # 99 times without the first: 0.011, 0.012 ... 0.109.
-    assert msame.percentiles(run) == pytest.approx({"p50": 0.06, "p90": 0.1, "p99": 0.109})
 
 
 @pytest.mark.parametrize(
@@ -192,17 +189,3 @@ def test_every_output_is_there_with_its_size_and_no_other(tmp_path: Path, spoil:
 def test_a_missing_folder_is_a_data_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"output folder .* is missing"):
         msame.judge(msame.parse(directory_run("1", "2")), tmp_path / "T", {}, 2)
-
-
-def test_fps_is_the_guides() -> None:
-    assert msame.fps(8, 1724.5) == pytest.approx(4.639, abs=5e-4)
-    for average in (None, 0.0, math.nan, math.inf, -1.0):
-        with pytest.raises(DataError):
-            msame.fps(8, average)
-
-
-def test_percentiles_are_measured_times() -> None:
-    assert msame.percentiles(msame.parse(directory_run("100", "3", "1", "2"))) == {"p50": 2, "p90": 3, "p99": 3}
-    assert msame.percentiles(msame.parse(directory_run("100"))) == {"p50": 100, "p90": 100, "p99": 100}
-    with pytest.raises(DataError):
-        msame.percentiles(msame.parse(""))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any, Mapping, Optional
 
+from deberta.ascend import timing
 from deberta.core.contract import SEQUENCE_LENGTH
 from deberta.core.errors import DataError
 from deberta.host.plan import bucket_steps, evaluation
@@ -126,4 +127,4 @@ def _padded(session: Session, plan: Plan, batch_size: int, version: str) -> str:
     if not (session.workspace / log).exists():
         return measurements.ABSENT
     measurements.unaltered(session, log)
-    return f"{measurements.performance(session.workspace / log, batch_size, version).fps:.3f}"
+    return f"{timing.read(session.workspace / log, batch_size).fps:.3f}"

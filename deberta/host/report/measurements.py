@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Mapping, Optional, Sequence, Union
 
-from deberta.ascend import ais_bench, msame
+from deberta.ascend import ais_bench
 from deberta.core import records
 from deberta.core.contract import BROUGHT_MODEL, RUNNERS
 from deberta.core.errors import DataError, MissingError
@@ -63,20 +63,6 @@ class Measured:
 
     def __bool__(self) -> bool:
         return bool(self.figures or self.left_out)
-
-
-@dataclass(frozen=True)
-class Performance:
-    """What a version's timing log says: throughput in samples per second, times in ms.
-
-    Times are without the first, or, of ais_bench, without the warm-up.
-    """
-
-    version: str
-    fps: float
-    average_ms: float
-    percentiles_ms: Mapping[str, float]
-    runner: str
 
 
 def collect(
@@ -186,21 +172,6 @@ def read_evaluation(path: Path) -> Mapping[str, Any]:
 def place(plan: Plan, runner: str) -> str:
     """Where a figure was measured; the guide's own runner is not named."""
     return f"on {plan.backend}" + (f" ({runner})" if runner == ais_bench.MODULE else "")
-
-
-def performance(log: Path, batch_size: int, version: str) -> Performance:
-    """Read a timing log, of either runner. Raises DataError."""
-    text = log.read_text(encoding="utf-8")
-    if log.suffix == ".json":
-        summary = ais_bench.read_summary(text)
-        fps, average = ais_bench.fps(batch_size, summary), summary.average_ms
-        percentiles, runner = ais_bench.percentiles(summary), ais_bench.MODULE
-    else:
-        run = msame.parse(text)
-        fps, average = msame.fps(batch_size, run.average_without_first_ms), run.average_without_first_ms
-        percentiles, runner = msame.percentiles(run), "msame"
-    assert average is not None  # fps refuses None
-    return Performance(version, fps, average, percentiles, runner)
 
 
 def unaltered(session: Session, artifact: PurePosixPath) -> Optional[dict[str, Any]]:

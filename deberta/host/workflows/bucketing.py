@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Mapping, Optional, Sequence
 
+from deberta.ascend import timing
 from deberta.core import buckets, records
 from deberta.core.buckets import Asked
 from deberta.core.contract import FP32, SEQUENCE_LENGTH, batch_count
@@ -150,7 +151,7 @@ def perf(session: Session, plan: Plan, batch_size: int, version: str, loops: int
     path = whole.artifacts.throughput(batch_size, version)
     measured = json.loads((session.workspace / path).read_text(encoding="utf-8"))
     log = plan.artifacts.timing_log(batch_size, version, plan.tool or "msame")
-    padded = measurements.performance(session.workspace / log, batch_size, version).fps
+    padded = timing.read(session.workspace / log, batch_size).fps
     print(
         f"perf bs={batch_size} {version} {measurements.place(plan, plan.tool)}{chain.other_precision(plan)}, "
         f"buckets {buckets.text(whole.buckets)}: "

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Optional, Sequence
 
+from deberta.ascend import timing
 from deberta.core import records
 from deberta.core.contract import FP32, PERFORMANCE_LOOPS
 from deberta.core.errors import ConfigError, DataError, MissingError
@@ -136,7 +137,7 @@ def perf(session: Session, plan: Plan, batch_size: int, version: str, loops: int
     if session.dry:
         return
     timing_log = whole.artifacts.timing_log(batch_size, version, plan.tool or "msame")
-    found = measurements.performance(session.workspace / timing_log, batch_size, version)
+    found = timing.read(session.workspace / timing_log, batch_size)
     times = ", ".join(f"{name} {value:.3f} ms" for name, value in found.percentiles_ms.items())
     average = "average" if found.runner == "ais_bench" else "average without first"
     print(

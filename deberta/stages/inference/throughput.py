@@ -14,24 +14,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from deberta.ascend import ais_bench, msame
+from deberta.ascend import timing
 from deberta.core import buckets, files
 from deberta.core.contract import batch_count, parse_batch_size
 from deberta.core.errors import DataError, run_stage
-
-
-def average_ms(log: Path) -> tuple[float, int]:
-    """A batch's average time and the number of inferences, of msame's log or ais_bench's summary. Raises DataError."""
-    text = log.read_text(encoding="utf-8")
-    if log.suffix == ".json":
-        summary = ais_bench.read_summary(text)
-        average, times = summary.average_ms, summary.times_ms
-    else:
-        found = msame.parse(text)
-        average, times = found.average_without_first_ms, found.times_ms
-    if not average or average <= 0:
-        raise DataError(f"{log} has no average time. Time it again with --force")
-    return average, len(times)
 
 
 def effective(rows: Mapping[int, int], averages: Mapping[int, float], batch_size: int) -> float:
@@ -54,8 +40,9 @@ def main(argv: Sequence[str]) -> None:
     rows = buckets.rows_by_length(buckets.read_histogram(options.tokens), lengths, str(options.tokens))
     if tuple(rows) != lengths:
         raise DataError(f"of the lengths {options.buckets} only {buckets.text(list(rows))} are any row's")
-    measured = {length: average_ms(log) for length, log in buckets.folders(lengths, options.logs, "--logs").items()}
-    averages = {length: average for length, (average, _) in measured.items()}
+    logs = buckets.folders(lengths, options.logs, "--logs")
+    timings = {length: timing.read(log, batch_size) for length, log in logs.items()}
+    averages = {length: run.average_ms for length, run in timings.items()}
     content = {
         "batch_size": batch_size,
         "rows": sum(rows.values()),
@@ -66,7 +53,7 @@ def main(argv: Sequence[str]) -> None:
                 "batches": batch_count(count, batch_size),
                 "average_ms": averages[length],
                 "fps": batch_size * 1000 / averages[length],
-                "loops": measured[length][1],
+                "loops": len(timings[length].times_ms),
             }
             for length, count in rows.items()
         },

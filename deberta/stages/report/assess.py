@@ -21,7 +21,7 @@ from typing import Any
 import jsonschema
 import rfc8785
 
-from deberta.ascend import ais_bench, msame
+from deberta.ascend import timing
 from deberta.core import files
 from deberta.core.contract import RUNNERS
 from deberta.core.errors import DataError, MissingError, StageError, run_stage
@@ -166,41 +166,28 @@ def performance(entry: Json, root: Path = Path()) -> dict[str, Any]:
         raise MissingError(f"{path} is missing. Run: {again}")
     text = path.read_text(encoding="utf-8", errors="replace")
     try:
-        fps, average, times, counted = _read_log(entry, text)
-        found = intervals.latency(counted)
+        run = timing.parse(text, entry["runner"], entry["batch_size"])
+        latency = intervals.latency(run.counted_ms)
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
-    if not math.isclose(average, means.fmean(counted), rel_tol=AVERAGE_TOLERANCE):
+    average = means.fmean(run.counted_ms)
+    if not math.isclose(run.average_ms, average, rel_tol=AVERAGE_TOLERANCE):
         raise DataError(
-            f"{path}: its average is {average} ms, and {means.fmean(counted):.6g} ms by its times: it was changed."
+            f"{path}: its average is {run.average_ms} ms, and {average:.6g} ms by its times: it was changed."
             f" Run: invoke perf --bs {entry['batch_size']} --version {entry['version']} --force"
         )
     return {
         **{name: entry[name] for name in ("batch_size", "version", "runner", "origin")},
         **{name: entry[name] for name in ("place", "pinned") if name in entry},
-        "loops": len(times),
-        "fps": fps,
-        "average_ms": average,
-        "percentiles_ms": found.percentiles_ms,
-        "interval_ms": list(found.interval_ms) if found.interval_ms else None,
-        "spread": found.spread,
-        "warning": found.warning,
-        "times_ms": list(times),
+        "loops": len(run.times_ms),
+        "fps": run.fps,
+        "average_ms": run.average_ms,
+        "percentiles_ms": latency.percentiles_ms,
+        "interval_ms": list(latency.interval_ms) if latency.interval_ms else None,
+        "spread": latency.spread,
+        "warning": latency.warning,
+        "times_ms": list(run.times_ms),
     }
-
-
-def _read_log(entry: Json, text: str) -> tuple[float, float, Sequence[float], Sequence[float]]:
-    """fps, average in ms, all times in ms, and those that count."""
-    if entry["runner"] == ais_bench.MODULE:
-        summary = ais_bench.read_summary(text)
-        fps, average = ais_bench.fps(entry["batch_size"], summary), summary.average_ms
-        times = counted = summary.times_ms
-    else:
-        run = msame.parse(text)
-        fps, average = msame.fps(entry["batch_size"], run.average_without_first_ms), run.average_without_first_ms
-        times, counted = run.times_ms, run.times_ms[1:]
-    assert average is not None  # fps refuses None
-    return fps, average, times, counted
 
 
 def _read_json(path: Path, again: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from deberta.ascend.msame import nearest_ranks
+from deberta.ascend.timing import nearest_ranks
 from deberta.core.errors import DataError
 
 CONFIDENCE = 0.95

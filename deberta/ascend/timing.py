@@ -1,0 +1,70 @@
+"""Timing logs of either runner, read in one way: msame's text, ais_bench's JSON summary.
+
+msame times its warm-up as the first inference; ais_bench leaves its own out. Percentiles are by nearest rank, so that
+each is a measured time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from deberta.ascend import ais_bench, msame
+from deberta.core.errors import DataError
+
+PERCENTILES = (50, 90, 99)
+THROUGHPUT_TOLERANCE = 1e-6  # relative, of ais_bench's throughput beside batch size * 1000 / average
+
+
+@dataclass(frozen=True)
+class Timing:
+    """A run's inference times in ms; `average_ms` and `fps` (rows per second) are without the warm-up.
+
+    `times_ms`: all that the log has; `counted_ms`: those without the warm-up.
+    """
+
+    runner: str
+    times_ms: tuple[float, ...]
+    counted_ms: tuple[float, ...]
+    average_ms: float
+    fps: float
+
+    @property
+    def percentiles_ms(self) -> dict[str, float]:
+        return nearest_ranks(self.counted_ms)
+
+
+def read(log: Path, batch_size: int) -> Timing:
+    """A timing log, whose suffix tells the runner: ais_bench's is .json. Raises DataError naming the file."""
+    runner = ais_bench.MODULE if log.suffix == ".json" else msame.PROGRAM
+    try:
+        return parse(log.read_text(encoding="utf-8", errors="replace"), runner, batch_size)
+    except DataError as error:
+        raise DataError(f"{log}: {error}") from None
+
+
+def parse(text: str, runner: str, batch_size: int) -> Timing:
+    """Raises DataError for a log without an average above 0, or whose throughput is not of that batch size."""
+    if runner == ais_bench.MODULE:
+        summary = ais_bench.read_summary(text)
+        average = ais_bench.average(summary)
+        times = counted = summary.times_ms
+        fps, expected = summary.throughput, batch_size * 1000 / average
+        if fps is None or not math.isclose(fps, expected, rel_tol=THROUGHPUT_TOLERANCE):
+            raise DataError(f"its throughput is {fps}, and {expected:.3f} at batch size {batch_size}")
+        return Timing(runner, times, counted, average, fps)
+    run = msame.parse(text)
+    average_ms = run.average_without_first_ms
+    if average_ms is None or not 0 < average_ms < math.inf or not run.times_ms[1:]:
+        raise DataError(f"no throughput can be computed from an average of {average_ms} ms")
+    return Timing(runner, run.times_ms, run.times_ms[1:], average_ms, batch_size * 1000 / average_ms)
+
+
+def nearest_ranks(times_ms: Sequence[float]) -> dict[str, float]:
+    """p50, p90 and p99. Raises DataError if there are no times."""
+    times = sorted(times_ms)
+    if not times:
+        raise DataError("no inference was timed")
+    return {f"p{percent}": times[-(-percent * len(times) // 100) - 1] for percent in PERCENTILES}
