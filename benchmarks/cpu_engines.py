@@ -20,9 +20,10 @@ import numpy as np
 import onnxruntime
 import openvino as ov
 
-from deberta.core.contract import INPUTS, OUTPUT, parse_integer
+from deberta.core.contract import INPUTS, parse_integer
 from deberta.core.errors import MissingError, run_stage
 from deberta.core.machine import effective_cpus
+from deberta.stages import onnx_runtime
 from deberta.stages.inference.openvino_engine import MAX_THREADS, engine_settings, vocabulary_of
 
 Engine = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -32,17 +33,13 @@ PAUSE = 0.1  # seconds
 
 def engines(onnx: Path, batch_size: int, length: int, threads: int) -> dict[str, Engine]:
     """Name -> function from ids and mask, int32 [batch_size, length], to logits, float32 [batch_size, 3]."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    options.add_free_dimension_override_by_name("batch", batch_size)
-    session = onnxruntime.InferenceSession(str(onnx), options, providers=["CPUExecutionProvider"])
+    session = onnx_runtime.open_session(onnx, threads, batch_size)
     settings = engine_settings(threads)
     as_shipped = {name: value for name, value in settings.items() if name != "INFERENCE_PRECISION_HINT"}
     exact, default = _openvino(onnx, batch_size, length, settings), _openvino(onnx, batch_size, length, as_shipped)
     precision = default.get_property("INFERENCE_PRECISION_HINT").get_type_name()
     return {
-        REFERENCE: lambda ids, mask: np.asarray(session.run([OUTPUT], dict(zip(INPUTS, (ids, mask), strict=True)))[0]),
+        REFERENCE: lambda ids, mask: onnx_runtime.run(session, ids, mask),
         "OpenVINO, f32": lambda ids, mask: exact((ids, mask))[0],
         f"OpenVINO, its default ({precision})": lambda ids, mask: default((ids, mask))[0],
     }

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from benchmarks import rows as bench_rows
 from benchmarks.rows import Array, RowBatch
 from deberta.core.contract import INPUTS, OUTPUT
+from deberta.stages import onnx_runtime
 
 # What lies in the folder of a run.
 HF = "hf"  # transformers' own layout
@@ -143,7 +144,7 @@ def _load_transformers(job: BenchJob, compiled: bool) -> LoadedEngine:
 
 def _load_hf_export(job: BenchJob) -> LoadedEngine:
     """Batch and length are dynamic in this export, and its inputs int64."""
-    session = _session(job.file(HF_EXPORT), job.threads)
+    session = onnx_runtime.open_session(job.file(HF_EXPORT), job.threads)
 
     def prepare(batch: RowBatch, ids: Array, mask: Array) -> Any:
         filled = (values.astype(np.int64) for values in _filled(batch, len(batch.rows), ids, mask))
@@ -154,7 +155,7 @@ def _load_hf_export(job: BenchJob) -> LoadedEngine:
 
 def _load_guide(job: BenchJob) -> LoadedEngine:
     """As it was exported. Told the batch size, ONNX Runtime folds more of it, and is slower for all those indices."""
-    session = _session(job.file(GUIDE), job.threads)
+    session = onnx_runtime.open_session(job.file(GUIDE), job.threads)
 
     def prepare(batch: RowBatch, ids: Array, mask: Array) -> Any:
         return dict(zip(INPUTS, _filled(batch, job.batch_size, ids, mask), strict=True))
@@ -190,22 +191,12 @@ def _load_floor(job: BenchJob) -> LoadedEngine:
 def _load_floor_ort(job: BenchJob) -> LoadedEngine:
     from benchmarks import floor
 
-    session = _session(job.file(floor_onnx(job.batch_size, job.fixed)), job.threads)
+    session = onnx_runtime.open_session(job.file(floor_onnx(job.batch_size, job.fixed)), job.threads)
     hidden = session.get_inputs()[0].shape[1]
     return LoadedEngine(
         lambda batch, ids, mask: floor.inputs(job.batch_size, batch.length, hidden),
         lambda given: np.asarray(session.run(None, given)[0]),
     )
-
-
-def _session(path: Path, threads: int) -> Any:
-    """ONNX Runtime's session with all of its optimizations, its default."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 OURS, REFERENCE = "ours", "eager"

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnxruntime
 import torch
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from torch import Tensor, nn
@@ -26,6 +25,7 @@ from deberta.core import contract, files
 from deberta.core.contract import INPUTS, LABELS, OUTPUT
 from deberta.core.errors import DataError, MissingError
 from deberta.core.progress import Progress
+from deberta.stages import onnx_runtime
 from deberta.stages.fp16 import emulation, keep_dtype
 from deberta.stages.fp16.emulation import EmulationResult, Node, Rows
 from deberta.stages.inference import openvino_engine, postprocess
@@ -214,11 +214,8 @@ def _onnx(kind: str, file: Path, setting: Setting) -> Side:
         tensors[OUTPUT] = OUTPUT
         known = {node.output for node in nodes}
         tensors = {name: tensor for name, tensor in tensors.items() if tensor in known}
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = setting.threads
-        options.log_severity_level = 3
         path = _marked(file, [t for t in tensors.values() if t != OUTPUT], setting.scratch)
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = onnx_runtime.open_session(path, setting.threads)
         caught = _Caught()
         for part in _by_parts(kind, rows, min(setting.batch_size, MOST_ROWS)):
             given = dict(zip(INPUTS, (part.ids.numpy(), part.mask.numpy()), strict=True))

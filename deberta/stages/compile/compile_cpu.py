@@ -25,7 +25,6 @@ from deberta.core.contract import (
     FP32,
     INPUTS,
     INT8,
-    OUTPUT,
     PRECISIONS,
     SEQUENCE_LENGTH,
     one_of,
@@ -34,6 +33,7 @@ from deberta.core.contract import (
 )
 from deberta.core.errors import ConfigError, DataError, MissingError, StageError, run_stage
 from deberta.core.machine import effective_cpus
+from deberta.stages import onnx_runtime
 from deberta.stages.inference import int8, openvino_engine
 from deberta.stages.inference.openvino_engine import OpenVinoEngine, reason
 
@@ -128,14 +128,9 @@ def verification_rows(batch_size: int, length: int, vocabulary: int) -> tuple[np
 
 def reference_logits(onnx: Path, ids: np.ndarray, mask: np.ndarray, threads: int) -> np.ndarray:
     """Logits of ONNX Runtime, float32 [rows, 3], row after row in batches of up to as many rows as differ."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(str(onnx), options, providers=["CPUExecutionProvider"])
     distinct = min(len(ids), len(LENGTHS))
-    (logits,) = session.run([OUTPUT], {INPUTS[0]: ids[:distinct], INPUTS[1]: mask[:distinct]})
-    return np.asarray(logits)[np.arange(len(ids)) % distinct]
+    logits = onnx_runtime.run(onnx_runtime.open_session(onnx, threads), ids[:distinct], mask[:distinct])
+    return logits[np.arange(len(ids)) % distinct]
 
 
 def compiled_logits(engine: OpenVinoEngine, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:

@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnxruntime
 import torch
 from onnx import TensorProto
 from torch.jit._trace import TracerWarning
@@ -23,6 +22,7 @@ from deberta.core import contract, files
 from deberta.core.contract import INPUTS, LABELS, ONNX_IR_VERSION, ONNX_MAX_BYTES, ONNX_OPSET, OUTPUT
 from deberta.core.errors import ConfigError, StageError, run_stage
 from deberta.core.machine import effective_cpus
+from deberta.stages import onnx_runtime
 from deberta.stages.model import checkpoint, config, gather_attention
 from deberta.stages.model.deberta import Deberta
 
@@ -173,13 +173,10 @@ def check_graph(path: Path, forbidden: Sequence[str] = FORBIDDEN) -> Counter[str
 
 def validate(path: Path, batches: Sequence[Batch], expected: Sequence[npt.NDArray[np.float32]]) -> float:
     """The largest logit difference between ONNX Runtime and `expected`. Raises StageError above the tolerance."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = effective_cpus()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    session = onnx_runtime.open_session(path, effective_cpus())
     worst = 0.0
     for (ids, mask), reference in zip(batches, expected, strict=True):
-        logits = session.run([OUTPUT], dict(zip(INPUTS, (ids, mask), strict=True)))[0]
+        logits = onnx_runtime.run(session, ids, mask)
         if logits.shape != reference.shape or not np.isfinite(logits).all():
             raise StageError(
                 f"the exported graph gives logits {logits.shape}, finite: {bool(np.isfinite(logits).all())}"

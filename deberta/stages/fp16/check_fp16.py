@@ -18,13 +18,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 import torch
 
 from deberta.core import contract, files
-from deberta.core.contract import INPUTS, LABELS, OUTPUT
+from deberta.core.contract import INPUTS, LABELS
 from deberta.core.errors import ConfigError, DataError, GateError, MissingError, StageError, run_stage, some
 from deberta.core.machine import effective_cpus
+from deberta.stages import onnx_runtime
 from deberta.stages.fp16 import emulation, keep_dtype
 from deberta.stages.fp16.emulation import LARGEST, Float16Graph, Rows
 from deberta.stages.fp16.survey import Logits, Survey, survey
@@ -81,15 +81,11 @@ def _read(path: Path, batch_size: int, length: int, limit: int) -> npt.NDArray[n
 
 def reference_logits(model: Path, parts: Sequence[Rows], threads: int) -> Logits:
     """ONNX Runtime's float32 logits of all rows."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
-    logits = [session.run([OUTPUT], dict(zip(INPUTS, (p.ids.numpy(), p.mask.numpy()), strict=True)))[0] for p in parts]
-    made: Logits = np.concatenate(logits)
-    if not np.isfinite(made).all():
+    session = onnx_runtime.open_session(model, threads)
+    logits = np.concatenate([onnx_runtime.run(session, part.ids.numpy(), part.mask.numpy()) for part in parts])
+    if not np.isfinite(logits).all():
         raise DataError(f"{model} gives NaN or infinite logits in float32 already. Run: invoke export-onnx --force")
-    return made
+    return logits
 
 
 def compare(reference: Logits, logits: Logits, numbers: Sequence[int], margin: float) -> dict[str, Any]:

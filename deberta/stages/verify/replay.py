@@ -23,10 +23,11 @@ import numpy as np
 import numpy.typing as npt
 
 from deberta.core import contract, files, mnli
-from deberta.core.contract import INPUTS, LABELS, OUTPUT
-from deberta.core.errors import DataError, MissingError, run_stage
+from deberta.core.contract import INPUTS, LABELS
+from deberta.core.errors import DataError, run_stage
 from deberta.core.machine import effective_cpus
 from deberta.core.progress import Progress
+from deberta.stages import onnx_runtime
 from deberta.stages.model import tokenizer as tokenizers_of_guide
 
 TOLERANCE = 1e-3  # of logits between two float32 engines; build-om's own check allows 1e-4
@@ -117,14 +118,14 @@ def replay(plan: Mapping[str, Any], wanted: int, seed: int) -> dict[str, Any]:
     chosen = draw([len(rows[run.data]) for run in runs], wanted, seed)
     tokenizer = tokenizers_of_guide.load(Path(plan["tokenizer"]))
     tokenizers_of_guide.truncate(tokenizer, contract.SEQUENCE_LENGTH)
-    session = _session(Path(plan["model"]))
+    session = onnx_runtime.open_session(Path(plan["model"]), effective_cpus())
     references = {run.reference: np.load(run.reference) for run in runs if run.reference is not None}
     progress = Progress("replaying", len(chosen), "rows")
     differences, largest = [], 0.0
     for first in range(0, len(chosen), CHUNK_ROWS):
         part = [(runs[run], row) for run, row in chosen[first : first + CHUNK_ROWS]]
         given = np.stack([inputs_of(run, row) for run, row in part], axis=1)  # [2, rows, 256]
-        (logits,) = session.run([OUTPUT], dict(zip(INPUTS, given, strict=True)))
+        logits = onnx_runtime.run(session, *given)
         for at, (run, row) in enumerate(part):
             pair = rows[run.data][row]
             tokens = tokenizer.encode(pair.premise, pair.hypothesis).ids
@@ -159,20 +160,6 @@ def _run(entry: Mapping[str, Any]) -> ReplayedRun:
         outputs=Path(entry["outputs"]),
         reference=Path(entry["reference"]) if entry["reference"] else None,
     )
-
-
-def _session(model: Path) -> Any:
-    import onnxruntime
-
-    if not model.is_file():
-        raise MissingError(f"{model} is missing. Run: invoke export-onnx")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = effective_cpus()
-    options.log_severity_level = 3
-    try:
-        return onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's own classes have no public common base
-        raise DataError(f"{model} cannot be run: {str(error)[:200]}. Run: invoke export-onnx --force") from error
 
 
 def main(argv: Sequence[str]) -> None:
