@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import math
 import resource
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from deberta.core import buckets, contract, files
+from deberta.core.errors import ConfigError
 
 LARGEST = 2**31 - 1
 
@@ -31,6 +33,21 @@ class Argument:
 def whole(low: int, high: int = LARGEST) -> Callable[[str, str], int]:
     """A reader of whole numbers within `low` to `high`."""
     return lambda option, text: contract.parse_integer(option, text, low, low, high)
+
+
+def decimal(high: float) -> Callable[[str, str], float]:
+    """A reader of numbers from 0 to `high`."""
+
+    def read(option: str, text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not 0 <= value <= high:
+            raise ConfigError(f"{option} {text!r} is not a number from 0 to {high:g}")
+        return value
+
+    return read
 
 
 def path(_: str, text: str) -> Path:

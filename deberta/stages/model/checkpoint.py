@@ -168,17 +168,18 @@ def _read_torch(path: Path) -> Mapping[str, Any]:
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL (\S+)", str(error))  # what torch names when a pickle asks for more than tensors
         if not named:
-            raise DataError(f"{path} is truncated or not a checkpoint ({_first_line(error)}). Fetch it again") from None
+            raise DataError(f"{path} is truncated or not a checkpoint ({first_line(error)}). Fetch it again") from None
         raise DataError(
             f"{path} holds {named[1]}, so loading it would run code from the file, and it was not loaded. "
             "Save it again as a plain state dict: torch.save(model.state_dict(), FILE)"
         ) from None
     except (RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise DataError(f"{path} is truncated or not a checkpoint ({_first_line(error)}). Fetch it again") from None
+        raise DataError(f"{path} is truncated or not a checkpoint ({first_line(error)}). Fetch it again") from None
     if not isinstance(values, Mapping):
         raise DataError(f"{path} holds a {type(values).__name__}, not a state dict")
     return values
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or its class name: torch's messages go on for many lines."""
     return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -44,11 +44,11 @@ def source(path: Path) -> Path:
     raise MissingError(f"{path} holds neither {TOKENIZER_FILE} nor {MODEL_FILE}. Run: invoke fetch")
 
 
-def load(path: Path) -> Tokenizer:
+def load(path: Path, max_length: int = 0) -> Tokenizer:
     """The guide's tokenizer from a SentencePiece Unigram model, a tokenizer.json, or a folder that holds one of them.
 
-    A folder's spm.model is read with its tokenizer_config.json; of a file that is given, nothing beside it is read.
-    Pairs are encoded as [CLS] A [SEP] B [SEP], neither padded nor truncated (see `truncate`). Raises MissingError or
+    A folder's spm.model is read with its tokenizer_config.json; nothing beside a file is read. Pairs are encoded as
+    [CLS] A [SEP] B [SEP], not padded, and truncated to `max_length` tokens, 0 for no limit. Raises MissingError or
     DataError.
     """
     file = source(path)
@@ -61,6 +61,8 @@ def load(path: Path) -> Tokenizer:
         raise DataError(f"{file} has no {', '.join(lacking)}: it is not a DeBERTa v2 or v3 tokenizer")
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
     _check_special(file, tokenizer)
+    if max_length:
+        truncate(tokenizer, max_length)
     return tokenizer
 
 

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import math
 import os
-import resource
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -24,25 +22,24 @@ import torch
 from torch.nn import functional
 
 from deberta.core import contract, files, mnli
-from deberta.core.errors import ConfigError, MissingError, StageError, run_stage
+from deberta.core.errors import ConfigError, StageError, run_stage
 from deberta.core.machine import effective_cpus
 from deberta.core.progress import Progress
-from deberta.stages.model import checkpoint, config
-from deberta.stages.model import tokenizer as tokenizers_of_guide
+from deberta.stages import arguments
+from deberta.stages.arguments import Argument
+from deberta.stages.model import checkpoint, config, tokenizer
 from deberta.stages.model.deberta import Deberta
 from deberta.stages.train import training
 
-CLIP = 1.0  # largest norm of the gradient
+MAX_GRADIENT_NORM = 1.0
 BETAS, EPSILON = (0.9, 0.999), 1e-6  # AdamW's, as DeBERTa was trained with
-_SMOOTHING = 0.98  # of the loss that the progress line shows
+_SMOOTHING = 0.98  # of the loss on the progress line
 _EVALUATION_BATCH = 64
-
-_MOST = 2**31 - 1
 
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """What the result depends on besides the files."""
+    """Everything but the input files that the weights depend on."""
 
     steps: int  # 0: as many as `epochs` take
     epochs: int
@@ -55,25 +52,20 @@ class TrainingSettings:
     max_length: int
 
 
-class _Interruption:
-    """Set by SIGINT or SIGTERM; the loop looks at it between steps, where the state is whole."""
+@contextlib.contextmanager
+def _signals_deferred() -> Iterator[list[int]]:
+    """Yield a list that the first SIGINT or SIGTERM is added to; a second one ends the process as usual."""
+    received: list[int] = []
 
-    def __init__(self) -> None:
-        self.wanted = False
-
-    def __call__(self, number: int, frame: FrameType | None) -> None:
-        self.wanted = True
+    def handle(number: int, frame: FrameType | None) -> None:
+        received.append(number)
         signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.default_int_handler)
 
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[_Interruption]:
-    interruption = _Interruption()
-    before = {number: signal.signal(number, interruption) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield interruption
+        yield received
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
 
 
@@ -82,12 +74,14 @@ def train(
     examples: training.Examples,
     settings: TrainingSettings,
     state: Path,
-    made_with: dict[str, object],
+    identity: Mapping[str, object],
     save_seconds: float,
 ) -> dict[str, object]:
-    """Train `model` in place and return what was counted. Raises StageError, DataError (state), KeyboardInterrupt.
+    """Train `model` in place; returns the counts for the summary.
 
-    `state` is read if it exists, written every `save_seconds` and when interrupted, and left for the caller to remove.
+    `state` is read if it exists, written every `save_seconds`, at the end and on a signal; the caller removes it.
+    `identity` is what the run depends on: settings and hashes. Raises StageError (a loss or gradient that is not
+    finite), DataError (a state of another run) and KeyboardInterrupt (after a signal).
     """
     batches = training.Batches(examples.lengths, settings.batch_size, settings.seed, settings.short_steps)
     steps = settings.steps or settings.short_steps + settings.epochs * batches.per_epoch
@@ -95,7 +89,7 @@ def train(
     optimizer = torch.optim.AdamW(
         training.parameter_groups(model, settings.weight_decay), lr=settings.learning_rate, betas=BETAS, eps=EPSILON
     )
-    first = training.load_state(state, made_with, model, optimizer) if state.is_file() else 0
+    first = training.load_state(state, identity, model, optimizer) if state.is_file() else 0
     print(
         f"training on {len(examples)} rows: {steps} steps of {settings.batch_size}, {batches.per_epoch} in an epoch"
         + (f", going on after step {first}" if first else ""),
@@ -103,67 +97,57 @@ def train(
     )
     progress = Progress("finetune", steps, "steps")
     started = saved = time.monotonic()
-    smooth = last = math.nan
+    smoothed = loss = math.nan
     model.train()
-    with _interruptible() as interruption:
+    with _signals_deferred() as signals:
         for step in range(first, steps):
-            last = _step(model, optimizer, examples.batch(batches.rows(step)), step, steps, warmup, settings)
-            smooth = last if math.isnan(smooth) else _SMOOTHING * smooth + (1 - _SMOOTHING) * last
-            progress.update(step + 1, f"loss {smooth:.4f}")
-            if interruption.wanted:
-                training.save_state(state, made_with, step + 1, model, optimizer)
+            rate = training.learning_rate(step, steps, warmup, settings.learning_rate)
+            loss = _update(model, optimizer, rate, examples.batch(batches.rows(step)), f"step {step + 1} of {steps}")
+            smoothed = loss if math.isnan(smoothed) else _SMOOTHING * smoothed + (1 - _SMOOTHING) * loss
+            progress.update(step + 1, f"loss {smoothed:.4f}")
+            if signals or time.monotonic() - saved >= save_seconds:
+                training.save_state(state, identity, step + 1, model, optimizer)
+                saved = time.monotonic()
+            if signals:
                 print(f"stopped after step {step + 1} of {steps}. The same command goes on from {state}", flush=True)
                 raise KeyboardInterrupt
-            if time.monotonic() - saved >= save_seconds:
-                training.save_state(state, made_with, step + 1, model, optimizer)
-                saved = time.monotonic()
-        training.save_state(state, made_with, steps, model, optimizer)  # should what follows be stopped
-    model.eval()
+        training.save_state(state, identity, steps, model, optimizer)  # the evaluation may still be interrupted
     return {
         "steps": steps,
         "resumed_at": first,
         "train_rows": len(examples),
-        "last_loss": last if math.isfinite(last) else None,
-        "smoothed_loss": smooth if math.isfinite(smooth) else None,
+        "last_loss": loss if math.isfinite(loss) else None,
+        "smoothed_loss": smoothed if math.isfinite(smoothed) else None,
         "train_seconds": round(time.monotonic() - started, 1),
     }
 
 
-def _step(
+def _update(
     model: Deberta,
     optimizer: torch.optim.Optimizer,
+    rate: float,
     batch: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
-    step: int,
-    steps: int,
-    warmup: int,
-    settings: TrainingSettings,
+    step: str,
 ) -> float:
-    """One update; returns the loss. Raises StageError before a loss that is not finite can reach the weights."""
-    rate = training.learning_rate(step, steps, warmup, settings.learning_rate)
+    """One optimizer step; returns the loss. Raises StageError before anything not finite reaches the weights."""
     for group in optimizer.param_groups:
         group["lr"] = rate
     ids, mask, labels = batch
-    loss = functional.cross_entropy(model(ids, mask), labels)
-    value = loss.item()
-    if not math.isfinite(value):
-        raise StageError(
-            f"the loss is {value} at step {step + 1} of {steps} (learning rate {rate:.2g}). "
-            "Try a lower --learning-rate or a longer --warmup"
-        )
     optimizer.zero_grad()
+    loss = functional.cross_entropy(model(ids, mask), labels)
     loss.backward()  # type: ignore[no-untyped-call]
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
-    if not math.isfinite(float(norm)):
+    norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM))
+    if not math.isfinite(loss.item()) or not math.isfinite(norm):
         raise StageError(
-            f"the gradient is {float(norm)} at step {step + 1} of {steps}, though the loss is {value:.4f}. "
+            f"the loss is {loss.item():.4g} at {step} (learning rate {rate:.2g}), the gradient's norm {norm:.4g}. "
             "Try a lower --learning-rate or a longer --warmup"
         )
     optimizer.step()
-    return value
+    return loss.item()
 
 
 def evaluate(model: Deberta, examples: training.Examples) -> int:
-    """How many labels are right; batches are padded to their longest row only."""
+    """The number of correct labels; each batch is padded to its longest row only."""
     model.eval()
     order = examples.lengths.argsort(kind="stable").tolist()
     correct = 0
@@ -175,146 +159,109 @@ def evaluate(model: Deberta, examples: training.Examples) -> int:
 
 
 def starting_model(model_config: config.ModelConfig, init: Path | None, seed: int) -> tuple[Deberta, dict[str, object]]:
-    """A model with new weights, or a backbone's, and what to tell of it. Raises as `training.load_backbone`."""
+    """A model with new weights, or a backbone's, and its part of the summary. Raises as `training.load_backbone`."""
     torch.manual_seed(seed)
     model = Deberta(model_config, len(contract.LABELS))
     training.initialise(model)
+    print(f"starting from {init or 'scratch'}", flush=True)
     if init is None:
-        print("starting from scratch", flush=True)
         return model, {"init": None}
     initial = training.load_backbone(model, init)
-    print(f"starting from {init}", flush=True)
-    if initial.head_new:
-        print(f"  new, drawn from seed {seed}: {', '.join(initial.head_new)}", flush=True)
-    if initial.head_found:
-        print(f"  its own head is kept: {', '.join(initial.head_found)}", flush=True)
-    if initial.ignored:
-        print(f"  ignored: {', '.join(initial.ignored)}", flush=True)
+    for meaning, names in (
+        (f"new, drawn from seed {seed}", initial.head_new),
+        ("its own head is kept", initial.head_kept),
+        ("ignored", initial.ignored),
+    ):
+        if names:
+            print(f"  {meaning}: {', '.join(names)}", flush=True)
     return model, {"init": str(init), "head_new": initial.head_new, "ignored_tensors": initial.ignored}
 
 
-def finetune(
-    train_file: Path,
-    dev_folder: Path,
-    tokenizer_path: Path,
-    config_path: Path,
-    output: Path,
-    init: Path | None,
-    settings: TrainingSettings,
-    state: Path,
-    save_seconds: float,
-) -> dict[str, object]:
-    """Train, write `output`, evaluate; returns the summary. Raises MissingError, ConfigError, DataError, StageError."""
-    model_config = config.read(config_path)
+def finetune(options: argparse.Namespace, settings: TrainingSettings) -> dict[str, object]:
+    """Train, write `options.output`, evaluate; returns the summary. Raises the errors of config, data and `train`."""
+    model_config = config.read(options.config)
     if settings.max_length > model_config.max_position_embeddings:
         raise ConfigError(
             f"--max-length {settings.max_length} is more than the {model_config.max_position_embeddings} positions "
-            f"of {config_path}"
+            f"of {options.config}"
         )
-    if not train_file.is_file():
-        raise MissingError(f"{train_file} is missing. Run: invoke fetch")
-    tokenizer = tokenizers_of_guide.load(tokenizer_path)
-    tokenizers_of_guide.truncate(tokenizer, settings.max_length)
-    model, origin = starting_model(model_config, init, settings.seed)
-    made_with = {
-        **{name.replace("_", " "): value for name, value in vars(settings).items()},
-        "train.tsv": files.sha256_of(train_file),
-        "tokenizer": files.sha256_of(tokenizers_of_guide.source(tokenizer_path)),
-        "config": files.sha256_of(config_path),
-        "initial weights": training.weights_digest(model),
-    }
+    encoder = tokenizer.load(options.tokenizer, settings.max_length)
+    model, start = starting_model(model_config, options.init, settings.seed)
     dev_sets: dict[str, training.Examples] = {}
     for version, name in contract.DEV_FILES.items():
-        if (dev_folder / name).is_file():
-            dev_sets[version] = training.encode(dev_folder / name, tokenizer, mnli.DEV_COLUMNS, model_config.vocab_size)
+        path = options.data / name
+        if path.is_file():
+            dev_sets[version] = training.encode(path, encoder, mnli.DEV_COLUMNS, model_config.vocab_size)
         else:
-            print(f"{dev_folder / name} is missing: the model is not evaluated on it", flush=True)
-    examples = training.encode(train_file, tokenizer, mnli.TRAIN_COLUMNS, model_config.vocab_size)
-    summary = train(model, examples, settings, state, made_with, save_seconds)
-    checkpoint.save(output, model)
-    print(f"{output}: {output.stat().st_size} bytes", flush=True)
+            print(f"{path} is missing: the model is not evaluated on it", flush=True)
+    examples = training.encode(options.train, encoder, mnli.TRAIN_COLUMNS, model_config.vocab_size)
+    identity: dict[str, object] = {name.replace("_", " "): value for name, value in vars(settings).items()}
+    identity["train.tsv"] = files.sha256_of(options.train)
+    identity["tokenizer"] = files.sha256_of(tokenizer.source(options.tokenizer))
+    identity["config"] = files.sha256_of(options.config)
+    identity["initial weights"] = training.weights_digest(model)
+    counts = train(model, examples, settings, options.state, identity, 60 * options.save_minutes)
+    checkpoint.save(options.output, model)
+    print(f"{options.output}: {options.output.stat().st_size} bytes", flush=True)
     results: dict[str, object] = {}
     for version, rows in dev_sets.items():
         correct = evaluate(model, rows)
         results[version] = {"correct": correct, "rows": len(rows), "accuracy": correct / len(rows)}
         print(f"{version}: accuracy {correct / len(rows):.4f} ({correct}/{len(rows)})", flush=True)
-    files.remove(state)  # the run is complete
+    files.remove(options.state)  # the run is complete
     return {
-        **summary,
-        **origin,
+        **counts,
+        **start,
         "settings": vars(settings),
         "labels": contract.LABELS,
         "parameters": sum(weight.numel() for weight in model.parameters()),
-        "bytes": output.stat().st_size,
+        "bytes": options.output.stat().st_size,
         "evaluation": results,
     }
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m deberta.stages.train.finetune", description=__doc__)
-    parser.add_argument("--train", type=Path, required=True, help="GLUE's train.tsv, 12 columns")
-    parser.add_argument("--data", type=Path, required=True, help="folder of the dev files to evaluate on at the end")
-    parser.add_argument("--tokenizer", type=Path, required=True, help="spm.model, or a Hugging Face tokenizer folder")
-    parser.add_argument("--config", type=Path, required=True)
-    parser.add_argument("--output", type=Path, required=True, help="the checkpoint to write")
-    parser.add_argument(
-        "--init", type=Path, help="pretrained checkpoint to start from: a file or a Hugging Face folder"
+    whole, decimal = arguments.whole, arguments.decimal
+    options = arguments.parse(
+        argv,
+        __doc__,
+        "tokenizer",
+        "config",
+        "output",
+        "summary",
+        train=arguments.file("GLUE's train.tsv, 12 columns"),
+        data=arguments.file("folder of the dev files to evaluate on at the end"),
+        init=arguments.file("pretrained checkpoint to start from: a file or a Hugging Face folder", required=False),
+        epochs=Argument("default 2", whole(1, 1000)),
+        steps=Argument("instead of --epochs", whole(1), default=0),
+        batch_size=Argument("default 32", whole(1, 1024), default=32),
+        learning_rate=Argument("its peak, default 2e-5", decimal(1.0), default=2e-5),
+        warmup=Argument("steps to reach the peak, default 1000, at most half of all", whole(0), default=1000),
+        short_steps=Argument("first steps, over the shorter half of the rows alone, default 0", whole(0), default=0),
+        weight_decay=Argument("default 0.01", decimal(1.0), default=0.01),
+        seed=Argument("default 0", whole(0), default=0),
+        max_length=Argument("tokens of a pair, default 256", whole(8, 65536), default=contract.SEQUENCE_LENGTH),
+        state=arguments.file("where a stopped run is kept, to be resumed"),
+        save_minutes=Argument("how often the state is written besides, default 10", decimal(1e6), default=10.0),
     )
-    length = parser.add_mutually_exclusive_group()
-    length.add_argument("--epochs", help="default 2")
-    length.add_argument("--steps", help="instead of --epochs")
-    parser.add_argument("--batch-size", help="default 32")
-    parser.add_argument("--learning-rate", help="its peak, default 2e-5")
-    parser.add_argument("--warmup", help="steps to reach it, default 1000, at most half of all")
-    parser.add_argument("--short-steps", help="at first, steps over the shorter half of the rows alone, default 0")
-    parser.add_argument("--weight-decay", help="default 0.01")
-    parser.add_argument("--seed", help="default 0")
-    parser.add_argument("--max-length", help="tokens of a pair, default 256")
-    parser.add_argument("--state", type=Path, required=True, help="where a stopped run is kept, to be resumed")
-    parser.add_argument("--save-minutes", help="how often the state is written besides, default 10")
-    parser.add_argument("--summary", type=Path, required=True, help="JSON file for what was counted")
-    options = parser.parse_args(argv)
-    integer = contract.parse_integer
+    if options.steps and options.epochs:
+        raise ConfigError("--epochs and --steps say the same in two ways. Give one of them")
     settings = TrainingSettings(
-        steps=integer("--steps", options.steps, 0, 1, _MOST),
-        epochs=0 if options.steps else integer("--epochs", options.epochs, 2, 1, 1000),
-        batch_size=integer("--batch-size", options.batch_size, 32, 1, 1024),
-        learning_rate=_decimal("--learning-rate", options.learning_rate, 2e-5, 1.0),
-        warmup=integer("--warmup", options.warmup, 1000, 0, _MOST),
-        short_steps=integer("--short-steps", options.short_steps, 0, 0, _MOST),
-        weight_decay=_decimal("--weight-decay", options.weight_decay, 0.01, 1.0),
-        seed=integer("--seed", options.seed, 0, 0, _MOST),
-        max_length=integer("--max-length", options.max_length, contract.SEQUENCE_LENGTH, 8, 65536),
+        steps=options.steps,
+        epochs=0 if options.steps else options.epochs or 2,
+        batch_size=options.batch_size,
+        learning_rate=options.learning_rate,
+        warmup=options.warmup,
+        short_steps=options.short_steps,
+        weight_decay=options.weight_decay,
+        seed=options.seed,
+        max_length=options.max_length,
     )
-    save_seconds = 60 * _decimal("--save-minutes", options.save_minutes, 10, 1e6)
     os.environ["TOKENIZERS_PARALLELISM"] = "true"  # a setting of tokenizers: one thread per core in encode_batch
     torch.set_num_threads(effective_cpus())
-    # Some gradients on the CPU are summed by racing threads otherwise, and a resumed run would end elsewhere.
+    # Racing threads would sum some gradients in varying order, and a resumed run would end with other weights.
     torch.use_deterministic_algorithms(True)
-    summary = finetune(
-        options.train,
-        options.data,
-        options.tokenizer,
-        options.config,
-        options.output,
-        options.init,
-        settings,
-        options.state,
-        save_seconds,
-    )
-    summary["peak_rss_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    files.write_text(options.summary, json.dumps(summary, indent=2) + "\n")
-
-
-def _decimal(option: str, text: str | None, default: float, high: float) -> float:
-    """A number from 0 to `high`. Raises ConfigError."""
-    try:
-        value = default if text is None else float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value <= high:
-        raise ConfigError(f"{option} {text!r} is not a number from 0 to {high:g}")
-    return value
+    arguments.write_summary(options.summary, finetune(options, settings))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Parts of a training run that can be stopped and resumed: batches, learning rate, first weights, saved state."""
+"""The parts of a resumable training run: batches, learning rate, initial weights, saved state."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from deberta.stages.model.deberta import Deberta, SelfAttention
 HEAD = ("pooler.", "classifier.")
 # Heads of pretraining: Microsoft's two names, and that of transformers' masked language model.
 LANGUAGE_MODEL_HEADS = ("lm_predictions.", "mask_predictions.", "cls.")
-_CHUNK_ROWS = 1024  # encoded at a time
-_GROUP_BATCHES = 50  # rows of so many batches are sorted by length together
-_WIDTH_STEP = 8  # batches are padded to a multiple of it
+_CHUNK_ROWS = 1024  # rows tokenized at a time
+_GROUP_BATCHES = 50  # batches whose rows are sorted by length together
+_WIDTH_STEP = 8  # the width of a batch is a multiple of it
 
 Array = npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True)
 class Examples:
-    """Encoded pairs, one after the other: `ids[starts[i]:starts[i + 1]]` is pair i."""
+    """Tokenized pairs in one array, with their labels as indices: `ids[starts[i]:starts[i + 1]]` is pair i."""
 
     ids: Array
     starts: npt.NDArray[np.int64]
@@ -47,65 +47,57 @@ class Examples:
         return np.diff(self.starts)
 
     def batch(self, rows: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-        """int32 ids and mask [rows, longest of them rounded up], int64 labels [rows]."""
-        longest = max(int(self.starts[row + 1] - self.starts[row]) for row in rows)
-        width = -(-longest // _WIDTH_STEP) * _WIDTH_STEP
-        ids, mask = np.zeros((len(rows), width), np.int32), np.zeros((len(rows), width), np.int32)
-        for index, row in enumerate(rows):
-            pair = self.ids[self.starts[row] : self.starts[row + 1]]
-            ids[index, : len(pair)], mask[index, : len(pair)] = pair, 1
+        """int32 ids and mask [rows, longest row rounded up], int64 labels [rows]."""
+        starts, stops = self.starts[list(rows)], self.starts[[row + 1 for row in rows]]
+        lengths = stops - starts
+        width = -(-int(lengths.max()) // _WIDTH_STEP) * _WIDTH_STEP
+        mask = (np.arange(width) < lengths[:, None]).astype(np.int32)
+        ids = np.zeros((len(rows), width), np.int32)
+        for index, (start, stop) in enumerate(zip(starts, stops, strict=True)):
+            ids[index, : stop - start] = self.ids[start:stop]
         return torch.from_numpy(ids), torch.from_numpy(mask), torch.from_numpy(self.labels[list(rows)])
 
 
 def encode(path: Path, tokenizer: Tokenizer, columns: int, vocabulary: int) -> Examples:
-    """Read a tsv of so many columns and encode its pairs. Raises MissingError and DataError."""
-    texts: list[tuple[str, str]] = []
-    labels: list[int] = []
-    for row in mnli.rows(path, columns):
-        texts.append((row.premise, row.hypothesis))
-        labels.append(row.label)
-    progress = Progress(f"encoding {path.name}", len(texts), "rows")
+    """Read a tsv of so many columns and tokenize its pairs. Raises MissingError and DataError."""
+    rows = list(mnli.rows(path, columns))
+    progress = Progress(f"encoding {path.name}", len(rows), "rows")
     parts: list[Array] = []
-    for start in range(0, len(texts), _CHUNK_ROWS):
-        chunk = texts[start : start + _CHUNK_ROWS]
-        parts += [np.array(encoding.ids, np.int32) for encoding in tokenizer.encode_batch(chunk)]
-        progress.update(start + len(chunk))
+    for start in range(0, len(rows), _CHUNK_ROWS):
+        texts = [(row.premise, row.hypothesis) for row in rows[start : start + _CHUNK_ROWS]]
+        parts += [np.array(encoding.ids, np.int32) for encoding in tokenizer.encode_batch(texts)]
+        progress.update(start + len(texts))
     ids = np.concatenate(parts)
     if int(ids.max()) >= vocabulary:
         raise DataError(
             f"the tokenizer gives id {int(ids.max())} for {path}, but the model's vocabulary has {vocabulary} entries. "
             "They do not belong together"
         )
-    starts = np.concatenate([np.zeros(1, np.int64), np.cumsum([len(part) for part in parts], dtype=np.int64)])
-    return Examples(ids, starts, np.array(labels, np.int64))
+    starts = np.cumsum([0, *(len(part) for part in parts)], dtype=np.int64)
+    return Examples(ids, starts, np.array([row.label for row in rows], np.int64))
 
 
 class Batches:
-    """Which rows each step takes: a function of the arguments and the step alone, so that a stopped run can go on.
+    """The rows of each step, a function of the arguments and the step alone, so that a stopped run can be resumed.
 
-    The first `short_steps` steps take the shorter half of the rows only. Rows of similar length share a batch, which
+    The first `short_steps` steps use the shorter half of the rows only. Rows of similar length share a batch, which
     saves padding; the order of rows and of batches is drawn again for every epoch.
     """
 
     def __init__(self, lengths: npt.NDArray[np.int64], batch_size: int, seed: int, short_steps: int) -> None:
         self._lengths, self._size, self._seed, self._short_steps = lengths, batch_size, seed, short_steps
         self._pools = (np.flatnonzero(lengths <= np.median(lengths)), np.arange(len(lengths)))
-        self._drawn: tuple[int, int] | None = None
+        self._counts = tuple(-(-len(rows) // batch_size) for rows in self._pools)
+        self.per_epoch = self._counts[1]
+        self._epoch: tuple[int, int] | None = None  # the pool and epoch of `_batches`
         self._batches: list[list[int]] = []
-
-    @property
-    def per_epoch(self) -> int:
-        return self._count(1)
 
     def rows(self, step: int) -> list[int]:
         pool = int(step >= self._short_steps)
-        epoch, index = divmod(step - pool * self._short_steps, self._count(pool))
-        if self._drawn != (pool, epoch):
-            self._batches, self._drawn = self._draw(pool, epoch), (pool, epoch)
+        epoch, index = divmod(step - pool * self._short_steps, self._counts[pool])
+        if self._epoch != (pool, epoch):
+            self._batches, self._epoch = self._draw(pool, epoch), (pool, epoch)
         return self._batches[index]
-
-    def _count(self, pool: int) -> int:
-        return -(-len(self._pools[pool]) // self._size)
 
     def _draw(self, pool: int, epoch: int) -> list[list[int]]:
         random = np.random.default_rng([self._seed, pool, epoch])
@@ -126,17 +118,17 @@ def learning_rate(step: int, steps: int, warmup: int, peak: float) -> float:
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Weights decay; biases and the scales of normalisations do not."""
-    decayed = [weight for weight in model.parameters() if weight.dim() > 1]
-    others = [weight for weight in model.parameters() if weight.dim() <= 1]
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    """Matrices decay; biases and the scales of normalisations do not."""
+    matrices = [weight for weight in model.parameters() if weight.dim() > 1]
+    vectors = [weight for weight in model.parameters() if weight.dim() <= 1]
+    return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
 
 
 def initialise(model: Deberta) -> None:
     """Draw new weights from torch's generator: N(0, initializer_range), biases 0, the padding token's embedding 0.
 
-    Keys start equal to queries, so that a token first attends to its like. A small model that has to compare two texts
-    finds that only after a long plateau otherwise.
+    Keys start equal to queries, so that a token first attends to similar tokens. Without this, a small model that has
+    to compare two texts learns it only after a long plateau.
     """
     for module in model.modules():
         if isinstance(module, nn.LayerNorm):
@@ -155,29 +147,29 @@ def initialise(model: Deberta) -> None:
 
 @dataclass(frozen=True)
 class Initial:
-    """What a pretrained checkpoint gave; key names in all three."""
+    """The key names of a pretrained checkpoint's head, split by origin, and of its tensors that are not used."""
 
-    head_found: tuple[str, ...]
+    head_kept: tuple[str, ...]
     head_new: tuple[str, ...]
     ignored: tuple[str, ...]
 
 
 def load_backbone(model: Deberta, path: Path) -> Initial:
-    """Replace `model`'s weights by a checkpoint's; what its head lacks, or has in another shape, keeps the model's own.
+    """Load a checkpoint's weights; head tensors that it lacks, or has in another shape, keep the model's own.
 
     Raises MissingError and DataError: missing, unexpected and misshapen backbone tensors, all in one message.
     """
-    found = checkpoint.read_state_dict(path)
+    loaded = checkpoint.read_state_dict(path)
     own = model.state_dict()
-    given = {key: value for key, value in found.items() if not key.startswith(LANGUAGE_MODEL_HEADS)}
+    merged = {key: value for key, value in loaded.items() if not key.startswith(LANGUAGE_MODEL_HEADS)}
     head = [key for key in own if key.startswith(HEAD)]
-    head_found = [key for key in head if key in given and given[key].shape == own[key].shape]
-    head_new = [key for key in head if key not in head_found]
-    given.update((key, own[key]) for key in head_new)
-    state, extras = checkpoint.select(given, own, model.config, path)
+    head_kept = [key for key in head if key in merged and merged[key].shape == own[key].shape]
+    head_new = [key for key in head if key not in head_kept]
+    merged.update((key, own[key]) for key in head_new)
+    state, extras = checkpoint.select(merged, own, model.config, path)
     model.load_state_dict(state)
-    ignored = sorted({*extras, *(key for key in found if key not in given)})
-    return Initial(tuple(head_found), tuple(head_new), tuple(ignored))
+    ignored = sorted({*extras, *(loaded.keys() - merged.keys())})
+    return Initial(tuple(head_kept), tuple(head_new), tuple(ignored))
 
 
 def weights_digest(model: nn.Module) -> str:
@@ -190,11 +182,11 @@ def weights_digest(model: nn.Module) -> str:
 
 
 def save_state(
-    path: Path, made_with: Mapping[str, object], step: int, model: nn.Module, optimizer: torch.optim.Optimizer
+    path: Path, identity: Mapping[str, object], step: int, model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> None:
-    """Write everything that the rest of the run depends on, whole or not at all. `made_with`: plain values only."""
+    """Write everything that the rest of the run depends on, whole or not at all. `identity`: plain values only."""
     state = {
-        "made_with": dict(made_with),
+        "made_with": dict(identity),
         "step": step,
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
@@ -204,28 +196,28 @@ def save_state(
         torch.save(state, file)
 
 
-def load_state(path: Path, made_with: Mapping[str, object], model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Put a saved run back and return its step. Raises DataError if it is damaged or was made with something else."""
+def load_state(path: Path, identity: Mapping[str, object], model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """Restore a saved run and return its step. Raises DataError if it is damaged or belongs to another run."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        before, step = dict(state["made_with"]), int(state["step"])
+        saved, step = dict(state["made_with"]), int(state["step"])
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, TypeError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = checkpoint.first_line(error)
         raise DataError(f"{path} is not a saved state of finetune ({reason}). Remove it to start again") from None
-    changed = [
-        f"{name} was {before.get(name)} and is {made_with.get(name)}"
-        for name in sorted({*before, *made_with})
-        if before.get(name) != made_with.get(name)
+    changes = [
+        f"{name} was {saved.get(name)} and is {identity.get(name)}"
+        for name in sorted({*saved, *identity})
+        if saved.get(name) != identity.get(name)
     ]
-    if changed:
+    if changes:
         raise DataError(
-            f"{path} belongs to another run: {'; '.join(changed)}. Run with the same, or remove it to start again"
+            f"{path} belongs to another run: {'; '.join(changes)}. Run with the same, or remove it to start again"
         )
     try:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["random"])
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = checkpoint.first_line(error)
         raise DataError(f"{path} does not fit the model ({reason}). Remove it to start again") from None
     return step
