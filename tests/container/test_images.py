@@ -172,9 +172,13 @@ def test_how_packages_were_reached_is_in_no_layer(
     (tmp_path / "ca.pem").write_text(f"# planted-authority\n{trusted}")
     with mirror(wheel) as (address, asked):
         settings = BuildSettings(
-            shop.settings.wheelhouse, "http://planted-user:planted-word@planted-mirror.invalid/simple", False,
-            {"http_proxy": address, "no_proxy": "planted-host.invalid"}, tmp_path / "ca.pem", "host",
-        )  # fmt: skip
+            shop.settings.wheelhouse,
+            "http://planted-user:planted-word@planted-mirror.invalid/simple",
+            http_proxy=address,
+            no_proxy="planted-host.invalid",
+            ca=tmp_path / "ca.pem",
+            network="host",
+        )
         image = shop.build("export", settings)
     assert shop.run(image, "/opt/stages/bin/python", "-c", "import one, two; print('both')") == "both\n"
     credentials = base64.b64encode(b"planted-user:planted-word").decode()

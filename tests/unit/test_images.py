@@ -104,7 +104,9 @@ def test_a_replaced_base_is_another_image_and_said(project: Path) -> None:
 
 def test_how_packages_are_reached_is_no_part_of_an_image(project: Path, tmp_path: Path) -> None:
     (tmp_path / "ca.pem").write_text("-----BEGIN CERTIFICATE-----\n")
-    settings = BuildSettings(tmp_path, "https://user:word@host/simple", True, {"no_proxy": "x"}, tmp_path / "ca.pem")
+    settings = BuildSettings(
+        tmp_path, "https://user:word@host/simple", offline=True, no_proxy="x", ca=tmp_path / "ca.pem"
+    )
     image = plan(project, "compile")
     assert context(image, settings) != context(image, BuildSettings())
     kept = definition.canonical([image.tag, dict(image.inputs), definition.labels(image)])
@@ -223,7 +225,7 @@ def test_what_pip_is_told(project: Path) -> None:
 
     plain = told(BuildSettings())
     assert plain["network/torch-index"] == stage_env.TORCH_INDEX and "index" not in plain["network/pip.conf"]
-    own = told(BuildSettings(index_url="http://user:word@mirror:8080/simple", proxies={"https_proxy": "http://p:3"}))
+    own = told(BuildSettings(index_url="http://user:word@mirror:8080/simple", https_proxy="http://p:3"))
     assert "index-url = http://user:word@mirror:8080/simple\ntrusted-host = mirror:8080\n" in own["network/pip.conf"]
     assert own["network/environment"] == "https_proxy=http://p:3\nHTTPS_PROXY=http://p:3\n"
     offline = told(BuildSettings(index_url="https://mirror/simple", offline=True))
@@ -241,23 +243,27 @@ def test_settings(tmp_path: Path) -> None:
     (tmp_path / "ca.pem").write_text("# ours\n-----BEGIN CERTIFICATE-----\n")
     given = {"wheelhouse": "wheels", "ca": str(tmp_path / "ca.pem"), "offline": True, "https_proxy": "http://p:3"}
     assert definition.settings(given, tmp_path) == BuildSettings(
-        tmp_path / "wheels", "", True, {"https_proxy": "http://p:3"}, tmp_path / "ca.pem"
+        tmp_path / "wheels", offline=True, https_proxy="http://p:3", ca=tmp_path / "ca.pem"
     )
 
 
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ("offline", "not a mapping"),
-        ({"wheel_house": "x"}, r"images\.wheel_house in invoke.yaml is not one of: wheelhouse"),
-        ({"wheelhouse": "nowhere"}, "which is no folder"),
-        ({"ca": "nowhere"}, "no file of PEM certificates"),
-        ({"offline": "yes"}, "images.offline in invoke.yaml is 'yes'"),
-        ({"index_url": "mirror/simple"}, "not an http"),
-        ({"index_url": "https://mirror\nextra-index-url = https://other"}, "a line break"),
-        ({"http_proxy": "http://p\nPIP_NO_INDEX=0"}, "a line break"),
+        ("offline", "'offline' is not a mapping"),
+        (
+            {"wheel_house": "x"},
+            "Object contains unknown field `wheel_house`, which is not one of: wheelhouse,",
+        ),
+        ({"wheelhouse": "nowhere"}, "wheelhouse: .*nowhere is no folder"),
+        ({"wheelhouse": 3}, "wheelhouse: Expected `Path`, got `int`"),
+        ({"ca": "nowhere"}, "ca: .*nowhere is no file of PEM certificates"),
+        ({"offline": "yes"}, "offline: Expected `bool`, got `str`"),
+        ({"index_url": "mirror/simple"}, r"index_url: Expected .*\^https\?://"),
+        ({"index_url": "https://mirror\nextra-index-url = https://other"}, r"index_url: Expected .*x00-"),
+        ({"http_proxy": "http://p\nPIP_NO_INDEX=0"}, r"http_proxy: Expected .*x00-"),
     ],
 )
 def test_settings_that_cannot_be_meant(tmp_path: Path, given: Any, says: str) -> None:
-    with pytest.raises(ConfigError, match=says):
+    with pytest.raises(ConfigError, match=f"images in invoke.yaml: {says}"):
         definition.settings(given, tmp_path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -60,7 +60,7 @@ def test_nodes_and_driver_one_by_one(wanted: NpuSettings, tmp_path: Path) -> Non
         groups=tuple({os.stat(wanted.nodes).st_gid} - {0}),
     )
     assert npu_access.access(wanted, 1, lambda: False) == expected
-    nodes = NpuSettings(npu_access.NODES, wanted.nodes, wanted.driver)
+    nodes = NpuSettings("nodes", wanted.nodes, wanted.driver)
     assert npu_access.access(nodes, 1, never) == expected
 
 
@@ -71,17 +71,25 @@ def test_the_groups_of_the_nodes_and_never_roots(wanted: NpuSettings) -> None:
     assert npu_access.access(wanted, 1, lambda: False).groups == (1234, 4321)
 
 
-@pytest.mark.parametrize("how", [npu_access.AUTO, npu_access.RUNTIME])
-def test_ascends_own_runtime_mounts_everything_itself(tmp_path: Path, how: str) -> None:
-    has_runtime = (lambda: True) if how == npu_access.AUTO else never
+@pytest.mark.parametrize("how", ["auto", "runtime"])
+def test_ascends_own_runtime_mounts_everything_itself(tmp_path: Path, how: Literal["auto", "runtime"]) -> None:
+    has_runtime = (lambda: True) if how == "auto" else never
     found = npu_access.access(NpuSettings(how, tmp_path, tmp_path), 3, has_runtime)
     assert found == Access(runtime="ascend", variables=(("ASCEND_VISIBLE_DEVICES", "3"),))
 
 
-@pytest.mark.parametrize("given", [{"acess": "auto"}, {"access": "privileged"}, ["nodes"], "nodes"])
-def test_a_setting_that_is_not_understood(given: Any) -> None:
-    with pytest.raises(ConfigError, match="npu"):
-        npu_access.settings(given)
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"acess": "auto"}, "`acess`, which is not one of: access, nodes, driver"),
+        ({"access": "privileged"}, "access: Invalid enum value 'privileged'"),
+        (["nodes"], "not a mapping"),
+        ("nodes", "'nodes' is not a mapping"),
+    ],
+)
+def test_a_setting_that_is_not_understood(values: Any, reason: str) -> None:
+    with pytest.raises(ConfigError, match=f"npu in invoke.yaml: .*{reason}"):
+        npu_access.settings(values)
 
 
 def test_settings() -> None:

@@ -6,14 +6,15 @@ What there is to mount: the base list of Ascend's container runtime and MindX's 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Callable
+from typing import Any, Callable, Literal
 
-from deberta.core.errors import ConfigError, MissingError
+import msgspec
+
+from deberta.core import schema
+from deberta.core.errors import MissingError
 from deberta.host.engine.containers import Access, Mount
 
-AUTO, NODES, RUNTIME = "auto", "nodes", "runtime"
 MANAGERS = ("davinci_manager", "devmm_svm", "hisi_hdc")  # every container needs them beside its davinci<N>
 DRIVER = PurePosixPath("/usr/local/Ascend/driver")  # where it is in a container
 # Mounted if they are there; driver/lib64 must be.
@@ -21,24 +22,17 @@ DRIVER_PARTS = ("include", "version.info")
 OTHERS = ("/usr/local/dcmi", "/usr/local/bin/npu-smi", "/usr/local/Ascend/firmware", "/etc/ascend_install.info")
 
 
-@dataclass(frozen=True)
-class NpuSettings:
-    """`npu` of invoke.yaml. `access`: auto, nodes or runtime; the folders of the device nodes and of the driver."""
+class NpuSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`npu` of invoke.yaml. `access`: how containers reach an NPU; the folders of the device nodes and the driver."""
 
-    access: str = AUTO
+    access: Literal["auto", "nodes", "runtime"] = "auto"
     nodes: Path = Path("/dev")
     driver: Path = Path(DRIVER)
 
 
-def settings(given: Any) -> NpuSettings:
+def settings(values: Any) -> NpuSettings:
     """The setting `npu`. Raises ConfigError."""
-    values = dict(given or {}) if hasattr(given or {}, "items") else None
-    if values is None or set(values) - {"access", "nodes", "driver"}:
-        raise ConfigError(f"npu in invoke.yaml is {given!r}; it takes access, nodes and driver")
-    access = str(values.get("access") or AUTO)
-    if access not in (AUTO, NODES, RUNTIME):
-        raise ConfigError(f"npu.access in invoke.yaml is {access!r}, not one of: {AUTO}, {NODES}, {RUNTIME}")
-    return NpuSettings(access, Path(values.get("nodes") or "/dev"), Path(values.get("driver") or DRIVER))
+    return schema.setting(values, NpuSettings, "npu")
 
 
 def access(wanted: NpuSettings, device: int, has_runtime: Callable[[], bool], check: bool = True) -> Access:
@@ -46,7 +40,7 @@ def access(wanted: NpuSettings, device: int, has_runtime: Callable[[], bool], ch
 
     With the Ascend Docker Runtime, which `auto` takes where the engine has it, that mounts nodes and driver itself.
     """
-    if wanted.access == RUNTIME or (wanted.access == AUTO and has_runtime()):
+    if wanted.access == "runtime" or (wanted.access == "auto" and has_runtime()):
         return Access(runtime="ascend", variables=(("ASCEND_VISIBLE_DEVICES", str(device)),))
     nodes = [wanted.nodes / name for name in (f"davinci{device}", *MANAGERS)]
     library = wanted.driver / "lib64"

@@ -303,7 +303,8 @@ def _network(settings: BuildSettings) -> Dict[str, bytes]:
         conf.append(f"index-url = {settings.index_url}")
         if settings.index_url.startswith("http://"):  # said in so many words by whoever set it
             conf.append(f"trusted-host = {urlsplit(settings.index_url).netloc.rpartition('@')[2]}")
-    variables = [f"{key}={value}" for name, value in settings.proxies.items() for key in (name, name.upper())]
+    proxies = {name: getattr(settings, name) for name in ("http_proxy", "https_proxy", "no_proxy")}
+    variables = [f"{key}={value}" for name, value in proxies.items() if value for key in (name, name.upper())]
     return {
         "pip.conf": "".join(f"{line}\n" for line in conf).encode(),
         "environment": "".join(f"{line}\n" for line in variables).encode(),

@@ -1,8 +1,8 @@
-"""Stage images as data: what an image is made of, the tag that follows from it, and the files of its build context.
+"""Stage images as data: the inputs of an image, the tag that is their hash, and the files of its build context.
 
-An image's tag is a hash of everything that decides what is in it, so a stale image cannot be used by name. How the
-build reaches the network (BuildSettings) is no part of it: those files never get into a layer of the final image.
-Nothing here needs an engine; `building` does.
+The tag is a hash of everything that decides the image's contents, so a stale image cannot be used by name. How the
+build reaches the network (BuildSettings) is not part of it: those files never get into a layer of the final image.
+Nothing here needs an engine; `build` does.
 """
 
 from __future__ import annotations
@@ -12,47 +12,60 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, Dict, List, Mapping, Optional, Tuple
+from typing import Annotated, Any, Mapping, Optional
 
+import msgspec
+from msgspec import Meta
+
+from deberta.core import schema
 from deberta.core.errors import ConfigError, DataError, MissingError
 from deberta.core.records import Digests
-from deberta.host.images import pins as pinned
-from deberta.host.images.pins import CANN, CANN_PACKAGE, DEBS, MSAME, WHEELS, ImagePins
+from deberta.host.images.pins import (
+    CANN,
+    CANN_PACKAGE,
+    DEBS,
+    MSAME,
+    PINS,
+    WHEELS,
+    ImagePins,
+    architecture_of,
+    user_files,
+)
 
 REPOSITORY = "deberta-ascend"
-LABEL, STAGE, INPUTS, UNPINNED = (
-    REPOSITORY, f"{REPOSITORY}.stage", f"{REPOSITORY}.inputs", f"{REPOSITORY}.unpinned"
-)  # fmt: skip
+LABEL = REPOSITORY
+STAGE, INPUTS, UNPINNED = f"{REPOSITORY}.stage", f"{REPOSITORY}.inputs", f"{REPOSITORY}.unpinned"
 DOCKER_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
-TOOLKIT = "Ascend-cann-toolkit_5.1.RC2_linux-{}.run"  # what messages ask for; any version of the name is taken
-# File of docker/ that goes into the context of a stage, beside the user's own.
+TOOLKIT = "Ascend-cann-toolkit_5.1.RC2_linux-{}.run"  # named in messages; other versions are accepted
+# Scripts of docker/ in the context of a stage, beside the user's files.
 SCRIPTS = {
     "export": ("install-packages",),
     "compile": ("install-cann", "install-packages", "with-cann", "check-cann"),
     "runtime": ("install-cann", "with-cann", "check-cann"),
 }
-_KEYS = ("wheelhouse", "index_url", "offline", "http_proxy", "https_proxy", "no_proxy", "ca", "network")
+Line = Annotated[str, Meta(pattern=r"^[^\x00-\x1f]*\Z")]  # without line breaks and other control characters
 
 
-@dataclass(frozen=True)
-class BuildSettings:
+class BuildSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How builds reach packages: `images` in invoke.yaml. Empty values: pip's and Docker's defaults.
 
-    `wheelhouse`: a folder of wheels to look in first. `offline`: nothing else is asked, and the build has no network.
-    `proxies`: by variable name. `ca`: PEM certificates to trust. `network`: Docker's network for the build.
+    `wheelhouse`: a folder of wheels that is searched first. `offline`: the only one, and the build has no network.
+    `ca`: a file of PEM certificates to trust. `network`: Docker's network for the build.
     """
 
     wheelhouse: Optional[Path] = None
-    index_url: str = ""
+    index_url: Annotated[str, Meta(pattern=r"^https?://[^\x00-\x1f]+\Z")] = ""
     offline: bool = False
-    proxies: Mapping[str, str] = field(default_factory=dict)
+    http_proxy: Line = ""
+    https_proxy: Line = ""
+    no_proxy: Line = ""
     ca: Optional[Path] = None
-    network: str = ""
+    network: Line = ""
 
 
 @dataclass(frozen=True)
 class File:
-    """A file of the context: its name there, where it is, its SHA-256, and whether it is run."""
+    """A file of the context: its name there, where it is, its SHA-256, and whether it is executable."""
 
     name: str
     path: Path
@@ -62,10 +75,10 @@ class File:
 
 @dataclass(frozen=True)
 class Image:
-    """A stage's image. `base`: NAME@sha256:DIGEST, or sha256:ID. `unpinned`: why it is not what the project pins.
+    """A stage's image. `base`: NAME@sha256:DIGEST, or sha256:ID. `unpinned`: how it differs from what is pinned.
 
-    `inputs` (name to digest) is all that the tag is made of. `lock` is the requirements file, None without packages.
-    `arguments`: of the build, beside BASE. `notes`: labels beside those of every image.
+    The tag is a hash of `inputs` (name to digest). `lock` is the requirements file, None without Python packages.
+    `arguments`: build arguments beside BASE. `notes`: labels beside those of every image.
     """
 
     stage: str
@@ -73,58 +86,43 @@ class Image:
     tag: str
     base: str
     inputs: Mapping[str, str]
-    unpinned: Tuple[str, ...]
-    files: Tuple[File, ...]
-    folders: Tuple[str, ...] = ()  # of the context, there even if empty
-    lock: Optional[Path] = None
+    unpinned: tuple[str, ...]
+    files: tuple[File, ...]
+    folders: tuple[str, ...] = ()  # of the context, added even if empty
+    lock: Path | None = None
     arguments: Mapping[str, str] = field(default_factory=dict)
     notes: Mapping[str, str] = field(default_factory=dict)
 
 
-def settings(given: Any, project: Path) -> BuildSettings:
+def settings(values: Any, project: Path) -> BuildSettings:
     """BuildSettings of the mapping `images` in invoke.yaml; paths are relative to the project. Raises ConfigError."""
-    if given and not hasattr(given, "items"):
-        raise ConfigError(f"images in invoke.yaml is {given!r}, not a mapping of settings")
-    values = dict(given or {})
-    if unknown := sorted(set(map(str, values)) - set(_KEYS)):
-        raise ConfigError(f"images.{unknown[0]} in invoke.yaml is not one of: {', '.join(_KEYS)}")
-    texts = {key: str(values.get(key) or "") for key in _KEYS if key != "offline"}
-    for key, text in texts.items():
-        if any(ord(character) < 32 for character in text):
-            raise ConfigError(f"images.{key} in invoke.yaml holds a line break or another control character")
-    offline = values.get("offline") or False
-    if not isinstance(offline, bool):
-        raise ConfigError(f"images.offline in invoke.yaml is {offline!r}, not true or false")
-    if texts["index_url"] and not texts["index_url"].startswith(("https://", "http://")):
-        raise ConfigError(f"images.index_url in invoke.yaml is {texts['index_url']!r}, not an http(s) address")
+    images = schema.setting(values, BuildSettings, "images")
     wheelhouse, ca = (
-        (project / Path(texts[key]).expanduser()).absolute() if texts[key] else None for key in ("wheelhouse", "ca")
+        (project / path.expanduser()).absolute() if path else None for path in (images.wheelhouse, images.ca)
     )
     if wheelhouse and not wheelhouse.is_dir():
-        raise ConfigError(f"images.wheelhouse in invoke.yaml is {wheelhouse}, which is no folder")
+        raise ConfigError(f"images in invoke.yaml: wheelhouse: {wheelhouse} is no folder")
     if ca and not (ca.is_file() and b"-----BEGIN CERTIFICATE-----" in ca.read_bytes()):
-        raise ConfigError(f"images.ca in invoke.yaml is {ca}, which is no file of PEM certificates")
-    proxies = {key: texts[key] for key in ("http_proxy", "https_proxy", "no_proxy") if texts[key]}
-    return BuildSettings(wheelhouse, texts["index_url"], offline, proxies, ca, texts["network"])
+        raise ConfigError(f"images in invoke.yaml: ca: {ca} is no file of PEM certificates")
+    return msgspec.structs.replace(images, wheelhouse=wheelhouse, ca=ca)
 
 
 def plan(project: Path, pins: ImagePins, stage: str, arch: str) -> Image:
-    """The image of a stage for a machine (x86_64 or aarch64). Reads and hashes what it is made of, and changes nothing.
+    """The image of a stage for a machine (x86_64 or aarch64). Reads and hashes its inputs, and builds nothing.
 
-    Raises MissingError (a file that the user brings is not there, or not pinned yet), DataError (a file is not the
-    pinned one) and ConfigError.
+    Raises MissingError (a user-supplied file is missing, or not pinned yet), DataError (a file is not the pinned one)
+    and ConfigError.
     """
     if arch not in DOCKER_ARCHITECTURES:
         raise ConfigError(f"there are no stage images for {arch}; they are for {' and '.join(DOCKER_ARCHITECTURES)}")
-    digests = Digests(project / "docker")  # a CANN package is over 1 GB; what is packed is hashed again
+    digests = Digests(project / "docker")  # remembered: a CANN package is over 1 GB; packing hashes it again
     base = pins.bases[stage]
-    inputs = {"base": base.reference, "architecture": arch}
     files = [
         own_file(project, Path("docker", f"{stage}.Dockerfile"), "Dockerfile"),
         *(own_file(project, Path("docker", script), script) for script in SCRIPTS[stage]),
     ]
-    folders: List[str] = []
-    lock: Optional[Path] = None
+    folders: list[str] = []
+    lock: Path | None = None
     if stage in pins.locks:
         entry = pins.locks[stage]
         lock = project / entry.file
@@ -140,20 +138,30 @@ def plan(project: Path, pins: ImagePins, stage: str, arch: str) -> Image:
         files.append(msame_file(project, pins, arch, digests))
     with contextlib.suppress(OSError):  # it only saves time, and the project may be read-only
         digests.save()
-    inputs.update({str(file.path.relative_to(project).as_posix()): file.sha256 for file in files})
-    text = canonical(inputs)
-    tag = f"{REPOSITORY}/{stage}:{hashlib.sha256(text.encode()).hexdigest()[:20]}"
+    inputs = {"base": base.reference, "architecture": arch}
+    inputs.update({file.path.relative_to(project).as_posix(): file.sha256 for file in files})
     unpinned = (f"base {base.override} in place of {base.image}",) if base.override else ()
-    return Image(stage, arch, tag, base.reference, inputs, unpinned, tuple(files), tuple(folders), lock)
+    return Image(
+        stage, arch, tag_of(stage, inputs), base.reference, inputs, unpinned, tuple(files), tuple(folders), lock
+    )
+
+
+def tag_of(stage: str, inputs: Mapping[str, str]) -> str:
+    return f"{REPOSITORY}/{stage}:{digest_of(inputs)[:20]}"
 
 
 def canonical(content: Any) -> str:
-    """JSON of one form: what the tag is the hash of, and what the labels hold."""
+    """JSON with sorted keys and no spaces: hashed for tags, and stored in labels."""
     return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
-def labels(image: Image) -> Dict[str, str]:
-    """What the built image says of itself."""
+def digest_of(content: Mapping[str, str]) -> str:
+    """SHA-256 of the canonical JSON, in hexadecimal."""
+    return hashlib.sha256(canonical(dict(content)).encode()).hexdigest()
+
+
+def labels(image: Image) -> dict[str, str]:
+    """The labels that the built image carries."""
     return {
         LABEL: "image",
         STAGE: image.stage,
@@ -163,14 +171,14 @@ def labels(image: Image) -> Dict[str, str]:
     }
 
 
-def changes(old: Mapping[str, str], new: Mapping[str, str]) -> List[str]:
-    """What is not the same in two images' inputs, one text each; empty if all is."""
-    said = []
+def changes(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
+    """The differences between two images' inputs, one text each."""
+    texts = []
     for name in sorted({*old, *new}):
         if old.get(name) != new.get(name):
             verb = "changed" if name in old and name in new else "added" if name in new else "removed"
-            said.append(f"{PurePosixPath(name).name} {verb}")
-    return said
+            texts.append(f"{PurePosixPath(name).name} {verb}")
+    return texts
 
 
 def own_file(project: Path, path: Path, name: str) -> File:
@@ -179,44 +187,55 @@ def own_file(project: Path, path: Path, name: str) -> File:
         content = (project / path).read_bytes()
     except FileNotFoundError:
         raise MissingError(f"{project / path} is missing. Run: git checkout -- {path}") from None
-    script = content.startswith(b"#!")
-    return File(name, project / path, hashlib.sha256(content).hexdigest(), script)
+    return File(name, project / path, hashlib.sha256(content).hexdigest(), executable=content.startswith(b"#!"))
 
 
-def _brought(project: Path, path: Path, name: str, wanted: Optional[str], digests: Digests, runs: bool = False) -> File:
-    """A file of the user's, which has to be pinned."""
-    sha256 = digests.of(PurePosixPath(path.relative_to("docker").as_posix()))["sha256"]
-    if wanted is None:
+def msame_file(project: Path, pins: ImagePins, arch: str, digests: Digests) -> File:
+    """The user's msame. Raises MissingError (not there, or not pinned), ConfigError (another machine's), DataError."""
+    if not (project / MSAME).is_file():
         raise MissingError(
-            f"{path} (SHA-256 {sha256}) is not in {pinned.PINS} yet. If it is the file that you mean, run: "
+            f"the runtime image needs msame: build it as the guide says, put it at {MSAME}, and run: invoke images "
+            "--lock"
+        )
+    architecture = architecture_of(project / MSAME)
+    if architecture not in (None, arch):
+        raise ConfigError(f"{MSAME} is built for {architecture}, and this machine is {arch}. Build it for {arch}")
+    return _user_file(project, MSAME, "msame", pins.msame.get(arch), digests, executable=True)
+
+
+def _user_file(
+    project: Path, path: Path, name: str, pinned: str | None, digests: Digests, executable: bool = False
+) -> File:
+    """A user-supplied file; `pinned` is its SHA-256, which it must have."""
+    sha256 = digests.of(PurePosixPath(path.relative_to("docker").as_posix()))["sha256"]
+    if pinned is None:
+        raise MissingError(
+            f"{path} (SHA-256 {sha256}) is not in {PINS} yet. If it is the file that you mean, run: "
             "invoke images --lock"
         )
-    return _checked(File(name, project / path, sha256, runs), wanted)
+    return _checked(File(name, project / path, sha256, executable), pinned)
 
 
-def _checked(file: File, wanted: str) -> File:
-    if file.sha256 != wanted:
+def _checked(file: File, pinned: str) -> File:
+    if file.sha256 != pinned:
         raise DataError(
-            f"{file.path} has SHA-256 {file.sha256}, and {pinned.PINS} says {wanted}. Put the pinned file back, or "
-            "take this one with: invoke images --lock"
+            f"{file.path} has SHA-256 {file.sha256}, and {PINS} says {pinned}. Put the pinned file back, or take this "
+            "one with: invoke images --lock"
         )
     return file
 
 
-def _cann(project: Path, pins: ImagePins, stage: str, arch: str, digests: Digests) -> List[File]:
-    """CANN's package for a stage; none if the base was replaced by one that brings it (check-cann looks)."""
+def _cann(project: Path, pins: ImagePins, stage: str, arch: str, digests: Digests) -> list[File]:
+    """CANN's package for a stage; none if the base was replaced and no package is there (check-cann tests the base)."""
     # The run-time package has no compiler; the toolkit has both.
     kinds = ("toolkit",) if stage == "compile" else ("nnrt", "toolkit")
-    folder = project / CANN
-    names = sorted(path.name for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
-    matches = [match for match in map(CANN_PACKAGE.fullmatch, names) if match and match[3] == arch]
+    matches = [CANN_PACKAGE.fullmatch(path.name) for path in user_files(project / CANN, ".run")]
     for kind in kinds:
-        found = [match[0] for match in matches if match[1] == kind]
-        if len(found) > 1:
-            raise ConfigError(f"{CANN} has {' and '.join(found)}: which one? Leave one of them there")
-        if found:
-            path = CANN / found[0]
-            return [_brought(project, path, f"cann/{found[0]}", pins.cann.get(found[0]), digests, runs=True)]
+        packages = [match[0] for match in matches if match and match[3] == arch and match[1] == kind]
+        if len(packages) > 1:
+            raise ConfigError(f"{CANN} has {' and '.join(packages)}: which one? Leave one of them there")
+        for name in packages:
+            return [_user_file(project, CANN / name, f"cann/{name}", pins.cann.get(name), digests, executable=True)]
     if not pins.bases[stage].override:
         raise MissingError(
             f"the {stage} image needs CANN: put {TOOLKIT.format(arch)} in {CANN} and run invoke images --lock, or name "
@@ -226,27 +245,13 @@ def _cann(project: Path, pins: ImagePins, stage: str, arch: str, digests: Digest
 
 
 def _all(
-    project: Path, folder: Path, suffix: str, name: str, wanted: Mapping[str, str], digests: Digests
-) -> List[File]:
-    """Every file of a folder of the user's, and exactly those that are pinned."""
-    there = sorted(path.name for path in (project / folder).glob(f"*{suffix}") if path.is_file())
-    if absent := sorted(set(wanted) - set(there)):
+    project: Path, folder: Path, suffix: str, name: str, pinned: Mapping[str, str], digests: Digests
+) -> list[File]:
+    """Every file with a suffix in a user's folder, which must be exactly those that are pinned."""
+    names = [path.name for path in user_files(project / folder, suffix)]
+    if absent := sorted(set(pinned) - set(names)):
         raise MissingError(
-            f"{folder / absent[0]} is in {pinned.PINS}, and not there. Put it back, or take it out of the pins with: "
+            f"{folder / absent[0]} is in {PINS}, and not there. Put it back, or take it out of the pins with: "
             "invoke images --lock"
         )
-    return [_brought(project, folder / file, f"{name}/{file}", wanted.get(file), digests) for file in there]
-
-
-def msame_file(project: Path, pins: ImagePins, arch: str, digests: Digests) -> File:
-    """The user's msame. Raises MissingError (not there, or not pinned), ConfigError (another machine's), DataError."""
-    path = project / MSAME
-    if not path.is_file():
-        raise MissingError(
-            f"the runtime image needs msame: build it as the guide says, put it at {MSAME}, and run: invoke images "
-            "--lock"
-        )
-    machine = pinned.architecture(path)
-    if machine not in (None, arch):
-        raise ConfigError(f"{MSAME} is built for {machine}, and this machine is {arch}. Build it for {arch}")
-    return _brought(project, MSAME, "msame", pins.msame.get(arch), digests, runs=True)
+    return [_user_file(project, folder / file, f"{name}/{file}", pinned.get(file), digests) for file in names]
