@@ -1,4 +1,4 @@
-"""Words of the demo's synthetic NLI: facts with their phrasings, and what each genre says around them. Our own text."""
+"""The text of the demo's synthetic NLI: facts and their phrasings, and each genre's text around them. Our own text."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ENTITIES = (
 
 @dataclass(frozen=True)
 class Attribute:
-    """What a fact is about. An entity has one value of it, so another value contradicts.
+    """The subject of facts. An entity has one value of it, so a different value is a contradiction.
 
     `affirmed` and `denied` are phrasings with {e} and {v}; the last two of `affirmed` are rare in the matched genres.
     """
@@ -89,7 +89,7 @@ ATTRIBUTES = (
 
 @dataclass(frozen=True)
 class Scene:
-    """What a genre says around the facts: clauses are composed of its words, or are one of its sayings."""
+    """A genre's text around the facts: clauses composed of its words, and its sayings; `joints` connect clauses."""
 
     nouns: tuple[str, ...]
     verbs: tuple[str, ...]
