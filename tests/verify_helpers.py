@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import rfc8785
 
-from deberta.core import files, records
+from deberta.core import files
 from deberta.core.contract import LABELS, VERSIONS
 from deberta.core.paths import Artifacts
 from deberta.host.plan import profiles
@@ -87,7 +87,7 @@ def vouch(root: Path) -> None:
         for entry in [*record["subject"], *record["predicate"]["buildDefinition"]["resolvedDependencies"]]:
             if (root / entry["name"]).exists():
                 entry["digest"] = digest(entry["name"])
-        records.write(path, record)
+        files.write_text(path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
 
 def remake(root: Path, monkeypatch: pytest.MonkeyPatch, pages: bool = True) -> None:

@@ -10,17 +10,166 @@ import json
 import os
 from datetime import datetime, timezone
 from pathlib import Path, PurePosixPath
-from typing import Any, Mapping, Optional, Sequence
+from typing import Any, Final, Literal, Mapping, Optional, Sequence
+
+import msgspec
 
 import deberta
 from deberta.core import files
 from deberta.core.errors import DataError
 
-STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
-PREDICATE_TYPE = "https://slsa.dev/provenance/v1"
-BUILD_TYPE = "urn:deberta-ascend:step:v1"
+STATEMENT_TYPE: Final = "https://in-toto.io/Statement/v1"
+PREDICATE_TYPE: Final = "https://slsa.dev/provenance/v1"
+BUILD_TYPE: Final = "urn:deberta-ascend:step:v1"
+SUMMARY = "summary"  # name of the byproduct that holds a stage's own counts
+
+UNREADABLE = (ValueError, msgspec.MsgspecError, RecursionError)  # what decoding raises
 
 Json = Mapping[str, Any]
+
+
+class Resource(msgspec.Struct, frozen=True):
+    """An in-toto ResourceDescriptor: an artifact's path in the workspace, and its {"sha256"} or {"dirHash"}."""
+
+    name: str
+    digest: dict[str, str]
+
+
+class Byproduct(msgspec.Struct, frozen=True):
+    name: str
+    annotations: dict[str, Any]
+
+
+class BuildDefinition(msgspec.Struct, frozen=True, rename="camel"):
+    build_type: Literal["urn:deberta-ascend:step:v1"]
+    external_parameters: dict[str, Any]
+    internal_parameters: dict[str, Any]
+    resolved_dependencies: list[Resource]
+
+
+class BuildMetadata(msgspec.Struct, frozen=True, rename="camel"):
+    """ISO 8601 in UTC, so that the texts sort by time."""
+
+    started_on: str
+    finished_on: str
+
+    def __post_init__(self) -> None:
+        for moment in (self.started_on, self.finished_on):
+            datetime.fromisoformat(moment)
+
+
+class RunDetails(msgspec.Struct, frozen=True):
+    builder: dict[str, Any]
+    metadata: BuildMetadata
+    byproducts: list[Byproduct]
+
+
+class Predicate(msgspec.Struct, frozen=True, rename="camel"):
+    build_definition: BuildDefinition
+    run_details: RunDetails
+
+
+class Record(msgspec.Struct, frozen=True, rename="camel"):
+    """A provenance statement; its fields in the order of the JSON."""
+
+    type: Literal["https://in-toto.io/Statement/v1"] = msgspec.field(name="_type")
+    subject: list[Resource]
+    predicate_type: Literal["https://slsa.dev/provenance/v1"]
+    predicate: Predicate
+
+    @property
+    def subjects(self) -> dict[str, dict[str, str]]:
+        """Name to digest, of what the step wrote."""
+        return digests(self.subject)
+
+    @property
+    def dependencies(self) -> dict[str, dict[str, str]]:
+        """Name to digest, of what the step read; an image's name begins with "image "."""
+        return digests(self.predicate.build_definition.resolved_dependencies)
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """What the step was called with: a change of one makes its outputs stale."""
+        return self.predicate.build_definition.external_parameters
+
+    @property
+    def internal(self) -> dict[str, Any]:
+        """Noted, but never a reason to run again. `pins`: "pinned", or "not pinned" and why."""
+        return self.predicate.build_definition.internal_parameters
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What the stage counted, or an empty dict."""
+        byproducts = self.predicate.run_details.byproducts
+        return next((entry.annotations for entry in byproducts if entry.name == SUMMARY), {})
+
+    @property
+    def started(self) -> str:
+        return self.predicate.run_details.metadata.started_on
+
+    @property
+    def finished(self) -> str:
+        return self.predicate.run_details.metadata.finished_on
+
+
+def resource(path: PurePosixPath, digest: Mapping[str, str]) -> Resource:
+    """An artifact, named by its path in the workspace."""
+    return Resource(str(path), dict(digest))
+
+
+def digests(resources: Sequence[Resource]) -> dict[str, dict[str, str]]:
+    """Name to digest."""
+    return {entry.name: entry.digest for entry in resources}
+
+
+def statement(
+    subjects: Sequence[Resource],
+    dependencies: Sequence[Resource],
+    parameters: Json,
+    internal: Json,
+    builder: str,
+    started: datetime,
+    finished: datetime,
+    summary: Optional[Json],
+) -> Record:
+    """The record of a step that ran; see the properties of Record for `parameters`, `internal` and `summary`."""
+    moments = BuildMetadata(started.isoformat(timespec="seconds"), finished.isoformat(timespec="seconds"))
+    version = {"id": builder, "version": {"deberta-ascend": deberta.__version__}}
+    byproducts = [Byproduct(SUMMARY, dict(summary))] if summary else []
+    definition = BuildDefinition(BUILD_TYPE, dict(parameters), dict(internal), list(dependencies))
+    details = RunDetails(version, moments, byproducts)
+    return Record(STATEMENT_TYPE, list(subjects), PREDICATE_TYPE, Predicate(definition, details))
+
+
+def now() -> datetime:
+    return datetime.now(timezone.utc)
+
+
+def write(path: Path, record: Record) -> None:
+    files.write_text(path, json.dumps(msgspec.to_builtins(record), indent=2, ensure_ascii=False) + "\n")
+
+
+def read(path: Path) -> Optional[Record]:
+    """A record, or None if there is none. Raises DataError for a file that is not one of ours."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Record)
+    except FileNotFoundError:
+        return None
+    except UNREADABLE as error:
+        raise DataError(
+            f"{path} is not a record of a step, an in-toto statement ({error}). Remove it and run the step again"
+        ) from None
+
+
+class KnownDigest(msgspec.Struct, frozen=True):
+    """A remembered digest, and the sizes and times of the files it is of."""
+
+    state: str
+    digest: dict[str, str]
+
+    def __post_init__(self) -> None:
+        if list(self.digest) not in (["sha256"], ["dirHash"]):
+            raise ValueError("neither a sha256 nor a dirHash")
 
 
 class Digests:
@@ -32,31 +181,28 @@ class Digests:
     def __init__(self, workspace: Path) -> None:
         self._workspace = workspace
         self._memory = workspace / ".cache" / "digests.json"
-        self._known: dict[str, Any] = {}
+        self._known: dict[str, KnownDigest] = {}
         try:
-            known = json.loads(self._memory.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            known = None
-        # What is absent, damaged or of another shape is hashed again.
-        if isinstance(known, dict):
-            self._known = {name: entry for name, entry in known.items() if _is_memory(entry)}
+            self._known = msgspec.json.decode(self._memory.read_bytes(), type=dict[str, KnownDigest])
+        except (OSError, *UNREADABLE):
+            pass  # without a memory everything is hashed again
 
     def of(self, path: PurePosixPath) -> dict[str, str]:
         """The digest of a file or folder; raises FileNotFoundError."""
         absolute = self._workspace / path
         state = self._state(absolute)
         known = self._known.get(str(path))
-        if known is not None and known["state"] == state:
-            return dict(known["digest"])
+        if known is not None and known.state == state:
+            return dict(known.digest)
         if absolute.is_dir():
             digest = {"dirHash": files.folder_digest(absolute)}
         else:
             digest = {"sha256": files.sha256_of(absolute)}
-        self._known[str(path)] = {"state": state, "digest": digest}
-        return digest
+        self._known[str(path)] = KnownDigest(state, digest)
+        return dict(digest)
 
     def save(self) -> None:
-        files.write_text(self._memory, json.dumps(self._known, indent=0))
+        files.write_text(self._memory, msgspec.json.encode(self._known).decode())
 
     @staticmethod
     def _state(path: Path) -> str:
@@ -66,121 +212,3 @@ class Digests:
             entry = os.stat(path / name if name else path)
             state.update(f"{name}\0{entry.st_size}\0{entry.st_mtime_ns}\0{entry.st_ino}\n".encode())
         return state.hexdigest()
-
-
-def resource(path: PurePosixPath, digest: Mapping[str, str]) -> dict[str, Any]:
-    """An in-toto ResourceDescriptor of an artifact, named by its path in the workspace."""
-    return {"name": str(path), "digest": dict(digest)}
-
-
-def statement(
-    subjects: Sequence[Json],
-    dependencies: Sequence[Json],
-    parameters: Json,
-    internal: Json,
-    builder: str,
-    started: datetime,
-    finished: datetime,
-    summary: Optional[Json],
-) -> dict[str, Any]:
-    """A provenance statement. `internal`: what nobody asked for; `summary`: what the stage itself counted."""
-    byproducts = [{"name": "summary", "annotations": dict(summary)}] if summary else []
-    return {
-        "_type": STATEMENT_TYPE,
-        "subject": list(subjects),
-        "predicateType": PREDICATE_TYPE,
-        "predicate": {
-            "buildDefinition": {
-                "buildType": BUILD_TYPE,
-                "externalParameters": dict(parameters),
-                "internalParameters": dict(internal),
-                "resolvedDependencies": list(dependencies),
-            },
-            "runDetails": {
-                "builder": {"id": builder, "version": {"deberta-ascend": deberta.__version__}},
-                "metadata": {
-                    "startedOn": started.isoformat(timespec="seconds"),
-                    "finishedOn": finished.isoformat(timespec="seconds"),
-                },
-                "byproducts": byproducts,
-            },
-        },
-    }
-
-
-def now() -> datetime:
-    return datetime.now(timezone.utc)
-
-
-def write(path: Path, content: Json) -> None:
-    files.write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-
-
-def read(path: Path) -> Optional[dict[str, Any]]:
-    """A record, or None if there is none. Raises DataError for a file that is not one of ours."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise DataError(f"{path} is not a record ({error}). Remove it and run the step again") from None
-    if not _is_record(content):
-        raise DataError(f"{path} is not a record of a step (an in-toto statement). Remove it and run the step again")
-    return dict(content)
-
-
-def parameters(record: Json) -> dict[str, Any]:
-    """What the step was asked to do."""
-    return dict(record["predicate"]["buildDefinition"]["externalParameters"])
-
-
-def internal(record: Json) -> dict[str, Any]:
-    """Of the surroundings, where a step noted any: `pins` says "pinned", or "not pinned" and why."""
-    return dict(record["predicate"]["buildDefinition"].get("internalParameters") or {})
-
-
-def digests(descriptors: Sequence[Json]) -> dict[str, Any]:
-    """Name to digest, of a record's subjects or dependencies."""
-    return {entry["name"]: entry["digest"] for entry in descriptors}
-
-
-def dependencies(record: Json) -> dict[str, Any]:
-    return digests(record["predicate"]["buildDefinition"]["resolvedDependencies"])
-
-
-def summary(record: Json) -> dict[str, Any]:
-    """What the stage counted, or an empty object."""
-    for entry in record["predicate"]["runDetails"]["byproducts"]:
-        if entry["name"] == "summary":
-            return dict(entry["annotations"])
-    return {}
-
-
-def _is_record(content: Any) -> bool:
-    """Whether parsed JSON has everything that the readers below `read` take out of a statement."""
-    try:
-        definition, details = content["predicate"]["buildDefinition"], content["predicate"]["runDetails"]
-        lists = (content["subject"], definition["resolvedDependencies"], details["byproducts"])
-        return (
-            content["_type"] == STATEMENT_TYPE
-            and content["predicateType"] == PREDICATE_TYPE
-            and definition["buildType"] == BUILD_TYPE
-            and isinstance(definition["externalParameters"], dict)
-            and isinstance(definition.get("internalParameters", {}), dict)
-            and all(isinstance(entries, list) for entries in lists)
-            and all(isinstance(entry["name"], str) for entries in lists for entry in entries)
-            and all(isinstance(entry["digest"], dict) for entries in lists[:2] for entry in entries)
-            and all(isinstance(entry["annotations"], dict) for entry in lists[2])
-        )
-    except (KeyError, TypeError):
-        return False
-
-
-def _is_memory(entry: Any) -> bool:
-    """Whether parsed JSON is one remembered digest."""
-    digest = entry.get("digest") if isinstance(entry, dict) else None
-    return (
-        isinstance(digest, dict)
-        and list(digest) in (["sha256"], ["dirHash"])
-        and all(isinstance(text, str) for text in (entry.get("state"), *digest.values()))
-    )

@@ -183,10 +183,10 @@ def test_images_and_records(evaluated: tuple[Place, dict[str, Any]], engine_clie
         assert {name: found.labels[name] for name in definition.labels(image)} == definition.labels(image)
         assert kept[step]["Image"] == found.id
         record = records.read(place.root / f"{artifact}.record.json")
-        assert record is not None and records.parameters(record)["image"] == image.tag
-        assert records.dependencies(record)[f"image {image.tag}"] == {"sha256": found.id.partition(":")[2]}
-        assert records.internal(record)["pins"].startswith("not pinned: base sha256:")
-        assert records.internal(record)["cann"] == fake_cann.VERSION
+        assert record is not None and record.parameters["image"] == image.tag
+        assert record.dependencies[f"image {image.tag}"] == {"sha256": found.id.partition(":")[2]}
+        assert record.internal["pins"].startswith("not pinned: base sha256:")
+        assert record.internal["cann"] == fake_cann.VERSION
 
 
 def mounted(found: Any, path: str) -> Any:

@@ -161,7 +161,7 @@ def test_atc_and_msame_run_in_it(built: Built, workspace: Path) -> None:
     )  # fmt: skip
     assert code == 0 and "on ascend: " in said and "installing" not in said, said
     record = records.read(workspace / "models/demo/ascend/deberta_bs8.om.record.json")
-    assert record is not None and records.parameters(record)["cann"] == fake_cann.VERSION
+    assert record is not None and record.parameters["cann"] == fake_cann.VERSION
     assert helpers.owners(workspace / "results") == {CALLER}
     tried = "python3 -c 'import sys, scipy.linalg, ssl, ctypes; print(sys.version)'"
     code, said = built.run(workspace, "-c", f". {ci.SET_ENV}; {tried}", entrypoint="/bin/bash")

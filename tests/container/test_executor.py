@@ -92,11 +92,11 @@ def test_records_name_the_image_and_that_it_is_not_pinned(finished: Place, engin
         assert record is not None
         if name == f"{RESULTS}/bom.cdx.json.record.json":
             continue  # the command wrote that one itself
-        tag = records.parameters(record)["image"]
+        tag = record.parameters["image"]
         found = engine_client.images.get(tag)
-        assert records.dependencies(record)[f"image {tag}"] == {"sha256": found.id.partition(":")[2]}
+        assert record.dependencies[f"image {tag}"] == {"sha256": found.id.partition(":")[2]}
         base = engine_client.images.get(BOOKWORM).id
-        assert records.internal(record)["pins"] == f"not pinned: base {base} in place of python:3.11-slim-bookworm"
+        assert record.internal["pins"] == f"not pinned: base {base} in place of python:3.11-slim-bookworm"
     report = (finished.root / RESULTS / "report.md").read_text()
     assert report.count(" on cpu, not pinned") == 4 and "M=99.08 (1189/1200)" in report and "MM=96.42" in report
 

@@ -90,7 +90,7 @@ def test_both_runners_agree_and_stand_side_by_side(workspace: Workspace) -> None
     [folder] = (workspace.root / RESULTS / "outputs_bs4_om/match").iterdir()
     assert {path.name for path in folder.iterdir()} == {f"input_{index}_output_0.bin" for index in range(3)}
     record = records.read(folder.parent.with_name("match.record.json"))
-    assert record is not None and len(records.parameters(record)["aclruntime"]) == 64
+    assert record is not None and len(record.parameters["aclruntime"]) == 64
     workspace.succeed(*PERF, "--backend", "ascend")
     said = workspace.succeed(*PERF, *RUNNER)
     assert "perf bs=4 match on ascend (ais_bench): " in said and "(5 loops, average " in said

@@ -104,12 +104,12 @@ def test_records_say_what_made_what(workspace: Workspace) -> None:
     built = records.read(workspace.root / f"{OM}.record.json")
     ran = records.read(workspace.root / RESULTS / "outputs_bs4_om/match.record.json")
     assert built is not None and ran is not None
-    parameters = records.parameters(built)
+    parameters = built.parameters
     assert (parameters["tool"], parameters["cann"]) == ("atc", fake_cann.VERSION)
     assert "--soc_version=Ascend310P3" in parameters["arguments"]
-    assert records.summary(built)["soc_version"] == "Ascend310P3"
-    assert records.dependencies(ran)[OM] == {"sha256": files.sha256_of(workspace.root / OM)}
-    assert len(records.parameters(ran)["program"]) == 64
+    assert built.summary["soc_version"] == "Ascend310P3"
+    assert ran.dependencies[OM] == {"sha256": files.sha256_of(workspace.root / OM)}
+    assert len(ran.parameters["program"]) == 64
 
 
 def test_performance_run_and_report(workspace: Workspace, cann: Path) -> None:
@@ -123,7 +123,7 @@ def test_performance_run_and_report(workspace: Workspace, cann: Path) -> None:
     fake_cann.force(cann, atc="warnings")
     workspace.succeed(*BUILD)
     built = records.read(workspace.root / "models/tiny/ascend/deberta_bs2.om.record.json")
-    assert built is not None and records.summary(built)["slow_ops"]
+    assert built is not None and built.summary["slow_ops"]
 
 
 def test_what_makes_a_step_run_again(workspace: Workspace) -> None:

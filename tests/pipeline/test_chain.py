@@ -54,7 +54,7 @@ def test_evaluate_counts_what_the_model_predicted(workspace: Workspace) -> None:
     results = workspace.root / "results/tiny/cpu"
     record = records.read(results / "outputs_bs4_om/match.record.json")
     assert record is not None
-    [folder] = records.digests(record["subject"])
+    [folder] = record.subjects
     outputs = [np.fromfile(workspace.root / folder / f"input_{i}_output_0.bin", "<f4") for i in range(3)]
     predicted = np.concatenate(outputs).reshape(-1, 3)[:10].argmax(axis=1)
     gold = np.arange(10) % 3
@@ -92,14 +92,14 @@ def test_records_are_in_toto_statements_of_what_is_there(workspace: Workspace) -
     assert len(found) == len(STEPS)
     for path in found:
         record = records.read(path)
-        assert record is not None and record["predicateType"] == "https://slsa.dev/provenance/v1"
-        for name, digest in {**records.digests(record["subject"]), **records.dependencies(record)}.items():
+        assert record is not None and record.predicate_type == "https://slsa.dev/provenance/v1"
+        for name, digest in {**record.subjects, **record.dependencies}.items():
             there = workspace.root / name
             expected = {"dirHash": files.folder_digest(there)} if there.is_dir() else {"sha256": files.sha256_of(there)}
             assert digest == expected
     bins = records.read(workspace.root / "data/tiny/pre_mnli_bs4/match.record.json")
     assert bins is not None
-    counted = records.summary(bins)
+    counted = bins.summary
     assert (counted["rows"], counted["batches"], counted["padding_rows"]) == (10, 3, 2)
 
 

@@ -81,9 +81,9 @@ def _record(
     stage: str = "",
     **internal: str,
 ) -> None:
-    resources = [{"name": name, "digest": {"sha256": known[name]}} for name in needed]
-    images = [{"name": f"image deberta-ascend/{stage}:abc", "digest": {"sha256": "9" * 64}}] if stage else []
-    subject = [{"name": made, "digest": {"sha256": known[made]}}]
+    resources = [records.Resource(name, {"sha256": known[name]}) for name in needed]
+    images = [records.Resource(f"image deberta-ascend/{stage}:abc", {"sha256": "9" * 64})] if stage else []
+    subject = [records.Resource(made, {"sha256": known[made]})]
     content = records.statement(
         subject, [*resources, *images], parameters, {"pins": "pinned", **internal}, "test", WHEN, WHEN, None
     )

@@ -69,9 +69,11 @@ def _executor(tmp_path: Path) -> Recorder:
     return Recorder(tmp_path)
 
 
-def _run(executor: Recorder, plan: Plan = PLAN) -> Mapping[str, Any]:
+def _run(executor: Recorder, plan: Plan = PLAN) -> records.Record:
     session = Session(REPOSITORY, executor.root, executor, lambda: "Ascend310P3")
-    return runner.run(session, checks.build_om(plan, 8))
+    record = runner.run(session, checks.build_om(plan, 8))
+    assert record is not None
+    return record
 
 
 def test_an_error_stops_the_compilation(executor: Recorder) -> None:
@@ -85,14 +87,14 @@ def test_an_error_stops_the_compilation(executor: Recorder) -> None:
 def test_no_lint_is_recorded_and_its_model_is_used_afterwards(executor: Recorder) -> None:
     executor.code = GateError.exit_code
     record = _run(executor, replace(PLAN, lint=False))
-    assert executor.ran == ["build-om_bs8"] and records.parameters(record)["lint"] is False
+    assert executor.ran == ["build-om_bs8"] and record.parameters["lint"] is False
     assert _run(executor) == record and executor.ran == ["build-om_bs8"]  # up to date: nothing is checked again
 
 
 def test_what_the_gate_found_is_in_the_record(executor: Recorder) -> None:
     record = _run(executor)
     assert executor.ran == ["lint-onnx_bs8", "build-om_bs8"]
-    assert "gate" in records.summary(record) and "lint" not in records.parameters(record)
+    assert "gate" in record.summary and "lint" not in record.parameters
 
 
 def test_a_model_runs_on_the_cann_that_compiled_it(executor: Recorder) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import PurePosixPath
-from typing import Any
 
 import pytest
 
@@ -14,12 +13,12 @@ from deberta.host.report import request
 EXPORT, COMPILE = "image deberta-ascend/export:aa", "image deberta-ascend/compile:bb"
 
 
-def _record(**images: str) -> dict[str, Any]:
+def _record(**images: str) -> records.Record:
     names = {"export": EXPORT, "compile": COMPILE}
     now = records.now()
     return records.statement(
         subjects=[],
-        dependencies=[{"name": names[stage], "digest": {"sha256": digest}} for stage, digest in images.items()],
+        dependencies=[records.Resource(names[stage], {"sha256": digest}) for stage, digest in images.items()],
         parameters={},
         internal={},
         builder="",

@@ -67,6 +67,6 @@ def test_another_content_is_another_digest_and_is_named(project: Path, name: str
     assert source_digest.changed_since(_record({}), project, "deberta.stages.speak") == []
 
 
-def _record(internal: dict[str, object]) -> dict[str, object]:
+def _record(internal: dict[str, object]) -> records.Record:
     now = records.now()
     return records.statement([], [], {}, internal, "", now, now, None)

@@ -18,6 +18,7 @@ import deberta
 from deberta.core import contract, files, records
 from deberta.core.errors import DataError
 from deberta.core.paths import Artifacts, record_of
+from deberta.core.records import Record
 from deberta.host.environments import stages as stage_env
 from deberta.host.plan.evaluation import Plan
 from deberta.host.report import evidence, licences
@@ -223,9 +224,9 @@ def _containers(project: Path, found: Evidence) -> Iterator[Component]:
     """The images that steps ran in, by id, and the bases that docker/pins.toml names for them."""
     images: dict[str, tuple[str, str]] = {}
     for record in found.records.values():
-        for name, digest in records.dependencies(record).items():
+        for name, digest in record.dependencies.items():
             if name.startswith(IMAGE):
-                images[name[len(IMAGE) :]] = (digest["sha256"], str(records.internal(record).get("pins", "")))
+                images[name[len(IMAGE) :]] = (digest["sha256"], str(record.internal.get("pins", "")))
     stages = set()
     for tag, (identity, pins) in sorted(images.items()):
         name, _, version = tag.rpartition(":")
@@ -252,9 +253,9 @@ def _tools(found: Evidence) -> Iterator[Component]:
     """CANN, and what the user brought to run models with, as far as the records have them."""
     cann, programs = set(), set()
     for record in found.records.values():
-        parameters = records.parameters(record)
+        parameters = record.parameters
         if parameters.get("tool"):
-            cann.add(str(records.internal(record).get("cann") or "unknown"))
+            cann.add(str(record.internal.get("cann") or "unknown"))
             brought = {key: value for key, value in parameters.items() if re.fullmatch(r"[0-9a-f]{64}", str(value))}
             programs |= {(parameters["tool"] if key == "program" else key, value) for key, value in brought.items()}
     if digest := str((found.report["measured"].get("tools") or {}).get("msame") or ""):
@@ -308,5 +309,5 @@ def _dependencies(found: Evidence, components: Iterable[Json]) -> List[dict[str,
     return [{"ref": "deployment", "dependsOn": refs}, *made]
 
 
-def _made_of(record: Optional[Json]) -> List[str]:
-    return list(records.dependencies(record)) if record else []
+def _made_of(record: Optional[Record]) -> List[str]:
+    return list(record.dependencies) if record else []

@@ -16,6 +16,7 @@ from deberta.core import contract, files, published, records
 from deberta.core.errors import DataError, MissingError, one_line, some
 from deberta.core.paths import Artifacts, record_of
 from deberta.core.progress import Progress
+from deberta.core.records import Record, Resource
 from deberta.host.plan.evaluation import STAGES
 from deberta.host.plan.profiles import Profile
 from deberta.host.run import source_digest
@@ -60,7 +61,7 @@ class Evidence:
     artifacts: Artifacts
     report: Json = field(default_factory=dict)
     job: Json = field(default_factory=dict)
-    records: dict[str, Json] = field(default_factory=dict)
+    records: dict[str, Record] = field(default_factory=dict)
     producers: dict[str, list[str]] = field(default_factory=dict)  # of the tree: artifact -> records that name it
     claims: list[Claim] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
@@ -71,14 +72,14 @@ class Evidence:
     def add(self, where: object, what: str) -> None:
         self.findings.append(Finding(str(where), one_line(what)))
 
-    def record_for(self, path: str) -> Optional[Json]:
+    def record_for(self, path: str) -> Optional[Record]:
         """The record of the chain that names an artifact as its subject."""
         return next((self.records[name] for name in self.producers.get(path, ()) if name in self.records), None)
 
 
-def option(record: Optional[Json], name: str) -> str:
+def option(record: Optional[Record], name: str) -> str:
     """What a step's command line gave for an option, or ""."""
-    given = records.parameters(record).get("arguments") if record else None
+    given = record.parameters.get("arguments") if record else None
     arguments = [str(argument) for argument in given] if isinstance(given, list) else []
     return arguments[arguments.index(name) + 1] if name in arguments[:-1] else ""
 
@@ -143,9 +144,9 @@ def _read(evidence: Evidence, path: PurePosixPath, keys: Sequence[str]) -> Json:
     return content
 
 
-def _index(evidence: Evidence) -> dict[str, Json]:
+def _index(evidence: Evidence) -> dict[str, Record]:
     """All records of the profile, whether in the chain or not: one that cannot be read could be of anything."""
-    found: dict[str, Json] = {}
+    found: dict[str, Record] = {}
     artifacts = evidence.artifacts
     for folder in (artifacts.models, artifacts.data, artifacts.results.parent):
         for name in files.files_in(evidence.root / folder):
@@ -158,7 +159,7 @@ def _index(evidence: Evidence) -> dict[str, Json]:
                     continue
                 if record is not None:
                     found[path] = record
-                    for subject in records.digests(record["subject"]):
+                    for subject in record.subjects:
                         evidence.producers.setdefault(subject, []).append(path)
     return found
 
@@ -199,7 +200,7 @@ def _scope(evidence: Evidence) -> Scope:
     return Scope(tuple(sorted(paths)), foreign, frozenset(map(str, job["inputs"])), frozenset(brought))
 
 
-def _walk(evidence: Evidence, scope: Scope, found: Mapping[str, Json]) -> None:
+def _walk(evidence: Evidence, scope: Scope, found: Mapping[str, Record]) -> None:
     """From the report and the job's files to their records, to what those were made of, and so on."""
     artifacts = evidence.artifacts
     start = [str(artifacts.report(suffix)) for suffix in ("json", "md", "html")]
@@ -221,14 +222,14 @@ def _walk(evidence: Evidence, scope: Scope, found: Mapping[str, Json]) -> None:
         for name in names:
             record = found[name]
             evidence.records[name] = record
-            evidence.claims += _claims(evidence, name, record["subject"])
+            evidence.claims += _claims(evidence, name, record.subject)
             if path in scope.foreign:
                 continue
-            needed = record["predicate"]["buildDefinition"]["resolvedDependencies"]
-            images |= {entry["name"] for entry in needed if entry["name"].startswith(IMAGE)}
-            there = [entry for entry in needed if not entry["name"].startswith(IMAGE)]
+            needed = record.predicate.build_definition.resolved_dependencies
+            images |= {entry.name for entry in needed if entry.name.startswith(IMAGE)}
+            there = [entry for entry in needed if not entry.name.startswith(IMAGE)]
             evidence.claims += _claims(evidence, name, there)
-            waiting += [entry["name"] for entry in [*record["subject"], *there]]
+            waiting += [entry.name for entry in [*record.subject, *there]]
     vouched = {claim.path for claim in evidence.claims}
     for path in scope.paths:
         if path not in vouched and path not in scope.foreign:
@@ -252,8 +253,8 @@ def _made_by_us(artifacts: Artifacts, path: str, scope: Scope) -> bool:
     return exported or artifacts.models / artifacts.backend in folders
 
 
-def _claims(evidence: Evidence, said_by: str, entries: Sequence[Json]) -> Iterator[Claim]:
-    return (Claim(entry["name"], dict(entry["digest"]), said_by) for entry in entries)
+def _claims(evidence: Evidence, said_by: str, entries: Sequence[Resource]) -> Iterator[Claim]:
+    return (Claim(entry.name, entry.digest, said_by) for entry in entries)
 
 
 def _judge(evidence: Evidence) -> None:
@@ -359,7 +360,7 @@ def compare_code(evidence: Evidence, project: Path) -> None:
     """Say which stages' sources are not those that the records name: they may make other bytes by right."""
     digests: dict[str, str] = {}
     for record in evidence.records.values():
-        parameters = records.parameters(record)
+        parameters = record.parameters
         stage = str(parameters.get("stage", ""))
         if stage not in STAGES:
             continue

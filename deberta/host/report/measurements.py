@@ -13,6 +13,7 @@ from deberta.core import records
 from deberta.core.contract import BROUGHT_MODEL, RUNNERS
 from deberta.core.errors import DataError, MissingError
 from deberta.core.paths import record_of
+from deberta.core.records import Record
 from deberta.host.plan.evaluation import Plan
 from deberta.host.run import runner as pipeline
 from deberta.host.run.runner import Session
@@ -84,7 +85,7 @@ def collect(
                 if (session.workspace / log).exists():
                     record = unaltered(session, log)
                     origin = _model_of(session, plan, size, record) if record else "no record"
-                    engine = _engine(records.summary(record)) if record else ""
+                    engine = _engine(record.summary) if record else ""
                     pinned = _pinned(session, plan, size, log)
                     performances.append(Timed(size, version, origin, pinned, engine, runner, log))
     return Measured(tuple(evaluations), tuple(performances), tuple(left_out))
@@ -112,33 +113,33 @@ def _evaluated(session: Session, plan: Plan, batch_size: int, version: str) -> U
             return f"it has no record, and {parent} not one folder but {len(folders)}"
         pinned = _pinned(session, plan, batch_size)
         return Evaluated(batch_size, version, "no record", pinned, "", text, parent / folders[0])
-    [(folder, digest)] = [entry for entry in records.dependencies(record).items() if "dirHash" in entry[1]]
-    for path, then in ((folder, digest), (str(data), records.dependencies(record).get(str(data)))):
+    [(folder, digest)] = [entry for entry in record.dependencies.items() if "dirHash" in entry[1]]
+    for path, then in ((folder, digest), (str(data), record.dependencies.get(str(data)))):
         if not (session.workspace / path).exists():
             return f"it counted {path}, which is gone"
         if session.digests.of(PurePosixPath(path)) != then:
             return f"it counted {path}, which was changed since"
     run = records.read(session.workspace / record_of(parent))
     pinned = _pinned(session, plan, batch_size, text, parent)
-    if run is None or records.digests(run["subject"]).get(folder) != digest:
+    if run is None or run.subjects.get(folder) != digest:
         origin, engine = f"outputs brought: {folder}", ""
     else:
-        origin, engine = _model_of(session, plan, batch_size, run), _engine(records.summary(run))
+        origin, engine = _model_of(session, plan, batch_size, run), _engine(run.summary)
     return Evaluated(batch_size, version, origin, pinned, engine, text, PurePosixPath(folder))
 
 
-def _model_of(session: Session, plan: Plan, batch_size: int, run: Mapping[str, Any]) -> str:
+def _model_of(session: Session, plan: Plan, batch_size: int, run: Record) -> str:
     """Empty if a run used the present compiled model, and that was made of the present dynamic.onnx."""
     compiled, onnx = plan.artifacts.compiled(batch_size), plan.artifacts.onnx
     made = records.read(session.workspace / record_of(compiled))
     if plan.backend == "ascend" and pipeline.is_brought(session, compiled):
-        same = records.dependencies(run).get(str(compiled)) == session.digests.of(compiled)
+        same = run.dependencies.get(str(compiled)) == session.digests.of(compiled)
         return BROUGHT_MODEL if same else "outdated: another model"
     weights = compiled.with_suffix(".bin")
-    read = [compiled, *([weights] if str(weights) in records.dependencies(run) else [])]
+    read = [compiled, *([weights] if str(weights) in run.dependencies else [])]
     for record, needed in (*((run, path) for path in read), (made, onnx)):
         there = (session.workspace / needed).exists()
-        if record is None or not there or records.dependencies(record).get(str(needed)) != session.digests.of(needed):
+        if record is None or not there or record.dependencies.get(str(needed)) != session.digests.of(needed):
             return "outdated: another model"
     return ""
 
@@ -147,7 +148,7 @@ def _pinned(session: Session, plan: Plan, batch_size: int, *made: PurePosixPath)
     """Whether no step on the way to these artifacts says that its image was not pinned."""
     way = (*made, plan.artifacts.compiled(batch_size), plan.artifacts.onnx)
     found = [records.read(session.workspace / record_of(path)) for path in way]
-    return not any(records.internal(record).get("pins", "pinned") != "pinned" for record in found if record)
+    return not any(record.internal.get("pins", "pinned") != "pinned" for record in found if record)
 
 
 def _engine(summary: Mapping[str, Any]) -> str:
@@ -174,10 +175,10 @@ def place(plan: Plan, runner: str) -> str:
     return f"on {plan.backend}" + (f" ({runner})" if runner == ais_bench.MODULE else "")
 
 
-def unaltered(session: Session, artifact: PurePosixPath) -> Optional[dict[str, Any]]:
+def unaltered(session: Session, artifact: PurePosixPath) -> Optional[Record]:
     """An artifact's record, None for a file that we did not make. Raises DataError if the two do not agree."""
     record = records.read(session.workspace / record_of(artifact))
-    for name, digest in records.digests(record["subject"]).items() if record else ():
+    for name, digest in record.subjects.items() if record else ():
         path = PurePosixPath(name)
         if not (session.workspace / path).exists() or session.digests.of(path) != digest:
             raise DataError(f"{name} is not what {record_of(artifact)} says. Run the step again with --force")

@@ -18,6 +18,7 @@ import deberta
 from deberta.core import contract, files, machine, published, records
 from deberta.core.errors import DataError, MissingError
 from deberta.core.paths import record_of
+from deberta.core.records import Record
 from deberta.host.plan import reference
 from deberta.host.plan import report as acceptance_steps
 from deberta.host.plan.evaluation import Plan, Step
@@ -125,7 +126,7 @@ def make(session: Session, plan: Plan, asked: ReportRequest) -> dict[str, Any]:
         "not_accepted": [*asked.reasons, *_shortfalls(plan, asked, found), *loose],
         "buckets_markdown": asked.buckets_markdown,
         "measured": {
-            "made": max((_times(record)[1] for record in way), default=records.now().isoformat(timespec="seconds")),
+            "made": max((record.finished for record in way), default=records.now().isoformat(timespec="seconds")),
             "deberta_ascend": deberta.__version__,
             "command": asked.command + (f" ({' and '.join(asked.auto)} taken by auto)" if asked.auto else ""),
             "executor": session.executor.name,
@@ -165,11 +166,11 @@ def publish(session: Session, plan: Plan, job: Json) -> dict[str, Any]:
     return found
 
 
-def one_build_of_each(recorded: Mapping[PurePosixPath, Json]) -> None:
+def one_build_of_each(recorded: Mapping[PurePosixPath, Record]) -> None:
     """Raise DataError where two steps' records (by artifact) have different digests of one image."""
     seen: dict[str, tuple[PurePosixPath, str]] = {}
     for path, record in recorded.items():
-        images = {name: d["sha256"] for name, d in records.dependencies(record).items() if name.startswith("image ")}
+        images = {name: d["sha256"] for name, d in record.dependencies.items() if name.startswith("image ")}
         for name, digest in images.items():
             other, before = seen.setdefault(name, (path, digest))
             if digest != before:
@@ -286,7 +287,7 @@ def _way(plan: Plan, asked: ReportRequest) -> list[PurePosixPath]:
     return list(dict.fromkeys(found))
 
 
-def _record(session: Session, path: PurePosixPath) -> Optional[dict[str, Any]]:
+def _record(session: Session, path: PurePosixPath) -> Optional[Record]:
     return records.read(session.workspace / record_of(path))
 
 
@@ -296,9 +297,9 @@ def _digests(session: Session, paths: Iterable[PurePosixPath]) -> dict[str, dict
     return {str(path): session.digests.of(path) for path in there}
 
 
-def _step(record: Json) -> dict[str, Any]:
-    parameters, (started, finished) = records.parameters(record), _times(record)
-    images = [entry["sha256"] for name, entry in records.dependencies(record).items() if name.startswith("image ")]
+def _step(record: Record) -> dict[str, Any]:
+    parameters, started, finished = record.parameters, record.started, record.finished
+    images = [entry["sha256"] for name, entry in record.dependencies.items() if name.startswith("image ")]
     return {
         "step": str(parameters.get("step", "")),
         "executor": str(parameters.get("executor", "")),
@@ -309,18 +310,12 @@ def _step(record: Json) -> dict[str, Any]:
     }
 
 
-def _times(record: Json) -> tuple[str, str]:
-    """When a step started and finished; ISO 8601 in UTC, so that they sort."""
-    metadata = record["predicate"]["runDetails"]["metadata"]
-    return str(metadata["startedOn"]), str(metadata["finishedOn"])
-
-
-def _tools(way: Iterable[Json]) -> dict[str, str]:
+def _tools(way: Iterable[Record]) -> dict[str, str]:
     """What ran beside our stages: atc by CANN's version, msame and ais_bench by SHA-256, as far as records tell."""
     found = {"atc": "", "msame": ""}
     for record in way:
-        parameters = records.parameters(record)
-        tool, version = str(parameters.get("tool", "")), str(records.internal(record).get("cann", ""))
+        parameters = record.parameters
+        tool, version = str(parameters.get("tool", "")), str(record.internal.get("cann", ""))
         if tool == "atc":
             found["atc"] = f"CANN {version}" if version else ""
         elif tool:
@@ -328,7 +323,7 @@ def _tools(way: Iterable[Json]) -> dict[str, str]:
     return found
 
 
-def _not_pinned(session: Session, way: Iterable[Json], in_image: bool) -> list[str]:
+def _not_pinned(session: Session, way: Iterable[Record], in_image: bool) -> list[str]:
     """What ran that docker/pins.toml does not name, each once with the steps that it ran.
 
     `in_image`: the atc is the CI image's, whose build took pinned packages alone; what else went in is a reason of its
@@ -336,11 +331,11 @@ def _not_pinned(session: Session, way: Iterable[Json], in_image: bool) -> list[s
     """
     said: dict[str, list[str]] = {}
     for record in way:
-        parameters = records.parameters(record)
-        problem = str(records.internal(record).get("pins", "pinned"))
+        parameters = record.parameters
+        problem = str(record.internal.get("pins", "pinned"))
         tool = str(parameters.get("tool", ""))
         if tool and parameters.get("executor") == "local" and not (in_image and tool == "atc"):
-            problem = _tool_problem(session, tool, parameters, str(records.internal(record).get("cann", "")))
+            problem = _tool_problem(session, tool, parameters, str(record.internal.get("cann", "")))
         if problem != "pinned":
             said.setdefault(problem, []).append(str(parameters.get("step", "")))
     return [f"{problem} ({_counted(names)})" for problem, names in said.items()]

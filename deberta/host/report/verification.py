@@ -175,7 +175,7 @@ def _bill(request: VerificationRequest, found: Evidence, scratch: Path) -> List[
     record = found.record_for(str(path))
     if record is None or not (request.root / path).exists():
         return []
-    parameters, ours = records.parameters(record), bom.sources(request.project)
+    parameters, ours = record.parameters, bom.sources(request.project)
     if others := [name for name, value in ours.items() if parameters.get(name) != value]:
         found.unchecked.append(f"{path} against its sources: this checkout has another {' and another '.join(others)}")
         return []
@@ -197,7 +197,7 @@ def _replay(request: VerificationRequest, found: Evidence, scratch: Path, consol
     runs = []
     for cell in found.job.get("cells", ()):
         record = found.record_for(str(cell["outputs"]))
-        bins = [name for name, digest in records.dependencies(record).items() if "dirHash" in digest] if record else []
+        bins = [name for name, digest in record.dependencies.items() if "dirHash" in digest] if record else []
         if (
             cell["origin"] not in ("", contract.BROUGHT_MODEL)
             or len(bins) != 1

@@ -15,6 +15,7 @@ from typing import Any, Mapping, Optional, Sequence
 from deberta.ascend import programs
 from deberta.core import files
 from deberta.core.errors import MissingError
+from deberta.core.records import Resource
 from deberta.host.engine import containers, npu_access
 from deberta.host.engine.containers import Access, Container, User
 from deberta.host.engine.engine import DockerEngine
@@ -68,7 +69,7 @@ class DockerExecutor:
 
     def ground(self, step: Step) -> Ground:
         image = self._image(step)
-        resource = {"name": f"image {image.tag}", "digest": {"sha256": self._ids[image.stage].partition(":")[2]}}
+        resource = Resource(f"image {image.tag}", {"sha256": self._ids[image.stage].partition(":")[2]})
         internal: dict[str, Any] = {
             "pins": f"not pinned: {'; '.join(image.unpinned)}" if image.unpinned else "pinned",
             "image_inputs": dict(image.inputs),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Callable, Mapping, Protocol, Sequence
 
 from deberta.core.errors import ERROR_PREFIX, StageError, from_exit_code
+from deberta.core.records import Resource
 from deberta.host.plan.evaluation import Step
 
 Show = Callable[[str], None]
@@ -17,7 +18,7 @@ Show = Callable[[str], None]
 class Ground:
     """What a command ran on, for its record: dependencies as in-toto resources, and what is not a dependency."""
 
-    dependencies: Sequence[Mapping[str, Any]] = ()
+    dependencies: Sequence[Resource] = ()
     internal: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -16,6 +16,7 @@ from deberta.ascend import ais_bench, atc, msame, programs
 from deberta.core import files, records
 from deberta.core.errors import ConfigError, DataError, DebertaError, StageError
 from deberta.core.paths import record_of
+from deberta.core.records import Record, Resource
 from deberta.host.plan.evaluation import Compilation, Inference, Input, Step
 from deberta.host.run import messages, source_digest
 from deberta.host.run.console import Console
@@ -94,8 +95,8 @@ def check_sources(session: Session, steps: Sequence[Step]) -> None:
         raise messages.missing([Input(path, command) for path, command in missing.items()])
 
 
-def run(session: Session, step: Step) -> Mapping[str, Any]:
-    """Bring a step's outputs up to date and return their record (an empty one in a dry run)."""
+def run(session: Session, step: Step) -> Optional[Record]:
+    """Bring a step's outputs up to date and return their record (None in a dry run)."""
     console = Console(step.title)
     if session.dry:
         for one in (step.gate, step):
@@ -105,7 +106,7 @@ def run(session: Session, step: Step) -> Mapping[str, Any]:
                 else:
                     session.executor.show(one)
                 session.ran.add(one.name)
-        return {}
+        return None
     if absent := _absent(session, step):
         raise messages.missing(absent)
     record = last_record(session, step)
@@ -119,7 +120,8 @@ def run(session: Session, step: Step) -> Mapping[str, Any]:
         raise messages.altered(step, *altered, session.workspace)
     session.ran.add(step.name)
     console.say(f"running: {reason}")
-    checked = {"gate": records.summary(run(session, step.gate))} if step.gate is not None else {}
+    gate = run(session, step.gate) if step.gate is not None else None
+    checked = {"gate": gate.summary} if gate is not None else {}
     session.executor.prepare(step)
     ground = session.executor.ground(step)
     _check_cann(session, step, ground)
@@ -168,21 +170,21 @@ def outdated(session: Session, step: Step) -> Optional[str]:
 
 
 def why_run(
-    session: Session, step: Step, record: Optional[Mapping[str, Any]], wanted: Optional[Mapping[str, Any]] = None
+    session: Session, step: Step, record: Optional[Record], wanted: Optional[Mapping[str, Any]] = None
 ) -> Optional[str]:
     """The one reason why a step has to run, or None if its outputs are up to date. `wanted`: not all its parameters."""
     if record is None:
         there = (session.workspace / step.outputs[0]).exists()
         return f"{step.outputs[0]} has no record" if there else "not made yet"
     for key, value in (parameters_of(session, step) if wanted is None else wanted).items():
-        if records.parameters(record).get(key) != value:
+        if record.parameters.get(key) != value:
             return f"its {key} changed"
     return _altered(session, step, record)
 
 
-def _altered(session: Session, step: Step, record: Mapping[str, Any]) -> Optional[str]:
+def _altered(session: Session, step: Step, record: Record) -> Optional[str]:
     """The input or output that is no longer what the record says."""
-    before, now = records.dependencies(record), records.digests(_dependencies(session, step))
+    before, now = record.dependencies, records.digests(_dependencies(session, step))
     for name in now:
         if before.get(name) != now[name]:
             return f"{name} changed"
@@ -190,9 +192,9 @@ def _altered(session: Session, step: Step, record: Mapping[str, Any]) -> Optiona
     return altered[1] if altered is not None else None
 
 
-def _altered_output(session: Session, record: Mapping[str, Any]) -> Optional[tuple[PurePosixPath, str]]:
+def _altered_output(session: Session, record: Record) -> Optional[tuple[PurePosixPath, str]]:
     """The first output that is no longer what the record says, and what happened to it."""
-    for name, digest in records.digests(record["subject"]).items():
+    for name, digest in record.subjects.items():
         path = PurePosixPath(name)
         if not (session.workspace / path).exists():
             return path, f"{name} is missing"
@@ -201,9 +203,9 @@ def _altered_output(session: Session, record: Mapping[str, Any]) -> Optional[tup
     return None
 
 
-def outputs_folder(record: Mapping[str, Any], inference: Inference) -> PurePosixPath:
+def outputs_folder(record: Record, inference: Inference) -> PurePosixPath:
     """The `<output>/<T>` that a run left, as its record has it."""
-    for name in records.digests(record["subject"]):
+    for name in record.subjects:
         if PurePosixPath(name).parent == inference.output:
             return PurePosixPath(name)
     raise StageError(f"the record of {inference.output} names no output folder. Infer again with --force")
@@ -225,7 +227,7 @@ def _absent(session: Session, step: Step) -> list[Input]:
     return [needed for needed in step.inputs if not (session.workspace / needed.path).exists()]
 
 
-def last_record(session: Session, step: Step) -> Optional[dict[str, Any]]:
+def last_record(session: Session, step: Step) -> Optional[Record]:
     """The record of a step's last run; --force gets past a damaged one."""
     try:
         return records.read(session.workspace / record_of(step.outputs[0]))
@@ -235,7 +237,7 @@ def last_record(session: Session, step: Step) -> Optional[dict[str, Any]]:
         raise
 
 
-def _dependencies(session: Session, step: Step) -> list[dict[str, Any]]:
+def _dependencies(session: Session, step: Step) -> list[Resource]:
     return [records.resource(needed.path, session.digests.of(needed.path)) for needed in step.inputs]
 
 
@@ -248,7 +250,7 @@ def _check_cann(session: Session, step: Step, ground: Ground) -> None:
         return
     compiled = step.inputs[0].path
     record = records.read(session.workspace / record_of(compiled))
-    made, runs = records.internal(record).get("cann") if record else "", ground.internal.get("cann")
+    made, runs = record.internal.get("cann") if record else "", ground.internal.get("cann")
     if made and runs and made != runs:
         raise ConfigError(
             f"{compiled} was compiled with CANN {made}, and CANN {runs} would run it. Use the same for both "
@@ -385,9 +387,7 @@ def _judged(session: Session, step: Step, inference: Inference, stdout: str, tem
     return made, ais_bench.summary_of(made).read_text(encoding="utf-8")
 
 
-def _remove_former(
-    session: Session, step: Step, record: Optional[Mapping[str, Any]], subjects: Sequence[PurePosixPath]
-) -> None:
+def _remove_former(session: Session, step: Step, record: Optional[Record], subjects: Sequence[PurePosixPath]) -> None:
     """Remove the output folder of the run before; folders that we did not make stay."""
     if record is None or step.inference is None:
         return

@@ -10,9 +10,10 @@ import ast
 import hashlib
 import re
 from pathlib import Path
-from typing import Any, Iterator, Mapping, NamedTuple, Optional
+from typing import Iterator, NamedTuple, Optional
 
-from deberta.core import files, records
+from deberta.core import files
+from deberta.core.records import Record
 
 DATA = (".json", ".jinja")  # what a module reads besides: files beside it that it names
 
@@ -46,12 +47,12 @@ def sources(project: Path, module: str) -> dict[str, str]:
     return {path.relative_to(project).as_posix(): files.sha256_of(path) for path in sorted(known)}
 
 
-def changed_since(record: Mapping[str, Any], project: Path, module: str) -> list[str]:
+def changed_since(record: Record, project: Path, module: str) -> list[str]:
     """Paths of a stage's sources that are not what they were when a step's record was written; empty if it names none.
 
     A file that was only moved is not among them: its content is there under another path.
     """
-    before = records.internal(record).get("sources")
+    before = record.internal.get("sources")
     if not isinstance(before, dict):
         return []
     now = sources(project, module)

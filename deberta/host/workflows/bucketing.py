@@ -93,7 +93,7 @@ def infer(
     for step in running_steps(plan, batch_size, version, rows):
         record = runner.run(session, step)
         if record and plan.any_length:
-            seconds, count = records.summary(record)["inference_ms"] / 1000, sum(rows.values())
+            seconds, count = record.summary["inference_ms"] / 1000, sum(rows.values())
             print(f"inference of {count} rows: {seconds:.2f} s, {count / seconds:.3f} rows per s")
     return plan, _outputs(session, plan, batch_size, version, rows)
 

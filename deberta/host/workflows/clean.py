@@ -72,7 +72,7 @@ def _subjects(session: Session, record_path: Path) -> list[Path]:
         record = records.read(record_path)
     except DataError:
         return []  # the damaged record goes, what it spoke of stays
-    names = records.digests(record["subject"]) if record else {}
+    names = record.subjects if record else {}
     inside = [PurePosixPath(name) for name in names]
     return [session.workspace / path for path in inside if not path.is_absolute() and ".." not in path.parts]
 

@@ -85,7 +85,7 @@ def infer(session: Session, plan: Plan, batch_size: int, version: str) -> PurePo
     before = _before_inference(session, plan, batch_size, version)
     runner.check_sources(session, before)
     made = [runner.run(session, step) for step in before]
-    counted = records.summary(made[-1]).get("rows", 0) if made[-1] else 0
+    counted = made[-1].summary.get("rows", 0) if made[-1] else 0
     step = evaluation.infer(plan, batch_size, version, int(counted))
     record = runner.run(session, step)
     if not record:

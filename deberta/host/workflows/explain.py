@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
-from deberta.core import records
 from deberta.core.errors import some
+from deberta.core.records import Record
 from deberta.host.environments.stages import STAGES_LOCK
 from deberta.host.plan.evaluation import LATEST, Step
 from deberta.host.run import runner, source_digest
@@ -136,23 +136,23 @@ def _latest(session: Session, step: Step) -> str:
     return str(runner.outputs_folder(record, step.inference)) if record is not None else ""
 
 
-def _altered(session: Session, step: Step, record: Mapping[str, Any]) -> Optional[str]:
+def _altered(session: Session, step: Step, record: Record) -> Optional[str]:
     """Which output is no longer what the record says."""
     return runner.why_run(session, replace(step, inputs=()), record, {})
 
 
-def _reason(session: Session, step: Step, record: Optional[Mapping[str, Any]]) -> Optional[str]:
+def _reason(session: Session, step: Step, record: Optional[Record]) -> Optional[str]:
     """As pipeline.why_run, with the old and the new value of a parameter that changed."""
     if record is None:
         return runner.why_run(session, step, None)
-    before = records.parameters(record)
+    before = record.parameters
     for key, value in runner.parameters_of(session, step).items():
         if before.get(key) != value:
             return f"its {key} changed{_detail(session, step, record, key, before.get(key), value)}"
     return runner.why_run(session, step, record, {})
 
 
-def _detail(session: Session, step: Step, record: Mapping[str, Any], key: str, old: Any, new: Any) -> str:
+def _detail(session: Session, step: Step, record: Record, key: str, old: Any, new: Any) -> str:
     if key == "arguments" and old is not None:
         return f": {', '.join(option_changes(old, new))}"
     if key == "code":
@@ -193,7 +193,7 @@ def _options(arguments: Sequence[str]) -> Dict[str, str]:
     return found
 
 
-def _image_changes(session: Session, step: Step, record: Mapping[str, Any]) -> List[str]:
+def _image_changes(session: Session, step: Step, record: Record) -> List[str]:
     """What the image was made of when the step ran, compared with now; no engine is asked."""
     from deberta.host.images import (
         definition,
@@ -201,7 +201,7 @@ def _image_changes(session: Session, step: Step, record: Mapping[str, Any]) -> L
     )
     from deberta.host.run.docker_executor import STAGES
 
-    before = records.internal(record).get("image_inputs")
+    before = record.internal.get("image_inputs")
     if not isinstance(before, dict):
         return []
     now = definition.plan(session.project, pins.load(session.project), STAGES[step.tool], platform.machine())

@@ -263,7 +263,7 @@ def _in_place(root: Path, name: str, run: ReproductionRun) -> Optional[Path]:
         return root / name
     parent = PurePosixPath(name[: -len(LATEST)])
     record = records.read(root / record_of(parent))
-    made = records.digests(record["subject"]) if record else {}
+    made = record.subjects if record else {}
     return next((root / path for path in made if PurePosixPath(path).parent == parent), None)
 
 
@@ -302,8 +302,8 @@ def _images(one: Path, other: Path, run: ReproductionRun) -> Iterator[Compared]:
     for root, contents in ((one, first), (other, second)):
         for name, _ in names(run):
             record = records.read(root / record_of(PurePosixPath(name.replace(LATEST, ""))))
-            if record and "image_contents" in records.internal(record):
-                contents[str(records.parameters(record).get("image"))] = str(records.internal(record)["image_contents"])
+            if record and "image_contents" in record.internal:
+                contents[str(record.parameters.get("image"))] = str(record.internal["image_contents"])
     for tag in sorted({*first} & {*second}):
         yield Compared(f"contents of {tag}", (f"sha256  {first[tag]}", f"sha256  {second[tag]}"), must=False)
 
