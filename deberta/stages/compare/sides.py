@@ -28,7 +28,8 @@ from deberta.core.progress import Progress
 from deberta.stages import onnx_runtime
 from deberta.stages.fp16 import emulation, keep_dtype
 from deberta.stages.fp16.emulation import EmulationResult, Node, Rows
-from deberta.stages.inference import openvino_engine, postprocess
+from deberta.stages.inference import openvino_engine
+from deberta.stages.inference.logits import read_array, read_outputs
 from deberta.stages.model import checkpoint, config
 
 if TYPE_CHECKING:
@@ -318,7 +319,7 @@ def _om(kind: str, file: Path, setting: Setting) -> Side:
     """The output files that msame, ais_bench or the cpu backend's runner left in one folder."""
 
     def run(rows: Rows, wanted: Sequence[str]) -> Results:
-        logits = postprocess.read_outputs(file, setting.batches, setting.batch_size)
+        logits = read_outputs(file, setting.batches, setting.batch_size)
         return {OUTPUT: logits[rows.numbers].reshape(len(rows.numbers), 1, -1)}
 
     return Side(kind, file, run)
@@ -326,15 +327,12 @@ def _om(kind: str, file: Path, setting: Setting) -> Side:
 
 def _reference(kind: str, file: Path, setting: Setting) -> Side:
     """Logits in a .npy, float32 [rows, 3], in the tsv's order."""
-    try:
-        logits = np.load(file, allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise DataError(f"{file} is not an array of numbers ({error}). Make it again") from None
-    expected = contract.batch_count(len(logits), setting.batch_size) if logits.ndim else 0
-    if logits.dtype != np.float32 or logits.shape[1:] != (len(LABELS),) or expected != setting.batches:
+    again = "It is of other data, or of other rows of them: make it again"
+    logits = read_array(file, again)
+    if contract.batch_count(len(logits), setting.batch_size) != setting.batches:
         raise DataError(
-            f"{file} holds {logits.dtype} {list(logits.shape)}, not float32 logits of the rows in {setting.batches}"
-            f" bins of {setting.batch_size}. It is of other data, or of other rows of them: make it again"
+            f"{file} holds logits of {len(logits)} rows, not of those in {setting.batches} bins of"
+            f" {setting.batch_size}. {again}"
         )
 
     def run(rows: Rows, wanted: Sequence[str]) -> Results:

@@ -35,6 +35,7 @@ from deberta.core.errors import ConfigError, DataError, MissingError, StageError
 from deberta.core.machine import effective_cpus
 from deberta.stages import onnx_runtime
 from deberta.stages.inference import int8, openvino_engine
+from deberta.stages.inference.logits import compare_logits
 from deberta.stages.inference.openvino_engine import OpenVinoEngine, reason
 
 TOLERANCE = 1e-4  # max abs difference of logits between ONNX Runtime and the compiled model
@@ -148,16 +149,17 @@ def compiled_logits(engine: OpenVinoEngine, ids: np.ndarray, mask: np.ndarray) -
 
 def compare(reference: np.ndarray, logits: np.ndarray, allowed: float = TOLERANCE, same_labels: bool = True) -> float:
     """The max abs difference, if it is at most `allowed` and every row has the same label. Raises StageError."""
-    difference = float(np.abs(reference - logits).max())
-    changed = np.flatnonzero(reference.argmax(1) != logits.argmax(1)) if same_labels else ()
-    if not difference <= allowed or len(changed):  # a NaN is no pass
-        worst = int(np.abs(reference - logits).max(1).argmax())
+    difference = compare_logits(reference, logits)
+    largest = float(difference.row_max.max())
+    changed = difference.changed if same_labels else ()
+    if not difference.within(allowed) or len(changed):
+        worst = int(difference.row_max.argmax())
         raise StageError(
-            f"the compiled model differs from its ONNX: max abs difference {difference:.3g} (at most {allowed:g} "
+            f"the compiled model differs from its ONNX: max abs difference {largest:.3g} (at most {allowed:g} "
             f"is allowed), {len(changed)} of {len(logits)} rows have another label; row {worst}: ONNX Runtime "
             f"{reference[worst].tolist()}, OpenVINO {logits[worst].tolist()}"
         )
-    return difference
+    return largest
 
 
 def main(argv: Sequence[str]) -> None:

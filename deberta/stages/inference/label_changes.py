@@ -18,7 +18,8 @@ from deberta.core import buckets, contract, files
 from deberta.core.errors import run_stage
 from deberta.stages.data import row_order
 from deberta.stages.inference import postprocess, postprocess_buckets
-from deberta.stages.inference.postprocess import Gold, Logits
+from deberta.stages.inference.logits import Logits, compare_logits, finite_rows, read_outputs
+from deberta.stages.inference.postprocess import Gold
 
 SHOWN = 50  # changed rows listed, those of the largest float32 margin first
 
@@ -26,11 +27,9 @@ SHOWN = 50  # changed rows listed, those of the largest float32 margin first
 def compare(gold: Sequence[Gold], fp32: Logits, int8: Logits) -> dict[str, object]:
     """Two runs' logits, float32 [rows, 3], finite, in the tsv's order."""
     labels = np.array([label for _, label in gold])
-    before, after = fp32.argmax(axis=1), int8.argmax(axis=1)
-    margins = {name: postprocess.margins(logits) for name, logits in (("fp32", fp32), ("int8", int8))}
-    changed = np.flatnonzero(before != after)
-    difference = np.abs(fp32.astype(np.float64) - int8)
-    listed = sorted(changed.tolist(), key=lambda row: (-margins["fp32"][row], row))[:SHOWN]
+    difference = compare_logits(fp32, int8)
+    (before, after), (margin_fp32, margin_int8), changed = difference.labels, difference.margins, difference.changed
+    listed = sorted(changed.tolist(), key=lambda row: (-margin_fp32[row], row))[:SHOWN]
     return {
         "rows": len(gold),
         **{
@@ -40,9 +39,9 @@ def compare(gold: Sequence[Gold], fp32: Logits, int8: Logits) -> dict[str, objec
         "labels_changed": len(changed),
         "right_before": int((before[changed] == labels[changed]).sum()),
         "right_now": int((after[changed] == labels[changed]).sum()),
-        "max_abs_difference": float(difference.max()),
-        "mean_abs_difference": float(difference.mean()),
-        "largest_margin_changed": float(margins["fp32"][changed].max()) if len(changed) else 0.0,
+        "max_abs_difference": difference.max_abs,
+        "mean_abs_difference": difference.mean_abs,
+        "largest_margin_changed": float(margin_fp32[changed].max()) if len(changed) else 0.0,
         "changed": [
             {
                 "row": row,
@@ -50,8 +49,8 @@ def compare(gold: Sequence[Gold], fp32: Logits, int8: Logits) -> dict[str, objec
                 "gold": contract.LABELS[labels[row]],
                 "fp32": contract.LABELS[before[row]],
                 "int8": contract.LABELS[after[row]],
-                "margin_fp32": float(margins["fp32"][row]),
-                "margin_int8": float(margins["int8"][row]),
+                "margin_fp32": float(margin_fp32[row]),
+                "margin_int8": float(margin_int8[row]),
             }
             for row in listed
         ],
@@ -66,8 +65,8 @@ def read(
         orders = row_order.read_all(bins, len(gold), batch_size)
         return postprocess_buckets.merge(outputs, orders, len(gold), batch_size, data)[0]
     [folder] = outputs.values()
-    logits = postprocess.read_outputs(folder, contract.batch_count(len(gold), batch_size), batch_size)[: len(gold)]
-    postprocess.check_finite(folder, data, postprocess.finite_rows(logits), range(len(gold)), batch_size)
+    logits = read_outputs(folder, contract.batch_count(len(gold), batch_size), batch_size)[: len(gold)]
+    postprocess.check_finite(folder, data, finite_rows(logits), range(len(gold)), batch_size)
     return logits
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import resource
 import sys
 from collections.abc import Sequence
@@ -21,9 +20,9 @@ import numpy as np
 import numpy.typing as npt
 
 from deberta.core import contract, files, mnli
-from deberta.core.errors import DataError, MissingError, run_stage, some
+from deberta.core.errors import DataError, run_stage
+from deberta.stages.inference.logits import Logits, finite_rows, predicted, read_outputs
 
-Logits = npt.NDArray[np.float32]
 Gold = tuple[str, int]  # genre, index of the label
 _Value = TypeVar("_Value")
 
@@ -56,41 +55,6 @@ class Evaluation:
     outputs_sha256: str  # files.folder_digest
 
 
-def read_outputs(outputs: Path, batches: int, batch_size: int) -> Logits:
-    """The logits of all files by index, float32 [batches * batch_size, 3], padding rows included.
-
-    Exactly the files of `batches` batches must be there, each with its exact size. Raises MissingError, DataError.
-    """
-    if not outputs.is_dir():
-        raise MissingError(f"{outputs} is missing. Run: invoke infer")
-    expected = [contract.output_file(index) for index in range(batches)]
-    found = set(os.listdir(outputs))
-    missing = [name for name in expected if name not in found]
-    extra = sorted(found - set(expected))
-    if missing or extra:
-        what = [
-            f"{len(names)} {kind} ({some(names)})" for kind, names in (("missing", missing), ("extra", extra)) if names
-        ]
-        raise DataError(
-            f"{outputs}: expected {batches} output files at batch size {batch_size}: {', '.join(what)}."
-            " Run: invoke infer --force"
-        )
-    size = contract.output_bytes(batch_size)
-    content = bytearray()
-    wrong = []
-    for name in expected:
-        data = (outputs / name).read_bytes()
-        if len(data) != size:
-            wrong.append(f"{name} has {len(data)}")
-        content += data
-    if wrong:
-        raise DataError(
-            f"{outputs}: {len(wrong)} of {batches} output files are not {size} bytes"
-            f" (float32 [{batch_size}, {len(contract.LABELS)}]): {some(wrong)}. Run: invoke infer --force"
-        )
-    return np.frombuffer(content, "<f4").reshape(-1, len(contract.LABELS))
-
-
 def evaluate(
     outputs: Path, data: Path, batch_size: int, version: str, limit: int = 0, expected_rows: int = 0
 ) -> Evaluation:
@@ -116,18 +80,6 @@ def read_gold(data: Path, limit: int = 0, expected_rows: int = 0) -> list[Gold]:
     return gold[:limit] if limit else gold
 
 
-def margins(logits: Logits) -> npt.NDArray[np.float64]:
-    """Each row's largest logit minus its second largest, float64 [rows]: by how much it prefers its label."""
-    ordered = np.sort(logits.astype(np.float64), axis=1)
-    found: npt.NDArray[np.float64] = ordered[:, -1] - ordered[:, -2]
-    return found
-
-
-def finite_rows(logits: Logits) -> npt.NDArray[np.bool_]:
-    found: npt.NDArray[np.bool_] = np.logical_and.reduce(np.isfinite(logits), axis=1)
-    return found
-
-
 def count(
     gold: Sequence[Gold],
     logits: Logits,
@@ -139,10 +91,10 @@ def count(
 ) -> Evaluation:
     """Count logits, finite and in the tsv's order, against the gold labels."""
     rows = len(gold)
-    predicted = np.argmax(logits, axis=1)  # the first of equals, as the guide's
+    predictions = predicted(logits)
     confusion = np.zeros((len(contract.LABELS), len(contract.LABELS)), np.int64)
     genres: dict[str, list[int]] = {}  # correct, rows
-    for (genre, label), guess in zip(gold, predicted.tolist(), strict=True):
+    for (genre, label), guess in zip(gold, predictions.tolist(), strict=True):
         confusion[label, guess] += 1
         tally = genres.setdefault(genre, [0, 0])
         tally[0] += label == guess

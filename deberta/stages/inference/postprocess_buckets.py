@@ -19,7 +19,8 @@ from deberta.core.errors import run_stage
 from deberta.stages.data import row_order
 from deberta.stages.data.row_order import Order
 from deberta.stages.inference import postprocess
-from deberta.stages.inference.postprocess import Evaluation, Logits
+from deberta.stages.inference.logits import Logits, finite_rows, read_outputs
+from deberta.stages.inference.postprocess import Evaluation
 
 
 def merge(
@@ -33,8 +34,8 @@ def merge(
     padding_nan = 0
     for length, found in orders.items():
         placed = found.flat
-        values = postprocess.read_outputs(outputs[length], len(found.order), batch_size)
-        finite = postprocess.finite_rows(values)
+        values = read_outputs(outputs[length], len(found.order), batch_size)
+        finite = finite_rows(values)
         postprocess.check_finite(outputs[length], data, finite[: len(placed)], placed, batch_size)
         padding_nan += int(np.count_nonzero(~finite[len(placed) :]))
         logits[placed] = values[: len(placed)]

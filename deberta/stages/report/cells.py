@@ -19,7 +19,16 @@ import numpy.typing as npt
 from deberta.core import contract, files
 from deberta.core.errors import DataError, MissingError
 from deberta.stages.inference import postprocess
-from deberta.stages.inference.postprocess import Evaluation, Gold, Logits
+from deberta.stages.inference.logits import (
+    Logits,
+    compare_logits,
+    finite_rows,
+    margins,
+    predicted,
+    read_array,
+    read_outputs,
+)
+from deberta.stages.inference.postprocess import Evaluation, Gold
 from deberta.stages.report import intervals
 
 LISTED = 50  # rows named in a list, those with the largest margins first; the totals count all
@@ -60,8 +69,8 @@ def recount(entry: Mapping[str, Any], data: Path, gold: Sequence[Gold], limit: i
     """
     batch_size, version = entry["batch_size"], entry["version"]
     outputs, rows = root / entry["outputs"], len(gold)
-    logits = postprocess.read_outputs(outputs, contract.batch_count(rows, batch_size), batch_size)
-    finite = postprocess.finite_rows(logits)
+    logits = read_outputs(outputs, contract.batch_count(rows, batch_size), batch_size)
+    finite = finite_rows(logits)
     postprocess.check_finite(outputs, data, finite[:rows], range(rows), batch_size)
     padding_nan = int(np.count_nonzero(~finite[rows:]))
     digest = files.folder_digest(outputs)
@@ -106,24 +115,11 @@ def _difference(found: Any, counted: Any, key: str) -> str:
 def read_reference(path: Path, rows: int) -> Logits:
     """PyTorch's logits. Raises MissingError; DataError if they are not finite float32 [rows, 3]."""
     again = "Remove it and run: invoke acceptance"
-    if not path.is_file():
-        raise MissingError(f"{path} is missing. Run: invoke acceptance")
-    try:
-        found = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise DataError(f"{path} is not a NumPy array ({error}). {again}") from None
-    expected = (rows, len(contract.LABELS))
-    if not isinstance(found, np.ndarray) or found.dtype != np.dtype("<f4") or found.shape != expected:
-        raise DataError(f"{path} does not hold float32 [{rows}, {len(contract.LABELS)}]. {again}")
-    bad = np.flatnonzero(~postprocess.finite_rows(found))
+    logits = read_array(path, again, rows)
+    bad = np.flatnonzero(~finite_rows(logits))
     if len(bad):
         raise DataError(f"{path}: {len(bad)} rows hold NaN or infinity, the first is row {bad[0]}. {again}")
-    return found
-
-
-def margins(logits: Logits) -> npt.NDArray[np.float64]:
-    """float64 [rows], rounded: what is listed is what is judged."""
-    return np.round(postprocess.margins(logits), MARGIN_DIGITS)
+    return logits
 
 
 def cell_body(cell: Cell, version: Version) -> dict[str, Any]:
@@ -166,18 +162,18 @@ def permutations(confusion: Mapping[str, Mapping[str, int]]) -> list[dict[str, A
 
 
 def reference_body(reference: Logits, version: Version) -> dict[str, Any]:
-    return proportion(int((reference.argmax(axis=1) == version.labels).sum()), len(version.gold))
+    return proportion(int((predicted(reference) == version.labels).sum()), len(version.gold))
 
 
 def versus(logits: Logits, reference: Logits, version: Version) -> dict[str, Any]:
     """A run beside PyTorch on the same rows; the margins are PyTorch's."""
-    this, other, gold = logits.argmax(axis=1), reference.argmax(axis=1), version.labels
-    only_reference = int(((other == gold) & (this != gold)).sum())
-    only_this = int(((this == gold) & (other != gold)).sum())
-    flipped = np.flatnonzero(this != other)
-    margin = margins(reference)
+    difference, gold = compare_logits(reference, logits), version.labels
+    expected, this = difference.labels
+    only_reference = int(((expected == gold) & (this != gold)).sum())
+    only_this = int(((this == gold) & (expected != gold)).sum())
+    margin = np.round(difference.margins[0], MARGIN_DIGITS)  # what is listed is what is judged
     return {
-        "same_labels": len(gold) - len(flipped),
+        "same_labels": len(gold) - len(difference.changed),
         "only_reference_correct": only_reference,
         "only_this_correct": only_this,
         "p_value": intervals.mcnemar(only_reference, only_this),
@@ -185,13 +181,13 @@ def versus(logits: Logits, reference: Logits, version: Version) -> dict[str, Any
             {
                 **_place(row, margin),
                 "gold": contract.LABELS[gold[row]],
-                "reference": contract.LABELS[other[row]],
+                "reference": contract.LABELS[expected[row]],
                 "this": contract.LABELS[this[row]],
             }
-            for row in _listed(flipped, margin)
+            for row in _listed(difference.changed, margin)
         ],
-        "flips_total": len(flipped),
-        "beyond_near_ties": int((margin[flipped] >= version.near_tie_margin).sum()),
+        "flips_total": len(difference.changed),
+        "beyond_near_ties": int((margin[difference.changed] >= version.near_tie_margin).sum()),
     }
 
 
@@ -201,9 +197,9 @@ def agreement(cells: Sequence[Cell], version: Version) -> dict[str, Any]:
     `cells`: at least one, all of `version` and of the present model.
     """
     ordered = sorted(cells, key=lambda cell: cell.batch_size)
-    predicted = np.stack([cell.logits.argmax(axis=1) for cell in ordered])
-    differ = np.flatnonzero((predicted != predicted[0]).any(axis=0))
-    margin = margins(ordered[0].logits)
+    labels = np.stack([predicted(cell.logits) for cell in ordered])
+    differ = np.flatnonzero((labels != labels[0]).any(axis=0))
+    margin = np.round(margins(ordered[0].logits), MARGIN_DIGITS)
     return {
         "batch_sizes": [cell.batch_size for cell in ordered],
         "rows_that_differ": len(differ),
@@ -214,7 +210,7 @@ def agreement(cells: Sequence[Cell], version: Version) -> dict[str, Any]:
                 **_place(row, margin),
                 "labels": {
                     str(cell.batch_size): contract.LABELS[label]
-                    for cell, label in zip(ordered, predicted[:, row], strict=True)
+                    for cell, label in zip(ordered, labels[:, row], strict=True)
                 },
             }
             for row in _listed(differ, margin)

@@ -28,6 +28,7 @@ from deberta.core.errors import DataError, run_stage
 from deberta.core.machine import effective_cpus
 from deberta.core.progress import Progress
 from deberta.stages import onnx_runtime
+from deberta.stages.inference.logits import Logits, compare_logits, read_array
 from deberta.stages.model import tokenizer as tokenizers_of_guide
 
 TOLERANCE = 1e-3  # of logits between two float32 engines; build-om's own check allows 1e-4
@@ -37,7 +38,6 @@ FLOAT16_TOLERANCE = 0.1
 CHUNK_ROWS = 8
 
 Ids = npt.NDArray[np.int32]
-Logits = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -77,27 +77,28 @@ def inputs_of(run: ReplayedRun, row: int) -> Ids:
     return np.stack([read_row(run.bins / name / contract.input_file(batch), within, shape, "<i4") for name in INPUTS])
 
 
-def stored(run: ReplayedRun, row: int) -> Logits:
+def stored_logits(run: ReplayedRun, row: int) -> Logits:
     """The logits of a row that the run left, float32 [3]."""
     batch, within = divmod(row, run.batch_size)
     shape = (run.batch_size, len(LABELS))
     return read_row(run.outputs / contract.output_file(batch), within, shape, "<f4")
 
 
-def judge(expected: Logits, found: Logits, tolerance: float, float16: bool) -> tuple[float, str]:
+def judge(expected: Logits, stored: Logits, tolerance: float, float16: bool) -> tuple[float, str]:
     """Largest difference between the model's logits and the ones kept, and what is wrong with them, or "".
 
     Labels must be the same; in float16 another one is allowed where the model's two largest logits are closer than
     the tolerance.
     """
-    difference = float(np.abs(expected - found).max())
-    largest = np.sort(expected)
-    tie = float16 and float(largest[-1] - largest[-2]) < tolerance
-    if expected.argmax() != found.argmax() and not tie:
-        return difference, f"label {LABELS[int(found.argmax())]}, the model says {LABELS[int(expected.argmax())]}"
-    if not difference <= tolerance:  # a NaN is no pass
-        return difference, f"logits {found.tolist()}, the model says {expected.tolist()}"
-    return difference, ""
+    difference = compare_logits(expected[None], stored[None])
+    largest = difference.max_abs or 0.0
+    near_tie = float16 and difference.margins[0][0] < tolerance
+    if len(difference.changed) and not near_tie:
+        model, kept = (LABELS[labels[0]] for labels in difference.labels)
+        return largest, f"label {kept}, the model says {model}"
+    if not difference.within(tolerance):
+        return largest, f"logits {stored.tolist()}, the model says {expected.tolist()}"
+    return largest, ""
 
 
 def draw(counts: Sequence[int], wanted: int, seed: int) -> list[tuple[int, int]]:
@@ -119,7 +120,8 @@ def replay(plan: Mapping[str, Any], wanted: int, seed: int) -> dict[str, Any]:
     tokenizer = tokenizers_of_guide.load(Path(plan["tokenizer"]))
     tokenizers_of_guide.truncate(tokenizer, contract.SEQUENCE_LENGTH)
     session = onnx_runtime.open_session(Path(plan["model"]), effective_cpus())
-    references = {run.reference: np.load(run.reference) for run in runs if run.reference is not None}
+    paths = {run.reference for run in runs if run.reference is not None}
+    references = {path: read_array(path, "Run: invoke acceptance") for path in paths}
     progress = Progress("replaying", len(chosen), "rows")
     differences, largest = [], 0.0
     for first in range(0, len(chosen), CHUNK_ROWS):
@@ -134,7 +136,7 @@ def replay(plan: Mapping[str, Any], wanted: int, seed: int) -> dict[str, Any]:
             if not np.array_equal(expected, given[:, at]):
                 line = f"{run.data} line {row + 2}"
                 differences.append(f"{run.bins}: row {row} is not what the tokenizer makes of {line}")
-            difference, wrong = judge(logits[at], stored(run, row), tolerance, float16)
+            difference, wrong = judge(logits[at], stored_logits(run, row), tolerance, float16)
             largest = max(largest, difference)
             if wrong:
                 differences.append(f"{run.place(row)}: {wrong}")

@@ -1,0 +1,131 @@
+"""Logits of a run: read from the files that hold them, and compared with another run's.
+
+They are float32 [rows, 3], columns as contract.LABELS, and rows are numbered from 0.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+import numpy.typing as npt
+
+from deberta.core import contract
+from deberta.core.errors import DataError, MissingError, some
+
+Logits = npt.NDArray[np.float32]
+RowNumbers = npt.NDArray[np.intp]
+PerRow = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class LogitsDifference:
+    """How two runs of the same rows differ. A row is finite if it is in both runs.
+
+    `max_abs` and `mean_abs` are |difference| of a logit over the finite rows, None without any. `labels` and `margins`
+    have an array of each run: a row's margin is its largest logit minus its second largest.
+    """
+
+    finite: npt.NDArray[np.bool_]  # [rows]
+    row_max: PerRow  # [rows], the largest |difference| in each; infinite where the row is not finite
+    max_abs: float | None
+    mean_abs: float | None
+    labels: tuple[RowNumbers, RowNumbers]  # [rows] each, index of the predicted label
+    changed: RowNumbers  # the finite rows whose label differs, in order
+    margins: tuple[PerRow, PerRow]  # [rows] each
+
+    def within(self, tolerance: float) -> bool:
+        """Whether all rows are finite and no logit differs by more."""
+        return not (self.row_max > tolerance).any()
+
+
+def compare_logits(first: npt.NDArray[np.floating], second: npt.NDArray[np.floating]) -> LogitsDifference:
+    """Compare two runs' logits, [rows, 3] each, in float64."""
+    finite = finite_rows(first) & finite_rows(second)
+    difference = np.abs(first[finite].astype(np.float64) - second[finite])
+    row_max = np.full(len(first), np.inf)
+    row_max[finite] = difference.max(axis=1)
+    labels = predicted(first), predicted(second)
+    return LogitsDifference(
+        finite=finite,
+        row_max=row_max,
+        max_abs=float(difference.max()) if difference.size else None,
+        mean_abs=float(difference.mean()) if difference.size else None,
+        labels=labels,
+        changed=np.flatnonzero(finite & (labels[0] != labels[1])),
+        margins=(margins(first), margins(second)),
+    )
+
+
+def predicted(logits: npt.NDArray[np.floating]) -> RowNumbers:
+    """Each row's label, as an index into contract.LABELS; the first of equal logits, as the guide has it."""
+    return np.asarray(np.argmax(logits, axis=1))
+
+
+def margins(logits: npt.NDArray[np.floating]) -> PerRow:
+    """Each row's largest logit minus its second largest: by how much it prefers its label."""
+    ordered = np.sort(logits.astype(np.float64), axis=1)
+    with np.errstate(invalid="ignore"):  # infinity minus infinity
+        return np.asarray(ordered[:, -1] - ordered[:, -2])
+
+
+def finite_rows(logits: npt.NDArray[np.floating]) -> npt.NDArray[np.bool_]:
+    """Whether each row is without NaN and infinity, bool [rows]."""
+    return np.asarray(np.isfinite(logits).all(axis=1))
+
+
+def read_outputs(outputs: Path, batches: int, batch_size: int) -> Logits:
+    """The logits of a folder of output files by index, float32 [batches * batch_size, 3], padding rows included.
+
+    Exactly the files of `batches` batches must be there, each with its exact size. Raises MissingError, DataError.
+    """
+    if not outputs.is_dir():
+        raise MissingError(f"{outputs} is missing. Run: invoke infer")
+    expected = [contract.output_file(index) for index in range(batches)]
+    present = set(os.listdir(outputs))
+    missing = [name for name in expected if name not in present]
+    extra = sorted(present - set(expected))
+    if missing or extra:
+        what = [
+            f"{len(names)} {kind} ({some(names)})" for kind, names in (("missing", missing), ("extra", extra)) if names
+        ]
+        raise DataError(
+            f"{outputs}: expected {batches} output files at batch size {batch_size}: {', '.join(what)}."
+            " Run: invoke infer --force"
+        )
+    size = contract.output_bytes(batch_size)
+    content = bytearray()
+    wrong = []
+    for name in expected:
+        data = (outputs / name).read_bytes()
+        if len(data) != size:
+            wrong.append(f"{name} has {len(data)}")
+        content += data
+    if wrong:
+        raise DataError(
+            f"{outputs}: {len(wrong)} of {batches} output files are not {size} bytes"
+            f" (float32 [{batch_size}, {len(contract.LABELS)}]): {some(wrong)}. Run: invoke infer --force"
+        )
+    return np.frombuffer(content, "<f4").reshape(-1, len(contract.LABELS))
+
+
+def read_array(path: Path, again: str, rows: int | None = None) -> Logits:
+    """The logits in a .npy file. Raises MissingError, and DataError that ends with `again`: how to make the file.
+
+    `rows`: how many it must hold; None: any number.
+    """
+    if not path.is_file():
+        raise MissingError(f"{path} is missing. Run: invoke acceptance")
+    try:
+        content: Any = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError, BadZipFile) as error:
+        raise DataError(f"{path} is not a NumPy array ({error}). {again}") from None
+    fits = isinstance(content, np.ndarray) and content.dtype == np.dtype("<f4") and content.ndim == 2
+    if not fits or content.shape != (len(content) if rows is None else rows, len(contract.LABELS)):
+        wanted = f"float32 [{'rows' if rows is None else rows}, {len(contract.LABELS)}]"
+        raise DataError(f"{path} does not hold {wanted}. {again}")
+    return np.asarray(content, np.float32)
