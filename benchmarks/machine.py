@@ -22,13 +22,12 @@ IDLE = 0.5  # a load average above this at the start means that something else i
 
 
 def describe() -> dict[str, Any]:
-    text = _read("/proc/cpuinfo")
-    flags = set(_field(text, r"flags|Features").split())
+    fields, flags = machine.cpu_fields(), machine.cpu_flags()
     memory = re.search(r"MemTotal:\s+(\d+) kB", _read("/proc/meminfo"))
     compiler = next((path for name in ("c++", "g++", "clang++") if (path := shutil.which(name))), None)
     return {
-        "cpu": _field(text, "model name") or platform.processor() or platform.machine(),
-        "family_model_stepping": [_field(text, name) for name in ("cpu family", "model", "stepping")],
+        "cpu": machine.cpu_name(),
+        "family_model_stepping": [fields.get(name, "") for name in ("cpu family", "model", "stepping")],
         "flags": [flag for flag in FLAGS if flag in flags],
         "logical_cpus": os.cpu_count(),
         "usable_cpus": machine.effective_cpus(),
@@ -41,11 +40,6 @@ def describe() -> dict[str, Any]:
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
         "load_average": round(os.getloadavg()[0], 2),
     }
-
-
-def _field(text: str, name: str) -> str:
-    found = re.search(rf"(?m)^(?:{name})\s*:\s*(.*)$", text)
-    return found[1].strip() if found else ""
 
 
 def _read(path: str) -> str:

@@ -1,13 +1,36 @@
-"""How many CPUs this process may really use: its affinity and its cgroup's quota, not the machine's count."""
+"""The CPU: its name and features, and how many of its cores this process may really use."""
 
 from __future__ import annotations
 
 import os
+import platform
 from pathlib import Path
-from typing import List, Optional
+from typing import Optional
 
 CGROUPS = Path("/sys/fs/cgroup")
 OWN_CGROUPS = Path("/proc/self/cgroup")
+CPUINFO = Path("/proc/cpuinfo")
+
+
+def cpu_fields(cpuinfo: Path = CPUINFO) -> dict[str, str]:
+    """/proc/cpuinfo's fields of the first CPU; empty if this is not Linux."""
+    fields: dict[str, str] = {}
+    for line in _lines(cpuinfo):
+        name, colon, value = line.partition(":")
+        if colon:
+            fields.setdefault(name.strip(), value.strip())
+    return fields
+
+
+def cpu_name() -> str:
+    """The CPU's model, e.g. "Intel(R) Xeon(R) CPU @ 2.20GHz"; the architecture where the kernel names no model."""
+    return cpu_fields().get("model name") or platform.processor() or platform.machine()
+
+
+def cpu_flags(cpuinfo: Path = CPUINFO) -> set[str]:
+    """Instruction sets by their Linux names: the field is called "flags" on x86_64, "Features" on aarch64."""
+    fields = cpu_fields(cpuinfo)
+    return {*fields.get("flags", "").split(), *fields.get("Features", "").split()}
 
 
 def effective_cpus() -> int:
@@ -34,12 +57,12 @@ def quota(root: Path = CGROUPS, own: Path = OWN_CGROUPS) -> Optional[float]:
     return min(limits, default=None)
 
 
-def cgroup_folders(controller: str, root: Path = CGROUPS, own: Path = OWN_CGROUPS) -> List[Path]:
+def cgroup_folders(controller: str, root: Path = CGROUPS, own: Path = OWN_CGROUPS) -> list[Path]:
     """The folders of this process's cgroups, v2 and v1, for `controller`, each from its own up to the mounted root.
 
     In a container the path in `own` can be the host's, which does not exist below `root`: the ones above it still do.
     """
-    folders: List[Path] = []
+    folders: list[Path] = []
     for line in _lines(own):
         identifier, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
@@ -54,12 +77,12 @@ def cgroup_folders(controller: str, root: Path = CGROUPS, own: Path = OWN_CGROUP
     return [folder for folder in folders if ".." not in folder.parts and folder.is_dir()]
 
 
-def _lines(path: Path) -> List[str]:
+def _lines(path: Path) -> list[str]:
     try:
         return path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return []  # not Linux, or a file this cgroup does not have: no limit is known
 
 
-def _words(path: Path) -> List[str]:
+def _words(path: Path) -> list[str]:
     return " ".join(_lines(path)).split()

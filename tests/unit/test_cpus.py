@@ -57,3 +57,16 @@ def test_the_smaller_of_affinity_and_quota_rounded_down(
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
     monkeypatch.setattr(machine, "quota", lambda: limit)
     assert machine.effective_cpus() == expected
+
+
+def test_cpu_name_and_flags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(
+        "processor\t: 0\nmodel name\t: A: first\nflags\t\t: fpu avx2\n\nmodel name\t: B\nflags\t\t: fpu\n"
+    )
+    assert machine.cpu_fields(cpuinfo)["model name"] == "A: first" and machine.cpu_flags(cpuinfo) == {"fpu", "avx2"}
+    cpuinfo.write_text("processor\t: 0\nFeatures\t: fp asimd\n")  # aarch64 names no model
+    assert machine.cpu_flags(cpuinfo) == {"fp", "asimd"}
+    assert machine.cpu_fields(tmp_path / "absent") == {}
+    monkeypatch.setattr(machine, "cpu_fields", dict)
+    assert machine.cpu_name()

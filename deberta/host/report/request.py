@@ -29,7 +29,6 @@ from deberta.host.run.runner import Session
 
 FORMAT = 1
 OF_PUBLISHED = ("official", "fps")  # gates that a profile without published figures has nothing for
-CPUINFO = Path("/proc/cpuinfo")
 
 Json = Mapping[str, Any]
 
@@ -191,16 +190,10 @@ def show(session: Session, plan: Plan) -> None:
 
 def host() -> dict[str, Any]:
     """The machine that this runs on."""
-    try:
-        text = CPUINFO.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        text = ""  # not Linux
-    fields = (line.partition(":") for line in text.splitlines())
-    models = [value.strip() for name, _, value in fields if name.strip() == "model name"]
     return {
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": platform.python_version(),
-        "cpu": models[0] if models else platform.processor() or platform.machine(),
+        "cpu": machine.cpu_name(),
         "cpus": machine.effective_cpus(),
         "name": socket.gethostname(),
     }

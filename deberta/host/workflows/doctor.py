@@ -207,12 +207,11 @@ def cores() -> HostCheck:
     return HostCheck("CPU, cores", f"{usable} usable{note}", "1 or more", OK, needed=True)
 
 
-def cpu_features(cpuinfo: Path = Path("/proc/cpuinfo")) -> HostCheck:
+def cpu_features(cpuinfo: Path = machine.CPUINFO) -> HostCheck:
     """Vector units by their Linux flag names. Where bf16 is fast, OpenVINO takes it unless told f32, as we tell it."""
-    text = _text(cpuinfo)
-    words = set(text.split())
+    flags = machine.cpu_flags(cpuinfo)
     known = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16", "sve")
-    found = [name for name in known if name in words]
+    found = [name for name in known if name in flags]
     if not found:
         slow = "speed: without AVX2 (x86_64) or ASIMD (aarch64) the cpu backend is several times slower"
         return HostCheck("CPU, vector units", f"none known on {platform.machine()}", "", UNKNOWN, slow)
