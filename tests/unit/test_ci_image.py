@@ -80,11 +80,11 @@ def test_what_was_brought_is_never_left_out_because_it_is_not_pinned(project: Pa
 
 def test_without_cann_it_is_for_the_cpu_and_says_so(project: Path, scratch: Path) -> None:
     bring(project, pins.MSAME, elf(0x3E))  # of no use without CANN
-    found = ci.parts(project, pins.load(project), ARCH)
-    assert found.holds == ("cpu",) and f"put {TOOLKIT.name} in docker/cann" in found.lacks
+    contents = ci.parts(project, pins.load(project), ARCH)
+    assert contents.holds == ("cpu",) and f"put {TOOLKIT.name} in docker/cann" in contents.lacks
     image = plan(project, scratch)
     assert image.notes[ci.HOLDS] == '["cpu"]' and image.notes[ci.NOTICE] == ci.FREE
-    assert image.base == found.export.tag and "compile image" not in image.inputs
+    assert image.base == contents.export.tag and "compile image" not in image.inputs
     content = packed(image)
     assert "project/docker/bin/msame" not in content
     assert YAML.safe_load(content["project/invoke.yaml"][1])["cann"] == ""
@@ -92,9 +92,9 @@ def test_without_cann_it_is_for_the_cpu_and_says_so(project: Path, scratch: Path
 
 def test_with_cann_and_without_msame(project: Path) -> None:
     bring(project, TOOLKIT, b"#!/bin/sh\n")
-    found = ci.parts(project, pins.load(project), ARCH)
-    assert found.holds == ("cpu", "cann") and "put it at docker/bin/msame" in found.lacks
-    assert ci.notice(found) == "not for redistribution: holds CANN, whose licence does not allow it"
+    contents = ci.parts(project, pins.load(project), ARCH)
+    assert contents.holds == ("cpu", "cann") and "put it at docker/bin/msame" in contents.lacks
+    assert ci.notice(contents) == "not for redistribution: holds CANN, whose licence does not allow it"
 
 
 def test_labels_name_the_pins_and_every_part(project: Path, scratch: Path) -> None:

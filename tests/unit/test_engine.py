@@ -217,7 +217,7 @@ def test_the_reaper_looks_for_a_container_that_was_just_being_created(
             return subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=told)
 
     monkeypatch.setattr(engine, "connect", _Creating)
-    monkeypatch.setattr(engine, "_reaper", reading)
+    monkeypatch.setattr(engine, "_start_reaper", reading)
     container = Container("image", ("x",), PurePosixPath("/"), User(0, 0), (), {})
     with pytest.raises(KeyboardInterrupt), engine.DockerEngine(tmp_path, False, print) as used:
         used.run(container, "sha256:1", "step", tmp_path / "log", print, False)

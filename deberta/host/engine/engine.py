@@ -1,4 +1,4 @@
-"""The Docker engine: found, told from a remote one, and made to run one container at a time that is always removed."""
+"""The Docker engine: its address, errors, and containers, which run one at a time and are always removed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import tarfile
 import uuid
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Callable, Iterator, Mapping, Optional, Sequence
+from typing import Any, Callable, Iterator, Mapping, Sequence
 from urllib.parse import SplitResult, urlsplit
 
 import docker
@@ -28,11 +28,12 @@ from deberta.core.errors import ERROR_PREFIX, INTERRUPTED, ConfigError, MissingE
 from deberta.host.engine import containers
 from deberta.host.engine.containers import Container
 
-LABEL = "deberta-ascend"  # =container or =image: what we made, and nothing else, is ours to remove
+Show = Callable[[str], None]  # takes a line of output
+LABEL = "deberta-ascend"  # =container or =image: only what carries it is ever removed
 OF_WORKSPACE, OF_SESSION, KEPT = f"{LABEL}.workspace", f"{LABEL}.session", f"{LABEL}.keep"
 DEFAULT_SOCKET = "/var/run/docker.sock"
-ANSWER_SECONDS = 60  # for one request, builds and runs apart
-GRACE_SECONDS = 120.0  # for a stage to finish its step and remove what it half wrote, before it is killed
+ANSWER_SECONDS = 60  # timeout of a request, except builds and runs
+GRACE_SECONDS = 120.0  # for an interrupted stage to end and remove unfinished files, before it is killed
 NETWORKED = ("tcp", "http", "https")
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _FAILURES = (docker.errors.DockerException, requests.exceptions.RequestException, OSError, ValueError)
@@ -50,21 +51,21 @@ def address(variables: Mapping[str, str] = os.environ) -> dict[str, Any]:
             raise ConfigError(f"DOCKER_TLS_VERIFY and DOCKER_CERT_PATH do not go together: {error}") from None
     name = variables.get("DOCKER_CONTEXT") or None
     try:
-        found = dict(ContextAPI.kwargs_from_context(name, environment=dict(variables)))
+        context = dict(ContextAPI.kwargs_from_context(name, environment=dict(variables)))
     except _FAILURES as error:
         raise ConfigError(f"the docker context {name or 'in use'} cannot be read: {error}. Set DOCKER_HOST") from None
-    if name and name != "default" and not found:
+    if name and name != "default" and not context:
         raise ConfigError(f"there is no docker context {name!r} (DOCKER_CONTEXT). See: docker context ls")
-    given = str(found.get("base_url", ""))
-    if given and not given.endswith(DEFAULT_SOCKET):
-        return found
+    base_url = str(context.get("base_url", ""))
+    if base_url and not base_url.endswith(DEFAULT_SOCKET):
+        return context
     user = variables.get("XDG_RUNTIME_DIR", f"/run/user/{os.getuid()}")
     places = (DEFAULT_SOCKET, f"{user}/docker.sock", f"{user}/podman/podman.sock", "/run/podman/podman.sock")
     return {"base_url": f"unix://{next((place for place in places if os.path.exists(place)), DEFAULT_SOCKET)}"}
 
 
-def check_local(base_url: str, named: Callable[[], str]) -> None:
-    """Raise ConfigError for an engine on another machine. `named` asks the engine for its machine's name."""
+def check_local(base_url: str, machine_name: Callable[[], str]) -> None:
+    """Raise ConfigError for an engine on another machine. `machine_name` asks the engine for its machine's name."""
     parts = _parts(base_url)
     if parts.scheme not in ("ssh", *NETWORKED) or not parts.hostname:  # a socket, or nothing that the SDK takes
         return
@@ -72,23 +73,23 @@ def check_local(base_url: str, named: Callable[[], str]) -> None:
     instead = "Use --executor local, or an engine on this machine (DOCKER_HOST=unix:///var/run/docker.sock)"
     if parts.scheme == "ssh" or parts.hostname not in LOOPBACK:
         raise ConfigError(f"the Docker engine at {base_url} is remote: {why}. {instead}")
-    if named() != socket.gethostname():
-        raise ConfigError(f"behind {base_url} is the Docker engine of the machine {named()!r}: {why}. {instead}")
+    if (name := machine_name()) != socket.gethostname():
+        raise ConfigError(f"behind {base_url} is the Docker engine of the machine {name!r}: {why}. {instead}")
 
 
 def _parts(base_url: str) -> SplitResult:
-    """HOST:PORT alone is TCP, as for the docker command."""
+    """The parts of a URL; HOST:PORT without a scheme is TCP, as for the docker command."""
     return urlsplit(base_url if "://" in base_url else f"tcp://{base_url}")
 
 
 def connect(timeout: float = ANSWER_SECONDS) -> Any:
     """A client of an engine on this machine that answered. Raises ConfigError and MissingError."""
-    where = address()
-    url = str(where.get("base_url", ""))
+    arguments = address()
+    url = str(arguments.get("base_url", ""))
     if _parts(url).scheme == "ssh" or _parts(url).hostname not in LOOPBACK:
-        check_local(url, str)  # before anything is sent there: what is far away may take a minute not to answer
+        check_local(url, str)  # before a request, which may take a minute to fail
     try:
-        client = docker.DockerClient(**where, timeout=timeout, version="auto")
+        client = docker.DockerClient(**arguments, timeout=timeout, version="auto")
         check_local(url, lambda: str(client.info().get("Name", "")))
     except _FAILURES as error:
         reason = " ".join(str(error).split())
@@ -100,40 +101,37 @@ def connect(timeout: float = ANSWER_SECONDS) -> Any:
 
 
 @contextlib.contextmanager
-def explained(doing: str) -> Iterator[None]:
-    """Turn the SDK's errors into ours."""
+def explained(action: str) -> Iterator[None]:
+    """Turn the SDK's errors into ours, which name the action: "listing images"."""
     try:
         yield
     except docker.errors.APIError as error:
-        said = str(error.explanation or error)
-        if "bind source path does not exist" in said or ("statfs" in said and "no such file" in said):
+        reason = str(error.explanation or error)
+        if "bind source path does not exist" in reason or ("statfs" in reason and "no such file" in reason):
             raise ConfigError(
-                f"the Docker engine does not see a folder of this machine ({said}): it runs elsewhere, or in a virtual "
-                "machine that does not share it. Use --executor local"
+                f"the Docker engine does not see a folder of this machine ({reason}): it runs elsewhere, or in a "
+                "virtual machine that does not share it. Use --executor local"
             ) from None
-        raise StageError(f"the Docker engine refused {doing}: {said}") from None
+        raise StageError(f"the Docker engine refused {action}: {reason}") from None
     except (docker.errors.DockerException, requests.exceptions.RequestException, ConnectionError) as error:
         raise StageError(
-            f"the Docker engine stopped answering while {doing} ({error}). Start it again, then run the same command"
+            f"the Docker engine stopped answering while {action} ({error}). Start it again, then run the same command"
         ) from None
 
 
 class DockerEngine:
-    """An engine in use for one workspace: `with Engine(...) as engine`. The workspace's lock must be held.
+    """An engine in use for one workspace: `with DockerEngine(...) as engine`. The workspace's lock must be held.
 
-    Containers that an earlier process of ours left in this workspace are removed first. A process of its own removes
-    this one's if we are killed outright.
+    Containers that an earlier process of ours left in this workspace are removed first. A process of its own, the
+    reaper, removes the containers of this one if it is killed.
     """
 
-    def __init__(self, workspace: Path, keep: bool, say: Callable[[str], None]) -> None:
-        self._keep, self._say = keep, say
+    def __init__(self, workspace: Path, keep: bool, show: Show) -> None:
+        self._keep, self._show = keep, show
         self._session = uuid.uuid4().hex
-        self._labels = {
-            **{LABEL: "container", OF_SESSION: self._session},
-            **{OF_WORKSPACE: workspace_label(workspace), KEPT: "yes" if keep else "no"},
-        }
-        self._reaper: Optional[subprocess.Popen[bytes]] = None
-        self._unsure = False  # whether there may be a container that nobody has seen to
+        self._labels = {**container_labels(workspace, keep), OF_SESSION: self._session}
+        self._reaper: subprocess.Popen[bytes] | None = None
+        self._may_leave_container = False  # one may exist on the engine that was not removed or kept on purpose
         self.client: Any = None
 
     def __enter__(self) -> DockerEngine:
@@ -141,20 +139,17 @@ class DockerEngine:
         with explained("looking for containers of an earlier run"):
             for left in labelled(self.client, {LABEL: "container", OF_WORKSPACE: self._labels[OF_WORKSPACE]}):
                 if left.status in ("running", "paused", "restarting") or left.labels.get(KEPT) != "yes":
-                    self._say(f"removing container {left.name}, which an earlier run left")
+                    self._show(f"removing container {left.name}, which an earlier run left")
                     remove(left)
         return self
 
     def __exit__(
-        self,
-        kind: Optional[type[BaseException]],
-        error: Optional[BaseException],
-        traceback: Optional[TracebackType],
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._reaper is not None:
-            with contextlib.suppress(OSError):  # it has ended already: it found no engine
-                if self._unsure and self._reaper.stdin is not None:
-                    self._reaper.stdin.close()  # it looks, and looks again, without us
+            with contextlib.suppress(OSError):  # it has ended: no engine answered it
+                if self._may_leave_container and self._reaper.stdin is not None:
+                    self._reaper.stdin.close()  # it removes what is left, after we have ended
                 else:
                     self._reaper.communicate(b"done")
         self.client.close()
@@ -168,80 +163,81 @@ class DockerEngine:
         return name in (self.client.info().get("Runtimes") or {})
 
     def read(self, image_id: str, path: str) -> bytes:
-        """A file of an image, through a container that is never started. Raises StageError."""
-        with explained(f"reading {path} of {image_id}"):
-            made = self.client.containers.create(image_id, ["none"], labels=self._labels, network_mode="none")
-            try:
-                chunks, _ = made.get_archive(path)
-                with tarfile.open(fileobj=io.BytesIO(b"".join(chunks))) as archive:
-                    member = archive.extractfile(archive.getmembers()[0])
-                    return member.read() if member else b""
-            finally:
-                remove(made)
+        """A file of an image. Raises StageError."""
+        with explained(f"reading {path} of {image_id}"), unstarted(self.client, image_id, self._labels) as container:
+            chunks, _ = container.get_archive(path)
+            with tarfile.open(fileobj=io.BytesIO(b"".join(chunks))) as archive:
+                member = archive.extractfile(archive.getmembers()[0])
+                return member.read() if member else b""
 
     def run(
-        self, container: Container, image_id: str, name: str, log: Path, show: Callable[[str], None], graceful: bool
+        self, plan: Container, image_id: str, name: str, log: Path, show: Show, graceful: bool
     ) -> tuple[list[str], int]:
         """Run a container; its lines go to `show` and the log. Returns them and the exit code.
 
         `graceful`: it handles SIGINT and gets time to. Raises KeyboardInterrupt if it or we were interrupted,
         StageError if it was removed, or killed for memory, or the engine went away.
         """
-        for mount in container.mounts:  # Podman would make a folder of that name
+        for mount in plan.mounts:  # Podman would create a folder of that name
             if not mount.source.exists():
                 raise MissingError(f"{mount.source} is missing, and the container needs it. Run: invoke doctor")
         unique = f"{LABEL}-{name}-{uuid.uuid4().hex[:8]}"
         if self._reaper is None:
-            self._reaper = _reaper(self._session)
-        self._unsure = True  # interrupted now, we would not know what the engine has made
-        with explained(f"creating a container of {container.image}"):
-            made = self.client.containers.create(
-                **containers.create_arguments(container, image_id, unique, self._labels)
+            self._reaper = _start_reaper(self._session)
+        self._may_leave_container = True  # an interrupt during the next call may leave one that we do not know
+        with explained(f"creating a container of {plan.image}"):
+            container = self.client.containers.create(
+                **containers.create_arguments(plan, image_id, unique, self._labels)
             )
         try:
-            lines, code = self._follow(made, container, log, show, graceful)
+            lines, code = self._follow(container, plan, log, show, graceful)
         finally:
             if not self._keep:
-                with contextlib.suppress(*_FAILURES):  # the engine is gone: the next run looks again
-                    remove(made)
-                    self._unsure = False
+                with contextlib.suppress(*_FAILURES):  # the engine is gone: the next run removes it
+                    remove(container)
+                    self._may_leave_container = False
         if self._keep:
-            self._unsure = False
-            self._say(f"container {unique} is kept (ended with {code}). Remove it with: invoke clean --containers")
+            self._may_leave_container = False
+            self._show(f"container {unique} is kept (ended with {code}). Remove it with: invoke clean --containers")
         if code == INTERRUPTED and graceful:
             raise KeyboardInterrupt
         return lines, code
 
-    def _follow(
-        self, made: Any, container: Container, log: Path, show: Callable[[str], None], graceful: bool
-    ) -> tuple[list[str], int]:
+    def _follow(self, container: Any, plan: Container, log: Path, show: Show, graceful: bool) -> tuple[list[str], int]:
         lines: list[str] = []
         log.parent.mkdir(parents=True, exist_ok=True)
-        with open(log, "w", encoding="utf-8") as kept, explained(f"running {made.name}"):
-            kept.write(f"$ {shlex.join(containers.command_line(container))}\n")
+        with open(log, "w", encoding="utf-8") as copy, explained(f"running {container.name}"):
+            copy.write(f"$ {shlex.join(containers.command_line(plan))}\n")
             try:
-                printed = made.attach(stdout=True, stderr=True, stream=True, logs=True)
-                made.start()
-                for line in _lines(printed):
+                output = container.attach(stdout=True, stderr=True, stream=True, logs=True)
+                container.start()
+                for line in _lines(output):
                     lines.append(line)
-                    kept.write(line)
+                    copy.write(line)
                     if not line.startswith(ERROR_PREFIX):
                         show(line.rstrip("\n"))
-                code = int(made.wait()["StatusCode"])
-                made.reload()
+                code = int(container.wait()["StatusCode"])
+                container.reload()
             except KeyboardInterrupt:
                 show("stopping; interrupt again to kill it at once")
-                _stop(made, graceful)
+                _stop(container, graceful)
                 raise
             except docker.errors.NotFound:
-                raise StageError(f"container {made.name} was removed while it ran. Run the command again") from None
-            if made.attrs.get("State", {}).get("OOMKilled"):
-                raise StageError(f"container {made.name} was killed: memory ran out. Its output is in {log}")
+                raise StageError(
+                    f"container {container.name} was removed while it ran. Run the command again"
+                ) from None
+            if container.attrs.get("State", {}).get("OOMKilled"):
+                raise StageError(f"container {container.name} was killed: memory ran out. Its output is in {log}")
         return lines, code
 
 
+def container_labels(workspace: Path, keep: bool = False) -> dict[str, str]:
+    """The labels of a container that works for a workspace. `keep`: it stays when it has ended."""
+    return {LABEL: "container", OF_WORKSPACE: workspace_label(workspace), KEPT: "yes" if keep else "no"}
+
+
 def workspace_label(workspace: Path) -> str:
-    """What containers of one workspace are told by; its path may be no valid value."""
+    """The value of OF_WORKSPACE: a hash, since a path may not be valid as a label."""
     return hashlib.sha256(os.fsencode(workspace.resolve())).hexdigest()[:20]
 
 
@@ -252,7 +248,7 @@ def labelled(client: Any, labels: Mapping[str, str]) -> Sequence[Any]:
 
 
 def remove(container: Any) -> None:
-    """Kill and remove; one that is gone, or on its way, is fine."""
+    """Kill and remove a container; it is no error if it is gone or is being removed."""
     try:
         container.remove(force=True, v=True)
     except docker.errors.APIError as error:
@@ -260,8 +256,18 @@ def remove(container: Any) -> None:
             raise
 
 
+@contextlib.contextmanager
+def unstarted(client: Any, image_id: str, labels: Mapping[str, str]) -> Iterator[Any]:
+    """A container that is never started, to read an image's files; removed at the end."""
+    container = client.containers.create(image_id, ["none"], labels=dict(labels), network_mode="none")
+    try:
+        yield container
+    finally:
+        remove(container)
+
+
 def _stop(container: Any, graceful: bool) -> None:
-    """As Ctrl-C would for a stage of ours; a tool is killed at once: what it wrote has no name yet."""
+    """Send SIGINT to a stage of ours, as Ctrl-C does; kill a tool, whose files have temporary names."""
     if graceful:
         with contextlib.suppress(KeyboardInterrupt, *_FAILURES):
             container.kill("SIGINT")
@@ -272,7 +278,7 @@ def _stop(container: Any, graceful: bool) -> None:
 
 
 def _lines(chunks: Iterator[bytes]) -> Iterator[str]:
-    """Whole lines of a stream of bytes; a last one without a line end is given one."""
+    """The lines of a stream of bytes, each with a line end."""
     rest = b""
     for chunk in chunks:
         *whole, rest = (rest + chunk).split(b"\n")
@@ -282,14 +288,13 @@ def _lines(chunks: Iterator[bytes]) -> Iterator[str]:
         yield rest.decode("utf-8", "replace") + "\n"
 
 
-def _reaper(session: str) -> subprocess.Popen[bytes]:
-    """A process that removes this session's containers if its stdin ends before we say that we are done."""
-    root = str(PROJECT)
+def _start_reaper(session: str) -> subprocess.Popen[bytes]:
+    """A process that removes this session's containers if its stdin ends before it reads "done"."""
     return subprocess.Popen(
         [sys.executable, "-m", "deberta.host.engine.reaper", session],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        env={**os.environ, "PYTHONPATH": root},
+        env={**os.environ, "PYTHONPATH": str(PROJECT)},
         start_new_session=True,
     )

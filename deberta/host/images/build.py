@@ -1,7 +1,7 @@
-"""Images built with the Docker SDK's classic builder: whole and tagged, or not there at all.
+"""Images built with the Docker SDK's classic builder: an image is complete and tagged, or not there at all.
 
-Nothing that a build needs from this machine (wheels, an index's URL, proxies, certificates) is left behind: only
-builder stages get it, and their images, which carry a label of their own, are removed at the end, good or bad.
+Nothing that a build needs from this machine (wheels, an index's URL, proxies, certificates) stays in an image: only
+builder stages get it, and their images, which carry a label of their own, are removed when the build ends or fails.
 """
 
 from __future__ import annotations
@@ -16,77 +16,99 @@ import tempfile
 import time
 import uuid
 from pathlib import Path
-from typing import IO, Any, Callable, Dict, Iterator, List, Optional
+from typing import IO, Any, Iterator
 from urllib.parse import urlsplit
 
 import docker.errors
 
 from deberta.core.errors import ConfigError, DataError, MissingError, StageError, one_line
-from deberta.host.engine.engine import explained
+from deberta.host.engine.engine import Show, explained
 from deberta.host.environments import stages
 from deberta.host.images import definition, pins
 from deberta.host.images.definition import BuildSettings, Image
 
-BUILD = f"{definition.REPOSITORY}.build"  # label of everything that a build makes on its way, the image itself included
+BUILD = f"{definition.REPOSITORY}.build"  # label of everything that a build creates, the image itself included
+LOGS = Path(".cache", "images")  # in the workspace
 NETWORK = "network"  # folder of the context that builder stages copy to /build
-_INTERRUPT_SECONDS = 20.0  # for the engine to notice that nobody listens any more, and to end its containers
-_SAY_SECONDS = 5.0  # between two lines about a pull
-
-Say = Callable[[str], None]
+_INTERRUPT_SECONDS = 20.0  # for the engine to notice the closed connection and to end its containers
+_PULL_SECONDS = 5.0  # between two progress lines of a pull
 
 
-def find(client: Any, image: Image) -> Optional[str]:
-    """The id of the image if the engine has it under its tag, made of these very inputs."""
+def ensure(
+    client: Any, image: Image, settings: BuildSettings, workspace: Path, title: str = "", *,
+    force: bool = False, dry: bool = False, quiet: bool = False,
+) -> str:  # fmt: skip
+    """The id of an image, which is built if the engine lacks it; prints what is done, after `title`.
+
+    `force`: build it anyway. `dry`: build nothing; the id is empty if there is none. `quiet`: no line for an image that
+    is up to date. Raises the errors of `build`.
+    """
+    existing = find(client, image)
+    note = f" (not pinned: {'; '.join(image.unpinned)})" if image.unpinned else ""
+    if existing and not force:
+        if not quiet:
+            print(f"{title}up to date: {image.tag}, {existing}{note}")
+        return existing
+    reason = "--force" if existing else why(client, image)
+    print(f"{title}{'would build' if dry else 'building'} {image.tag}{note}: {reason}", flush=True)
+    if dry:
+        return existing or ""
+    log = workspace / LOGS / f"{image.stage}.log"
+    built = build(client, image, settings, log, lambda line: print(f"  {line}", flush=True))
+    print(f"{title}done: {image.tag}, {built}")
+    return built
+
+
+def find(client: Any, image: Image) -> str | None:
+    """The id of the image if the engine has it under its tag, built from these inputs."""
     with explained(f"looking for {image.tag}"):
         try:
-            found = client.images.get(image.tag)
+            existing = client.images.get(image.tag)
         except docker.errors.ImageNotFound:
             return None
-    return str(found.id) if not _misfit(found.attrs, image) else None
+    return str(existing.id) if not _mismatch(existing.attrs, image) else None
 
 
 def why(client: Any, image: Image) -> str:
-    """Why there is no such image: what changed since the newest of its stage, or that none was built."""
-    wanted = {"label": [f"{definition.LABEL}=image", f"{definition.STAGE}={image.stage}"]}
+    """Why an image is missing: the inputs that changed since the newest one of its stage, or that none was built."""
+    labels = [f"{definition.LABEL}=image", f"{definition.STAGE}={image.stage}"]
     with explained("listing images"):
-        there = client.api.images(filters=wanted)
-    if not there:
+        entries = client.api.images(filters={"label": labels})
+    if not entries:
         return "not built yet"
-    newest = max(there, key=lambda entry: int(entry["Created"]))
-    inputs = _inputs(newest.get("Labels") or {})
+    inputs = _inputs(newest_first(entries)[0].get("Labels") or {})
     return ", ".join(definition.changes(inputs, image.inputs)) or "its tag is gone"
 
 
-def build(client: Any, image: Image, settings: BuildSettings, log: Path, say: Say) -> str:
-    """Build and tag an image; returns its id. The whole output goes to `log`, a line for each step to `say`.
+def build(client: Any, image: Image, settings: BuildSettings, log: Path, show: Show) -> str:
+    """Build and tag an image; returns its id. The whole output goes to `log`, a line for each step to `show`.
 
     Raises MissingError (no base), ConfigError (a base for another machine), DataError (a file changed meanwhile) and
     StageError. A failed or interrupted build leaves no tag, no container and no image.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
-    base = _base(client, image, settings, say)
-    with contextlib.suppress(docker.errors.DockerException):  # what builds left that were killed outright
+    base = _base(client, image, settings, show)
+    with contextlib.suppress(docker.errors.DockerException):  # left by builds that were killed
         client.images.prune(filters={"dangling": True, "label": [BUILD], "until": "24h"})
-    own = f"{BUILD}={uuid.uuid4().hex}"
+    label = f"{BUILD}={uuid.uuid4().hex}"
     interrupted = False
     # Beside the log, not in /tmp, which may be small and in memory.
     with tempfile.TemporaryFile(dir=log.parent) as context:
-        write_context(context, image, settings, own)
+        write_context(context, image, settings, label)
         context.seek(0)
         try:
             with explained(f"building {image.tag}"):
-                built = _run(client, image, settings, base, context, log, say)
+                built = _run(client, image, settings, base, context, log, show)
                 attributes = client.api.inspect_image(built)
-                if misfit := _misfit(attributes, image):
-                    raise StageError(f"the built {image.tag} is not what was asked for: {misfit}. The log is {log}")
-                repository, _, tag = image.tag.partition(":")
-                client.api.tag(built, repository, tag)
+                if mismatch := _mismatch(attributes, image):
+                    raise StageError(f"the built {image.tag} is not what was planned: {mismatch}. The log is {log}")
+                client.api.tag(built, *image.tag.split(":"))
                 return str(attributes["Id"])
         except BaseException as error:
             interrupted = not isinstance(error, StageError)
             raise
         finally:
-            _clean(client, own, _INTERRUPT_SECONDS if interrupted else 0.0)
+            _clean(client, label, _INTERRUPT_SECONDS if interrupted else 0.0)
 
 
 def resolve(client: Any, reference: str) -> str:
@@ -101,7 +123,7 @@ def resolve(client: Any, reference: str) -> str:
 
 
 def resolve_base(client: Any, value: str) -> str:
-    """What `--base STAGE=VALUE` means: NAME@sha256:DIGEST and `pinned` as they stand, else the id of a local image.
+    """The reference that `--base STAGE=VALUE` means: NAME@sha256:DIGEST, `pinned`, or the id of a local image.
 
     Raises MissingError.
     """
@@ -118,40 +140,42 @@ def resolve_base(client: Any, value: str) -> str:
 
 
 def write_context(target: IO[bytes], image: Image, settings: BuildSettings, label: str) -> None:
-    """The build context as a tar of one form: sorted names, no times, no owners. Raises DataError."""
+    """Write the build context as a reproducible tar: sorted names, no times, no owners. Raises DataError."""
+    folders = [*image.folders, *([NETWORK, f"{NETWORK}/wheelhouse"] if image.lock else [])]
     with tarfile.open(fileobj=target, mode="w", format=tarfile.GNU_FORMAT) as archive:
-        for folder in sorted({*image.folders, *((NETWORK, f"{NETWORK}/wheelhouse") if image.lock else ())}):
+        for folder in sorted(folders):
             entry = tarfile.TarInfo(folder)
             entry.type, entry.mode = tarfile.DIRTYPE, 0o755
             archive.addfile(entry)
         for file in sorted(image.files, key=lambda file: file.name):
             if file.name == "Dockerfile":
-                text = file.path.read_bytes()
-                _unchanged(file, hashlib.sha256(text).hexdigest())
-                _add(archive, file.name, _labelled(text.decode(), label).encode())
-                continue
-            with open(file.path, "rb") as source:
-                reader = _Hashing(source)
-                entry = tarfile.TarInfo(file.name)
-                entry.size, entry.mode = file.path.stat().st_size, 0o755 if file.executable else 0o644
-                archive.addfile(entry, reader)
-            _unchanged(file, reader.digest.hexdigest())
+                content = file.path.read_bytes()
+                sha256 = hashlib.sha256(content).hexdigest()
+                _add(archive, file.name, _labelled(content.decode(), label).encode())
+            else:
+                sha256 = _add_file(archive, file.name, file.path, file.executable)
+            if sha256 != file.sha256:
+                raise DataError(f"{file.path} changed while it was packed. Run the same command again")
         if image.lock:
             for name, content in sorted(_network(settings).items()):
                 _add(archive, f"{NETWORK}/{name}", content)
             for wheel in _wheels(settings.wheelhouse, image.lock):
-                with open(wheel, "rb") as source:
-                    entry = tarfile.TarInfo(f"{NETWORK}/wheelhouse/{wheel.name}")
-                    entry.size = wheel.stat().st_size
-                    archive.addfile(entry, source)
+                _add_file(archive, f"{NETWORK}/wheelhouse/{wheel.name}", wheel)
 
 
-def _run(client: Any, image: Image, settings: BuildSettings, base: str, context: IO[bytes], log: Path, say: Say) -> str:
+def newest_first(entries: Any) -> list[Any]:
+    """Images of the engine's list, the newest first: children before their parents, but for those of one second."""
+    return sorted(entries, key=lambda entry: int(entry["Created"]), reverse=True)
+
+
+def _run(
+    client: Any, image: Image, settings: BuildSettings, base: str, context: IO[bytes], log: Path, show: Show
+) -> str:
     """The id of the image that the engine built, not tagged yet."""
     built, failure, step = "", "", ""
-    printed: List[str] = []  # by the present step
-    with open(log, "w", encoding="utf-8", buffering=1) as kept:  # whole lines at once, for `tail -f`
-        kept.write(f"{image.tag}\n{definition.canonical(dict(image.inputs))}\n")
+    printed: list[str] = []  # by the current step
+    with open(log, "w", encoding="utf-8", buffering=1) as copy:  # whole lines at once, for `tail -f`
+        copy.write(f"{image.tag}\n{definition.canonical(dict(image.inputs))}\n")
         stream = client.api.build(
             fileobj=context,
             custom_context=True,
@@ -161,12 +185,12 @@ def _run(client: Any, image: Image, settings: BuildSettings, base: str, context:
             rm=True,
             forcerm=True,
             decode=True,
-            use_config_proxy=False,  # proxies are a setting of ours: the SDK's own would be left in the history
+            use_config_proxy=False,  # the SDK's own proxies would stay in the image's history
         )
         with contextlib.closing(stream):  # closing the connection is what stops the engine
             for message in stream:
                 text = str(message.get("stream", message.get("error", "")))
-                kept.write(text if text.endswith("\n") or "stream" in message else f"{text}\n")
+                copy.write(text if text.endswith("\n") or "stream" in message else f"{text}\n")
                 built = str(message.get("aux", {}).get("ID", built))
                 failure = str(message.get("error", failure))
                 for line in text.splitlines():
@@ -174,56 +198,56 @@ def _run(client: Any, image: Image, settings: BuildSettings, base: str, context:
                         step = line
                         printed.clear()
                         if f"LABEL {definition.REPOSITORY}" not in line:  # long, and the same each time
-                            say(line)
+                            show(line)
                     elif line.strip() and not line.startswith((" --->", "Removing intermediate")):
                         printed.append(line.strip())
     if failure or not built:
-        raise StageError(_failed(image, step, [line for line in printed if line != failure], failure, log))
+        raise StageError(_failure_message(image, step, [line for line in printed if line != failure], failure, log))
     return built
 
 
-def _failed(image: Image, step: str, printed: List[str], failure: str, log: Path) -> str:
-    """The last line that speaks of an error, else the last line, else what the engine said."""
-    telling = next((line for line in reversed(printed) if "error" in line.lower()), "")
-    said = telling or (printed[-1] if printed else "") or failure or "the engine ended it without a word"
+def _failure_message(image: Image, step: str, printed: list[str], failure: str, log: Path) -> str:
+    """With the last line about an error, else the last line, else the engine's own reason."""
+    errors = [line for line in printed if "error" in line.lower()]
+    reason = (errors or printed or [failure or "the engine ended it without a message"])[-1]
+    reason = re.sub(r"^error: ", "", one_line(reason), flags=re.IGNORECASE).rstrip(".")
     hint = ". Packages come from where `images` in invoke.yaml says" if "install-packages" in step else ""
-    said = re.sub(r"^error: ", "", one_line(said), flags=re.IGNORECASE).rstrip(".")
-    return f"building {image.tag} failed: {said}{hint}. The whole output is in {log}"
+    return f"building {image.tag} failed: {reason}{hint}. The whole output is in {log}"
 
 
-def _base(client: Any, image: Image, settings: BuildSettings, say: Say) -> str:
+def _base(client: Any, image: Image, settings: BuildSettings, show: Show) -> str:
     """The id of the base on the engine, pulled if need be."""
     name, _, digest = image.base.rpartition("@")
     reference = f"{pins.without_tag(name)}@{digest}" if name else digest
-    other = f"or name another base: invoke images --base {image.stage}=IMAGE"
+    replace = f"or name another base: invoke images --base {image.stage}=IMAGE"
     with explained(f"looking for {reference}"):
         try:
-            found = client.images.get(reference)
+            base = client.images.get(reference)
         except docker.errors.ImageNotFound:
             if not name:
                 raise MissingError(
-                    f"the base of {image.stage}, {image.base}, is not on this engine any more. Load it again, {other}"
+                    f"the base of {image.stage}, {image.base}, is not on this engine any more. Load it again, {replace}"
                 ) from None
             if settings.offline:
                 raise MissingError(
                     f"the base {image.base} is not on this engine, and images.offline is set. Load it (docker load), "
-                    f"{other}"
+                    f"{replace}"
                 ) from None
-            _pull(client, image, reference, say)
-            found = client.images.get(reference)
-    wanted = definition.DOCKER_ARCHITECTURES[image.arch]
-    if found.attrs.get("Architecture") != wanted:
+            _pull(client, image, reference, show)
+            base = client.images.get(reference)
+    architecture = definition.DOCKER_ARCHITECTURES[image.arch]
+    if base.attrs.get("Architecture") != architecture:
         raise ConfigError(
-            f"the base {image.base} is for {found.attrs.get('Architecture')}, and this machine needs {wanted}. Name "
-            f"another one: invoke images --base {image.stage}=IMAGE"
+            f"the base {image.base} is for {base.attrs.get('Architecture')}, and this machine needs {architecture}. "
+            f"Name another one: invoke images --base {image.stage}=IMAGE"
         )
-    return str(found.id)
+    return str(base.id)
 
 
-def _pull(client: Any, image: Image, reference: str, say: Say) -> None:
-    say(f"pulling {image.base}")
-    layers: Dict[str, Dict[str, int]] = {}
-    last = time.monotonic()
+def _pull(client: Any, image: Image, reference: str, show: Show) -> None:
+    show(f"pulling {image.base}")
+    layers: dict[str, dict[str, int]] = {}
+    shown_at = time.monotonic()
     try:
         for message in client.api.pull(reference, stream=True, decode=True):
             if "error" in message:
@@ -231,10 +255,10 @@ def _pull(client: Any, image: Image, reference: str, say: Say) -> None:
             detail = message.get("progressDetail") or {}
             if message.get("status") == "Downloading" and detail.get("total"):
                 layers[str(message["id"])] = detail
-            if layers and time.monotonic() - last > _SAY_SECONDS:
-                last = time.monotonic()
+            if layers and time.monotonic() - shown_at > _PULL_SECONDS:
+                shown_at = time.monotonic()
                 done, total = (sum(layer[key] for layer in layers.values()) / 1e6 for key in ("current", "total"))
-                say(f"pulling {image.base}: {done:.0f} of {total:.0f} MB")
+                show(f"pulling {image.base}: {done:.0f} of {total:.0f} MB")
     except docker.errors.APIError as error:
         raise MissingError(
             f"the base {image.base} could not be pulled: {one_line(str(error.explanation or error))}. Check the "
@@ -243,46 +267,44 @@ def _pull(client: Any, image: Image, reference: str, say: Say) -> None:
         ) from None
 
 
-def _misfit(attributes: Any, image: Image) -> str:
-    """What an inspected image has that `image` has not; empty if nothing."""
-    found = (attributes.get("Config") or {}).get("Labels") or {}
+def _mismatch(attributes: Any, image: Image) -> str:
+    """How an inspected image differs from `image` in labels or architecture; empty if it does not."""
+    labels = (attributes.get("Config") or {}).get("Labels") or {}
     for name, value in definition.labels(image).items():
-        if found.get(name) != value:
-            return f"its label {name} is {found.get(name)!r}"
+        if labels.get(name) != value:
+            return f"its label {name} is {labels.get(name)!r}"
     architecture = attributes.get("Architecture")
     return "" if architecture == definition.DOCKER_ARCHITECTURES[image.arch] else f"it is for {architecture}"
 
 
-def _inputs(labels: Any) -> Dict[str, str]:
+def _inputs(labels: Any) -> dict[str, str]:
     try:
-        found = json.loads(labels.get(definition.INPUTS, ""))
+        inputs = json.loads(labels.get(definition.INPUTS, ""))
     except ValueError:
         return {}
-    return {str(name): str(value) for name, value in found.items()} if isinstance(found, dict) else {}
+    return {str(name): str(value) for name, value in inputs.items()} if isinstance(inputs, dict) else {}
 
 
 def _clean(client: Any, label: str, seconds: float) -> None:
-    """Remove what carries a build's label, but tagged images and what they stand on.
+    """Remove containers and images with a build's label, except tagged images and their parents.
 
-    `seconds`: how long to look for what the engine, which was not done, still makes.
+    `seconds`: how long to watch for more of them, if the engine may still be creating some.
     """
     deadline, quiet = time.monotonic() + seconds, 0
     while True:
-        found = 0
-        with contextlib.suppress(docker.errors.DockerException, OSError):  # what is left has our label
+        removed = 0
+        with contextlib.suppress(docker.errors.DockerException, OSError):  # what stays is known by its label
             for container in client.containers.list(all=True, filters={"label": label}, ignore_removed=True):
-                found += 1
+                removed += 1
                 with contextlib.suppress(docker.errors.APIError):  # the engine is removing it, too
                     container.remove(force=True)
-            made = client.api.images(all=True, filters={"label": label})
-            for entry in sorted(made, key=lambda entry: int(entry["Created"]), reverse=True):
+            for entry in newest_first(client.api.images(all=True, filters={"label": label})):
                 if not set(entry.get("RepoTags") or ()) - {"<none>:<none>"}:
-                    with contextlib.suppress(docker.errors.APIError):  # a tagged image stands on it
+                    with contextlib.suppress(docker.errors.APIError):  # a tagged image needs it
                         client.api.remove_image(entry["Id"], noprune=True)
-                        found += 1
-        quiet = 0 if found else quiet + 1
-        # Children go before parents, but those made within one second have no order.
-        if (found == 0 and not seconds) or quiet >= 4 or (seconds and time.monotonic() > deadline):
+                        removed += 1
+        quiet = 0 if removed else quiet + 1
+        if (removed == 0 and not seconds) or quiet >= 4 or (seconds and time.monotonic() > deadline):
             return
         if seconds:
             time.sleep(0.5)
@@ -294,36 +316,38 @@ def _labelled(dockerfile: str, label: str) -> str:
     return re.sub(r"(?m)^FROM .*$", lambda match: f'{match[0]}\nLABEL {name}="{value}"', dockerfile)
 
 
-def _network(settings: BuildSettings) -> Dict[str, bytes]:
+def _network(settings: BuildSettings) -> dict[str, bytes]:
     """The files that docker/install-packages reads."""
-    conf = ["[global]", f"find-links = /build/{NETWORK}/wheelhouse"]
+    conf = f"[global]\nfind-links = /build/{NETWORK}/wheelhouse\n"
     if settings.offline:
-        conf.append("no-index = true")
+        conf += "no-index = true\n"
     elif settings.index_url:
-        conf.append(f"index-url = {settings.index_url}")
-        if settings.index_url.startswith("http://"):  # said in so many words by whoever set it
-            conf.append(f"trusted-host = {urlsplit(settings.index_url).netloc.rpartition('@')[2]}")
+        conf += f"index-url = {settings.index_url}\n"
+        if settings.index_url.startswith("http://"):  # the user chose an address without encryption
+            conf += f"trusted-host = {urlsplit(settings.index_url).netloc.rpartition('@')[2]}\n"
     proxies = {name: getattr(settings, name) for name in ("http_proxy", "https_proxy", "no_proxy")}
-    variables = [f"{key}={value}" for name, value in proxies.items() if value for key in (name, name.upper())]
-    return {
-        "pip.conf": "".join(f"{line}\n" for line in conf).encode(),
-        "environment": "".join(f"{line}\n" for line in variables).encode(),
+    variables = [f"{key}={value}\n" for name, value in proxies.items() if value for key in (name, name.upper())]
+    contents = {
+        "pip.conf": conf.encode(),
+        "environment": "".join(variables).encode(),
         "torch-index": b"" if settings.offline else stages.TORCH_INDEX.encode(),
-        **({"ca.pem": settings.ca.read_bytes()} if settings.ca else {}),
     }
+    if settings.ca:
+        contents["ca.pem"] = settings.ca.read_bytes()
+    return contents
 
 
-def _wheels(folder: Optional[Path], lock: Path) -> Iterator[Path]:
-    """The wheels of a folder that a lock names, and no others: the folder may be a mirror."""
-    locked = set(re.findall(r"(?m)^([A-Za-z0-9._-]+)==([^\s;]+)", lock.read_text(encoding="utf-8")))
-    wanted = {(re.sub(r"[-_.]+", "-", name).lower(), version) for name, version in locked}
+def _wheels(folder: Path | None, lock: Path) -> Iterator[Path]:
+    """The wheels of a folder that a lock names; the folder may be a mirror with many others."""
+    locked = re.findall(r"(?m)^([A-Za-z0-9._-]+)==([^\s;]+)", lock.read_text(encoding="utf-8"))
+    versions = {(re.sub(r"[-_.]+", "-", name).lower(), version) for name, version in locked}
     for path in sorted(folder.glob("*.whl")) if folder else ():
         name, _, rest = path.name.partition("-")
-        if (re.sub(r"[-_.]+", "-", name).lower(), rest.partition("-")[0]) in wanted:
+        if (re.sub(r"[-_.]+", "-", name).lower(), rest.partition("-")[0]) in versions:
             yield path
 
 
-class _Hashing:
+class _HashingReader:
     """A file that is hashed as it is read."""
 
     def __init__(self, file: IO[bytes]) -> None:
@@ -342,6 +366,11 @@ def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
     archive.addfile(entry, io.BytesIO(content))
 
 
-def _unchanged(file: definition.File, sha256: str) -> None:
-    if sha256 != file.sha256:
-        raise DataError(f"{file.path} changed while it was packed. Run the same command again")
+def _add_file(archive: tarfile.TarFile, name: str, path: Path, executable: bool = False) -> str:
+    """Add a file and return the SHA-256 of the bytes that were packed."""
+    entry = tarfile.TarInfo(name)
+    entry.size, entry.mode = path.stat().st_size, 0o755 if executable else 0o644
+    with open(path, "rb") as file:
+        reader = _HashingReader(file)
+        archive.addfile(entry, reader)
+    return reader.digest.hexdigest()

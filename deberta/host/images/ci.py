@@ -1,7 +1,7 @@
-"""The CI image: our code and its locked packages on the export image, with CANN and msame if the user has brought them.
+"""The CI image: our code and its locked packages on the export image, with CANN and msame if the user supplied them.
 
-An acceptance run in it fetches nothing; its steps are processes (the local executor). Its tag is a hash of all that
-goes in, our code included. The parts are the stage images', which are built first if need be.
+An acceptance run in it fetches nothing; its steps are processes (the local executor). Its tag is a hash of its whole
+content, our code included. Its parts come from the stage images, which are built first if need be.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import re
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Sequence
 
 from deberta.core import files
 from deberta.core.errors import ConfigError, MissingError
@@ -21,46 +21,48 @@ from deberta.core.records import Digests
 from deberta.host.engine import containers, engine
 from deberta.host.environments import stages as stage_env
 from deberta.host.environments import venvs
-from deberta.host.images import build as building
-from deberta.host.images import definition, manage, pins
+from deberta.host.images import build, definition, pins
 from deberta.host.images.definition import BuildSettings, File, Image
 from deberta.host.images.pins import ImagePins
 
-YAML: Any = importlib.import_module("invoke.vendor.yaml")  # invoke brings its own, without types
+YAML: Any = importlib.import_module("invoke.vendor.yaml")  # invoke has its own copy, without types
 STAGE = "ci"
 HOLDS, NOTICE, PARTS = (f"{definition.REPOSITORY}.{name}" for name in ("holds", "redistribution", "parts"))
 FREE = "holds this project and open-source packages only"
 NOT_FREE = "not for redistribution: holds {}, whose licence does not allow it"
-SCRIPTS = ("ci-collect", "install-packages")  # of docker/, for the build alone
-INSIDE = ("check-cann", "ci-finish", "ci-inv", "ci-set-env", pins.PINS.name)  # of docker/, that stay in it
+SCRIPTS = ("ci-collect", "install-packages")  # of docker/, used by the build only
+INSIDE = ("check-cann", "ci-finish", "ci-inv", "ci-set-env", pins.PINS.name)  # of docker/, kept in the image
 OURS = ("inv", "tasks.py", "LICENSE", venvs.HOST_LOCK, stage_env.STAGES_LOCK)
 TOP, PACKAGE = "project/", "project/deberta/"  # of the context
 SETTINGS, GATES = Path("invoke.yaml"), Path("gates.toml")
-UNPINNED = "image_unpinned"  # a setting that it alone has: why a run in it is not what the project pins
-SET_ENV = containers.CODE / "docker" / "ci-set-env"  # the setting `cann` in it
-# Of one machine, or a way to its network: none of these goes in.
-_NOT_TAKEN = ("images", "npu", "stages_python", "msame")
+UNPINNED = "image_unpinned"  # a setting of the image alone: how it differs from what is pinned
+SET_ENV = containers.CODE / "docker" / "ci-set-env"  # the setting `cann` in the image
+_LEFT_OUT = ("images", "npu", "stages_python", "msame")  # settings of one machine, or of its network
 _NAME = re.compile(r"(?:[\w.-]+(?::\d+)?/)?[a-z0-9]+(?:[._/-]+[a-z0-9]+)*(?::\w[\w.-]{0,127})?", re.ASCII)
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What it is put together from. `lacks`: why it has no CANN, or CANN but no msame; empty if it has both."""
+    """The images and files it is built from. `lacks`: why it has no CANN, or no msame; empty if it has both."""
 
     export: Image
-    compile: Optional[Image] = None
-    msame: Optional[File] = None
+    compile: Image | None = None
+    msame: File | None = None
     lacks: str = ""
 
     @property
-    def holds(self) -> Tuple[str, ...]:
+    def stages(self) -> list[Image]:
+        return [image for image in (self.export, self.compile) if image]
+
+    @property
+    def holds(self) -> tuple[str, ...]:
         return ("cpu", *(["cann"] if self.compile else []), *(["msame"] if self.msame else []))
 
 
 def parts(project: Path, loaded: ImagePins, arch: str) -> Parts:
-    """The stage images, as they would be built now, and msame. Only what nobody has brought is left out.
+    """The stage images, as they would be built now, and msame; CANN and msame may be absent.
 
-    Raises MissingError (what was brought is not pinned yet) and the errors of `images.plan`.
+    Raises MissingError (a user-supplied file is not pinned yet) and the errors of `definition.plan`.
     """
     export = definition.plan(project, loaded, "export", arch)
     try:
@@ -77,59 +79,57 @@ def parts(project: Path, loaded: ImagePins, arch: str) -> Parts:
         return Parts(export, with_cann, lacks=str(error))
 
 
-def plan(project: Path, found: Parts, scratch: Path) -> Image:
-    """The image of these parts; its settings are written to the folder `scratch`, and nothing else anywhere.
+def plan(project: Path, contents: Parts, scratch: Path) -> Image:
+    """The CI image of these parts; its invoke.yaml is written to the folder `scratch`, the only thing written.
 
-    Raises MissingError (a file of ours is gone) and ConfigError (invoke.yaml cannot be read, or its gates cannot).
+    Raises MissingError (a file of the project is gone) and ConfigError (invoke.yaml is malformed).
     """
-    stages = [image for image in (found.export, found.compile) if image]
-    unpinned = tuple(dict.fromkeys(reason for image in stages for reason in image.unpinned))
-    text, gates = settings(project, bool(found.compile), unpinned)
+    unpinned = tuple(dict.fromkeys(reason for image in contents.stages for reason in image.unpinned))
+    text, gates = settings(project, bool(contents.compile), unpinned)
     files.write_text(scratch / SETTINGS, text)
     inside = [
         *_ours(project),
-        File(f"project/{SETTINGS}", scratch / SETTINGS, hashlib.sha256(text.encode()).hexdigest()),
-        *([definition.own_file(gates.parent, Path(gates.name), f"project/{GATES}")] if gates else []),
-        *([replace(found.msame, name=f"project/{pins.MSAME.as_posix()}")] if found.msame else []),
+        File(f"{TOP}{SETTINGS}", scratch / SETTINGS, hashlib.sha256(text.encode()).hexdigest()),
+        *([definition.own_file(gates.parent, Path(gates.name), f"{TOP}{GATES}")] if gates else []),
+        *([replace(contents.msame, name=f"{TOP}{pins.MSAME.as_posix()}")] if contents.msame else []),
     ]
-    build = [definition.own_file(project, Path("docker", script), script) for script in SCRIPTS]
-    build.append(definition.own_file(project, Path("docker", "ci.Dockerfile"), "Dockerfile"))
-    build.append(definition.own_file(project, Path(venvs.HOST_LOCK), "requirements.lock"))
-    inputs = {
-        "export image": found.export.tag,
-        **({"compile image": found.compile.tag} if found.compile else {}),
-        "code": _digest([file for file in inside if file.name.startswith(PACKAGE)]),
-        **{file.name[len(TOP) :]: file.sha256 for file in inside if not file.name.startswith(PACKAGE)},
-        **{file.path.relative_to(project).as_posix(): file.sha256 for file in build},
-    }
-    tag = f"{definition.REPOSITORY}/{STAGE}:{hashlib.sha256(definition.canonical(inputs).encode()).hexdigest()[:20]}"
+    for_build = [
+        *(definition.own_file(project, Path("docker", script), script) for script in SCRIPTS),
+        definition.own_file(project, Path("docker", "ci.Dockerfile"), "Dockerfile"),
+        definition.own_file(project, Path(venvs.HOST_LOCK), "requirements.lock"),
+    ]
+    inputs = {f"{image.stage} image": image.tag for image in contents.stages}
+    inputs["code"] = definition.digest_of({file.name: file.sha256 for file in inside if file.name.startswith(PACKAGE)})
+    inputs.update({file.name[len(TOP) :]: file.sha256 for file in inside if not file.name.startswith(PACKAGE)})
+    inputs.update({file.path.relative_to(project).as_posix(): file.sha256 for file in for_build})
     return Image(
         STAGE,
-        found.export.arch,
-        tag,
-        found.export.tag,
+        contents.export.arch,
+        definition.tag_of(STAGE, inputs),
+        contents.export.tag,
         inputs,
         unpinned,
-        tuple(build + inside),
+        tuple(for_build + inside),
         lock=project / venvs.HOST_LOCK,
         notes={
-            HOLDS: definition.canonical(found.holds),
-            NOTICE: notice(found),
-            PARTS: definition.canonical({image.stage: dict(image.inputs) for image in stages}),
+            HOLDS: definition.canonical(contents.holds),
+            NOTICE: notice(contents),
+            PARTS: definition.canonical({image.stage: dict(image.inputs) for image in contents.stages}),
         },
     )
 
 
-def notice(found: Parts) -> str:
-    """May it be given to others? As its label says."""
-    held = " and ".join(name for name, part in (("CANN", found.compile), ("msame", found.msame)) if part)
-    return NOT_FREE.format(held) if held else FREE
+def notice(contents: Parts) -> str:
+    """Whether the image may be given to others, as its label says."""
+    names = [name for name, part in (("CANN", contents.compile), ("msame", contents.msame)) if part]
+    return NOT_FREE.format(" and ".join(names)) if names else FREE
 
 
-def settings(project: Path, with_cann: bool, unpinned: Sequence[str]) -> Tuple[str, Optional[Path]]:
-    """invoke.yaml for the image, and the user's own file of gates if there is one. Raises ConfigError, MissingError.
+def settings(project: Path, with_cann: bool, unpinned: Sequence[str]) -> tuple[str, Path | None]:
+    """The text of the image's invoke.yaml, and the user's own file of gates if there is one.
 
-    It is the project's, with profiles and ATC's options, without what is of this machine: no proxy, index, certificate.
+    It is the project's, with profiles and ATC's options, without settings of this machine (proxies, index,
+    certificates). Raises ConfigError and MissingError.
     """
     path = project / SETTINGS
     try:
@@ -140,9 +140,9 @@ def settings(project: Path, with_cann: bool, unpinned: Sequence[str]) -> Tuple[s
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds no mapping of settings. Correct it, or run: git checkout -- {SETTINGS}")
-    kept = {key: value for key, value in values.items() if key not in _NOT_TAKEN}
+    kept = {key: value for key, value in values.items() if key not in _LEFT_OUT}
     kept.update(executor="local", workspace=str(containers.ROOT), cann=str(SET_ENV) if with_cann else "")
-    kept.update(stages_python="", msame="")  # invoke lets variables set only what is there
+    kept.update(stages_python="", msame="")  # variables can set only keys that exist
     kept[UNPINNED] = list(unpinned)
     gates = project / Path(str(kept["gates"])).expanduser() if kept.get("gates") else None
     if gates and not gates.is_file():
@@ -153,7 +153,7 @@ def settings(project: Path, with_cann: bool, unpinned: Sequence[str]) -> Tuple[s
 
 
 def check_name(name: str) -> str:
-    """`--tag`: NAME or NAME:TAG, and none of the names that say what an image is made of. Raises ConfigError."""
+    """`--tag`: NAME or NAME:TAG, but not a name of the form of our own tags. Raises ConfigError."""
     if not _NAME.fullmatch(name) or name.startswith(f"{definition.REPOSITORY}/"):
         raise ConfigError(
             f"--tag {name!r} is no name for an image. Give NAME or NAME:TAG, for example mirror.example/deberta:1; "
@@ -163,57 +163,28 @@ def check_name(name: str) -> str:
 
 
 def make(project: Path, workspace: Path, builds: BuildSettings, tag: str, force: bool, dry: bool) -> None:
-    """Build the image if it is not there, and what it stands on; `tag`: one more name for it, or empty."""
+    """Build the image, and its stage images, if they are missing; `tag`: one more name for it, or empty."""
     loaded, client = pins.load(project), engine.connect()
-    found = parts(project, loaded, platform.machine())
+    contents = parts(project, loaded, platform.machine())
     with tempfile.TemporaryDirectory() as scratch:
-        image = plan(project, found, Path(scratch))
-        print(f"holds: {', '.join(found.holds)}; {notice(found)}")
-        if found.lacks:
-            print(f"without {'msame' if found.compile else 'CANN: for the cpu backend only'}: {found.lacks}")
-        if image.unpinned:
-            print(f"not pinned: {'; '.join(image.unpinned)}")
-        made = building.find(client, image)
-        if made and not force:
-            print(f"up to date: {image.tag}, {made}")
-        else:
-            why = "--force" if made else building.why(client, image)
-            print(f"{'would build' if dry else 'building'} {image.tag}: {why}", flush=True)
-            if not dry:
-                made = _build(client, image, found, builds, workspace / manage.LOGS)
-                print(f"done: {image.tag}, {made}")
+        image = plan(project, contents, Path(scratch))
+        print(f"holds: {', '.join(contents.holds)}; {notice(contents)}")
+        if contents.lacks:
+            print(f"without {'msame' if contents.compile else 'CANN: for the cpu backend only'}: {contents.lacks}")
+        if not dry and (force or not build.find(client, image)):
+            ids = [build.ensure(client, part, builds, workspace, quiet=True) for part in contents.stages]
+            image = replace(image, arguments={"CANN": ids[-1]})  # of the compile image, or of the export image
+        image_id = build.ensure(client, image, builds, workspace, force=force, dry=dry)
     if tag:
         print(f"{'would name' if dry else 'named'} it {tag}")
         if not dry:
             repository, _, version = tag.rpartition(":") if ":" in PurePosixPath(tag).name else (tag, "", "latest")
             with engine.explained(f"naming {image.tag} {tag}"):
-                client.api.tag(made, repository, version)
+                client.api.tag(image_id, repository, version)
 
 
-def _build(client: Any, image: Image, found: Parts, builds: BuildSettings, logs: Path) -> str:
-    """The id of the image, built after the stage images that are missing."""
-    ids: Dict[str, str] = {}
-    for part in (found.export, found.compile):
-        if part:
-            ids[part.stage] = building.find(client, part) or ""
-        if part and not ids[part.stage]:
-            print(f"building {part.tag}: {building.why(client, part)}", flush=True)
-            ids[part.stage] = building.build(client, part, builds, logs / f"{part.stage}.log", _say)
-    given = replace(image, arguments={"CANN": ids.get("compile") or ids["export"]})
-    return building.build(client, given, builds, logs / f"{STAGE}.log", _say)
-
-
-def _ours(project: Path) -> List[File]:
+def _ours(project: Path) -> list[File]:
     """Our files that the commands need, by their place in the image."""
     package = [name for name in files.files_in(project / "deberta") if "__pycache__" not in name]
     paths = [*map(Path, OURS), *(Path("docker", name) for name in INSIDE), *(Path("deberta", name) for name in package)]
-    return [definition.own_file(project, path, f"project/{path.as_posix()}") for path in paths]
-
-
-def _digest(ours: List[File]) -> str:
-    listed: Mapping[str, str] = {file.name: file.sha256 for file in ours}
-    return hashlib.sha256(definition.canonical(dict(listed)).encode()).hexdigest()
-
-
-def _say(line: str) -> None:
-    print(f"  {line}", flush=True)
+    return [definition.own_file(project, path, f"{TOP}{path.as_posix()}") for path in paths]

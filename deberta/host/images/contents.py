@@ -1,8 +1,8 @@
-"""What is in an image, whenever and wherever it was built: a digest of its file system.
+"""A digest of an image's file system, which is the same whenever and wherever the image is built.
 
-Two builds of the same Dockerfile never have the same id: it covers timestamps, logs and a build's own labels. This
-digest covers what a program in the image can read and what a rebuild can be held to: every path with its type, mode,
-owner, link target and bytes. The image is exported as a tar by a container that is never started, and read as it comes.
+Two builds of one Dockerfile never have the same id, which covers timestamps, logs and a build's own labels. This
+digest covers what a program in the image can read: every path with its type, mode, owner, link target and bytes. The
+image is exported as a tar by a container that is never started, and read as a stream.
 """
 
 from __future__ import annotations
@@ -14,30 +14,30 @@ import platform
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence
+from typing import IO, Any, Iterator, Mapping, Sequence
 
 from deberta.core import files
 from deberta.core.errors import MissingError, StageError
 from deberta.host.engine import engine
+from deberta.host.engine.engine import Show
 from deberta.host.images import build, definition, pins
 from deberta.host.images.definition import BuildSettings, Image
 
-FORMAT = 1  # of the digest: what is covered, and how it is written down
+FORMAT = 1  # version of the digest; a change of what it covers needs another one
 MEMORY = Path(".cache", "image_contents.json")
 CHUNK = 1 << 20
-# A folder with all below it, or a file. Engines put their own into containers (the second line); the rest are logs and
-# caches, which hold times.
+# Folders and files that are not covered: logs and caches, which hold times (first line), and what engines put into
+# containers.
 LEFT_OUT = (
     *("var/log", "var/cache/ldconfig/aux-cache", "var/cache/apt"),
     *("dev", "proc", "sys", ".dockerenv", "run/.containerenv"),
     *("etc/hostname", "etc/hosts", "etc/resolv.conf", "etc/mtab"),
 )
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One path of a file system. Of a hard link: what it leads to, since layers may part two names of a file."""
+    """One path of a file system. A hard link is the entry of its target: in layers it may become a copy."""
 
     kind: str  # file, folder, link, device, pipe
     mode: int
@@ -46,58 +46,53 @@ class Entry:
     sha256: str = ""  # of a file
 
 
-def entries(stream: IO[bytes]) -> Dict[str, Entry]:
+def entries(stream: IO[bytes]) -> dict[str, Entry]:
     """The file system in a tar, by path; compiled Python, logs and what engines inject are left out.
 
-    Raises StageError for a tar that ends too early or is none.
+    Raises StageError for a stream that is cut off or no tar.
     """
-    found: Dict[str, Entry] = {}
+    by_path: dict[str, Entry] = {}
     try:
         with tarfile.open(fileobj=stream, mode="r|") as archive:
             while (member := archive.next()) is not None:
                 path = _path(member.name)
                 if path:
-                    found[path] = _entry(archive, member, found)
+                    by_path[path] = _entry(archive, member, by_path)
     except (tarfile.TarError, EOFError) as error:
         raise StageError(f"an image's file system could not be read: {error}. Run the same command again") from None
-    return {path: entry for path, entry in found.items() if not _is_left_out(path)}
+    return {path: entry for path, entry in by_path.items() if not _is_left_out(path)}
 
 
-def digest_of(found: Mapping[str, Entry]) -> str:
+def digest_of(file_system: Mapping[str, Entry]) -> str:
     """SHA-256, in hexadecimal, over a JSON line for each path, sorted."""
     content = hashlib.sha256()
-    for path in sorted(found):
-        entry = found[path]
+    for path, entry in sorted(file_system.items()):
         line = [path, entry.kind, f"{entry.mode:04o}", entry.owner, entry.target, entry.sha256]
         content.update(json.dumps(line).encode() + b"\n")
     return content.hexdigest()
 
 
-def differences(one: Mapping[str, Entry], other: Mapping[str, Entry]) -> List[str]:
-    """What is not the same in two file systems, a text for each path."""
-    said = []
-    for path in sorted({*one, *other}):
-        first, second = one.get(path), other.get(path)
-        if first is None or second is None:
-            said.append(f"/{path} is only in the {'second' if first is None else 'first'}")
-        elif first != second:
-            said.append(f"/{path}: {', '.join(_changes(first, second))}")
-    return said
+def differences(first: Mapping[str, Entry], second: Mapping[str, Entry]) -> list[str]:
+    """The differences between two file systems, a text for each path."""
+    texts = []
+    for path in sorted({*first, *second}):
+        before, after = first.get(path), second.get(path)
+        if before is None or after is None:
+            texts.append(f"/{path} is only in the {'second' if before is None else 'first'}")
+        elif before != after:
+            texts.append(f"/{path}: {', '.join(_changes(before, after))}")
+    return texts
 
 
-def contents(client: Any, image_id: str, workspace: Path) -> Dict[str, Entry]:
-    """The file system of an image. A container is made of it for that, never started, and removed."""
-    labels = {engine.LABEL: "container", engine.OF_WORKSPACE: engine.workspace_label(workspace), engine.KEPT: "no"}
-    with engine.explained(f"reading what is in {image_id}"):
-        made = client.containers.create(image_id, ["none"], labels=labels, network_mode="none")
-        try:
-            return entries(io.BufferedReader(_Chunks(made.export(chunk_size=CHUNK)), CHUNK))
-        finally:
-            engine.remove(made)
+def contents(client: Any, image_id: str, workspace: Path) -> dict[str, Entry]:
+    """The file system of an image, exported through a container that is never started."""
+    labels = engine.container_labels(workspace)
+    with engine.explained(f"reading what is in {image_id}"), engine.unstarted(client, image_id, labels) as container:
+        return entries(io.BufferedReader(_Chunks(container.export(chunk_size=CHUNK)), CHUNK))
 
 
 def digest(client: Any, image_id: str, workspace: Path) -> str:
-    """The digest of what is in an image, remembered in the workspace: an id never means anything else."""
+    """The digest of an image's file system, remembered in the workspace: the contents of an id never change."""
     known = _known(workspace)
     if image_id not in known:
         known[image_id] = digest_of(contents(client, image_id, workspace))
@@ -106,53 +101,50 @@ def digest(client: Any, image_id: str, workspace: Path) -> str:
     return known[image_id]
 
 
-def rebuild(
-    client: Any, image: Image, settings: BuildSettings, workspace: Path, say: Say, other: Optional[Say] = None
-) -> List[str]:
-    """Build an image anew, everything in it, beside the one that is there (or another new one): what differs.
+def rebuild(client: Any, image: Image, settings: BuildSettings, workspace: Path, show: Show) -> list[str]:
+    """Build an image anew beside the existing one, which is built first if need be; returns their differences.
 
-    The tag stays with the first. `other` shows the builds' own lines.
+    The tag stays with the first.
     """
-    log = workspace / ".cache" / "images" / f"{image.stage}.log"
-    quiet: Say = other or (lambda line: None)
+    log = workspace / build.LOGS / f"{image.stage}.log"
     first = build.find(client, image)
     if first is None:
-        say(f"image {image.tag}: building it: {build.why(client, image)}")
-        first = build.build(client, image, settings, log, quiet)
-    say(f"image {image.tag}: building it again")
+        show(f"image {image.tag}: building it: {build.why(client, image)}")
+        first = build.build(client, image, settings, log, lambda line: None)
+    show(f"image {image.tag}: building it again")
     second = first
     try:
-        second = build.build(client, image, settings, log, quiet)
-        one, two = (contents(client, number, workspace) for number in (first, second))
+        second = build.build(client, image, settings, log, lambda line: None)
+        before, after = (contents(client, image_id, workspace) for image_id in (first, second))
     finally:
         with engine.explained(f"giving {image.tag} back its tag"):
             client.api.tag(first, *image.tag.split(":"))
             if second != first:
                 client.api.remove_image(second)
-    say(f"image {image.tag}: contents {digest_of(one)} and {digest_of(two)}, {len(one)} paths")
-    return differences(one, two)
+    show(f"image {image.tag}: contents {digest_of(before)} and {digest_of(after)}, {len(before)} paths")
+    return differences(before, after)
 
 
 def rebuild_all(
-    project: Path, workspace: Path, settings: BuildSettings, stages: Sequence[str], say: Say
-) -> Dict[str, List[str]]:
-    """The same of every stage whose parts are here: tag to what differs. Raises MissingError if there is none."""
+    project: Path, workspace: Path, settings: BuildSettings, stages: Sequence[str], show: Show
+) -> dict[str, list[str]]:
+    """`rebuild` for each stage whose files are here: tag to differences. Raises MissingError if there is none."""
     loaded, client = pins.load(project), engine.connect()
-    found: Dict[str, List[str]] = {}
+    by_tag: dict[str, list[str]] = {}
     for stage in stages:
         try:
             image = definition.plan(project, loaded, stage, platform.machine())
         except MissingError as error:
             if len(stages) == 1:
                 raise
-            say(f"image of {stage}: left out: {error}")
+            show(f"image of {stage}: left out: {error}")
             continue
-        found[image.tag] = rebuild(client, image, settings, workspace, say)
-    return found
+        by_tag[image.tag] = rebuild(client, image, settings, workspace, show)
+    return by_tag
 
 
-def _known(workspace: Path) -> Dict[str, str]:
-    """What is remembered; nothing if it is damaged or of another format."""
+def _known(workspace: Path) -> dict[str, str]:
+    """The remembered digests by image id; none if the file is damaged or of another format."""
     try:
         memory = json.loads((workspace / MEMORY).read_text(encoding="utf-8"))
         known = memory["digests"] if memory["format"] == FORMAT else {}
@@ -162,22 +154,22 @@ def _known(workspace: Path) -> Dict[str, str]:
 
 
 def _path(name: str) -> str:
-    """A member's name without what tars of different makers put around it; empty for the root."""
+    """A member's name without the leading ./ and trailing / that some tars have; empty for the root."""
     return "/".join(part for part in name.split("/") if part not in ("", "."))
 
 
 def _is_left_out(path: str) -> bool:
     if path.endswith(".pyc") or "__pycache__" in path.split("/"):
         return True
-    # A log's folder stays: programs need it. What an engine mounts over is not the image's at all.
+    # The folders of logs stay, since programs need them; those that an engine mounts are not the image's.
     inside = any(path.startswith(f"{name}/") for name in LEFT_OUT)
     return inside or (path in LEFT_OUT and path not in ("var/log", "var/cache/apt"))
 
 
-def _entry(archive: tarfile.TarFile, member: tarfile.TarInfo, found: Mapping[str, Entry]) -> Entry:
+def _entry(archive: tarfile.TarFile, member: tarfile.TarInfo, by_path: Mapping[str, Entry]) -> Entry:
     mode, owner = member.mode & 0o7777, f"{member.uid}:{member.gid}"
     if member.islnk():
-        target = found.get(_path(member.linkname))
+        target = by_path.get(_path(member.linkname))
         if target is None:
             raise tarfile.ReadError(f"{member.name} is a hard link to {member.linkname}, which is not there")
         return target
@@ -205,7 +197,7 @@ def _changes(first: Entry, second: Entry) -> Iterator[str]:
 
 
 class _Chunks(io.RawIOBase):
-    """A file of the chunks that the engine sends."""
+    """The chunks that the engine sends, as a file."""
 
     def __init__(self, chunks: Iterator[bytes]) -> None:
         self._chunks, self._rest = chunks, b""

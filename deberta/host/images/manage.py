@@ -1,10 +1,10 @@
-"""The stage images as `invoke images` and `invoke clean` see them: made if they are missing, told apart, removed."""
+"""The commands on stage images: `invoke images` builds, pins and replaces them, `invoke clean` removes them."""
 
 from __future__ import annotations
 
 import platform
 from pathlib import Path
-from typing import Any, Optional, Sequence
+from typing import Any, Sequence
 
 import docker.errors
 
@@ -13,35 +13,36 @@ from deberta.host.engine import engine
 from deberta.host.images import build, definition, pins
 from deberta.host.images.definition import BuildSettings
 
-LOGS = Path(".cache", "images")  # in the workspace
-
 
 def lock(project: Path) -> None:
-    """Rewrite docker/pins.toml; without an engine only hashes of files."""
+    """Rewrite docker/pins.toml; without an engine only the hashes of files."""
     client: Any = None
     try:
         client = engine.connect()
     except MissingError as error:
         print(f"digests of base images are kept: {error}")
-    changed = pins.lock(project, (lambda name: build.resolve(client, name)) if client else None, platform.machine())
-    print("\n".join(changed) or f"{pins.PINS}: nothing changed")
+    changes = pins.lock(project, (lambda name: build.resolve(client, name)) if client else None, platform.machine())
+    print("\n".join(changes) or f"{pins.PINS}: nothing changed")
 
 
-def replace_bases(project: Path, given: Sequence[str], dry: bool) -> None:
+def replace_bases(project: Path, assignments: Sequence[str], dry: bool) -> None:
     """`STAGE=IMAGE` for each base to replace on this machine, or `STAGE=pinned`. Raises ConfigError, MissingError."""
     client = engine.connect()
-    for text in given:
-        stage, separator, value = text.partition("=")
-        if not separator or not value:
-            raise ConfigError(f"--base {text!r} is not STAGE=IMAGE, for example: invoke images --base export=IMAGE")
-        found = build.resolve_base(client, value)
-        print(f"{stage}: base {'would be' if dry else 'is'} {found}{f' ({value})' if value != found else ''}")
+    for assignment in assignments:
+        stage, _, value = assignment.partition("=")
+        if not value:
+            raise ConfigError(
+                f"--base {assignment!r} is not STAGE=IMAGE, for example: invoke images --base export=IMAGE"
+            )
+        reference = build.resolve_base(client, value)
+        name = f" ({value})" if value != reference else ""
+        print(f"{stage}: base {'would be' if dry else 'is'} {reference}{name}")
         if not dry:
-            pins.set_base(project, stage, found, value)
+            pins.set_base(project, stage, reference, value)
 
 
 def make(project: Path, workspace: Path, settings: BuildSettings, force: bool, dry: bool) -> None:
-    """Build every stage image that is missing; one whose parts are not here is left out with the reason."""
+    """Build every stage image that is missing; an image whose files are not here is left out with the reason."""
     loaded, client = pins.load(project), engine.connect()
     failures = []
     for stage in pins.STAGES:
@@ -50,22 +51,11 @@ def make(project: Path, workspace: Path, settings: BuildSettings, force: bool, d
         except MissingError as error:
             print(f"{stage}: left out: {error}")
             continue
-        found = build.find(client, image)
-        unpinned = f" (not pinned: {'; '.join(image.unpinned)})" if image.unpinned else ""
-        if found and not force:
-            print(f"{stage}: up to date: {image.tag}, {found}{unpinned}")
-            continue
-        why = "--force" if found else build.why(client, image)
-        print(f"{stage}: {'would build' if dry else 'building'} {image.tag}{unpinned}: {why}", flush=True)
-        if dry:
-            continue
         try:
-            made = build.build(client, image, settings, workspace / LOGS / f"{stage}.log", _say)
+            build.ensure(client, image, settings, workspace, f"{stage}: ", force=force, dry=dry)
         except DebertaError as error:  # the other stages do not depend on this one
             failures.append(error)
             print(f"{stage}: {error}")
-            continue
-        print(f"{stage}: done: {image.tag}, {made}")
     if failures:
         raise type(failures[0])(f"{len(failures)} of the images could not be built. First: {failures[0]}")
 
@@ -73,10 +63,10 @@ def make(project: Path, workspace: Path, settings: BuildSettings, force: bool, d
 def remove_containers(workspace: Path, dry: bool) -> None:
     """Remove our containers: this workspace's, whose lock is held, and any that has ended."""
     client = engine.connect()
-    own = engine.workspace_label(workspace)
+    label = engine.workspace_label(workspace)
     for container in engine.labelled(client, {engine.LABEL: "container"}):
-        ended = container.status in ("exited", "dead")  # and not about to start
-        if not ended and container.labels.get(engine.OF_WORKSPACE) != own:
+        ended = container.status in ("exited", "dead")  # "created" may be about to start
+        if not ended and container.labels.get(engine.OF_WORKSPACE) != label:
             print(f"container {container.name} runs for another workspace and is left")
             continue
         print(f"{'would remove' if dry else 'removing'} container {container.name}")
@@ -86,46 +76,41 @@ def remove_containers(workspace: Path, dry: bool) -> None:
 
 
 def remove_images(dry: bool) -> None:
-    """Remove our images, and what an interrupted build left; bases, which we did not make, stay."""
+    """Remove our images and what interrupted builds left; bases, which others built, stay. Raises StageError."""
     client = engine.connect()
     with engine.explained("listing images"):
-        found = {entry["Id"]: entry for label in (f"{engine.LABEL}=image", build.BUILD)
-                 for entry in client.api.images(all=True, filters={"label": label})}  # fmt: skip
-    waiting = sorted(found.values(), key=lambda entry: int(entry["Created"]), reverse=True)
+        lists = [
+            client.api.images(all=True, filters={"label": label}) for label in (f"{engine.LABEL}=image", build.BUILD)
+        ]
+    waiting = build.newest_first({entry["Id"]: entry for entries in lists for entry in entries}.values())
     for entry in waiting:
         print(f"{'would remove' if dry else 'removing'} image {_name(entry)}")
-    kept: dict[str, str] = {}
-    while waiting and not dry:  # children first; those made within one second have no order, hence the rounds
-        kept = {}
-        for entry in waiting:
-            if reason := _remove_image(client, entry):
-                kept[entry["Id"]] = f"{_name(entry)}: {reason}"
-        if len(kept) == len(waiting):
+    reasons: list[str] = []
+    while waiting and not dry:  # in rounds, since images of one second may be listed before their children
+        refused = [(entry, reason) for entry in waiting if (reason := _remove_image(client, entry))]
+        reasons = [f"{_name(entry)}: {reason}" for entry, reason in refused]
+        if len(refused) == len(waiting):
             break
-        waiting = [entry for entry in waiting if entry["Id"] in kept]
-    if kept:
+        waiting = [entry for entry, _ in refused]
+    if reasons:
         raise StageError(
-            f"not removed, because other images or containers use them: {'; '.join(kept.values())}. Remove those "
+            f"not removed, because other images or containers use them: {'; '.join(reasons)}. Remove those "
             "first; ours go with: invoke clean --containers"
         )
 
 
 def _remove_image(client: Any, entry: Any) -> str:
-    """Why the engine would not remove an image; empty if it is gone."""
+    """Why the engine refused to remove an image; empty if it is gone."""
     try:
         for tag in entry.get("RepoTags") or [entry["Id"]]:
             client.api.remove_image(tag if "<none>" not in tag else entry["Id"])
     except docker.errors.ImageNotFound:
-        return ""  # it went with the one that stood on it
+        return ""  # removed with its child
     except docker.errors.APIError as error:
         return str(error.explanation)
     return ""
 
 
 def _name(entry: Any) -> str:
-    tags: Optional[Sequence[str]] = entry.get("RepoTags")
+    tags: Sequence[str] = entry.get("RepoTags") or ()
     return tags[0] if tags and "<none>" not in tags[0] else str(entry["Id"])
-
-
-def _say(line: str) -> None:
-    print(f"  {line}", flush=True)
