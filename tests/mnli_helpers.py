@@ -13,6 +13,7 @@ from typing import Iterator, Sequence
 import pytest
 
 from deberta.host.plan.evaluation import STAGES
+from tests import in_process
 
 REPOSITORY = Path(__file__).parent.parent
 SPM_MODEL = REPOSITORY / "tests" / "data" / "tokenizer" / "spm.model"
@@ -69,10 +70,8 @@ def stage_environment() -> dict[str, str]:
 
 
 def run_stage(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run a stage as the host does, in a process of its own."""
-    return subprocess.run(
-        stage_command(name, *arguments), env=stage_environment(), capture_output=True, text=True, check=False
-    )
+    """Run a stage as the host does, in this process."""
+    return in_process.run_stage(STAGES[name], list(map(str, arguments)), Path.cwd(), os.environ)
 
 
 @contextlib.contextmanager

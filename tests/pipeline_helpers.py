@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deberta.core.contract import DEV_FILES, LABELS
+from tests import in_process
 from tests.mnli_helpers import REPOSITORY, SPM_MODEL, dev_line, write_dev
 
 ROWS = {"match": 10, "mismatch": 7}
@@ -33,9 +34,16 @@ class Workspace:
         return self.root / "data/tiny/MNLI" / DEV_FILES[version]
 
     def command(self, *arguments: str) -> list[str]:
-        return [sys.executable, "-m", "invoke", "-f", str(self.root / "settings.yaml"), *arguments]
+        return [sys.executable, "-m", "invoke", *self.arguments(*arguments)]
+
+    def arguments(self, *arguments: str) -> list[str]:
+        return ["-f", str(self.root / "settings.yaml"), *arguments]
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run a command in this process; see `in_process`."""
+        return in_process.run_invoke(self.arguments(*arguments), REPOSITORY, environment())
+
+    def run_process(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             self.command(*arguments),
             cwd=REPOSITORY,

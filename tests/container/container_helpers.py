@@ -56,6 +56,9 @@ class Place(Workspace):
             line += ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
         return [*line, *super().command(*arguments)]
 
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return self.run_process(*arguments)  # as the caller
+
     def copy(self, root: Path, **settings: object) -> Place:
         """Everything as it is here, owners included, in a new folder; `settings` are changed."""
         subprocess.run(["cp", "-a", str(self.root), str(root)], check=True)

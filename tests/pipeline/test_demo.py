@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from transformers import DebertaV2Config, DebertaV2ForSequenceClassification
 
 from deberta.core.contract import INPUTS, LABELS, SEQUENCE_LENGTH
 from deberta.stages.model import checkpoint, config
-from tests import model_helpers
+from tests import in_process, model_helpers
 from tests.mnli_helpers import REPOSITORY, run_stage
 from tests.pipeline_helpers import environment
 
@@ -41,8 +40,7 @@ def copy_demo(workspace: Path) -> None:
 
 def invoke(workspace: Path, *arguments: str) -> str:
     settings = {**environment(), "INVOKE_WORKSPACE": str(workspace), "INVOKE_STAGES_PYTHON": sys.executable}
-    command = [sys.executable, "-m", "invoke", *arguments]
-    done = subprocess.run(command, cwd=REPOSITORY, env=settings, capture_output=True, text=True, check=False)
+    done = in_process.run_invoke(arguments, REPOSITORY, settings)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -100,7 +98,7 @@ def test_logits_equal_those_of_transformers(workspace: Path) -> None:
 
 
 def _compiled_logits(folder: Path, models: Path, inputs: dict[str, npt.NDArray[np.int32]]) -> npt.NDArray[np.float32]:
-    """One batch through build-om's and infer's stages, as processes: OpenVINO stays out of the one that runs torch."""
+    """One batch through build-om's and infer's stages."""
     rows = len(inputs[INPUTS[0]])
     for name, values in inputs.items():
         (folder / name).mkdir(parents=True)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 import shlex
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 
 import pytest
 
+from tests import in_process
 from tests.mnli_helpers import REPOSITORY
 from tests.pipeline.test_demo import copy_demo, invoke
 from tests.pipeline_helpers import environment
@@ -40,8 +39,7 @@ def inline() -> list[tuple[str, str]]:
 
 @cache
 def options_of(task: str) -> str:
-    command = [sys.executable, "-m", "invoke", "--help", task]
-    done = subprocess.run(command, cwd=REPOSITORY, env=environment(), capture_output=True, text=True, check=False)
+    done = in_process.run_invoke(["--help", task], REPOSITORY, environment())
     assert done.returncode == 0, f"there is no task {task!r}"
     return done.stdout
 
