@@ -79,8 +79,12 @@ SHARED: Mapping[str, Argument] = {
     "limit": Argument("the first N rows only", whole(0), default=0),
     "model": file("the model to run"),
     "output": file("where the result goes"),
+    "precision": Argument(
+        "fp32 or int8", lambda option, text: contract.one_of(option, text, contract.PRECISIONS), default=contract.FP32
+    ),
     "rows": Argument("rows that the whole tsv must have", whole(1), default=0),
     "summary": file("write what was counted to this JSON file", required=False),
+    "threads": Argument("default: as many as the container's CPU quota allows", whole(1, 1024)),
     "tokenizer": file("spm.model, or a Hugging Face tokenizer folder"),
     "version": Argument("match or mismatch", lambda _, text: contract.parse_version(text), default="match"),
 }

@@ -1,16 +1,15 @@
 """build-om for the cpu backend: dynamic.onnx with its batch fixed, as an OpenVINO model (.xml; weights in a .bin).
 
-The pair is kept only after the saved files, loaded the way run_cpu loads them, gave the same logits as ONNX Runtime
-did from the ONNX. The same ONNX gives the same bytes: an .xml names no file, folder or time, and finds its weights by
-its own name.
+The pair is kept only after the saved files, loaded as run_cpu loads them, gave the logits that ONNX Runtime computes
+from the ONNX. The same ONNX gives the same bytes: an .xml names no file, folder or time, and finds its weights by its
+own name.
 """
 
 from __future__ import annotations
 
-import argparse
 import errno
 import filecmp
-import json
+import importlib.metadata
 import os
 import shutil
 import sys
@@ -21,19 +20,10 @@ from pathlib import Path
 import numpy as np
 
 from deberta.core import files
-from deberta.core.contract import (
-    FP32,
-    INPUTS,
-    INT8,
-    PRECISIONS,
-    SEQUENCE_LENGTH,
-    one_of,
-    parse_batch_size,
-    parse_integer,
-)
+from deberta.core.contract import FP32, INPUTS, INT8, SEQUENCE_LENGTH
 from deberta.core.errors import ConfigError, DataError, MissingError, StageError, run_stage
 from deberta.core.machine import effective_cpus
-from deberta.stages import onnx_runtime
+from deberta.stages import arguments, onnx_runtime
 from deberta.stages.inference import int8, openvino_engine
 from deberta.stages.inference.logits import compare_logits
 from deberta.stages.inference.openvino_engine import OpenVinoEngine, reason
@@ -42,15 +32,15 @@ TOLERANCE = 1e-4  # max abs difference of logits between ONNX Runtime and the co
 # Tokens per row of the verification: full, none, and the lengths of real pairs (median 38, p99 105, longest 253).
 LENGTHS = (256, 0, 38, 105, 253, 12, 64, 3)
 MIN_ROWS = 4  # at batch 1, too, rows of several lengths are compared
-# An int8 model gives other logits than its ONNX. How other is for the data to say (flips.py); beyond this, in multiples
-# of the reference's largest logit, something is broken.
+# An int8 model's logits differ from its ONNX's; label_changes.py measures by how much on real data. A difference above
+# this multiple of the reference's largest logit means that the model is broken.
 INT8_TOLERANCE = 0.5
-CUTS = (105, 38, 3)  # a model of any length runs the rows that fit at these lengths too
+CUTS = (105, 38, 3)  # lengths at which a model of any length is verified too, on the rows that fit
 
 
 @contextmanager
 def new_model(output: Path) -> Iterator[Path]:
-    """Yield a temporary .xml; then move it and its .bin to `output`, the .xml last: where it is, both are whole."""
+    """Yield a temporary .xml; then move its .bin and it to `output`, the .xml last: if it exists, both are whole."""
     output.parent.mkdir(parents=True, exist_ok=True)
     files.remove_leftovers(output)
     folder = files.temporary_beside(output)
@@ -66,15 +56,15 @@ def new_model(output: Path) -> Iterator[Path]:
 
 
 def _share_weights(weights: Path, folder: Path) -> None:
-    """Weights do not depend on the batch size: make those of another one in `folder` a hard link, if they are equal.
+    """Replace `weights` by a hard link to equal weights in `folder`, if there are any: the batch size changes none.
 
     Nothing writes into a finished file, so the link is as good as a copy, and saves 739 MB per batch size.
     """
-    for other in sorted(folder.glob("*.bin")):
-        if other.stat().st_size == weights.stat().st_size and filecmp.cmp(other, weights, shallow=False):
+    for present in sorted(folder.glob("*.bin")):
+        if present.stat().st_size == weights.stat().st_size and filecmp.cmp(present, weights, shallow=False):
             link = weights.with_name(weights.name + ".link")
             try:
-                os.link(other, link)
+                os.link(present, link)
             except OSError:
                 return  # a file system without links: keep the copy
             os.replace(link, weights)
@@ -82,10 +72,10 @@ def _share_weights(weights: Path, folder: Path) -> None:
 
 
 def save(onnx: Path, batch_size: int, xml: Path, longest: int = 0, precision: str = FP32) -> int:
-    """Save `onnx` as an OpenVINO model for inputs int32 [batch_size, length], with its float32 weights as they are.
+    """Save `onnx` as an OpenVINO model for inputs int32 [batch_size, length], with its float32 weights unchanged.
 
-    `longest` above 0: the ONNX is one of any length, and so is the model, from 1 to `longest`. `precision` int8: its
-    layers' weights are quantized; returns how many layers.
+    `longest` above 0: the ONNX is one of any length, and so is the model, from 1 to `longest`. `precision` int8: the
+    layers' weights are quantized. Returns the number of quantized layers. Raises DataError for the ONNX, StageError.
     """
     import openvino as ov
 
@@ -107,35 +97,35 @@ def save(onnx: Path, batch_size: int, xml: Path, longest: int = 0, precision: st
         model.reshape({name: [batch_size, shape[1] if fixed else length] for name, shape in shapes.items()})
         quantized = int8.apply(model) if precision == INT8 else 0
         for index, node in enumerate(model.get_ordered_ops()):
-            if node.get_friendly_name() == node.get_name():  # made up from a counter of the process
+            if node.get_friendly_name() == node.get_name():  # generated from a counter of the process
                 node.set_friendly_name(f"unnamed_{index}")
         ov.save_model(model, xml, compress_to_fp16=False)
     except RuntimeError as error:
-        said = reason(error)
-        if "iostream" in said:  # all that OpenVINO says when a write fails
-            said += ", is the disk full?"
-        raise StageError(f"OpenVINO cannot compile {onnx} for batch size {batch_size} ({said})") from error
+        message = reason(error)
+        if "iostream" in message:  # OpenVINO's whole message when a write fails
+            message += ", is the disk full?"
+        raise StageError(f"OpenVINO cannot compile {onnx} for batch size {batch_size} ({message})") from error
     return quantized
 
 
 def verification_rows(batch_size: int, length: int, vocabulary: int) -> tuple[np.ndarray, np.ndarray]:
-    """Random ids and masks, int32 [rows, length] each; rows is a multiple of batch_size and the LENGTHS repeat."""
+    """Random ids and masks, int32 [rows, length] each; rows is a multiple of batch_size, and rows repeat beyond 8."""
     rows = min(batch_size * -(-MIN_ROWS // batch_size), len(LENGTHS))
     mask = (np.arange(length) < np.array(LENGTHS[:rows])[:, None]).astype(np.int32)
     ids = np.random.default_rng(0).integers(0, vocabulary, (rows, length), dtype=np.int32) * mask
-    repeated = np.arange(batch_size * -(-rows // batch_size)) % rows  # a large batch holds the same rows again
+    repeated = np.arange(batch_size * -(-rows // batch_size)) % rows  # a larger batch repeats them
     return ids[repeated], mask[repeated]
 
 
 def reference_logits(onnx: Path, ids: np.ndarray, mask: np.ndarray, threads: int) -> np.ndarray:
-    """Logits of ONNX Runtime, float32 [rows, 3], row after row in batches of up to as many rows as differ."""
+    """ONNX Runtime's logits, float32 [rows, 3], of `verification_rows`; rows that repeat are computed once."""
     distinct = min(len(ids), len(LENGTHS))
     logits = onnx_runtime.run(onnx_runtime.open_session(onnx, threads), ids[:distinct], mask[:distinct])
     return logits[np.arange(len(ids)) % distinct]
 
 
 def compiled_logits(engine: OpenVinoEngine, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Logits of the compiled model, float32 [rows, 3]; rows is a multiple of its batch size."""
+    """The compiled model's logits, float32 [rows, 3]; rows is a multiple of its batch size."""
     request = engine.compiled.create_infer_request()
     batches = []
     for first in range(0, len(ids), engine.shape[0]):
@@ -163,57 +153,47 @@ def compare(reference: np.ndarray, logits: np.ndarray, allowed: float = TOLERANC
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m deberta.stages.compile.compile_cpu", description="build-om on a CPU"
+    options = arguments.parse(
+        argv,
+        __doc__,
+        "model",
+        "bs",
+        "precision",
+        "threads",
+        "summary",
+        output=arguments.file("the .xml; its .bin is written beside it"),
+        any_length=arguments.flag("one model for every length, from export-onnx's graph of any length"),
     )
-    parser.add_argument("--model", required=True, type=Path, help="dynamic.onnx")
-    parser.add_argument("--bs", required=True, help="the batch size")
-    parser.add_argument("--output", required=True, type=Path, help="the .xml; its .bin is written beside it")
-    parser.add_argument("--any-length", action="store_true", help="one model for every length, of export-onnx's twin")
-    parser.add_argument("--precision", default=FP32, help="fp32 or int8")
-    parser.add_argument("--threads", help="default: as many as the container's CPU quota allows")
-    parser.add_argument("--summary", type=Path, help="write what was counted to this JSON file")
-    options = parser.parse_args(argv)
-    batch_size = parse_batch_size(options.bs)
-    precision = one_of("--precision", options.precision, PRECISIONS)
-    threads = parse_integer("--threads", options.threads, effective_cpus(), 1, openvino_engine.MAX_THREADS)
+    threads, exact = options.threads or effective_cpus(), options.precision == FP32
     if options.output.suffix != ".xml":
         raise ConfigError(f"--output {options.output} must end in .xml; the weights go to a .bin beside it")
     if not options.model.is_file():
         raise MissingError(f"{options.model} is missing. Run: invoke export-onnx")
     with new_model(options.output) as xml:
-        layers = save(options.model, batch_size, xml, SEQUENCE_LENGTH if options.any_length else 0, precision)
+        longest = SEQUENCE_LENGTH if options.any_length else 0
+        layers = save(options.model, options.bs, xml, longest, options.precision)
         if layers:
             print(f"quantized the weights of {layers} layers to int8", flush=True)
-        print(f"compiled {options.model} for batch size {batch_size}, verifying against ONNX Runtime", flush=True)
+        print(f"compiled {options.model} for batch size {options.bs}, verifying against ONNX Runtime", flush=True)
         engine = openvino_engine.load_model(xml, threads)
-        ids, mask = verification_rows(batch_size, engine.shape[1], engine.vocabulary)
+        ids, mask = verification_rows(options.bs, engine.shape[1], engine.vocabulary)
         reference = reference_logits(options.model, ids, mask, threads)
-        allowed = TOLERANCE if precision == FP32 else INT8_TOLERANCE * float(np.abs(reference).max())
-        difference = compare(reference, compiled_logits(engine, ids, mask), allowed, precision == FP32)
+        allowed = TOLERANCE if exact else INT8_TOLERANCE * float(np.abs(reference).max())
+        difference = compare(reference, compiled_logits(engine, ids, mask), allowed, exact)
         for length in CUTS if options.any_length else ():
             fitting = mask.sum(axis=1) <= length
             logits = compiled_logits(engine, ids[:, :length], mask[:, :length])
-            difference = max(difference, compare(reference[fitting], logits[fitting], allowed, precision == FP32))
+            difference = max(difference, compare(reference[fitting], logits[fitting], allowed, exact))
         print(f"max abs difference of {len(ids)} rows' logits: {difference:.3g} (at most {allowed:.3g})", flush=True)
-    if options.summary:
-        _write_summary(options.summary, engine, len(ids), difference, allowed, layers)
-
-
-def _write_summary(
-    path: Path, engine: OpenVinoEngine, rows: int, difference: float, allowed: float, layers: int
-) -> None:
-    import onnxruntime
-
-    counted = {
+    summary = {
         **openvino_engine.engine_facts(engine),
-        "reference": f"onnxruntime {onnxruntime.__version__}",
-        "verified_rows": rows,
+        "reference": f"onnxruntime {importlib.metadata.version('onnxruntime')}",
+        "verified_rows": len(ids),
         "max_abs_difference": difference,
         "tolerance": allowed,
         "quantized_layers": layers,
     }
-    files.write_text(path, json.dumps(counted, indent=2, sort_keys=True) + "\n")
+    arguments.write_summary(options.summary, summary)
 
 
 if __name__ == "__main__":

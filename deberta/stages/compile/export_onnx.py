@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-import json
-import resource
 import sys
 import warnings
 from collections import Counter
@@ -22,80 +19,75 @@ from deberta.core import contract, files
 from deberta.core.contract import INPUTS, LABELS, ONNX_IR_VERSION, ONNX_MAX_BYTES, ONNX_OPSET, OUTPUT
 from deberta.core.errors import ConfigError, StageError, run_stage
 from deberta.core.machine import effective_cpus
-from deberta.stages import onnx_runtime
+from deberta.stages import arguments, onnx_runtime
+from deberta.stages.arguments import Argument
 from deberta.stages.inference.logits import compare_logits
 from deberta.stages.model import checkpoint, config, gather_attention
 from deberta.stages.model.deberta import Deberta
 
 TOLERANCE = 1e-4  # largest difference of a logit between PyTorch and the exported graph, float32 both
 FORBIDDEN = ("Shape", "GatherElements", "GatherND", "Where", "Expand", "Tile", "ScatterND", "NonZero", "Loop", "If")
-RELATIVE = ("shift", "gather")  # how the scores by relative position are found; gather is the guide's, for comparison
-_GATHERING = ("Shape", "GatherElements", "Expand")  # what the gather form may have of FORBIDDEN
-# Tokens of the validation batches' rows: MNLI's median, p90 and p99, all of the length, a very short and an empty row.
+RELATIVE = ("shift", "gather")  # how relative scores are looked up; gather is the guide's form, for comparison
+_GATHERING = ("Shape", "GatherElements", "Expand")  # operators of FORBIDDEN that the gather form has
+# Tokens of the validation batches' rows: MNLI's median, p90 and p99, the full length, a very short and an empty row.
 _BATCHES = ((38,), (67, 105, 256), (0, 3, 256, 38))
-# A graph of any length also gets the rows that fit into these lengths, and has to give what they gave when padded.
+# A graph of any length also runs the rows that fit these lengths, and must give the logits of the padded rows.
 _CUTS = (105, 38, 3)
 
 Batch = tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(prog="export_onnx", description=__doc__)
-    parser.add_argument("--checkpoint", type=Path, required=True, help=".bin state dict or Hugging Face folder")
-    parser.add_argument("--config", type=Path, required=True)
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument(
-        "--labels", help="the checkpoint's label order, comma separated; default: the config's id2label"
+    options = arguments.parse(
+        argv,
+        __doc__,
+        "checkpoint",
+        "config",
+        "output",
+        "labels",
+        "summary",
+        sequence_length=Argument("tokens of a row, default 256", arguments.whole(1), default=contract.SEQUENCE_LENGTH),
+        relative=Argument("gather: the guide's form, for comparison", default="shift", choices=RELATIVE),
+        any_length=arguments.flag("for the cpu backend: shorter rows too, in one graph (never ATC's)"),
     )
-    parser.add_argument("--sequence-length", type=int, default=contract.SEQUENCE_LENGTH)
-    parser.add_argument("--relative", choices=RELATIVE, default="shift", help="gather: the guide's form, to compare")
-    parser.add_argument(
-        "--any-length", action="store_true", help="for the cpu backend: shorter rows too, in one graph (never ATC's)"
-    )
-    parser.add_argument("--summary", type=Path)
-    options = parser.parse_args(argv)
-    if options.any_length and options.relative != "shift":
-        raise ConfigError(f"--any-length is not for --relative {options.relative}")
+    length, relative, any_length = options.sequence_length, options.relative, options.any_length
+    if any_length and relative != "shift":
+        raise ConfigError(f"--any-length is not for --relative {relative}")
     torch.set_num_threads(effective_cpus())
     model_config = config.read(options.config)
-    if not 0 < options.sequence_length <= model_config.max_position_embeddings:
-        raise ConfigError(
-            f"--sequence-length {options.sequence_length} is not within 1 to {model_config.max_position_embeddings}"
-        )
-    labels = options.labels.split(",") if options.labels else None
+    if length > model_config.max_position_embeddings:
+        raise ConfigError(f"--sequence-length {length} is not within 1 to {model_config.max_position_embeddings}")
     print(f"loading {options.checkpoint}", flush=True)
+    labels = options.labels.split(",") if options.labels else None
     loaded = checkpoint.load(options.checkpoint, model_config, labels)
-    batches = validation_batches(options.sequence_length, model_config.vocab_size)
+    batches = validation_batches(length, model_config.vocab_size)
     print("running the PyTorch model on the validation batches", flush=True)
     expected = [_run_torch(loaded.model, batch) for batch in batches]
     print("exporting", flush=True)
     with files.new_file(options.output) as temporary:
-        export(loaded.model, temporary, options.sequence_length, options.relative, options.any_length)
-        nodes = check_graph(temporary, forbidden_in(options.relative, options.any_length))
+        export(loaded.model, temporary, length, relative, any_length)
+        nodes = check_graph(temporary, forbidden_in(relative, any_length))
         print("validating against PyTorch", flush=True)
-        if options.any_length:
-            cuts = [cut(*given, length) for length in _CUTS for given in zip(batches, expected, strict=True)]
+        if any_length:
+            pairs = list(zip(batches, expected, strict=True))
+            cuts = [cut(batch, logits, tokens) for tokens in _CUTS for batch, logits in pairs]
             batches += [batch for batch, _ in cuts if len(batch[0])]
             expected += [logits for _, logits in cuts if len(logits)]
         difference = validate(temporary, batches, expected)
         size = temporary.stat().st_size
-    print(
-        f"{options.output}: {size} bytes, {sum(nodes.values())} nodes, max |logit difference| {difference:.2e}",
-        flush=True,
-    )
-    if options.summary:
-        summary = {
-            "bytes": size,
-            "nodes": dict(sorted(nodes.items())),
-            "relative": options.relative,
-            "max_logit_difference": difference,
-            "tolerance": TOLERANCE,
-            "validation_rows": sum(len(ids) for ids, _ in batches),
-            "checkpoint_labels": loaded.labels,
-            "extra_tensors": loaded.extras,
-            "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        }
-        files.write_text(options.summary, json.dumps(summary, indent=2) + "\n")
+    count = sum(nodes.values())
+    print(f"{options.output}: {size} bytes, {count} nodes, max |logit difference| {difference:.2e}", flush=True)
+    summary = {
+        "bytes": size,
+        "nodes": dict(sorted(nodes.items())),
+        "relative": relative,
+        "max_logit_difference": difference,
+        "tolerance": TOLERANCE,
+        "validation_rows": sum(len(ids) for ids, _ in batches),
+        "checkpoint_labels": loaded.labels,
+        "extra_tensors": loaded.extras,
+    }
+    arguments.write_summary(options.summary, summary)
 
 
 def validation_batches(length: int, vocabulary: int) -> list[Batch]:
@@ -103,21 +95,21 @@ def validation_batches(length: int, vocabulary: int) -> list[Batch]:
     random = np.random.default_rng(0)
     batches = []
     for lengths in _BATCHES:
-        mask = np.array([[int(i < tokens) for i in range(length)] for tokens in lengths], dtype=np.int32)
+        mask = (np.arange(length) < np.array(lengths)[:, None]).astype(np.int32)
         ids = random.integers(0, vocabulary, mask.shape, dtype=np.int32) * mask
         batches.append((ids, mask))
     return batches
 
 
 def cut(batch: Batch, expected: npt.NDArray[np.float32], length: int) -> tuple[Batch, npt.NDArray[np.float32]]:
-    """The rows of at most `length` tokens without the padding behind that, and what is expected of them."""
+    """The rows of at most `length` tokens, ids and mask cut to [rows, length], and their expected logits."""
     ids, mask = batch
     fitting = mask.sum(axis=1) <= length
     return (ids[fitting, :length], mask[fitting, :length]), expected[fitting]
 
 
 def export(model: Deberta, path: Path, length: int, relative: str = "shift", any_length: bool = False) -> None:
-    """Fold `model` (in place) and write it as ONNX, batch dynamic. The same weights give the same bytes.
+    """Fold `model` (in place) and write it as ONNX with a dynamic batch. The same weights give the same bytes.
 
     `any_length`: the length is dynamic too, up to `length`.
     """
@@ -126,10 +118,12 @@ def export(model: Deberta, path: Path, length: int, relative: str = "shift", any
     else:
         model.fold(length, any_length)
     zeros = torch.zeros(1, length, dtype=torch.int32)
-    longer = {name: {0: "batch", 1: "length"} for name in INPUTS}
+    axes = {name: {0: "batch"} for name in (*INPUTS, OUTPUT)}
+    if any_length:
+        axes.update({name: {0: "batch", 1: "length"} for name in INPUTS})
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # the TorchScript exporter is the one that writes opset 12
-        warnings.simplefilter("ignore", TracerWarning)  # a length that is a constant is meant to be one
+        warnings.simplefilter("ignore", DeprecationWarning)  # only the deprecated exporter writes opset 12
+        warnings.simplefilter("ignore", TracerWarning)  # the length is a constant on purpose
         torch.onnx.export(
             model,
             (zeros, zeros),
@@ -138,17 +132,17 @@ def export(model: Deberta, path: Path, length: int, relative: str = "shift", any
             opset_version=ONNX_OPSET,
             input_names=list(INPUTS),
             output_names=[OUTPUT],
-            dynamic_axes={**{name: {0: "batch"} for name in (*INPUTS, OUTPUT)}, **(longer if any_length else {})},
+            dynamic_axes=axes,
         )
 
 
 def forbidden_in(relative: str, any_length: bool = False) -> Sequence[str]:
-    """Operators that a form of the graph may not have; one of any length is never ATC's, and may have all."""
+    """Operators that the graph must not have; a graph of any length is never ATC's and may have all of them."""
     return () if any_length else [op for op in FORBIDDEN if relative == "shift" or op not in _GATHERING]
 
 
 def check_graph(path: Path, forbidden: Sequence[str] = FORBIDDEN) -> Counter[str]:
-    """Check a file against the contract and return its nodes by type. Raises StageError naming all that is off."""
+    """Check a file against the contract and return its nodes by type. Raises StageError listing every violation."""
     if path.stat().st_size > ONNX_MAX_BYTES:
         raise StageError(
             f"the ONNX file has {path.stat().st_size} bytes; ATC reads one file of at most {ONNX_MAX_BYTES}"
@@ -161,8 +155,7 @@ def check_graph(path: Path, forbidden: Sequence[str] = FORBIDDEN) -> Counter[str
     if opsets != [("", ONNX_OPSET)] or model.ir_version != ONNX_IR_VERSION:
         problems.append(f"opset {opsets}, IR {model.ir_version} instead of opset {ONNX_OPSET}, IR {ONNX_IR_VERSION}")
     shapes = {value.name: _signature(value) for value in (*model.graph.input, *model.graph.output)}
-    integers = dict.fromkeys(INPUTS, (TensorProto.INT32, 2))
-    if shapes != {**integers, OUTPUT: (TensorProto.FLOAT, 2)}:
+    if shapes != {**dict.fromkeys(INPUTS, (TensorProto.INT32, 2)), OUTPUT: (TensorProto.FLOAT, 2)}:
         problems.append(f"inputs and outputs are {shapes}")
     casts = [node.input[0] for node in model.graph.node if node.op_type == "Cast" and node.input[0] not in INPUTS]
     if casts:
