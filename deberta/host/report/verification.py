@@ -27,7 +27,7 @@ from deberta.host.run.console import Console
 from deberta.host.run.executor import judge_stage
 
 PREDICATE_TYPE = "urn:deberta-ascend:attestation:v1"
-RECOMPUTE, REPLAY, SIGN = (f"deberta.stages.{name}" for name in ("recompute", "replay", "sign"))
+RECOMPUTE, REPLAY, SIGN = (f"deberta.stages.verify.{name}" for name in ("recompute", "replay", "sign"))
 
 Json = Mapping[str, Any]
 
