@@ -9,6 +9,8 @@ from typing import Iterator, NamedTuple
 
 import pytest
 
+import tasks as tasks_file
+
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted((ROOT / "deberta").rglob("*.py"))
 COMMAND = re.compile(r"\binvoke (?P<task>[a-z][a-z0-9-]*)(?P<more>[^;.,()`\n]*)")
@@ -34,22 +36,10 @@ class Hint(NamedTuple):
 
 def tasks() -> dict[str, set[str]]:
     """Each task with its options, as a user writes them."""
-    found = {}
-    files = (ROOT / "tasks.py", *sorted(ROOT.glob("deberta/host/cli/*.py")))
-    for node in [node for file in files for node in ast.parse(file.read_text(encoding="utf-8")).body]:
-        if isinstance(node, ast.FunctionDef) and any(map(decorates_a_task, node.decorator_list)):
-            _context, *parameters = [*node.args.args, *node.args.kwonlyargs]
-            found[dashed(node.name)] = {f"--{dashed(parameter.arg)}" for parameter in parameters}
-    return found
-
-
-def decorates_a_task(decorator: ast.expr) -> bool:
-    named = decorator.func if isinstance(decorator, ast.Call) else decorator
-    return isinstance(named, ast.Name) and named.id in ("task", "command")
-
-
-def dashed(name: str) -> str:
-    return name.strip("_").replace("_", "-")
+    return {
+        name: {f"--{option.name}" for option in task.get_arguments()}
+        for name, task in tasks_file.namespace.tasks.items()
+    }
 
 
 def texts(path: Path) -> Iterator[tuple[int, str]]:

@@ -1,197 +1,112 @@
-"""The commands that ask whether what was made can be made again; tasks.py takes them over."""
+"""The command that makes everything twice and compares."""
 
 from __future__ import annotations
 
-import inspect
 import os
 import shlex
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Sequence
 
 from invoke.config import Config
 from invoke.context import Context
-from invoke.tasks import Task
 
 from deberta import PROJECT
 from deberta.core.errors import ConfigError, GateError, some
 from deberta.host.cli import auto
-from deberta.host.cli.options import DEVICE, command, plan_of, session_of, workspace
-from deberta.host.run import runner as pipeline
-from deberta.host.workflows import explain as explaining
-from deberta.host.workflows import reproduce as reproduction
+from deberta.host.cli.command import command
+from deberta.host.cli.options import Options
+from deberta.host.cli.settings import plan_of, session_of, workspace
+from deberta.host.run import runner
+from deberta.host.workflows import reproduce as workflow
 from deberta.host.workflows.reproduce import Place, ReproductionRun
 
-STEPS = ("executor", "dry")  # what every task that runs steps takes
-OWN = ("explain", "reproduce")
 
-
-@command(
-    *("bs", "version", "limit", "loops", "buckets", "precision", "profile", "backend", *DEVICE, "no-lint"),
-    *("executor", "force"),
-    task="the task: evaluate, perf, build-om, ...",
-    relative="as of export-onnx",
-    outputs="as of postprocess",
-    model="as of lint-onnx",
-    rows="as of check-fp16",
-    margin="as of check-fp16",
-    remake="as of demo",
-)
-def explain(
-    c: Context,
-    task: str,
-    bs: Optional[str] = None,
-    version: Optional[str] = None,
-    limit: Optional[str] = None,
-    loops: Optional[str] = None,
-    buckets: Optional[str] = None,
-    precision: Optional[str] = None,
-    relative: Optional[str] = None,
-    outputs: Optional[str] = None,
-    model: Optional[str] = None,
-    rows: Optional[str] = None,
-    margin: Optional[str] = None,
-    remake: bool = False,
-    profile: Optional[str] = None,
-    backend: Optional[str] = None,
-    soc_version: Optional[str] = None,
-    device: Optional[str] = None,
-    msame: Optional[str] = None,
-    runner: Optional[str] = None,
-    no_lint: bool = False,
-    executor: Optional[str] = None,
-    force: bool = False,
-) -> None:
-    """Say which steps a task would run, and the one reason for each; run nothing."""
-    given = {name: value for name, value in locals().items() if name not in ("c", "task") and value}
-    body = _task(task, given)
-    noted = explaining.plan(lambda: body(c, **given))
-    if not noted:
-        print(f"{task} runs no step")
-        return
-    for line in explaining.lines(explaining.judge(noted)):
-        print(line)
-
-
-def _task(name: str, given: Dict[str, Any]) -> Any:
-    """The body of a task that runs steps and takes these options. Raises ConfigError."""
-    import tasks  # it has taken these tasks over, so not before they are there
-
-    found = {one.name.strip("_").replace("_", "-"): one for one in vars(tasks).values() if isinstance(one, Task)}
-    options = {key: set(inspect.signature(one.body).parameters) for key, one in found.items() if key not in OWN}
-    explained = sorted(key for key, names in options.items() if names.issuperset(STEPS))
-    if name not in explained:
-        raise ConfigError(f"{name!r} is no task that runs steps: {', '.join(explained)}")
-    if foreign := sorted(set(given) - options[name]):
-        raise ConfigError(f"{name} takes no --{foreign[0].replace('_', '-')}. See: invoke --help {name}")
-    return found[name].body
-
-
-@command(
-    *("profile", "backend", "limit", "dry"),
-    bs="batch sizes, comma separated (default 1,8)",
-    executor="of both places, or of each: local,docker",
-    images="also build each stage image twice, and compare what is in them",
-    in_="make the places in this folder (default: .cache/reproduce in the workspace)",
-    keep_places="leave both places there",
-    compare="instead: A,B: compare two workspaces as they are, and make nothing",
-)
-def reproduce(
-    c: Context,
-    bs: str = "1,8",
-    limit: Optional[str] = None,
-    images: bool = False,
-    in_: Optional[str] = None,
-    keep_places: bool = False,
-    compare: Optional[str] = None,
-    profile: Optional[str] = None,
-    backend: Optional[str] = None,
-    executor: Optional[str] = None,
-    dry: bool = False,
-) -> None:
+@command("profile", "backend", "limit", "executors", "images", "in_", "keep_places", "compare", "dry", sizes="1,8")
+def reproduce(c: Context, options: Options) -> None:
     """Make everything twice, in two fresh workspaces, and compare all that was made."""
-    plan = plan_of(c, profile, backend, limit)
-    sizes, here = reproduction.parse_batch_sizes(bs), workspace(c)
-    if compare:
-        run = ReproductionRun(plan, sizes, tuple(plan.profile.rows))
-        return _compare(run, *_roots(compare))
-    names = reproduction.parse_executors(executor or str(c.config.executor))
+    plan, folder = plan_of(c, options), workspace(c)
+    if options.compare:
+        run = ReproductionRun(plan, options.sizes, tuple(plan.profile.rows))
+        return _compare(run, *_roots(options.compare))
+    names = workflow.parse_executors(options.executors or str(c.config.executor))
     script = auto.cann_setting(PROJECT, c.config.get("cann"))
-    pair = reproduction.places(
-        Path(in_).absolute() if in_ else here / reproduction.FOLDER, [auto.executor(name, script) for name in names]
+    places = workflow.places(
+        Path(options.in_).absolute() if options.in_ else folder / workflow.FOLDER,
+        [auto.executor(name, script) for name in names],
     )
-    if images and "docker" not in (place.executor for place in pair):
+    if options.images and "docker" not in (place.executor for place in places):
         raise ConfigError("--images needs a place that runs in containers. Add --executor local,docker")
-    run = ReproductionRun(plan, sizes, reproduction.present_versions(here, plan, _say))
-    reproduction.check_inputs(here, run)
-    session = session_of(c, "local", dry=dry)
-    with pipeline.exclusive(session):
+    run = ReproductionRun(plan, options.sizes, workflow.present_versions(folder, plan, _say))
+    workflow.check_inputs(folder, run)
+    session = session_of(c, options, executor="local")
+    with runner.exclusive(session):
         if session.dry:
-            return _show(run, pair)
-        reproduction.check_disk(here, pair[0].root.parent, run)
+            return _show(run, places)
+        workflow.check_disk(folder, places[0].root.parent, run)
         try:
-            for place in pair:
-                reproduction.fill(place, here, run, _settings(c))
-                reproduction.make(PROJECT, place, run, place.root.parent / "logs", _say)
-            odd = _images(c, run) if images else []
-            _compare(run, pair[0].root, pair[1].root, odd)
+            for place in places:
+                workflow.fill(place, folder, run, _settings(c))
+                workflow.make(PROJECT, place, run, place.root.parent / "logs", _say)
+            differences = _rebuild_images(c, run) if options.images else []
+            _compare(run, places[0].root, places[1].root, differences)
         finally:
-            for place in pair:
-                if keep_places:
+            for place in places:
+                if options.keep_places:
                     print(f"kept: {place.root}")
                 else:
-                    reproduction.clear(place)
+                    workflow.clear(place)
 
 
-def _compare(run: ReproductionRun, one: Path, other: Path, odd: Sequence[str] = ()) -> None:
-    """Print the table and judge it. `odd`: what differs in images that were built twice."""
-    found = reproduction.compare(one, other, run)
-    print(f"{one} and {other}:")
-    for line in reproduction.table(found):
+def _compare(run: ReproductionRun, first: Path, second: Path, in_images: Sequence[str] = ()) -> None:
+    """Print the table and judge it. `in_images`: the paths that differ in two builds of an image."""
+    artifacts = workflow.compare(first, second, run)
+    print(f"{first} and {second}:")
+    for line in workflow.table(artifacts):
         print(line)
-    reproduction.judge(found)
-    if odd:
-        raise GateError(f"two builds of an image differ in {len(odd)} paths: {some(odd, 20)}")
-    print(f"identical: {sum(map(bool, found))} of {len(found)} artifacts")
+    workflow.judge(artifacts)
+    if in_images:
+        raise GateError(f"two builds of an image differ in {len(in_images)} paths: {some(in_images, 20)}")
+    print(f"identical: {sum(map(bool, artifacts))} of {len(artifacts)} artifacts")
 
 
-def _roots(text: str) -> Tuple[Path, Path]:
+def _roots(text: str) -> tuple[Path, Path]:
+    """The two folders of --compare A,B. Raises ConfigError."""
     roots = [Path(part).absolute() for part in text.split(",")]
     if len(roots) != 2 or not all(root.is_dir() for root in roots):
         raise ConfigError(f"--compare {text!r} is not two folders: --compare A,B")
     return roots[0], roots[1]
 
 
-def _images(c: Context, run: ReproductionRun) -> List[str]:
-    """What differs in the images of the run's stages, each built anew."""
-    from deberta.host.images import contents
-    from deberta.host.images import definition as planning
+def _rebuild_images(c: Context, run: ReproductionRun) -> list[str]:
+    """Build the image of each stage of the run anew; returns what differs from the one that is there."""
+    from deberta.host.images import contents, definition
 
-    stages = ("export", *(("compile", "runtime") if run.plan.backend == "ascend" else ()))
-    settings = planning.settings(c.config.get("images"), PROJECT)
-    found = contents.rebuild_all(PROJECT, workspace(c), settings, stages, _say)
-    for tag, differences in found.items():
+    stages = ("export", "compile", "runtime") if run.plan.backend == "ascend" else ("export",)
+    settings = definition.settings(c.config.get("images"), PROJECT)
+    by_tag = contents.rebuild_all(PROJECT, workspace(c), settings, stages, _say)
+    for tag, differences in by_tag.items():
         _say(f"image {tag}: {len(differences)} differences between two builds")
         for line in differences:
             _say(f"  {line}")
-    return [f"{tag}{line}" for tag, differences in found.items() for line in differences]
+    return [f"{tag}{line}" for tag, differences in by_tag.items() for line in differences]
 
 
-def _settings(c: Context) -> Dict[str, Any]:
+def _settings(c: Context) -> dict[str, Any]:
     """The settings of invoke.yaml as they are here and now, for a process of its own."""
     return {key: _plain(value) for key, value in c.config.items() if key not in Config.global_defaults()}
 
 
 def _plain(value: Any) -> Any:
-    return {key: _plain(one) for key, one in value.items()} if hasattr(value, "items") else value
+    return {key: _plain(entry) for key, entry in value.items()} if hasattr(value, "items") else value
 
 
-def _show(run: ReproductionRun, pair: Sequence[Place]) -> None:
-    """What a person could paste, but for the comparison."""
-    for place in pair:
+def _show(run: ReproductionRun, places: Sequence[Place]) -> None:
+    """Print what a person could paste to do the same, but for the comparison."""
+    for place in places:
         print(f"mkdir -p {shlex.quote(str(place.root))}")
-        print(f"cp --parents {shlex.join(map(str, reproduction.inputs(run)))} {shlex.quote(str(place.root))}")
+        print(f"cp --parents {shlex.join(map(str, workflow.inputs(run)))} {shlex.quote(str(place.root))}")
         variables = f"INVOKE_WORKSPACE={shlex.quote(str(place.root))} INVOKE_EXECUTOR={place.executor}"
-        for line in reproduction.commands(run):
+        for line in workflow.commands(run):
             print(f"{variables} {shlex.quote(os.path.join(PROJECT, 'inv'))} {shlex.join(line)}")
 
 

@@ -1,4 +1,4 @@
-"""verify and sign; tasks.py takes them over."""
+"""The commands about a report that is there: verify and sign."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from deberta import PROJECT
 from deberta.core import contract
 from deberta.core.errors import ConfigError, MissingError
 from deberta.core.paths import Artifacts
-from deberta.host.cli.options import command, prepared_python, profile_of, session_of, workspace
+from deberta.host.cli.command import command
+from deberta.host.cli.options import AUTO, Options
+from deberta.host.cli.settings import prepared_python, profile_of, session_of, workspace
 from deberta.host.environments import stages
 from deberta.host.plan import profiles
 from deberta.host.report import verification
@@ -22,88 +24,58 @@ from deberta.host.report.verification import VerificationRequest
 from deberta.host.run import runner
 
 
-@command(
-    *("profile", "backend", "limit", "dry"),
-    path="a copy of the workspace, with models/, data/ and results/ in it (default: the workspace)",
-    replay="run this many rows, drawn at random, through dynamic.onnx too",
-    seed="of the draw (default: a random one, which is printed)",
-    key="a public key (PEM): the report must be signed by it",
-)
-def verify(
-    c: Context,
-    profile: Optional[str] = None,
-    backend: Optional[str] = None,
-    limit: Optional[str] = None,
-    path: Optional[str] = None,
-    replay: Optional[str] = None,
-    seed: Optional[str] = None,
-    key: Optional[str] = None,
-    dry: bool = False,
-) -> None:
+@command("profile", "backend", "limit", "tree", "replay", "seed", "key", "dry")
+def verify(c: Context, options: Options) -> None:
     """Check a report against all its files: digests, every number made again, the signature. Writes nothing."""
-    root = Path(path).expanduser().absolute() if path else workspace(c)
+    root = Path(options.tree).expanduser().absolute() if options.tree else workspace(c)
     if not root.is_dir():
         raise MissingError(f"{root} is no folder. Check --path")
-    rows = contract.parse_integer("--replay", replay, 0, 1, 10**9)
-    drawn = contract.parse_integer("--seed", seed, secrets.randbelow(2**32), 0, 2**32 - 1)
-    request = _request(c, root, profile, backend, limit)
-    request = replace(request, key=Path(key) if key else None, rows=rows, seed=drawn)
-    if dry or c.config.run.dry:
+    request = replace(
+        _request(c, root, options),
+        key=Path(options.key) if options.key else None,
+        rows=options.replay,
+        seed=secrets.randbelow(2**32) if options.seed is None else options.seed,
+    )
+    if options.dry:
         verification.show(request)
         return
     verification.verify(request)
 
 
-@command(
-    *("profile", "backend", "limit", "dry"),
-    key="a private key: Ed25519, PEM (PKCS8)",
-    passphrase_env="the environment variable that holds the key's passphrase",
-    new_key="make a key pair instead: PATH, and its public part PATH.pub",
-)
-def sign(
-    c: Context,
-    key: Optional[str] = None,
-    passphrase_env: Optional[str] = None,
-    new_key: Optional[str] = None,
-    profile: Optional[str] = None,
-    backend: Optional[str] = None,
-    limit: Optional[str] = None,
-    dry: bool = False,
-) -> None:
+@command("key", "passphrase_env", "new_key", "profile", "backend", "limit", "dry")
+def sign(c: Context, options: Options) -> None:
     """Sign a report, its pages, its bill of materials and its records, after verifying them."""
-    if bool(key) == bool(new_key):
+    if bool(options.key) == bool(options.new_key):
         raise ConfigError("give --key PRIVATE.pem to sign, or --new-key PATH to make a key")
-    dry = dry or bool(c.config.run.dry)
-    if new_key:
-        if dry:
-            print(f"would make {new_key} and {new_key}.pub")
+    passphrase_env = options.passphrase_env or None
+    if options.new_key:
+        if options.dry:
+            print(f"would make {options.new_key} and {options.new_key}.pub")
             return
-        return verification.new_key(_bare(c), Path(new_key), passphrase_env)
-    request = _request(c, workspace(c), profile, backend, limit)
-    if dry:
+        return verification.new_key(_without_report(c), Path(options.new_key), passphrase_env)
+    request = _request(c, workspace(c), options)
+    if options.dry:
         verification.show(request)
         print(f"# then {request.artifacts.attestation()} is written")
         return
-    with runner.exclusive(session_of(c, "local")):
-        verification.sign(request, Path(str(key)), passphrase_env)
+    with runner.exclusive(session_of(c, options, executor="local")):
+        verification.sign(request, Path(options.key), passphrase_env)
 
 
-def _request(
-    c: Context, root: Path, profile: Optional[str], backend: Optional[str], limit: Optional[str]
-) -> VerificationRequest:
-    """A profile that only the tree knows is taken by its name."""
-    name = str(profile or c.config.get("profile"))
+def _request(c: Context, root: Path, options: Options) -> VerificationRequest:
+    """What to verify in `root`. A profile that only the tree has, not invoke.yaml, is known by its name alone."""
+    name = options.profile or str(c.config.get("profile"))
     is_name = re.fullmatch(r"[A-Za-z0-9][\w.-]*", name, re.ASCII)
-    only_there = name not in (c.config.get("profiles") or {}) and is_name and (root / "results" / name).is_dir()
-    known: Optional[profiles.Profile] = None if only_there else profile_of(c, name)
-    rows = contract.parse_integer("--limit", limit, 0, 1, 10**9)
-    asked = backend or str(c.config.get("backend") or "auto")
-    if asked != "auto":
-        contract.one_of("--backend", asked, contract.BACKENDS)
-    chosen = verification.find_backend(root, name, rows) if asked == "auto" else asked
-    return replace(_bare(c), root=root, artifacts=Artifacts(name, chosen, rows), profile=known)
+    only_in_tree = name not in (c.config.get("profiles") or {}) and is_name and (root / "results" / name).is_dir()
+    profile: Optional[profiles.Profile] = None if only_in_tree else profile_of(c, name)
+    backend = options.backend or str(c.config.get("backend") or AUTO)
+    contract.one_of("--backend", backend, (AUTO, *contract.BACKENDS))
+    if backend == AUTO:
+        backend = verification.find_backend(root, name, options.limit)
+    return replace(_without_report(c), root=root, artifacts=Artifacts(name, backend, options.limit), profile=profile)
 
 
-def _bare(c: Context) -> VerificationRequest:
+def _without_report(c: Context) -> VerificationRequest:
+    """A request for what needs the stages' environment alone."""
     prepared = prepared_python(c)
     return VerificationRequest(PROJECT, workspace(c), Artifacts(""), lambda: stages.ensure(PROJECT, python=prepared))

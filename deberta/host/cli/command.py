@@ -1,0 +1,86 @@
+"""Commands: invoke's tasks with arguments from the table of options; errors become a line and an exit code."""
+
+from __future__ import annotations
+
+import functools
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, Callable, Optional
+
+from invoke.context import Context
+from invoke.exceptions import Exit
+from invoke.parser.argument import Argument
+from invoke.tasks import Task
+
+from deberta.core.errors import INTERRUPTED, DebertaError, from_os_error, one_line
+from deberta.host.cli.options import OPTIONS, Option, Options
+
+Body = Callable[[Context, Options], None]
+
+RUN = ("executor", "keep", "force", "dry")  # of every task that runs steps
+DEVICE = ("soc_version", "device", "msame", "runner")  # of those that run the model
+
+COMMANDS: dict[str, Command] = {}  # name -> every command whose module has been imported
+
+
+class Command(Task[Callable[..., None]]):
+    """A task that takes `options` (field of Options -> option) and leaves `unread` ones in Options.typed."""
+
+    def __init__(self, body: Body, options: Mapping[str, Option], unread: Sequence[Option] = ()) -> None:
+        @functools.wraps(body)
+        def run(c: Context, **typed: Any) -> None:
+            with exit_codes():
+                body(c, self.read(c, typed))
+
+        self.options, self.unread, self.run = options, unread, body
+        super().__init__(run, positional=())
+        COMMANDS[body.__name__.replace("_", "-")] = self
+
+    def get_arguments(self, ignore_unknown_help: Optional[bool] = None) -> list[Argument]:
+        """What invoke's parser takes: positional ones first, a short flag only where the table has it."""
+        options = sorted([*self.options.values(), *self.unread], key=lambda entry: not entry.positional)
+        return [
+            Argument(
+                names=(entry.name, entry.short) if entry.short else (entry.name,),
+                kind=entry.kind,
+                default=False if entry.kind is bool else None,
+                help=entry.help,
+                positional=entry.positional,
+            )
+            for entry in options
+        ]
+
+    def read(self, c: Context, typed: Mapping[str, Any]) -> Options:
+        """The options' values; `--dry` may be invoke's own. Raises ConfigError."""
+        values = {field: entry.value(typed.get(entry.name)) for field, entry in self.options.items()}
+        values["dry"] = bool(values.get("dry") or c.config.run.dry)
+        present = {name: value for name, value in typed.items() if value not in (None, False, [])}
+        return Options(**values, typed=present)
+
+
+def command(
+    *names: str, needed: Sequence[str] = (), unread: Sequence[Option] = (), **defaults: str
+) -> Callable[[Body], Command]:
+    """Make a task of a function: options by field, those that must be typed, and those with a default of its own."""
+    options = {field: replace(OPTIONS[field], needed=OPTIONS[field].needed or field in needed) for field in names}
+    options.update({field: replace(OPTIONS[field], default=default) for field, default in defaults.items()})
+    return lambda body: Command(body, options, unread)
+
+
+@contextmanager
+def exit_codes() -> Iterator[None]:
+    """Our errors end a task with one line and their exit code; a bug keeps its traceback."""
+    # Being terminated cleans up as Ctrl-C does; and a shell's background job, which ignores SIGINT, can be stopped.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    except DebertaError as error:
+        raise Exit(f"error: {one_line(str(error))}", error.exit_code) from None
+    except OSError as error:
+        known = from_os_error(error)
+        raise Exit(f"error: {one_line(str(known))}", known.exit_code) from None
+    except KeyboardInterrupt:
+        raise Exit("interrupted; what was finished is kept, run the same command to go on", INTERRUPTED) from None

@@ -1,0 +1,45 @@
+"""The commands for working on the project: tests, style and the benchmark."""
+
+from __future__ import annotations
+
+import os
+
+from invoke.context import Context
+
+from deberta import PROJECT
+from deberta.host.cli.command import command
+from deberta.host.cli.options import Options
+from deberta.host.cli.settings import cpu_plan, prepared_python, workspace
+from deberta.host.environments import stages
+from deberta.host.workflows import development
+
+
+@command("slow", "k", "path", "dry")
+def test(c: Context, options: Options) -> None:
+    """Run the tests."""
+    development.test(PROJECT, options.path, options.slow, options.k or None, options.dry)
+
+
+@command("dry")
+def lint(c: Context, options: Options) -> None:
+    """Check style and types: ruff and mypy, strict."""
+    development.lint(PROJECT, options.dry)
+
+
+@command("size", "repeats", "threads", "engines", "rows", "lengths", "publish", "profile", "dry", sizes="1,8")
+def bench(c: Context, options: Options) -> None:
+    """Measure the cpu backend beside what else one would run the model with."""
+    folder, plan = workspace(c), cpu_plan(c, options)
+    data, tokenizer = (folder / path for path in (plan.profile.data_path("match"), plan.profile.tokenizer_path))
+    arguments = ["--output", "results/bench/bench.json", "--size", options.size]
+    arguments += ["--bs", ",".join(map(str, options.sizes)), "--config", str(PROJECT / "models/mnli/model_config.json")]
+    for name in ("repeats", "threads", "engines", "rows"):
+        arguments += [f"--{name}", options.typed[name]] if name in options.typed else []
+    if options.lengths:
+        arguments += ["--lengths", os.path.abspath(options.lengths)]
+    elif data.exists() and tokenizer.exists():
+        arguments += ["--data", str(data), "--tokenizer", str(tokenizer)]
+    if options.publish:
+        arguments += ["--markdown", str(PROJECT / "docs/benchmarks.md"), "--plot", str(PROJECT / "docs/benchmarks.svg")]
+    prepared = prepared_python(c)
+    development.bench(PROJECT, folder, lambda: stages.ensure(PROJECT, python=prepared), arguments, options.dry)

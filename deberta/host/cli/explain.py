@@ -1,0 +1,40 @@
+"""explain: takes every option of the tasks that run steps, and reads those that were typed as that task does."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from invoke.context import Context
+
+from deberta.core.errors import ConfigError
+
+# These modules make the commands that can be explained.
+from deberta.host.cli import acceptance, check, evaluation  # noqa: F401
+from deberta.host.cli.command import COMMANDS, command
+from deberta.host.cli.options import OPTIONS, Options
+from deberta.host.workflows import explain as workflow
+
+EXPLAINED = {name: other for name, other in sorted(COMMANDS.items()) if {"executor", "dry"} <= set(other.options)}
+UNREAD = {
+    OPTIONS[field].name: replace(OPTIONS[field], default=None, usual="", positional=False, needed=False)
+    for explained in EXPLAINED.values()
+    for field in explained.options
+    if field not in ("keep", "dry")
+}
+
+
+@command("task", unread=list(UNREAD.values()))
+def explain(c: Context, options: Options) -> None:
+    """Say which steps a task would run, and the one reason for each; run nothing."""
+    if options.task not in EXPLAINED:
+        raise ConfigError(f"{options.task!r} is no task that runs steps: {', '.join(EXPLAINED)}")
+    explained = EXPLAINED[options.task]
+    typed = {name: value for name, value in options.typed.items() if name != "task"}
+    if foreign := sorted(set(typed) - {entry.name for entry in explained.options.values()}):
+        raise ConfigError(f"{options.task} takes no --{foreign[0]}. See: invoke --help {options.task}")
+    steps = workflow.plan(lambda: explained.run(c, explained.read(c, typed)))
+    if not steps:
+        print(f"{options.task} runs no step")
+        return
+    for line in workflow.lines(workflow.judge(steps)):
+        print(line)

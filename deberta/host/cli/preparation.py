@@ -1,0 +1,97 @@
+"""The commands that set a machine up and clear it again: downloads, images, what is missing, what was made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from invoke.context import Context
+from invoke.exceptions import Exit
+
+from deberta import PROJECT
+from deberta.core.errors import ConfigError
+from deberta.host.cli import auto
+from deberta.host.cli.command import command
+from deberta.host.cli.options import Options
+from deberta.host.cli.settings import cpu_plan, prepared_python, profile_of, session_of, workspace
+from deberta.host.run import runner
+from deberta.host.workflows import clean as workflow
+from deberta.host.workflows import doctor as checkup
+
+# What needs tomlkit or the docker SDK is imported by the task that needs it: `invoke -l` must not load them.
+
+
+@command("only", "pretrained", "from_", "mirror", "accept_new", "profile", "dry")
+def fetch(c: Context, options: Options) -> None:
+    """Get the guide's checkpoint, tokenizer and MNLI, checked by SHA-256."""
+    from deberta.host.fetch import fetch as download
+
+    names = [*options.only]
+    names += ["pretrained"] if options.pretrained and "pretrained" not in names else []
+    if options.dry:
+        print(f"would get {', '.join(names)} from {options.from_ or 'the network'} into {workspace(c)}")
+        return
+    download.fetch(
+        workspace(c),
+        profile_of(c, options.profile).name,
+        names,
+        from_dir=Path(options.from_) if options.from_ else None,
+        mirrors=options.mirror,
+        accept_new=options.accept_new,
+    )
+
+
+@command("base", "lock", "force", "dry")
+def images(c: Context, options: Options) -> None:
+    """Build the stage images that are missing, from docker/pins.toml."""
+    from deberta.host.images import definition, manage
+
+    settings = definition.settings(c.config.get("images"), PROJECT)
+    if options.lock:
+        if options.base or options.dry:
+            raise ConfigError("--lock is given alone, and writes docker/pins.toml")
+        return manage.lock(PROJECT)
+    if options.base:
+        manage.replace_bases(PROJECT, options.base, options.dry)
+    manage.make(PROJECT, workspace(c), settings, options.force, options.dry)
+
+
+@command("tag", "force", "dry")
+def ci_image(c: Context, options: Options) -> None:
+    """Build the image that holds all of an acceptance run but the checkpoint and the data."""
+    from deberta.host.images import ci, definition
+
+    name = ci.check_name(options.tag) if options.tag else ""
+    builds = definition.settings(c.config.get("images"), PROJECT)
+    ci.make(PROJECT, workspace(c), builds, name, options.force, options.dry)
+
+
+@command("profile")
+def doctor(c: Context, options: Options) -> None:
+    """Say what this machine has and lacks, what that blocks, and how to get it."""
+    plan = cpu_plan(c, options)
+    checks = checkup.run(
+        PROJECT,
+        workspace(c),
+        checkup.inputs(plan),
+        full_size=plan.profile.name != "demo",
+        python=prepared_python(c),
+        cann_setting=auto.cann_setting(PROJECT, c.config.get("cann")),
+        msame_path=auto.msame_path(PROJECT, c.config.get("msame")),
+    )
+    print(checkup.render(checks))
+    if checkup.missing(checks):
+        raise Exit(code=3)
+
+
+@command("profile", "environments", "images", "containers", "dry")
+def clean(c: Context, options: Options) -> None:
+    """Remove what the commands made, of all profiles or one; checkpoints, tokenizers, data and foreign files stay."""
+    profiles = [profile_of(c, name) for name in ([options.profile] if options.profile else sorted(c.config.profiles))]
+    session = session_of(c, options, executor="local")
+    with runner.exclusive(session):
+        if options.images or options.containers:
+            workflow.clean_engine(session, options.images, options.containers)
+        else:
+            workflow.clean(session, profiles)
+    if options.environments:
+        workflow.remove_environments(PROJECT, session.dry)

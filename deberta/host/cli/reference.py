@@ -1,0 +1,49 @@
+"""The page docs/commands.md: `python -m deberta.host.cli.reference > docs/commands.md` in the project's folder."""
+
+from __future__ import annotations
+
+import inspect
+
+# These modules make the commands; explain has imported the others.
+from deberta.host.cli import development, explain, preparation, reproduce, verify  # noqa: F401
+from deberta.host.cli.command import COMMANDS
+from deberta.host.cli.options import Option
+
+HEAD = """\
+# Commands
+
+Every task of `./inv` with its options; `./inv --help TASK` shows one task's. `./inv --dry TASK` is its own `--dry`.
+This page is made by `.venv/bin/python -m deberta.host.cli.reference`, of the table in `deberta/host/cli/options.py`.
+"""
+
+
+def page() -> str:
+    """The page, Markdown."""
+    lines = [HEAD]
+    for name, command in sorted(COMMANDS.items()):
+        entries = sorted(command.options.values(), key=lambda entry: (not entry.positional, entry.name))
+        positional = "".join(f" {entry.name.upper()}" for entry in entries if entry.positional)
+        lines.append(f"## {name}\n\n`./inv {name}{positional}`: {escape(inspect.getdoc(command) or '')}\n")
+        rows = [f"| {usage(entry)} | {escape(entry.help)} |" for entry in entries]
+        if command.unread:
+            rows.append("| the options of TASK, without `--keep` and `--dry` | as TASK reads them |")
+        lines += ["| option | meaning |", "|---|---|", *rows, ""]
+    return "\n".join(lines)
+
+
+def escape(text: str) -> str:
+    """Text in which Markdown sees no HTML."""
+    return text.replace("<", r"\<")
+
+
+def usage(entry: Option) -> str:
+    """How the option is typed."""
+    if entry.positional:
+        return f"`{entry.name.upper()}`"
+    long = f"-{entry.name}" if len(entry.name) == 1 else f"--{entry.name}"
+    value = "" if entry.kind is bool else f" {entry.name.upper()}"
+    return f"`{long}{value}`" if not entry.short else f"`-{entry.short}`, `{long}{value}`"
+
+
+if __name__ == "__main__":
+    print(page(), end="")

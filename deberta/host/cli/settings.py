@@ -1,0 +1,115 @@
+"""What options and invoke.yaml settle together: the workspace, the profile, the plan and the session of a command."""
+
+from __future__ import annotations
+
+import functools
+import os
+from pathlib import Path
+from typing import Optional
+
+from invoke.context import Context
+
+from deberta import PROJECT
+from deberta.ascend import atc
+from deberta.core import contract
+from deberta.core.errors import ConfigError
+from deberta.host.cli import auto
+from deberta.host.cli.options import Options
+from deberta.host.engine import npu_access
+from deberta.host.environments import stages
+from deberta.host.plan import profiles
+from deberta.host.plan.evaluation import Plan
+from deberta.host.run.executor import Executor
+from deberta.host.run.local import LocalExecutor
+from deberta.host.run.runner import Session
+from deberta.host.workflows import explain
+
+
+def workspace(c: Context) -> Path:
+    return (PROJECT / Path(str(c.config.get("workspace") or ".")).expanduser()).resolve()
+
+
+def prepared_python(c: Context) -> Optional[Path]:
+    """The setting `stages_python`, relative to the project. A link is kept: its target is outside the environment."""
+    setting = str(c.config.get("stages_python") or "")
+    return Path(os.path.abspath(PROJECT / Path(setting).expanduser())) if setting else None
+
+
+def profile_of(c: Context, name: str = "") -> profiles.Profile:
+    return profiles.load(name or c.config.get("profile"), c.config.get("profiles"))
+
+
+def cpu_plan(c: Context, options: Options) -> Plan:
+    """The plan of a task that is about no compiled model."""
+    return Plan(profile_of(c, options.profile), "cpu", options.limit)
+
+
+def plan_of(c: Context, options: Options, compiles: bool = False) -> Plan:
+    """The plan of a task that has a backend. `compiles`: the task needs ATC, not a device. Raises ConfigError."""
+    backend = auto.backend(options.backend or c.config.backend, compiles, str(c.config.get("cann") or ""), PROJECT)
+    if options.precision != contract.FP32 and backend != "cpu":
+        raise ConfigError(
+            f"--precision {options.precision} is for the cpu backend, and this is {backend}: ATC's own options decide "
+            "there (atc in invoke.yaml). Add --backend cpu"
+        )
+    if options.runner and backend != "ascend":
+        raise ConfigError(f"--runner is for the ascend backend, and this is {backend}. Add --backend ascend")
+    runner = options.runner or str(c.config.get("runner") or contract.RUNNERS[0])
+    return Plan(
+        profile_of(c, options.profile),
+        backend,
+        options.limit,
+        device=device_of(c, options),
+        atc=auto.atc_options(c.config.get("atc")) if backend == "ascend" else atc.DEFAULTS,
+        runner=contract.one_of("--runner", runner, contract.RUNNERS),
+        lint=not options.no_lint,
+        precision=options.precision,
+    )
+
+
+def device_of(c: Context, options: Options) -> int:
+    """--device, or the setting. Raises ConfigError."""
+    if options.device is not None:
+        return options.device
+    return contract.parse_integer("--device", c.config.get("device"), 0, 0, 255)
+
+
+def session_of(c: Context, options: Options, executor: str = "", usual: str = "") -> Session:
+    """`executor`: this one whatever the options say. `usual`: what auto means for this task. Raises ConfigError."""
+    script = auto.cann_setting(PROJECT, c.config.get("cann"))
+    name = auto.executor(executor or options.executor or c.config.executor, script, usual)
+    soc_version, device = options.soc_version or str(c.config.get("soc_version") or "auto"), device_of(c, options)
+    folder, note = workspace(c), explain.note()
+    return Session(
+        project=PROJECT,
+        workspace=folder,
+        executor=_docker(c, folder, options) if name == "docker" else _local(c, folder, script, options.msame),
+        soc_version=functools.cache(lambda: auto.soc_version(soc_version, device)),
+        force=options.force,
+        dry=options.dry or note is not None,
+        note=note,
+    )
+
+
+def _local(c: Context, folder: Path, script: str, msame: str) -> Executor:
+    prepared = prepared_python(c)
+    return LocalExecutor(
+        project=PROJECT,
+        root=folder,
+        python=functools.cache(lambda: stages.ensure(PROJECT, python=prepared)),
+        python_name=str(prepared or PROJECT / stages.FOLDER / "bin" / "python"),
+        tools=auto.programs(folder, script, auto.msame_path(PROJECT, msame or c.config.get("msame"))),
+    )
+
+
+def _docker(c: Context, folder: Path, options: Options) -> Executor:
+    from deberta.host.images import definition
+    from deberta.host.run.docker_executor import DockerExecutor
+
+    if options.msame:
+        raise ConfigError(
+            "--msame is for the local executor: the runtime image holds docker/bin/msame. Put the binary there and "
+            "run: invoke images --lock"
+        )
+    builds = definition.settings(c.config.get("images"), PROJECT)
+    return DockerExecutor(PROJECT, folder, builds, npu_access.settings(c.config.get("npu")), options.keep)
