@@ -1,9 +1,9 @@
 """Running, reading and judging ais_bench, the newer tool that runs compiled models: `python3 -m ais_bench`.
 
 It writes `OUT/<T>/<input's name>_<k>.bin` and, beside that folder, `OUT/<T>_summary.json` with every inference's time,
-its own warm-up left out. <T> is the local time to the second, so OUT must be fresh for each run. It raises on mistakes,
-and a run counts only if every expected file is there with its exact size and no other file is, its summary has as many
-times as inferences were asked for, and no error was printed. Its exit code is the caller's to look at.
+its own warm-up left out. <T> is the local time to the second, so OUT must be fresh for each run. A run counts only if
+every expected file has its exact size and no other file is there, its summary has as many times as inferences were
+requested, and no error was printed. Its exit code is the caller's to look at.
 
 Lines, names and keys are those of the public source, Ascend/tools at 9d6da90.
 """
@@ -15,27 +15,28 @@ import math
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Optional
+from typing import Optional, Union
 
-from deberta.ascend.msame import check_outputs
+import msgspec
+
+from deberta.ascend.runs import Cause, check_count, check_outputs, explain
 from deberta.core.errors import ConfigError, DataError, DebertaError, MissingError, StageError, some
 
 MODULE = "ais_bench"
 INSTALL = "install the aclruntime and ais_bench wheels for CANN's python3 (in images: docker/ais_bench, invoke images)"
-# Run by CANN's own python3 (3.7 to 3.9), to be read by installed(): nothing of the two is loaded.
+# Prints for installed() where the two packages are, without loading them; run by CANN's own python3 (3.7 to 3.9).
 PROBE = """\
 import importlib.util as util, json
-def found(name):
+def origin(name):
     try:
         spec = util.find_spec(name)
     except ImportError:
         return None
     return spec and spec.origin
-print(json.dumps({"ais_bench": found("ais_bench.__main__"), "aclruntime": found("aclruntime")}))
+print(json.dumps({"ais_bench": origin("ais_bench.__main__"), "aclruntime": origin("aclruntime")}))
 """
-_SUMMARY = "_summary.json"
 _OUTPUT = re.compile(r"(input_\d+)_(\d+)\.bin")
 _FOLDER = re.compile(r"\[INFO\] output path:(.+)")
 # Its log, which a progress bar may begin the line of; argparse; the last line of a traceback; and two of aclruntime's
@@ -45,9 +46,9 @@ _ERROR = re.compile(
     r"|.*No module named .+|^(?:\w+\.)*\w+(?:Error|Exception)(?:: .+)?$"
 )
 _BARE = re.compile(r"\w+")  # the last line of `raise RuntimeError()`, which says nothing
+_TOLERANCE = 1e-6  # relative, of a mean beside that of its times
 
-# What ais_bench says -> the error that it is, and what to do. The first row that fits any error decides.
-_CAUSES = (
+_CAUSES: tuple[Cause, ...] = (
     (r"No module named '?(?:ais_bench|aclruntime|numpy|tqdm)", MissingError, INSTALL),
     (r"error: (?:argument|unrecognized|the following)", ConfigError, "check the options of the command"),
     (r"dym_?dims|dynamic.dims|dym gearcount", ConfigError, "the model was not compiled for these --dym options"),
@@ -62,19 +63,41 @@ _CAUSES = (
 )
 
 
+class Described(msgspec.Struct, frozen=True):
+    """What the summary says about a list of times."""
+
+    mean: float
+
+
+class AisBenchSummary(msgspec.Struct, frozen=True):
+    """`<T>_summary.json`. Times in ms, the warm-up's not among them; `throughput` in rows per second."""
+
+    throughput: float
+    times_ms: tuple[float, ...] = msgspec.field(name="npu_compute_time_list")
+    described: Described = msgspec.field(name="NPU_compute_time")
+
+    def average_ms(self) -> float:
+        """The mean of its times. Raises DataError if that is not above 0, or if the summary has another mean."""
+        own, mean = sum(self.times_ms) / len(self.times_ms) if self.times_ms else math.nan, self.described.mean
+        if not (0 < own < math.inf and math.isclose(own, mean, rel_tol=_TOLERANCE)):
+            raise DataError(f"the average time is {mean} ms in the summary, and {own} ms by its list of times")
+        return mean
+
+    def fps(self, batch_size: int) -> float:
+        """Its throughput. Raises DataError if that is not batch size * 1000 / average time."""
+        expected = batch_size * 1000 / self.average_ms()
+        if not math.isclose(self.throughput, expected, rel_tol=_TOLERANCE):
+            raise DataError(f"its throughput is {self.throughput}, and {expected:.3f} at batch size {batch_size}")
+        return self.throughput
+
+
 @dataclass(frozen=True)
 class AisBenchRun:
-    """What a run printed and wrote. Times in ms, the warm-up's not among them; `throughput` in rows per second.
-
-    `unread`: why there is no summary to take them from, empty if there is one.
-    """
+    """What a run printed and wrote: the `OUT/<T>`, and the summary or why there is none."""
 
     folder: Optional[str]
-    times_ms: tuple[float, ...]
-    average_ms: Optional[float]
-    throughput: Optional[float]
-    errors: tuple[str, ...] = ()
-    unread: str = ""
+    errors: tuple[str, ...]
+    summary: Union[AisBenchSummary, DebertaError]
 
 
 def command(
@@ -92,25 +115,23 @@ def command(
     for path in inputs:
         if "," in str(path):
             raise ConfigError(f"ais_bench cannot read {path}: rename it, so that its path has no comma")
-    return (
-        *("--model", str(model), "--input", ",".join(map(str, inputs)), "--output", str(output), "--outfmt", "BIN"),
-        # It would take the batch size from the model, and its throughput from that.
-        *("--batchsize", str(batch_size), "--device", str(device)),
-        *(("--loop", str(loops)) if loops is not None else ()),
-    )
+    arguments = ["--model", str(model), "--input", ",".join(map(str, inputs)), "--output", str(output)]
+    # It would take the batch size from the model, and its throughput from that.
+    arguments += ["--outfmt", "BIN", "--batchsize", str(batch_size), "--device", str(device)]
+    return (*arguments, *(("--loop", str(loops)) if loops is not None else ()))
 
 
 def installed(stdout: str) -> dict[str, str]:
     """Where the two packages are, from what PROBE printed: their files by name. Raises MissingError if one is not."""
     lines = stdout.strip().splitlines()
     try:
-        found: dict[str, Optional[str]] = json.loads(lines[-1])
+        origins: dict[str, Optional[str]] = json.loads(lines[-1])
     except (IndexError, ValueError):
         raise StageError(f"CANN's python3 does not run: {lines[-1] if lines else 'it printed nothing'}") from None
-    missing = [name for name, path in found.items() if not path]
+    missing = [name for name, path in origins.items() if not path]
     if missing:
         raise MissingError(f"CANN's python3 has no {' and no '.join(missing)}: {INSTALL}; or take --runner msame")
-    return {name: str(path) for name, path in found.items()}
+    return {name: str(path) for name, path in origins.items()}
 
 
 def output_file(index: int) -> str:
@@ -128,63 +149,49 @@ def renamed(name: str) -> str:
 
 def summary_of(folder: Path) -> Path:
     """The summary of the run that wrote `folder`."""
-    return folder.with_name(folder.name + _SUMMARY)
+    return folder.with_name(f"{folder.name}_summary.json")
 
 
 def read(stdout: str, root: Path) -> AisBenchRun:
-    """Read a run from what it printed and from its summary; `root`: what its --output was relative to."""
-    folder = _folder(stdout)
-    path = summary_of(root / folder) if folder else None
-    there = path is not None and path.is_file()
-    return parse(stdout, path.read_text(encoding="utf-8", errors="replace") if there and path else None)
+    """Read a run from the lines that it printed, stderr's among them, and from its summary.
 
-
-def parse(stdout: str, summary: Optional[str]) -> AisBenchRun:
-    """Read the lines that ais_bench printed, stderr's among them, and its summary's text, None if there is none."""
-    if summary is None:
-        run = AisBenchRun(None, (), None, None, unread="it stopped before it wrote its summary")
-    else:
-        try:
-            run = read_summary(summary)
-        except DataError as error:
-            run = AisBenchRun(None, (), None, None, unread=str(error))
-    found = [match[0].strip() for match in map(_ERROR.search, stdout.splitlines()) if match]
-    errors = [line for line in found if not _BARE.fullmatch(line)] or found
-    return replace(run, folder=_folder(stdout), errors=tuple(errors))
-
-
-def _folder(stdout: str) -> Optional[str]:
+    `root`: what its --output was relative to.
+    """
+    lines = [match[0].strip() for match in map(_ERROR.search, stdout.splitlines()) if match]
+    errors = [line for line in lines if not _BARE.fullmatch(line)] or lines
     match = _FOLDER.search(stdout)
-    return match[1].rstrip() if match else None
+    folder = match[1].rstrip() if match else None
+    summary: Union[AisBenchSummary, DebertaError] = StageError("ais_bench stopped before it wrote its summary")
+    if folder and (path := summary_of(root / folder)).is_file():
+        try:
+            summary = read_summary(path.read_text(encoding="utf-8", errors="replace"))
+        except DataError as error:
+            summary = error
+    return AisBenchRun(folder, tuple(errors), summary)
 
 
-def read_summary(text: str) -> AisBenchRun:
-    """The times of a summary, of a run that is long over as well. Raises DataError if it is none of ais_bench's."""
+def read_summary(text: str) -> AisBenchSummary:
+    """A summary, of a run that is long over as well. Raises DataError if it is none of ais_bench's."""
     try:
-        content: dict[str, Any] = json.loads(text)
-        times = tuple(float(time) for time in content["npu_compute_time_list"])
-        return AisBenchRun(None, times, float(content["NPU_compute_time"]["mean"]), float(content["throughput"]))
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"the summary is not one of ais_bench's, or not whole: {error!r}") from None
+        return msgspec.json.decode(text, type=AisBenchSummary)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise DataError(f"the summary is not one of ais_bench's, or not whole: {error}") from None
 
 
 def judge(run: AisBenchRun, outputs_folder: Path, expected: Mapping[str, int], expected_times: int) -> None:
     """Return if the run is complete, otherwise raise the error that names the cause.
 
     `outputs_folder`: the `OUT/<T>` of the run; `expected`: name -> bytes of every output file, under ais_bench's names;
-    `expected_times`: inferences asked for. Raises ConfigError (an option's value), MissingError (model, input or tool),
+    `expected_times`: inferences requested. Raises ConfigError (an option's value), MissingError (model, input or tool),
     DataError (sizes or counts differ) and StageError (anything else).
     """
     if run.errors:
-        raise _cause(run)
-    if run.unread:
-        raise (DataError if summary_of(outputs_folder).exists() else StageError)(f"ais_bench: {run.unread}")
-    if len(run.times_ms) != expected_times:
-        raise DataError(
-            f"{len(run.times_ms)} inferences were timed, {expected_times} were asked for. "
-            "Are there as many files in each input directory, and is each as large as an input of the model?"
-        )
-    average(run)
+        raise explain(MODULE, run.errors, _CAUSES) or StageError(f"{MODULE}: {'; '.join(run.errors[:3])}")
+    if isinstance(run.summary, DebertaError):
+        raise run.summary
+    question = "Are there as many files in each input directory, and is each as large as an input of the model?"
+    check_count(run.summary.times_ms, expected_times, question)
+    run.summary.average_ms()
     check_outputs(outputs_folder, expected)
     whole = {outputs_folder.name, summary_of(outputs_folder).name}
     beside = sorted(set(os.listdir(outputs_folder.parent)) ^ whole)
@@ -192,23 +199,7 @@ def judge(run: AisBenchRun, outputs_folder: Path, expected: Mapping[str, int], e
         raise DataError(f"{outputs_folder.parent} does not hold this run alone: {some(beside, 3)}")
 
 
-def _cause(run: AisBenchRun) -> DebertaError:
-    for pattern, error, advice in _CAUSES:
-        for line in run.errors:
-            if re.search(pattern, line, re.IGNORECASE):
-                return error(f"ais_bench: {line}: {advice}")
-    return StageError("ais_bench: " + "; ".join(run.errors[:3]))
-
-
 def settle(folder: Path) -> None:
     """Give the outputs of a judged run our names."""
     for name in sorted(os.listdir(folder)):
         os.replace(folder / name, folder / renamed(name))
-
-
-def average(run: AisBenchRun) -> float:
-    """The mean of its times. Raises DataError if that is none, or if the summary says something else."""
-    own = sum(run.times_ms) / len(run.times_ms) if run.times_ms else math.nan
-    if run.average_ms is None or not (0 < own < math.inf and math.isclose(own, run.average_ms, rel_tol=1e-6)):
-        raise DataError(f"the average time is {run.average_ms} ms in the summary, and {own} ms by its list of times")
-    return run.average_ms

@@ -1,8 +1,8 @@
-"""Reading and judging a run of msame, the tool that runs compiled models, or of its CPU twin (stages/run_cpu.py).
+"""Reading and judging a run of msame, the tool that runs compiled models, or of its CPU twin (inference/run_cpu.py).
 
-msame's exit code says nothing: it is 0 after most mistakes and after incomplete runs. A run counts only if every
-expected output file is there with its exact size and no other file is, the success line and no [ERROR] line was
-printed, and there are as many `Inference time:` lines as inferences were asked for.
+msame's exit code is 0 after most mistakes and after incomplete runs. A run counts only if every expected output file
+has its exact size and no other file is there, the success line and no [ERROR] line was printed, and there are as many
+`Inference time:` lines as inferences were requested.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
 
-from deberta.core.errors import ConfigError, DataError, DebertaError, MissingError, StageError, some
+from deberta.ascend.runs import Cause, check_count, check_outputs, explain
+from deberta.core.errors import ConfigError, DataError, DebertaError, MissingError, StageError
 
 PROGRAM = "msame"
 
@@ -27,9 +28,8 @@ _SUCCESS = re.compile(r"\[INFO\] (?:pid: \d+ )?Execute sample success")  # older
 # `OUT/<T>` alone on its line. T is the local time without leading zeros; older builds have fewer parts in it.
 _FOLDER = re.compile(r"[^\[].*/\d{6,8}(?:_\d{1,6}){1,4}")
 
-# What msame says -> the error that it is, and what to do. The first row that fits any [ERROR] line decides, so the
-# rows that name a cause come before those that only name what it led to.
-_CAUSES = (
+# Rows that name a cause come before those that only name what it led to.
+_CAUSES: tuple[Cause, ...] = (
     (r"loop must in|dymBatch must in", ConfigError, "--loop must be from 1 to 100"),
     (r"device id must in", ConfigError, "check --device"),
     (r"model file type is not \.om", ConfigError, "--model must be a compiled model (.om)"),
@@ -62,9 +62,8 @@ class MsameRun:
 def parse(stdout: str) -> MsameRun:
     """Read the lines that msame printed; lines of other kinds (progress, a newer build's) are passed over."""
     lines = [line.rstrip() for line in stdout.splitlines()]
-    folders = [line for line in lines if _FOLDER.fullmatch(line)]
     return MsameRun(
-        folder=folders[0] if folders else None,
+        folder=next((line for line in lines if _FOLDER.fullmatch(line)), None),
         times_ms=tuple(float(number) for number in _TIME.findall(stdout)),
         average_ms=_last(_AVERAGE, stdout),
         average_without_first_ms=_last(_WITHOUT_FIRST, stdout),
@@ -74,55 +73,31 @@ def parse(stdout: str) -> MsameRun:
 
 
 def _last(pattern: re.Pattern[str], text: str) -> Optional[float]:
-    found = pattern.findall(text)
-    return float(found[-1]) if found else None
+    numbers = pattern.findall(text)
+    return float(numbers[-1]) if numbers else None
 
 
 def judge(run: MsameRun, outputs_folder: Path, expected: Mapping[str, int], expected_times: int) -> None:
     """Return if the run is complete, otherwise raise the error that names the cause.
 
     `outputs_folder`: the `OUT/<T>` of the run; `expected`: name -> bytes of every output file; `expected_times`:
-    inferences asked for. Raises ConfigError (an option's value), MissingError (model or input), DataError (sizes or
+    inferences requested. Raises ConfigError (an option's value), MissingError (model or input), DataError (sizes or
     counts differ, or there is no average) and StageError (anything else).
     """
     if run.errors:
-        raise _cause(run)
+        raise explain(PROGRAM, run.errors, _CAUSES) or _unexplained(run)
     if not run.success:
         raise StageError(f"the run stopped without its success line, after {len(run.times_ms)} inferences")
-    if len(run.times_ms) != expected_times:
-        raise DataError(
-            f"{len(run.times_ms)} inferences were timed, {expected_times} were asked for. "
-            "Are there as many files in each input directory, and a directory for each input?"
-        )
+    question = "Are there as many files in each input directory, and a directory for each input?"
+    check_count(run.times_ms, expected_times, question)
     averages = [run.average_ms] + ([run.average_without_first_ms] if expected_times > 1 else [])
     if any(average is None or not math.isfinite(average) for average in averages):
         raise DataError(f"the averages that were printed are no numbers: {averages}")
     check_outputs(outputs_folder, expected)
 
 
-def _cause(run: MsameRun) -> DebertaError:
-    for pattern, error, advice in _CAUSES:
-        for line in run.errors:
-            if re.search(pattern, line, re.IGNORECASE):
-                return error(f"msame: {line}: {advice}")
-    said = "msame: " + "; ".join(run.errors[:3])
+def _unexplained(run: MsameRun) -> DebertaError:
+    message = f"{PROGRAM}: {'; '.join(run.errors[:3])}"
     if run.success:  # it went on after inputs that it could not run: a wrong size, as a rule
-        return DataError(f"{said}: some inputs were not run. Run: invoke preprocess --force")
-    return StageError(said)
-
-
-def check_outputs(folder: Path, expected: Mapping[str, int]) -> None:
-    if not folder.is_dir():
-        raise DataError(f"the run's output folder {folder} is missing")
-    found = {path.name: path.stat().st_size if path.is_file() else -1 for path in folder.iterdir()}
-    for what, names in (
-        ("missing from", sorted(set(expected) - set(found))),
-        ("not expected in", sorted(set(found) - set(expected))),
-    ):
-        if names:
-            raise DataError(f"{len(names)} outputs of {len(expected)} are {what} {folder}: {some(names, 3)}")
-    wrong = [
-        f"{name} ({found[name]} bytes, not {size})" for name, size in sorted(expected.items()) if found[name] != size
-    ]
-    if wrong:
-        raise DataError(f"{len(wrong)} outputs in {folder} have a wrong size: {some(wrong, 3)}")
+        return DataError(f"{message}: some inputs were not run. Run: invoke preprocess --force")
+    return StageError(message)
