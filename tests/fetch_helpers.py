@@ -88,7 +88,7 @@ class Run:
             accept_new=accept_new,
             sources=sources,
             settings=self.settings,
-            out=self.said.append,
+            show=self.said.append,
         )
 
     def read(self, name: str) -> bytes:

@@ -1,4 +1,4 @@
-"""What `fetch` accepts: a file's form, its SHA-256 (published, or recorded at first use), and its place."""
+"""The checks before `fetch` accepts a file: its form, its SHA-256 (published, or recorded at first use), its place."""
 
 from __future__ import annotations
 
@@ -7,28 +7,35 @@ import json
 import os
 import zipfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Callable
+from typing import Callable, Dict
+
+import msgspec
 
 from deberta.core import files
 from deberta.core.errors import DataError
-from deberta.host.fetch import download as http
+from deberta.host.fetch.download import DownloadSettings
 from deberta.host.fetch.sources import HEAD_BYTES, JSON, Item, Product, record_path, wrong_start
 
-_LARGE = 100 << 20  # bytes; hashing more than this takes long enough to be said
+_LARGE = 100 << 20  # bytes; hashing more than this takes long enough to be announced
 
 
-@dataclass(frozen=True)
-class Recorded:
-    """One entry of fetched.json: what was accepted under this name, and why."""
+class Recorded(msgspec.Struct, frozen=True):
+    """One entry of fetched.json: the file that was accepted under this name, and why."""
 
     url: str  # or the file it was copied from
     bytes: int
     sha256: str
     date: str  # UTC, ISO 8601
     trust: str  # "published hash" or "first use"
+
+
+class _Record(msgspec.Struct):
+    """fetched.json: entries by path in the workspace or by archive name."""
+
+    files: Dict[str, Recorded]
 
 
 @dataclass(frozen=True)
@@ -43,7 +50,7 @@ class Fetched:
 
 @dataclass(frozen=True)
 class Checksums:
-    """Published hashes; `binding`: one of them must match. Otherwise the first use's hash may vouch, too."""
+    """Published hashes. `binding`: one of them must match; otherwise the hash of the first use may match instead."""
 
     hashes: tuple[str, ...]
     binding: bool
@@ -51,15 +58,15 @@ class Checksums:
 
 @dataclass(frozen=True)
 class FetchItem:
-    """One item, and everything about this run."""
+    """One item, and the options of this run."""
 
     item: Item
     workspace: Path
     profile: str
     mirrors: tuple[str, ...]
     accept_new: bool
-    settings: http.DownloadSettings
-    out: Callable[[str], None]
+    settings: DownloadSettings
+    show: Callable[[str], None]
 
     @property
     def record(self) -> Path:
@@ -77,21 +84,20 @@ class FetchItem:
 
 
 class Unfit(Exception):
-    """A file is not the one that was expected; the message is a clause that starts with "it" or "its"."""
+    """A file is not the expected one; the message is a clause that starts with "it" or "its"."""
 
 
-def pins_of(product: Product) -> Checksums:
+def published(product: Product) -> Checksums:
     return Checksums((product.sha256,) if product.sha256 else (), bool(product.sha256))
 
 
 def read_record(path: Path) -> dict[str, Recorded]:
-    """The entries of a fetched.json, by path in the workspace or by archive name; none if it does not exist."""
+    """The entries of a fetched.json; none if it does not exist. Raises DataError."""
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))["files"]
-        return {str(key): Recorded(**entry) for key, entry in entries.items()}
+        return msgspec.json.decode(path.read_bytes(), type=_Record).files
     except FileNotFoundError:
         return {}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except msgspec.DecodeError as error:
         raise DataError(
             f"{path} is not a record of fetched files ({error}). Move it away and run: invoke fetch; "
             "hashes are then recorded anew, so compare them with a colleague's"
@@ -99,7 +105,7 @@ def read_record(path: Path) -> dict[str, Recorded]:
 
 
 def check_form(kind: str, path: Path) -> None:
-    """Raise Unfit if the file cannot be of this kind, or is a zip (as checkpoints are) or JSON without its end."""
+    """Raise Unfit if the file cannot be of this kind, or is a zip (as checkpoints are) or JSON that is cut off."""
     with open(path, "rb") as file:
         head = file.read(HEAD_BYTES)
     problem = wrong_start(kind, head)
@@ -114,12 +120,12 @@ def check_form(kind: str, path: Path) -> None:
             raise Unfit(f"it is not JSON: {error}") from error
 
 
-def judge(job: FetchItem, key: str, sha256: str, pins: Checksums) -> str:
-    """What vouches for this hash, "" if it is the first under this key. Raises Unfit with expected and found."""
-    if sha256 in pins.hashes:
+def check_hash(job: FetchItem, key: str, sha256: str, checksums: Checksums) -> str:
+    """Which hash it matches: "published hash", "recorded hash", or "" at first use. Raises Unfit with both hashes."""
+    if sha256 in checksums.hashes:
         return "published hash"
-    if pins.binding:
-        raise Unfit(f"its sha256 is not the published one: expected {' or '.join(pins.hashes)}, found {sha256}")
+    if checksums.binding:
+        raise Unfit(f"its sha256 is not the published one: expected {' or '.join(checksums.hashes)}, found {sha256}")
     recorded = read_record(job.record).get(key)
     if recorded is None or (recorded.sha256 != sha256 and job.accept_new):
         return ""
@@ -131,41 +137,41 @@ def judge(job: FetchItem, key: str, sha256: str, pins: Checksums) -> str:
     return "recorded hash"
 
 
-def remember(job: FetchItem, key: str, origin: str, path: Path, sha256: str, pins: Checksums) -> None:
+def remember(job: FetchItem, key: str, origin: str, path: Path, sha256: str, checksums: Checksums) -> None:
     """Record and show an accepted hash; one that is recorded already keeps its first record. Raises Unfit."""
-    known = judge(job, key, sha256, pins)
+    match = check_hash(job, key, sha256, checksums)
     entries = read_record(job.record)
-    if known:
-        job.out(f"{key}: sha256 {sha256} matches the {known}")
+    if match:
+        job.show(f"{key}: sha256 {sha256} matches the {match}")
     else:
         replaced = f" in place of {entries[key].sha256}" if key in entries else ""
-        job.out(
+        job.show(
             f"{key}: first use: recorded sha256 {sha256}{replaced} in {record_path(job.item, job.profile)}; "
             "compare it with a colleague's"
         )
     if key not in entries or entries[key].sha256 != sha256:
         now = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
-        entries[key] = Recorded(origin, path.stat().st_size, sha256, now, known or "first use")
-        listing = {"format": 1, "files": {name: asdict(entries[name]) for name in sorted(entries)}}
+        entries[key] = Recorded(origin, path.stat().st_size, sha256, now, match or "first use")
+        listing = {"format": 1, "files": {name: msgspec.to_builtins(entries[name]) for name in sorted(entries)}}
         files.write_text(job.record, json.dumps(listing, indent=2) + "\n")
 
 
 def check_present(job: FetchItem, product: Product) -> Fetched:
-    """Check a file that is at its place: it stays as it is, or it is an error (DataError); it is never replaced."""
+    """Check a file that is in its place already, and never replace it. Raises DataError."""
     target, key = job.target(product), job.key(product)
     try:
         check_form(product.kind, target)
         sha256 = digest(job, target)
-        known = judge(job, key, sha256, pins_of(product))
+        match = check_hash(job, key, sha256, published(product))
     except Unfit as error:
         raise DataError(
             f"{target} is there already, but {error}. It was left alone: "
             f"to get the right one, move it away and run: {job.command()}"
         ) from error
-    if known:
-        job.out(f"{key}: already there, sha256 matches the {known}")
+    if match:
+        job.show(f"{key}: already there, sha256 matches the {match}")
     else:
-        remember(job, key, "already there", target, sha256, pins_of(product))
+        remember(job, key, "already there", target, sha256, published(product))
     return Fetched(key, target.stat().st_size, sha256, "already there")
 
 
@@ -182,18 +188,16 @@ def staged(target: Path) -> Iterator[Path]:
 
 
 def check_new(job: FetchItem, product: Product, path: Path, origin: str) -> str:
-    """SHA-256 of a file that may take a product's place. Raises Unfit, or DataError if another file is there."""
+    """SHA-256 of a file that may become a product. Raises Unfit, or DataError if a different file is in its place."""
     check_form(product.kind, path)
     sha256 = digest(job, path)
-    judge(job, job.key(product), sha256, pins_of(product))
+    check_hash(job, job.key(product), sha256, published(product))
     target = job.target(product)
-    if os.path.lexists(target):
-        found = files.sha256_of(target)
-        if found != sha256:
-            raise DataError(
-                f"{target} is there already and differs from {origin}: expected sha256 {sha256}, found {found}. "
-                f"It was left alone: to get the other one, move it away and run: {job.command()}"
-            )
+    if os.path.lexists(target) and (present := files.sha256_of(target)) != sha256:
+        raise DataError(
+            f"{target} is there already and differs from {origin}: expected sha256 {sha256}, found {present}. "
+            f"It was left alone: to get the other one, move it away and run: {job.command()}"
+        )
     return sha256
 
 
@@ -202,11 +206,11 @@ def put(job: FetchItem, product: Product, path: Path, sha256: str, origin: str) 
     target, key = job.target(product), job.key(product)
     if not os.path.lexists(target):
         os.replace(path, target)
-    remember(job, key, origin, target, sha256, pins_of(product))
+    remember(job, key, origin, target, sha256, published(product))
     return Fetched(key, target.stat().st_size, sha256, origin)
 
 
 def digest(job: FetchItem, path: Path) -> str:
     if path.stat().st_size > _LARGE:
-        job.out(f"{path.name}: computing its sha256")
+        job.show(f"{path.name}: computing its sha256")
     return files.sha256_of(path)

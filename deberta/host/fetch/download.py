@@ -1,8 +1,9 @@
-"""One file over HTTP: resumed where the server allows it, retried where it may help, never whole when it is not.
+"""One file over HTTP: resumed where the server allows it, retried after transient errors, and checked to be complete.
 
-What has arrived is in `<name>.part`; `<name>.part.json` beside it says where it came from and which version it is
-(ETag, Last-Modified: RFC 9110 sections 8.8, 13.1.5 and 14), so that a later run asks
-for the rest of the same file only.
+The bytes that have arrived are in `<name>.part`; `<name>.part.json` beside it holds their URL and version (ETag,
+Last-Modified: RFC 9110 sections 8.8, 13.1.5 and 14), so that a later run asks for the rest of the same file only.
+
+urllib3's Retry is not used: it repeats whole requests, and a transfer that breaks off has to go on from its last byte.
 """
 
 from __future__ import annotations
@@ -10,17 +11,17 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import json
 import os
 import re
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Callable, Optional
+from typing import IO, Callable
 from urllib.parse import urljoin, urlsplit, urlunsplit
 
+import msgspec
 import requests
 
 from deberta.core import files
@@ -33,6 +34,12 @@ _CHUNK = 1 << 16
 _REDIRECTS = 10
 _TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
 _AGENT = "deberta-ascend fetch"
+_PERMANENT = (
+    requests.exceptions.InvalidURL,
+    requests.exceptions.InvalidSchema,
+    requests.exceptions.InvalidHeader,
+    requests.exceptions.MissingSchema,
+)
 
 
 @dataclass(frozen=True)
@@ -44,7 +51,7 @@ class DownloadSettings:
     backoff: float = 1.0  # doubled after each failure
     connect: float = 10.0
     read: float = 60.0
-    most_bytes: int = 16 << 30  # a server that names no length cannot fill the disk for ever
+    most_bytes: int = 16 << 30  # for servers that give no length
     sleep: Callable[[float], None] = time.sleep
 
 
@@ -53,27 +60,25 @@ SETTINGS = DownloadSettings()
 
 @dataclass(frozen=True)
 class DownloadRequest:
-    """What to get, and how to tell early that something else came."""
+    """A file to download; `wrong_start` gives the reason why its first bytes are those of another kind of file."""
 
     url: str
     part: Path
     name: str
     about_bytes: int  # 0 if unknown
-    wrong_start: Callable[[bytes], Optional[str]]
+    wrong_start: Callable[[bytes], str | None]
 
 
 @dataclass(frozen=True)
 class Downloaded:
-    """A file that arrived whole, as far as HTTP can tell; it is still in `part`."""
+    """A file that is complete as far as HTTP can tell; it is still in `part`."""
 
-    url: str  # where redirects ended, without its query
-    size: int
+    url: str  # after redirects, without its query
     resumed: bool
 
 
-@dataclass(frozen=True)
-class _Version:
-    """The sidecar of a part: what a range request must match."""
+class _Version(msgspec.Struct, frozen=True):
+    """The sidecar of a part: what the answer to a range request must match."""
 
     url: str
     final_url: str = ""
@@ -88,11 +93,11 @@ class _Version:
 
 
 class DownloadFailed(Exception):
-    """A URL did not give the file. `wrong`: it gave something else, which is not a network's fault."""
+    """A URL did not give the file. `transient`: trying again may help. `wrong`: it gave other data than expected."""
 
-    def __init__(self, reason: str, *, again: bool = False, wrong: bool = False) -> None:
+    def __init__(self, reason: str, *, transient: bool = False, wrong: bool = False) -> None:
         super().__init__(reason)
-        self.again, self.wrong = again, wrong
+        self.transient, self.wrong = transient, wrong
 
 
 def shown(url: str) -> str:
@@ -102,7 +107,7 @@ def shown(url: str) -> str:
 
 
 def redirect_target(current: str, location: str) -> str:
-    """Where a redirect leads. Raises DownloadFailed unless it is http or https, and never from https to http."""
+    """The URL of a redirect. Raises DownloadFailed unless it is http or https, or if it leads from https to http."""
     target = urljoin(current, location)
     scheme = urlsplit(target).scheme
     if scheme not in ("http", "https") or not urlsplit(target).hostname:
@@ -132,29 +137,30 @@ def check_space(folder: Path, needed: int, what: str) -> None:
         )
 
 
-def download(request: DownloadRequest, settings: DownloadSettings, out: Callable[[str], None]) -> Downloaded:
-    """Fill `request.part`. Raises DownloadFailed, StageError (disk), and leaves the part for a later run then."""
+def download(request: DownloadRequest, settings: DownloadSettings, show: Callable[[str], None]) -> Downloaded:
+    """Fill `request.part`. Raises DownloadFailed and StageError (disk), and then leaves the part for a later run."""
     request.part.parent.mkdir(parents=True, exist_ok=True)
     with _locked(request.part) as file, requests.Session() as session:
-        start = _resumable(request, file)[1]
-        furthest, failures, tries = start, 0, 0
+        transfer = _Transfer(request, settings, show, file, session)
+        start = transfer.resumable()[1]
+        longest, failures, attempts = start, 0, 0
         while True:
             try:
-                final_url = _attempt(session, request, file, settings, out)
-                _check_start(request, file)
+                url = transfer.attempt()
+                transfer.check_start()
                 os.fsync(file.fileno())
-                return Downloaded(shown(final_url), _size(file), start > 0 or tries > 0)
+                return Downloaded(shown(url), start > 0 or attempts > 0)
             except DownloadFailed as failure:
-                tries += 1
-                # New bytes, kept for the next attempt, are a reason to go on; the same bytes again are not.
-                failures = 1 if _size(file) > furthest + MIB else failures + 1
-                furthest = max(furthest, _size(file))
+                attempts += 1
+                # An attempt that brought new bytes resets the count of failures.
+                failures = 1 if _size(file) > longest + MIB else failures + 1
+                longest = max(longest, _size(file))
                 if failure.wrong:
                     file.truncate(0)
-                if not failure.again or failures >= settings.attempts or tries >= settings.most_attempts:
+                if not failure.transient or failures >= settings.attempts or attempts >= settings.most_attempts:
                     raise
                 wait = settings.backoff * 2 ** (failures - 1)
-                out(f"{request.name}: {failure}; trying again in {wait:g} s")
+                show(f"{request.name}: {failure}; trying again in {wait:g} s")
                 settings.sleep(wait)
             except OSError as error:
                 error.filename = error.filename or str(request.part)
@@ -163,15 +169,15 @@ def download(request: DownloadRequest, settings: DownloadSettings, out: Callable
 
 @contextlib.contextmanager
 def _locked(part: Path) -> Iterator[IO[bytes]]:
-    """The part, opened for update; two runs never write one file."""
-    # Unbuffered: what did not fit on a full disk must not be written again by close().
+    """The part, opened for update and locked against other runs; removed if it stays empty."""
+    # Unbuffered: after an error of a full disk, close() must not write the rest again.
     with open(part, "ab+", buffering=0) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
                 raise StageError(f"{part} is being downloaded by another run. Wait for it to end") from error
-            # Some network file systems have no locks; two runs at once are unlikely enough there.
+            # Some network file systems have no locks; the download goes on without one.
         try:
             yield file
         finally:
@@ -179,162 +185,137 @@ def _locked(part: Path) -> Iterator[IO[bytes]]:
                 discard(part)
 
 
-def _attempt(
-    session: requests.Session,
-    request: DownloadRequest,
-    file: IO[bytes],
-    settings: DownloadSettings,
-    out: Callable[[str], None],
-) -> str:
-    """One request; returns the final URL once the part is whole."""
-    version, offset = _resumable(request, file)
-    if offset and offset == version.total:
-        return version.final_url
-    headers = {"User-Agent": _AGENT, "Accept-Encoding": "identity"}
-    if offset:
-        headers.update({"Range": f"bytes={offset}-", "If-Range": version.validator})
-    try:
-        response, final_url = _open(session, request.url, headers, settings)
-        with response:
-            offset, total = _position(response, file, offset)
-            if offset == total:
-                return final_url
-            _remember(request, response, final_url, total)
-            known = total if total >= 0 else request.about_bytes
-            check_space(request.part.parent, known - offset, request.name)
-            _receive(response, request, file, offset, total, settings, out)
-    except requests.RequestException as error:
-        raise DownloadFailed(_reason(error, settings), again=not isinstance(error, _HOPELESS)) from error
-    return final_url
+@dataclass(frozen=True)
+class _Transfer:
+    """The attempts to fill one part from one URL."""
 
+    request: DownloadRequest
+    settings: DownloadSettings
+    show: Callable[[str], None]
+    file: IO[bytes]
+    session: requests.Session
 
-def _open(
-    session: requests.Session, url: str, headers: dict[str, str], settings: DownloadSettings
-) -> tuple[requests.Response, str]:
-    """Follow redirects by our own rules; the response's body is not read yet."""
-    for _ in range(_REDIRECTS + 1):
-        response = session.get(
-            url, headers=headers, stream=True, allow_redirects=False, timeout=(settings.connect, settings.read)
-        )
-        location = session.get_redirect_target(response)
-        if location is None:
-            return response, url
-        response.close()
-        url = redirect_target(url, location)
-    raise DownloadFailed(f"more than {_REDIRECTS} redirects, the last to {shown(url)}")
+    def attempt(self) -> str:
+        """Ask for the missing bytes; returns the final URL once the part is complete. Raises DownloadFailed."""
+        version, offset = self.resumable()
+        if offset and offset == version.total:
+            return version.final_url
+        headers = {"User-Agent": _AGENT, "Accept-Encoding": "identity"}
+        if offset:
+            headers.update({"Range": f"bytes={offset}-", "If-Range": version.validator})
+        try:
+            response, final_url = self._open(headers)
+            with response:
+                offset, total = self._position(response, offset)
+                if offset != total:
+                    self._remember(response, final_url, total)
+                    expected = total if total >= 0 else self.request.about_bytes
+                    check_space(self.request.part.parent, expected - offset, self.request.name)
+                    self._receive(response, offset, total, expected)
+        except requests.RequestException as error:
+            raise DownloadFailed(_reason(error, self.settings), transient=not isinstance(error, _PERMANENT)) from error
+        return final_url
 
+    def resumable(self) -> tuple[_Version, int]:
+        """The part's version and size. A part that may not belong to this URL's file is emptied: size 0."""
+        url = shown(self.request.url)
+        try:
+            version = msgspec.json.decode(sidecar_of(self.request.part).read_bytes(), type=_Version)
+        except (FileNotFoundError, msgspec.DecodeError):
+            version = _Version(url="")
+        size = _size(self.file)
+        if size and version.url == url and version.validator and not 0 <= version.total < size:
+            return version, size
+        self.file.truncate(0)
+        return _Version(url), 0
 
-def _position(response: requests.Response, file: IO[bytes], offset: int) -> tuple[int, int]:
-    """Where the body's first byte belongs, and the file's size or -1; cuts the part to fit. Raises DownloadFailed."""
-    status = response.status_code
-    encoding = response.headers.get("Content-Encoding", "identity")
-    if encoding != "identity":
-        raise DownloadFailed(f"the server sent it {encoding}-encoded, which was not asked for")
-    if status == 200:
-        file.truncate(0)
-        length = response.headers.get("Content-Length", "")
-        return 0, int(length) if length.isdigit() else -1
-    content_range = response.headers.get("Content-Range", "")
-    if status == 206 and offset:
-        match = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", content_range)
-        if match and int(match[1]) == offset:
-            total = -1 if match[3] == "*" else int(match[3])
-            if total in (-1, int(match[2]) + 1):
+    def check_start(self) -> None:
+        """Raise DownloadFailed if the first bytes are those of another kind of file."""
+        self.file.seek(0)
+        reason = self.request.wrong_start(self.file.read(HEAD_BYTES))
+        if reason:
+            raise DownloadFailed(reason, wrong=True)
+
+    def _open(self, headers: dict[str, str]) -> tuple[requests.Response, str]:
+        """The response after redirects, which follow our own rules, and its URL; the body is not read yet."""
+        url, timeout = self.request.url, (self.settings.connect, self.settings.read)
+        for _ in range(_REDIRECTS + 1):
+            response = self.session.get(url, headers=headers, stream=True, allow_redirects=False, timeout=timeout)
+            location = self.session.get_redirect_target(response)
+            if location is None:
+                return response, url
+            response.close()
+            url = redirect_target(url, location)
+        raise DownloadFailed(f"more than {_REDIRECTS} redirects, the last to {shown(url)}")
+
+    def _position(self, response: requests.Response, offset: int) -> tuple[int, int]:
+        """The offset of the body and the file's size or -1; cuts the part to fit. Raises DownloadFailed."""
+        status = response.status_code
+        encoding = response.headers.get("Content-Encoding", "identity")
+        if encoding != "identity":
+            raise DownloadFailed(f"the server sent it {encoding}-encoded, which was not asked for")
+        if status == 200:
+            self.file.truncate(0)
+            length = response.headers.get("Content-Length", "")
+            return 0, int(length) if length.isdigit() else -1
+        content_range = response.headers.get("Content-Range", "")
+        if status == 206 and offset:
+            match = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", content_range)
+            if match and int(match[1]) == offset and match[3] in ("*", str(int(match[2]) + 1)):
                 return offset, int(match[2]) + 1
-        file.truncate(0)
-        raise DownloadFailed(f"asked from byte {offset}, got {content_range or 'no range'}; starting over", again=True)
-    if status == 416 and offset:
-        if content_range == f"bytes */{offset}":
-            return offset, offset
-        file.truncate(0)
-        raise DownloadFailed("the file at the server is shorter than what is here; starting over", again=True)
-    raise DownloadFailed(f"HTTP {status} {response.reason or ''}".rstrip(), again=status in _TRANSIENT)
+            reason = f"asked from byte {offset}, got {content_range or 'no range'}"
+        elif status == 416 and offset:
+            if content_range == f"bytes */{offset}":
+                return offset, offset
+            reason = "the file at the server is shorter than what is here"
+        else:
+            raise DownloadFailed(f"HTTP {status} {response.reason or ''}".rstrip(), transient=status in _TRANSIENT)
+        self.file.truncate(0)
+        raise DownloadFailed(f"{reason}; starting over", transient=True)
 
+    def _remember(self, response: requests.Response, final_url: str, total: int) -> None:
+        etag, modified = (response.headers.get(name, "") for name in ("ETag", "Last-Modified"))
+        version = _Version(shown(self.request.url), shown(final_url), etag, modified, total)
+        text = msgspec.json.format(msgspec.json.encode(version), indent=2).decode()
+        files.write_text(sidecar_of(self.request.part), f"{text}\n")
 
-def _receive(
-    response: requests.Response,
-    request: DownloadRequest,
-    file: IO[bytes],
-    offset: int,
-    total: int,
-    settings: DownloadSettings,
-    out: Callable[[str], None],
-) -> None:
-    """Append the body to the part. Raises DownloadFailed if it ends early or starts like another kind of file."""
-    rest = (total if total >= 0 else request.about_bytes) - offset
-    what = f"fetch {request.name}" + (f" from {offset // MIB} MiB on" if offset else "")
-    progress = Progress(what, -(-rest // MIB), "MiB") if rest > 0 else None
-    if offset:
-        out(f"{request.name}: going on after {offset / MIB:.1f} MiB")
-    done, checked, started = offset, offset >= HEAD_BYTES, time.monotonic()
-    said = started
-    for chunk in response.iter_content(_CHUNK):
-        rest_of_chunk = memoryview(chunk)
-        while rest_of_chunk:
-            rest_of_chunk = rest_of_chunk[file.write(rest_of_chunk) :]
-        done += len(chunk)
-        if not checked and done >= HEAD_BYTES:
-            _check_start(request, file)
-            checked = True
-        if done > settings.most_bytes:
-            raise DownloadFailed(f"more than {settings.most_bytes} bytes: stopped", wrong=True)
+    def _receive(self, response: requests.Response, offset: int, total: int, expected: int) -> None:
+        """Append the body to the part. Raises DownloadFailed if it ends early or starts like another kind of file."""
+        name = self.request.name
+        what = f"fetch {name}" + (f" from {offset // MIB} MiB on" if offset else "")
+        progress = Progress(what, -(-(expected - offset) // MIB), "MiB") if expected > offset else None
+        if offset:
+            self.show(f"{name}: going on after {offset / MIB:.1f} MiB")
+        received, checked, started = offset, offset >= HEAD_BYTES, time.monotonic()
+        shown_at = started
+        for chunk in response.iter_content(_CHUNK):
+            unwritten = memoryview(chunk)
+            while unwritten:
+                unwritten = unwritten[self.file.write(unwritten) :]
+            received += len(chunk)
+            if not checked and received >= HEAD_BYTES:
+                self.check_start()
+                checked = True
+            if received > self.settings.most_bytes:
+                raise DownloadFailed(f"more than {self.settings.most_bytes} bytes: stopped", wrong=True)
+            if progress:
+                rate = (received - offset) / MIB / max(1e-3, time.monotonic() - started)
+                progress.update(min((received - offset) // MIB, progress.total - 1), f"{rate:.1f} MiB/s")
+            elif time.monotonic() - shown_at > 10:
+                shown_at = time.monotonic()
+                self.show(f"{name}: {received // MIB} MiB so far, the server does not say of how many")
+        if total >= 0 and received != total:
+            raise DownloadFailed(f"the connection ended after {received} of {total} bytes", transient=True)
         if progress:
-            rate = (done - offset) / MIB / max(1e-3, time.monotonic() - started)
-            progress.update(min((done - offset) // MIB, progress.total - 1), f"{rate:.1f} MiB/s")
-        elif time.monotonic() - said > 10:
-            said = time.monotonic()
-            out(f"{request.name}: {done // MIB} MiB so far, the server does not say of how many")
-    if total >= 0 and done != total:
-        raise DownloadFailed(f"the connection ended after {done} of {total} bytes", again=True)
-    if progress:
-        progress.update(progress.total)
-
-
-def _check_start(request: DownloadRequest, file: IO[bytes]) -> None:
-    file.seek(0)
-    problem = request.wrong_start(file.read(HEAD_BYTES))
-    if problem:
-        raise DownloadFailed(problem, wrong=True)
-
-
-def _remember(request: DownloadRequest, response: requests.Response, final_url: str, total: int) -> None:
-    headers = response.headers
-    version = _Version(
-        shown(request.url), shown(final_url), headers.get("ETag", ""), headers.get("Last-Modified", ""), total
-    )
-    files.write_text(sidecar_of(request.part), json.dumps(asdict(version), indent=2) + "\n")
-
-
-def _resumable(request: DownloadRequest, file: IO[bytes]) -> tuple[_Version, int]:
-    """The part's version and size; size 0, the part emptied, if it is not known to be a piece of this URL's file."""
-    try:
-        found = json.loads(sidecar_of(request.part).read_text(encoding="utf-8"))
-        version = _Version(
-            str(found["url"]), str(found["final_url"]), str(found["etag"]), str(found["modified"]), int(found["total"])
-        )
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        version = _Version(url="")
-    size = _size(file)
-    if size and version.url == shown(request.url) and version.validator and not 0 <= version.total < size:
-        return version, size
-    file.truncate(0)
-    return _Version(shown(request.url)), 0
+            progress.update(progress.total)
 
 
 def _size(file: IO[bytes]) -> int:
     return os.fstat(file.fileno()).st_size
 
 
-_HOPELESS = (
-    requests.exceptions.InvalidURL,
-    requests.exceptions.InvalidSchema,
-    requests.exceptions.InvalidHeader,
-    requests.exceptions.MissingSchema,
-)
-
-
 def _reason(error: requests.RequestException, settings: DownloadSettings) -> str:
-    """requests nests its causes; the innermost says it in a few words."""
+    """The innermost of the nested causes that requests reports, in a few words."""
     if isinstance(error, requests.ConnectTimeout):
         return f"no connection within {settings.connect:g} s"
     if isinstance(error, requests.ReadTimeout) or "Read timed out" in str(error):

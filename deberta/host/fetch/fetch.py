@@ -1,4 +1,4 @@
-"""`invoke fetch`: checkpoint, tokenizer and data, from the network or a folder; each file is checked before it is kept.
+"""`invoke fetch`: checkpoint, tokenizer and data, from the network or a folder; every file is checked.
 
 A published SHA-256 is always enforced. Where none is published, the first file's hash is recorded in `fetched.json` and
 shown ("trust on first use"), and enforced from then on.
@@ -11,26 +11,12 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Callable, Optional
+from typing import Callable
 
 from deberta.core.errors import ConfigError, DataError, MissingError, from_os_error
-from deberta.host.fetch import archives as unpack
+from deberta.host.fetch import archives, checksums
 from deberta.host.fetch import download as http
-from deberta.host.fetch.checksums import (
-    Checksums,
-    Fetched,
-    FetchItem,
-    Unfit,
-    check_form,
-    check_new,
-    check_present,
-    digest,
-    judge,
-    put,
-    read_record,
-    remember,
-    staged,
-)
+from deberta.host.fetch.checksums import Checksums, Fetched, FetchItem, Unfit
 from deberta.host.fetch.sources import (
     GUIDE,
     ON_DEMAND,
@@ -52,14 +38,14 @@ def fetch(
     profile: str,
     names: Sequence[str] = (),
     *,
-    from_dir: Optional[Path] = None,
+    from_dir: Path | None = None,
     mirrors: Sequence[str] = (),
     accept_new: bool = False,
     sources: Sources = GUIDE,
     settings: http.DownloadSettings = http.SETTINGS,
-    out: Callable[[str], None] = print,
+    show: Callable[[str], None] = print,
 ) -> list[Fetched]:
-    """Bring the named items (default: all but `pretrained`) into the workspace; files that are right already stay.
+    """Put the named items (default: all but `pretrained`) into the workspace; files that are right already stay.
 
     `mirrors` are URLs of folders that hold the files under their own names; they are tried first. `accept_new` replaces
     recorded hashes, never published ones. Raises ConfigError, MissingError (no host answers, or the folder lacks a
@@ -73,14 +59,14 @@ def fetch(
     fetched: list[Fetched] = []
     missing: list[str] = []
     try:
-        for item in _chosen(profile, names, sources):
-            job = FetchItem(item, workspace, profile, tuple(mirrors), accept_new, settings, out)
+        for item in _selected(profile, names, sources):
+            job = FetchItem(item, workspace, profile, tuple(mirrors), accept_new, settings, show)
             try:
                 fetched += _fetch_item(job, from_dir)
             except MissingError as error:
                 if from_dir is None:
                     raise
-                missing.append(str(error))  # what else the folder has is of use all the same
+                missing.append(str(error))  # the other items are still copied
     except OSError as error:
         error.filename = error.filename or str(workspace)
         raise from_os_error(error) from error
@@ -92,7 +78,7 @@ def fetch(
     return fetched
 
 
-def _chosen(profile: str, names: Sequence[str], sources: Sources) -> list[Item]:
+def _selected(profile: str, names: Sequence[str], sources: Sources) -> list[Item]:
     known = list(dict.fromkeys(item.name for item in sources))
     for name in names:
         if name not in known:
@@ -103,23 +89,23 @@ def _chosen(profile: str, names: Sequence[str], sources: Sources) -> list[Item]:
     return [item for item in sources if item.name in wanted]
 
 
-def _fetch_item(job: FetchItem, from_dir: Optional[Path]) -> list[Fetched]:
-    absent, unknown, done = [], [], []
+def _fetch_item(job: FetchItem, from_dir: Path | None) -> list[Fetched]:
+    absent, unrecorded, done = [], [], []
     for product in job.item.products:
         target = job.target(product)
         if not os.path.lexists(target):
             absent.append(product)
         elif not target.is_file():
             raise DataError(f"{target} is there and is not a file. Move it away and run: {job.command()}")
-        elif product.sha256 is None and job.key(product) not in read_record(job.record):
-            unknown.append(product)  # compared with what is fetched, if anything is; recorded as it is otherwise
+        elif product.sha256 is None and job.key(product) not in checksums.read_record(job.record):
+            unrecorded.append(product)  # compared with the fetched file, if one is fetched; else recorded as it is
         else:
-            done.append(check_present(job, product))
-    if from_dir is not None and (absent or unknown):
-        return done + _from_folder(job, absent + unknown, from_dir)
+            done.append(checksums.check_present(job, product))
+    if from_dir is not None and (absent or unrecorded):
+        return done + _from_folder(job, absent + unrecorded, from_dir)
     if absent:
-        return done + _from_network(job, absent + unknown)
-    return done + [check_present(job, product) for product in unknown]
+        return done + _from_network(job, absent + unrecorded)
+    return done + [checksums.check_present(job, product) for product in unrecorded]
 
 
 def _from_network(job: FetchItem, products: list[Product]) -> list[Fetched]:
@@ -134,7 +120,7 @@ def _from_network(job: FetchItem, products: list[Product]) -> list[Fetched]:
             except http.DownloadFailed as failure:
                 wrong = wrong or failure.wrong
                 failures.append(f"{http.shown(copy.url)}: {failure}")
-                job.out(f"{job.item.name}: {failures[-1]}")
+                job.show(f"{job.item.name}: {failures[-1]}")
     message = (
         f"{', '.join(job.key(product) for product in products)} could not be fetched. Tried: {'; '.join(failures)}. "
         f"If this machine cannot reach the hosts, copy the file "
@@ -145,28 +131,32 @@ def _from_network(job: FetchItem, products: list[Product]) -> list[Fetched]:
 
 
 def _get(job: FetchItem, products: list[Product], download: Download, copy: Copy) -> list[Fetched]:
-    """Download, judge, and put in place. Raises DownloadFailed; a file that is not fit is removed."""
+    """Download, check, and put in place. Raises DownloadFailed; a file that fails a check is removed."""
     part = job.workspace / root_folder(products[0].root, job.profile) / f"{download.name}.part"
     request = http.DownloadRequest(
         copy.url, part, download.name, download.about_bytes, lambda head: wrong_start(download.kind, head)
     )
-    job.out(f"{download.name}: from {http.shown(copy.url)}")
-    got = http.download(request, job.settings, job.out)
+    job.show(f"{download.name}: from {http.shown(copy.url)}")
+    downloaded = http.download(request, job.settings, job.show)
     problem = _unfit(job, download, part, copy)
-    if problem and got.resumed:
-        job.out(f"{download.name}: the pieces do not fit together ({problem}); getting it again, whole")
+    if problem and downloaded.resumed:
+        job.show(f"{download.name}: the pieces do not fit together ({problem}); getting it again, whole")
         http.discard(part)
-        got = http.download(request, job.settings, job.out)
+        downloaded = http.download(request, job.settings, job.show)
         problem = _unfit(job, download, part, copy)
     if problem:
         http.discard(part)
         raise http.DownloadFailed(f"{problem}; the file was removed", wrong=True)
     try:
         if download.kind == ZIP:
-            done = _unpack(job, products, download, part, copy, got.url)
+            done = _unpack(job, products, download, part, copy, downloaded.url)
         else:
             [product] = products
-            done = [put(job, product, part, check_new(job, product, part, got.url), got.url)]
+            done = [
+                checksums.put(
+                    job, product, part, checksums.check_new(job, product, part, downloaded.url), downloaded.url
+                )
+            ]
     except Unfit as error:
         http.discard(part)
         raise http.DownloadFailed(f"{error}; the file was removed", wrong=True) from error
@@ -174,47 +164,53 @@ def _get(job: FetchItem, products: list[Product], download: Download, copy: Copy
     return done
 
 
-def _unfit(job: FetchItem, download: Download, path: Path, copy: Optional[Copy]) -> Optional[str]:
-    """What is wrong with an archive, or a single file, from this place or from a folder; None if nothing is."""
+def _unfit(job: FetchItem, download: Download, path: Path, copy: Copy | None) -> str | None:
+    """What is wrong with an archive or a single file, from this copy or from a folder (None); None if nothing is."""
     key = download.name if download.kind == ZIP else job.key(job.item.products[0])
     try:
-        check_form(download.kind, path)
-        judge(job, key, digest(job, path), _pins(download, copy))
+        checksums.check_form(download.kind, path)
+        checksums.check_hash(job, key, checksums.digest(job, path), _pins(download, copy))
     except Unfit as error:
         return str(error)
     return None
 
 
-def _pins(download: Download, copy: Optional[Copy]) -> Checksums:
-    """A hash binds the place it is published for, and every place if each has one."""
+def _pins(download: Download, copy: Copy | None) -> Checksums:
+    """The hashes of a download: binding if this copy's is published, or if every copy's is."""
     return Checksums(download.published, bool(copy and copy.sha256) or len(download.published) == len(download.copies))
 
 
 def _unpack(
-    job: FetchItem, products: list[Product], download: Download, archive: Path, copy: Optional[Copy], origin: str
+    job: FetchItem, products: list[Product], download: Download, archive: Path, copy: Copy | None, origin: str
 ) -> list[Fetched]:
-    """Put products from a judged archive in their places: all of them, or, if one is not fit, none. Raises Unfit."""
+    """Put products from a checked archive in their places: all of them, or none if one is unfit. Raises Unfit."""
     with contextlib.ExitStack() as stack:
         try:
-            names = unpack.names_in(archive)
+            sizes = archives.sizes(archive)
             members = {_member_of(job, product, archive): product for product in products}
-            for name in [name for name in members if name not in names and members[name].optional]:
-                job.out(f"{job.key(members.pop(name))}: not in {archive}; only finetune needs it")
-            ready = {name: stack.enter_context(staged(job.target(product))) for name, product in members.items()}
-            http.check_space(archive.parent, unpack.size_of(archive, list(ready)), f"unpacking {download.name}")
-            unpack.extract(archive, ready)
+            for name in [name for name in members if name not in sizes and members[name].optional]:
+                job.show(f"{job.key(members.pop(name))}: not in {archive}; only finetune needs it")
+            ready = {
+                name: stack.enter_context(checksums.staged(job.target(product))) for name, product in members.items()
+            }
+            needed = sum(sizes.get(name, 0) for name in ready)
+            http.check_space(archive.parent, needed, f"unpacking {download.name}")
+            archives.extract(archive, ready)
         except DataError as error:
             raise Unfit(str(error)) from error
-        hashes = {name: check_new(job, product, ready[name], origin) for name, product in members.items()}
-        remember(job, download.name, origin, archive, digest(job, archive), _pins(download, copy))
-        return [put(job, product, ready[name], hashes[name], f"{origin}#{name}") for name, product in members.items()]
+        hashes = {name: checksums.check_new(job, product, ready[name], origin) for name, product in members.items()}
+        checksums.remember(job, download.name, origin, archive, checksums.digest(job, archive), _pins(download, copy))
+        return [
+            checksums.put(job, product, ready[name], hashes[name], f"{origin}#{name}")
+            for name, product in members.items()
+        ]
 
 
 def _member_of(job: FetchItem, product: Product, archive: Path) -> str:
-    """A product with a published hash is found by it, whatever its name; any other by its path. Raises DataError."""
+    """The member that is a product: by its published hash, whatever its name, else by its path. Raises DataError."""
     if product.sha256 is None:
         return product.path
-    name, seen = unpack.find_in_archive(archive, product.sha256)
+    name, seen = archives.find_in_archive(archive, product.sha256)
     if name is None:
         _show_seen(job, archive, seen)
         raise DataError(f"{archive} holds no file with the sha256 of {product.path}, {product.sha256}")
@@ -242,23 +238,22 @@ def _from_folder(job: FetchItem, products: list[Product], folder: Path) -> list[
                 raise DataError(f"{archive} was not used: {error}") from error
     missing = []
     for product in left:
-        found = _by_hash(job, product, folder)
-        if found:
-            done.append(_copy_in(job, product, found))
+        if source := _by_hash(job, product, folder):
+            done.append(_copy_in(job, product, source))
         elif job.target(product).is_file():
-            done.append(check_present(job, product))
+            done.append(checksums.check_present(job, product))
         elif product.optional:
-            job.out(f"{job.key(product)}: not in {folder}; only finetune needs it")
+            job.show(f"{job.key(product)}: not in {folder}; only finetune needs it")
         else:
             missing.append(product)
     if missing:
         names = [product.path for product in missing]
-        archives = [f" nor {download.name}" for download in job.item.downloads if download.kind == ZIP]
-        raise MissingError(f"{folder} has no {', '.join(names)}{''.join(archives)}")
+        zips = [f" nor {download.name}" for download in job.item.downloads if download.kind == ZIP]
+        raise MissingError(f"{folder} has no {', '.join(names)}{''.join(zips)}")
     return done
 
 
-def _by_name(folder: Path, target: Path) -> Optional[Path]:
+def _by_name(folder: Path, target: Path) -> Path | None:
     """A file of this name in the folder, or in its subfolder that is named like the target's (MNLI/dev_matched.tsv)."""
     for candidate in (folder / target.parent.name / target.name, folder / target.name):
         if candidate.is_file():
@@ -266,30 +261,32 @@ def _by_name(folder: Path, target: Path) -> Optional[Path]:
     return None
 
 
-def _by_hash(job: FetchItem, product: Product, folder: Path) -> Optional[Path]:
+def _by_hash(job: FetchItem, product: Product, folder: Path) -> Path | None:
     if product.sha256 is None:
         return None
-    found, seen = unpack.find_in_folder(folder, product.sha256)
-    if found is None:
+    name, seen = archives.find_in_folder(folder, product.sha256)
+    if name is None:
         _show_seen(job, folder, seen)
-    return found
+    return Path(name) if name else None
 
 
-def _show_seen(job: FetchItem, where: Path, seen: list[unpack.Seen]) -> None:
-    job.out(f"{where}: looked at {len(seen)} files; none is the one that was looked for")
-    for one in seen[:_SHOWN]:
-        job.out(f"  {one.name}  {one.url or '(no url beside it)'}  sha256 {one.sha256}")
+def _show_seen(job: FetchItem, place: Path, seen: list[archives.Seen]) -> None:
+    job.show(f"{place}: looked at {len(seen)} files; none is the one that was looked for")
+    for file in seen[:_SHOWN]:
+        job.show(f"  {file.name}  {file.url or '(no url beside it)'}  sha256 {file.sha256}")
 
 
 def _copy_in(job: FetchItem, product: Product, source: Path) -> Fetched:
-    """Copy one file to its place. Raises DataError if it is not fit."""
+    """Copy one file to its place. Raises DataError if it is unfit."""
     target = job.target(product)
-    with staged(target) as temporary:
+    with checksums.staged(target) as temporary:
         http.check_space(target.parent, source.stat().st_size, product.path)
         shutil.copyfile(source, temporary)
         with open(temporary, "rb+") as copied:
             os.fsync(copied.fileno())
         try:
-            return put(job, product, temporary, check_new(job, product, temporary, str(source)), str(source))
+            return checksums.put(
+                job, product, temporary, checksums.check_new(job, product, temporary, str(source)), str(source)
+            )
         except Unfit as error:
             raise DataError(f"{source} was not copied: {error}") from error
