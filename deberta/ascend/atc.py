@@ -9,25 +9,23 @@ v1.8.0, the published source nearest to CANN 5.1.RC2. Why it fails stands in atc
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, Optional
 
-from deberta.ascend.atc_codes import BY_CODE, BY_TEXT, UNKNOWN, Cause, is_generic
+from deberta.ascend.atc_codes import BY_CODE, BY_TEXT, UNKNOWN, is_generic
+from deberta.ascend.runs import explain
 from deberta.core.contract import INPUTS, SEQUENCE_LENGTH
 from deberta.core.errors import ConfigError, DataError, DebertaError, StageError
 
 SUCCESS_LINE, FAILED_LINE = "ATC run success", "ATC run failed"
 CLOCK_GRAIN_SECONDS = 1.0  # file systems that keep whole seconds round a file's time down
 
-_VALUES: Mapping[str, tuple[str, ...]] = {
-    "precision_mode": (
-        *("force_fp16", "force_fp32", "allow_fp32_to_fp16", "allow_mix_precision", "must_keep_origin_dtype"),
-    ),
-    "op_select_implmode": (
-        *("high_performance", "high_precision", "high_performance_for_all", "high_precision_for_all"),
-    ),
+_PRECISIONS = ("force_fp16", "force_fp32", "allow_fp32_to_fp16", "allow_mix_precision", "must_keep_origin_dtype")
+_VALUES: Mapping[str, Sequence[str]] = {
+    "precision_mode": _PRECISIONS,
+    "op_select_implmode": [f"high_{aim}{scope}" for scope in ("", "_for_all") for aim in ("performance", "precision")],
     "buffer_optimize": ("l2_optimize", "l1_optimize", "off_optimize"),
     "log": ("null", "debug", "info", "warning", "error"),
 }
@@ -35,7 +33,7 @@ _FILES = ("op_precision_mode", "keep_dtype", "modify_mixlist", "fusion_switch_fi
 # What --extra may not hold: what we set from the profile and --bs, and what makes ATC do something else.
 _OURS = ("framework", "model", "output", "input_format", "input_shape", "soc_version", "mode", "om", "json", "singleop")
 _OTHER_DYNAMIC = ("dynamic_batch_size", "dynamic_image_size", "input_shape_range")
-_GEARS = (2, 100)  # ATC takes no fewer and no more
+_FEWEST_GEARS, _MOST_GEARS = 2, 100  # ATC's limits
 
 _EXTRA = re.compile(r"--([a-z][a-z0-9_]*)=[^\x00-\x1f]*")
 _OUTPUT_TYPE = re.compile(r"(?:[^:;\s]+:\d+:)?FP32")
@@ -75,90 +73,79 @@ _NAMES = tuple(option.name for option in fields(AtcOptions) if option.name != "e
 
 def options(values: Optional[Mapping[str, Any]]) -> AtcOptions:
     """The options of invoke.yaml's `atc`. Raises ConfigError naming everything wrong with them."""
-    given = {str(key): value for key, value in (values or {}).items() if value not in (None, "", [])}
-    extra = given.pop("extra", [])
-    problems = [f"unknown key {key!r} (put other options of ATC under extra)" for key in given if key not in _NAMES]
-    problems += [f"{key} {value!r} is not text" for key, value in given.items() if not isinstance(value, str)]
+    entries = {str(key): value for key, value in (values or {}).items() if value not in (None, "", [])}
+    extra = entries.pop("extra", [])
+    problems = [f"unknown key {key!r} (put other options of ATC under extra)" for key in entries if key not in _NAMES]
+    problems += [f"{key} {value!r} is not text" for key, value in entries.items() if not isinstance(value, str)]
     if not isinstance(extra, (list, tuple)) or not all(isinstance(item, str) for item in extra):
         problems.append("extra is not a list of texts like --name=value")
-        extra = []
-    if not problems:
-        merged: dict[str, Any] = {**given, "extra": tuple(extra)}
-        chosen = AtcOptions(**merged)
-        problems = [*_wrong_values(chosen), *_wrong_gears(chosen.dynamic_dims), *_wrong_extra(chosen)]
-        if not problems:
-            return chosen
-    raise ConfigError(f"atc in invoke.yaml: {'; '.join(problems)}")
+    settings = AtcOptions(**entries, extra=tuple(extra)) if not problems else DEFAULTS
+    problems += [*_wrong_values(settings), *_wrong_gears(settings.dynamic_dims), *_wrong_extra(settings)]
+    if problems:
+        raise ConfigError(f"atc in invoke.yaml: {'; '.join(problems)}")
+    return settings
 
 
-def _wrong_values(chosen: AtcOptions) -> list[str]:
-    problems = [
-        f"{name} {value!r} is not one of: {', '.join(allowed)}"
-        for name, allowed in _VALUES.items()
-        for value in [getattr(chosen, name)]
-        if value and value not in allowed
-    ]
-    if chosen.modify_mixlist and chosen.precision_mode != "allow_mix_precision":
-        problems.append("modify_mixlist needs precision_mode allow_mix_precision")
-    if chosen.optypelist_for_implmode and not chosen.op_select_implmode:
-        problems.append("optypelist_for_implmode needs op_select_implmode to be given too")
-    if chosen.output_type and not _OUTPUT_TYPE.fullmatch(chosen.output_type):
-        problems.append(
-            f"output_type {chosen.output_type!r} is not FP32 (or <node>:0:FP32): postprocess reads float32 outputs, "
+def _wrong_values(settings: AtcOptions) -> Iterator[str]:
+    for name, allowed in _VALUES.items():
+        value = getattr(settings, name)
+        if value and value not in allowed:
+            yield f"{name} {value!r} is not one of: {', '.join(allowed)}"
+    if settings.modify_mixlist and settings.precision_mode != "allow_mix_precision":
+        yield "modify_mixlist needs precision_mode allow_mix_precision"
+    if settings.optypelist_for_implmode and not settings.op_select_implmode:
+        yield "optypelist_for_implmode needs op_select_implmode to be given too"
+    if settings.output_type and not _OUTPUT_TYPE.fullmatch(settings.output_type):
+        yield (
+            f"output_type {settings.output_type!r} is not FP32 (or <node>:0:FP32): postprocess reads float32 outputs, "
             "and would read others as wrong numbers"
         )
-    return problems
 
 
-def _wrong_gears(text: str) -> list[str]:
+def _wrong_gears(text: str) -> Iterator[str]:
     if not text:
-        return []
+        return
     if not re.fullmatch(r"\d+(,\d+)*(;\d+(,\d+)*)*", text):
-        return [f"dynamic_dims {text!r} is not like 1,1;8,8"]
+        yield f"dynamic_dims {text!r} is not like 1,1;8,8"
+        return
     gears = _gears(text)
-    problems = []
-    if not _GEARS[0] <= len(gears) <= _GEARS[1]:
-        problems.append(f"dynamic_dims has {len(gears)} gears, ATC takes {_GEARS[0]} to {_GEARS[1]}")
+    if not _FEWEST_GEARS <= len(gears) <= _MOST_GEARS:
+        yield f"dynamic_dims has {len(gears)} gears, ATC takes {_FEWEST_GEARS} to {_MOST_GEARS}"
     if len(set(gears)) < len(gears):
-        problems.append("dynamic_dims names a gear twice")
-    problems += [
-        f"gear {','.join(map(str, gear))} of dynamic_dims is not {len(INPUTS)} equal batch sizes above 0"
-        for gear in gears
-        if len(gear) != len(INPUTS) or len(set(gear)) > 1 or min(gear) < 1
-    ]
-    return problems
+        yield "dynamic_dims names a gear twice"
+    for gear in gears:
+        if len(gear) != len(INPUTS) or len(set(gear)) > 1 or min(gear) < 1:
+            yield f"gear {','.join(map(str, gear))} of dynamic_dims is not {len(INPUTS)} equal batch sizes above 0"
 
 
 def _gears(text: str) -> list[tuple[int, ...]]:
     return [tuple(map(int, gear.split(","))) for gear in text.split(";")]
 
 
-def _wrong_extra(chosen: AtcOptions) -> list[str]:
-    problems = []
-    for item in chosen.extra:
+def _wrong_extra(settings: AtcOptions) -> Iterator[str]:
+    for item in settings.extra:
         match = _EXTRA.fullmatch(item)
         if match is None:
-            problems.append(f"extra {item!r} is not like --name=value")
+            yield f"extra {item!r} is not like --name=value"
         elif match[1] in _OURS:
-            problems.append(f"--{match[1]} is set by us and cannot stand under extra")
+            yield f"--{match[1]} is set by us and cannot stand under extra"
         elif match[1] in _NAMES:
-            problems.append(f"--{match[1]} has a key of its own under atc")
+            yield f"--{match[1]} has a key of its own under atc"
         elif match[1] in _OTHER_DYNAMIC:
-            problems.append(f"--{match[1]} needs an input shape with -1: use dynamic_dims, which it excludes")
-        elif match[1] == "insert_op_conf" and chosen.dynamic_dims:
-            problems.append("--insert_op_conf and dynamic_dims exclude each other")
-    return problems
+            yield f"--{match[1]} needs an input shape with -1: use dynamic_dims, which it excludes"
+        elif match[1] == "insert_op_conf" and settings.dynamic_dims:
+            yield "--insert_op_conf and dynamic_dims exclude each other"
 
 
-def option_files(chosen: AtcOptions) -> tuple[PurePosixPath, ...]:
+def option_files(settings: AtcOptions) -> tuple[PurePosixPath, ...]:
     """The files that the options name: a compilation reads them, so its record depends on them."""
-    return tuple(PurePosixPath(getattr(chosen, name)) for name in _FILES if getattr(chosen, name))
+    return tuple(PurePosixPath(getattr(settings, name)) for name in _FILES if getattr(settings, name))
 
 
-def rooted(chosen: AtcOptions, folder: Path) -> AtcOptions:
+def rooted(settings: AtcOptions, folder: Path) -> AtcOptions:
     """The same options with their files absolute, for a run in another working directory."""
-    named: dict[str, Any] = {name: str(folder / getattr(chosen, name)) for name in _FILES if getattr(chosen, name)}
-    return replace(chosen, **named)
+    paths: dict[str, Any] = {name: str(folder / getattr(settings, name)) for name in _FILES if getattr(settings, name)}
+    return replace(settings, **paths)
 
 
 def check_paths(files: Sequence[Path]) -> None:
@@ -176,7 +163,7 @@ def command(
     om: PurePath,
     batch_size: int,
     soc_version: str,
-    chosen: AtcOptions = DEFAULTS,
+    settings: AtcOptions = DEFAULTS,
     length: int = SEQUENCE_LENGTH,
 ) -> tuple[str, ...]:
     """The guide's atc line, then the options. `om` ends in .om, which ATC adds itself.
@@ -184,8 +171,8 @@ def command(
     With `dynamic_dims` the batch axis is -1, and the largest gear has to be `batch_size`: msame's output files have the
     size of the largest. Raises ConfigError if it is not.
     """
-    batch = "-1" if chosen.dynamic_dims else str(batch_size)
-    if chosen.dynamic_dims and (largest := max(_gears(chosen.dynamic_dims))[0]) != batch_size:
+    batch = "-1" if settings.dynamic_dims else str(batch_size)
+    if settings.dynamic_dims and (largest := max(_gears(settings.dynamic_dims))[0]) != batch_size:
         raise ConfigError(
             f"the largest gear of dynamic_dims is {largest} and the batch size is {batch_size}: they have to be equal. "
             f"Use --bs {largest}, or change dynamic_dims under atc in invoke.yaml"
@@ -198,15 +185,15 @@ def command(
         "--input_format=ND",
         f"--input_shape={';'.join(f'{name}:{batch},{length}' for name in INPUTS)}",
         f"--soc_version={soc_version}",
-        f"--log={chosen.log}",
-        *(f"--{name}={getattr(chosen, name)}" for name in _NAMES if name != "log" and getattr(chosen, name)),
-        *chosen.extra,
+        f"--log={settings.log}",
+        *(f"--{name}={getattr(settings, name)}" for name in _NAMES if name != "log" and getattr(settings, name)),
+        *settings.extra,
     )
 
 
-def dym_dims(batch_size: int, chosen: AtcOptions, length: int = SEQUENCE_LENGTH) -> tuple[str, ...]:
+def dym_dims(batch_size: int, settings: AtcOptions, length: int = SEQUENCE_LENGTH) -> tuple[str, ...]:
     """msame's options that pick the gear: it does not run a model with gears without them."""
-    if not chosen.dynamic_dims:
+    if not settings.dynamic_dims:
         return ()
     return ("--dymDims", ";".join(f"{name}:{batch_size},{length}" for name in INPUTS))
 
@@ -239,28 +226,23 @@ def least_bytes(onnx_bytes: int) -> int:
 def parse(stdout: str) -> AtcOutcome:
     """Read what ATC printed, on stdout and stderr together; lines of other kinds are passed over."""
     lines = [line.rstrip() for line in stdout.splitlines()]
-    found = _messages(lines)
-    return AtcOutcome(
-        success=any(line.startswith(SUCCESS_LINE) for line in lines),
-        failed=any(line.startswith(FAILED_LINE) for line in lines),
-        errors=tuple(message for message in found if message.code.startswith("E")),
-        warnings=tuple(message for message in found if message.code.startswith("W")),
-        lines=tuple(line.strip() for line in lines if line.strip())[-50:],
-    )
-
-
-def _messages(lines: Sequence[str]) -> list[Message]:
-    found: list[Message] = []
+    messages: list[Message] = []
     inside = False
     for line in lines:
         if match := _MESSAGE.fullmatch(line):
-            found.append(Message(match[1], match[2].strip()))
+            messages.append(Message(match[1], match[2].strip()))
             inside = True
         elif inside and "TraceBack" not in line and (match := _DETAIL.fullmatch(line.expandtabs())):
-            found[-1] = replace(found[-1], details=(*found[-1].details, match[1].strip()))
+            messages[-1] = replace(messages[-1], details=(*messages[-1].details, match[1].strip()))
         else:
             inside = False
-    return found
+    return AtcOutcome(
+        success=any(line.startswith(SUCCESS_LINE) for line in lines),
+        failed=any(line.startswith(FAILED_LINE) for line in lines),
+        errors=tuple(message for message in messages if message.code.startswith("E")),
+        warnings=tuple(message for message in messages if message.code.startswith("W")),
+        lines=tuple(line.strip() for line in lines if line.strip())[-50:],
+    )
 
 
 def summary(outcome: AtcOutcome) -> dict[str, Any]:
@@ -301,12 +283,13 @@ def _explained(outcome: AtcOutcome) -> Optional[DebertaError]:
     """The error of the first code that says more than "unknown error", or else of the first line that is known."""
     for message in outcome.errors:
         if message.code in BY_CODE and not is_generic(message.code):
-            return _error(BY_CODE[message.code], f"{message.code}: {message.text}")
-    for pattern, cause in BY_TEXT:
-        for line in outcome.lines:
-            if re.search(pattern, line):
-                return _error(cause, line)
-    return None
+            return _by_code(message.code, f"{message.code}: {message.text}")
+    return explain("atc", outcome.lines, BY_TEXT)
+
+
+def _by_code(code: str, text: str, see: str = "") -> DebertaError:
+    error, advice = BY_CODE[code]
+    return error(f"atc: {text.rstrip(' .')}: {advice}{see}")
 
 
 def _unexplained(outcome: AtcOutcome, exit_code: int, see: str) -> DebertaError:
@@ -316,8 +299,8 @@ def _unexplained(outcome: AtcOutcome, exit_code: int, see: str) -> DebertaError:
         first = min(
             outcome.errors, key=lambda m: (is_generic(m.code), m.text.startswith("Inner Error") > len(m.details))
         )
-        said = " ".join((f"{first.code}: {first.text}", *first.details[:1]))
-        return _error(UNKNOWN, said, see) if is_generic(first.code) else StageError(f"atc: {said.rstrip(' .')}{see}")
+        text = " ".join((f"{first.code}: {first.text}", *first.details[:1]))
+        return _by_code(UNKNOWN, text, see) if is_generic(first.code) else StageError(f"atc: {text.rstrip(' .')}{see}")
     signal_number = -exit_code if exit_code < 0 else exit_code - 128 if 128 < exit_code < 160 else 0
     if signal_number == 9:
         return StageError(f"atc was killed, most likely because memory ran out{see}")
@@ -329,7 +312,3 @@ def _unexplained(outcome: AtcOutcome, exit_code: int, see: str) -> DebertaError:
     if outcome.success:
         return StageError(f"atc printed its success line, but ended with exit code {exit_code}{see}")
     return StageError(f"atc ended with exit code {exit_code} and without its success line{last}{see}")
-
-
-def _error(cause: Cause, said: str, see: str = "") -> DebertaError:
-    return cause.error(f"atc: {said.rstrip(' .')}: {cause.meaning}. {cause.advice}{see}")
