@@ -28,6 +28,7 @@ class Argument:
     required: bool = False
     choices: Sequence[str] = ()
     is_flag: bool = False
+    many: bool = False  # one value or more, each read by `read`
 
 
 def whole(low: int, high: int = LARGEST) -> Callable[[str, str], int]:
@@ -64,12 +65,14 @@ def file(help: str, required: bool = True) -> Argument:
 
 
 SHARED: Mapping[str, Argument] = {
+    "bins": file("folder with input_ids/ and input_mask/"),
     "bs": Argument(
         "rows in a bin or in an output file", lambda _, text: contract.parse_batch_size(text), required=True
     ),
     "checkpoint": file("a .bin state dict, or a Hugging Face folder"),
     "config": file("the model's config.json"),
     "data": file("GLUE's dev tsv, 16 columns"),
+    "kept": file("nodes that stay in float32, a name per line, as ATC's --keep_dtype takes them"),
     "labels": Argument("the checkpoint's label order, commas between; default: the config's id2label"),
     "lengths": Argument(
         "the sequence lengths, increasing, commas between",
@@ -83,6 +86,7 @@ SHARED: Mapping[str, Argument] = {
         "fp32 or int8", lambda option, text: contract.one_of(option, text, contract.PRECISIONS), default=contract.FP32
     ),
     "rows": Argument("rows that the whole tsv must have", whole(1), default=0),
+    "sequence_length": Argument("tokens in a row", whole(1, 2**20), default=contract.SEQUENCE_LENGTH),
     "summary": file("write what was counted to this JSON file", required=False),
     "threads": Argument("default: as many as the container's CPU quota allows", whole(1, 1024)),
     "tokenizer": file("spm.model, or a Hugging Face tokenizer folder"),
@@ -117,6 +121,7 @@ def parse(
                 default=argument.default,
                 required=argument.required,
                 choices=argument.choices or None,
+                nargs="+" if argument.many else None,
                 type=functools.partial(argument.read, option),
             )
     return parser.parse_args(argv)

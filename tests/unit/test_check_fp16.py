@@ -14,6 +14,7 @@ from deberta.core.contract import INPUTS, LABELS
 from deberta.core.errors import run_stage
 from deberta.stages.compile import export_onnx
 from deberta.stages.data import preprocess
+from deberta.stages.data.bins import Rows
 from deberta.stages.fp16 import check_fp16, emulation
 from deberta.stages.model import checkpoint, config, deberta
 from tests import model_helpers as helpers
@@ -227,7 +228,7 @@ def test_without_rounding_it_is_onnx_runtime(changes: dict[str, Any], tmp_path: 
     export_onnx.export(small(**changes), tmp_path / "x.onnx", LENGTH, relative)
     session = onnxruntime.InferenceSession(str(tmp_path / "x.onnx"), providers=["CPUExecutionProvider"])
     ids, mask = helpers.batch(5, LENGTH, SMALL["vocab_size"])
-    rows = emulation.Rows(list(range(5)), ids, mask)
+    rows = Rows(list(range(5)), ids.numpy(), mask.numpy())
     expected = session.run(None, dict(zip(INPUTS, (ids.numpy(), mask.numpy()), strict=True)))[0]
     graph = emulation.load(tmp_path / "x.onnx")
     plain = emulation.run(graph, rows, None)

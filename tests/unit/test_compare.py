@@ -16,11 +16,11 @@ from onnx import numpy_helper
 
 from deberta.core.contract import INPUTS, LABELS
 from deberta.core.errors import run_stage
-from deberta.stages.compare import compare
-from deberta.stages.compare import layers as compare_layers
+from deberta.stages.compare import compare, layers
 from deberta.stages.compare.layers import Difference
 from deberta.stages.compile import compile_cpu, export_onnx
-from deberta.stages.fp16 import emulation
+from deberta.stages.data.bins import Rows
+from deberta.stages.inference.logits import compare_logits
 from deberta.stages.model import checkpoint
 from deberta.stages.model import deberta as model
 from tests import model_helpers as helpers
@@ -241,12 +241,12 @@ def test_bisection_and_its_assumption(first: int | None) -> None:
         return probe
 
     steady = prober(lambda i: first is not None and i >= first)
-    assert compare_layers.bisect(MARKS, steady, 0.5) == first
+    assert layers.bisect(MARKS, steady, 0.5) == first
     assert len(asked) == len(set(asked)) <= 5
-    assert compare_layers.linear(MARKS, steady, 0.5) == first
+    assert layers.linear(MARKS, steady, 0.5) == first
     healing = prober(lambda i: i in (1, 12))
-    assert compare_layers.bisect(MARKS, healing, 0.5) == 12
-    assert compare_layers.linear(MARKS, healing, 0.5) == 1
+    assert layers.bisect(MARKS, healing, 0.5) == 12
+    assert layers.linear(MARKS, healing, 0.5) == 1
 
 
 def test_what_counts_as_a_difference() -> None:
@@ -255,21 +255,21 @@ def test_what_counts_as_a_difference() -> None:
     b = a.copy()
     b[0, 2, 0] = 100  # behind the end of row 0
     mask = np.array([[1, 1, 0], [1, 1, 1]], np.int32)
-    assert compare_layers.difference("x", a, b, mask) == Difference("x", 0.0, 0.0)
-    assert compare_layers.difference("x", a, b) == Difference("x", 100.0, 1.0)
-    assert compare_layers.difference("x", a[:, :1], b, mask) == Difference("x", 0.0, 0.0)  # the first position alone
+    assert layers.difference("x", a, b, mask) == Difference("x", 0.0, 0.0)
+    assert layers.difference("x", a, b) == Difference("x", 100.0, 1.0)
+    assert layers.difference("x", a[:, :1], b, mask) == Difference("x", 0.0, 0.0)  # the first position alone
     b[1, 1, 0] = np.inf
     for other in (b, a[:, :, :1]):
-        assert compare_layers.difference("x", a, other, mask).exceeds(1e9)
-    assert not compare_layers.difference("x", a * 0, a * 0).exceeds(0)
+        assert layers.difference("x", a, other, mask).exceeds(1e9)
+    assert not layers.difference("x", a * 0, a * 0).exceeds(0)
 
 
 def test_the_worst_rows_are_searched() -> None:
     a = np.array([[3, 0, 0], [3, 0, 0], [0.1, 0, 0], [3, 0, 0]], np.float32)
     b = np.array([[3, 1, 0], [9, 0, 0], [0, 0.1, 0], [3, np.nan, 0]], np.float32)
-    ids = torch.arange(4)[:, None]
-    rows = emulation.Rows([10, 11, 12, 13], ids, ids)
-    found = [compare_layers.worst_rows(a[:k], b[:k], rows) for k in (4, 3, 2)]
+    ids = np.arange(4, dtype=np.int32)[:, None]
+    rows = Rows([10, 11, 12, 13], ids, ids)
+    found = [layers.worst_rows(compare_logits(a[:k], b[:k]), rows) for k in (4, 3, 2)]
     assert [rows.numbers for rows in found] == [[12, 13], [11, 12], [10, 11]]
     assert found[0].ids.tolist() == [[2], [3]]
 

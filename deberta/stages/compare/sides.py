@@ -1,15 +1,16 @@
 """Runs one side of a comparison: rows in, named arrays out. Nothing here compares, and every run loads its own model.
 
-That a model is loaded anew for each run lets two of 184 M parameters be compared on a machine that holds one, and a
-graph whose inner values are wanted is another graph anyway: engines fuse less where a value has to be handed out.
+Loading a model anew for each run lets two of 184 M parameters be compared on a machine that holds one; and a graph with
+more outputs is another graph anyway, since engines fuse less where an inner value has to be handed out.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,6 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import torch
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
 from deberta.core import contract, files
@@ -26,31 +26,28 @@ from deberta.core.contract import INPUTS, LABELS, OUTPUT
 from deberta.core.errors import DataError, MissingError
 from deberta.core.progress import Progress
 from deberta.stages import onnx_runtime
+from deberta.stages.data.bins import Rows
 from deberta.stages.fp16 import emulation, keep_dtype
-from deberta.stages.fp16.emulation import EmulationResult, Node, Rows
+from deberta.stages.fp16.emulation import EmulationResult, Node
 from deberta.stages.inference import openvino_engine
-from deberta.stages.inference.logits import read_array, read_outputs
+from deberta.stages.inference.logits import Logits, read_array, read_outputs
 from deberta.stages.model import checkpoint, config
+from deberta.stages.model.deberta import Deberta
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     import openvino as ov
 
 Array = npt.NDArray[np.float32]
-# By name: float32 [rows, any, any], what was computed for one row being its entry of the first axis.
+# By name: float32 [rows, any, any]; the first axis has one entry for each row.
 Results = dict[str, Array]
-Collect = Callable[[str, Any, int], None]  # name, values of some rows, how many rows those are
 
 MOST_ROWS = 8  # computed at a time where the batch is free
-FEW_ROWS = 2  # the same for what computes one operation after another: small tensors are several times faster
 _MARK = re.compile(r"/(?:(embeddings|pooler)|encoder/(?:layer\.(\d+)|(conv)))/")
-AGAIN = "Run: invoke export-onnx --force"
 
 
 @dataclass(frozen=True)
 class GraphNode:
-    """A node of an ONNX graph, by its name, its operation and the tensor that it makes."""
+    """A node of an ONNX graph: its name, its operation, and the tensor that it computes."""
 
     name: str
     op: str
@@ -59,21 +56,21 @@ class GraphNode:
 
 @dataclass(frozen=True)
 class Setting:
-    """What both sides are run with. `batches`: bins of `batch_size` rows that the data have."""
+    """What both sides are run with. `batches`: how many bins of `batch_size` rows the data have."""
 
     config: Path
     labels: tuple[str, ...]
     batch_size: int
     batches: int
     threads: int
-    scratch: Path  # a folder for copies of models; nothing of it is kept
+    scratch: Path  # a folder for copies of models, removed at the end
     graph: Path | None = None  # the ONNX that the compiled model was made of, to know its nodes' order
-    kept: Path | None = None  # nodes that float16 storage spares
+    kept: Path | None = None  # lists the nodes that the fp16 side keeps in float32
 
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two. `run` gives the arrays of `wanted`: "logits", `marks`, and tensors of `nodes`.
+    """One of the two. `run` gives the arrays of the names wanted: "logits", `marks`, and output tensors of `nodes`.
 
     A tensor that the engine does not have (it was fused away), or that is not float32, is missing in what `run` gives.
     """
@@ -89,45 +86,49 @@ class Side:
 def open_side(kind: str, file: Path, setting: Setting) -> Side:
     """Raises MissingError and DataError for what can be seen without running it."""
     if not file.exists():
-        raise MissingError(f"{file} is missing. Run: invoke {_MAKES[kind]}")
+        raise MissingError(f"{file} is missing. Run: invoke {_MAKERS[kind]}")
     return _KINDS[kind](kind, file, setting)
 
 
+@contextmanager
+def scratch_beside(report: Path) -> Iterator[Path]:
+    """A folder for copies of models, removed at the end; what a killed run left is removed at the start."""
+    files.remove_leftovers(report)
+    scratch = files.temporary_beside(report)
+    scratch.mkdir(parents=True)
+    try:
+        yield scratch
+    finally:
+        files.remove(scratch)
+
+
 def marks_of(nodes: Iterable[GraphNode]) -> dict[str, str]:
-    """Each layer's name and the tensor that leaves it: the last in the graph's order that the module computed.
+    """Each layer's name, and the tensor that leaves it: the last in the graph's order that the module computed.
 
     The names are those that export-onnx writes, by module; a graph without them has no layers to name.
     """
     marks: dict[str, str] = {}
     for node in nodes:
-        if found := _MARK.match(node.name):
-            plain, index, convolution = found.groups()
+        if match := _MARK.match(node.name):
+            plain, index, convolution = match.groups()
             marks[plain or ("convolution" if convolution else f"layer {index}")] = node.output
     return {**marks, OUTPUT: OUTPUT} if marks else {}
 
 
 def read_nodes(path: Path) -> tuple[GraphNode, ...]:
     """The nodes of an ONNX file that compute something, in order. Raises MissingError and DataError."""
-    if not path.is_file():
-        raise MissingError(f"{path} is missing. Run: invoke export-onnx")
-    try:
-        graph = onnx.load(str(path), load_external_data=False).graph
-    except (DecodeError, ValueError) as error:
-        raise DataError(f"{path} is not an ONNX file ({error}). {AGAIN}") from None
-    inputs, outputs = [value.name for value in graph.input], [value.name for value in graph.output]
-    if tuple(inputs) != INPUTS or outputs != [OUTPUT]:
-        raise DataError(f"{path} has the inputs {', '.join(inputs)} and outputs {', '.join(outputs)}. {AGAIN}")
-    return tuple(GraphNode(n.name, n.op_type, n.output[0]) for n in graph.node if n.op_type != "Constant")
+    nodes = emulation.read_graph(path).node
+    return tuple(GraphNode(node.name, node.op_type, node.output[0]) for node in nodes if node.op_type != "Constant")
 
 
-class _Caught:
-    """Arrays by name, part after part. What is not float32, or not of so many rows, is left out."""
+class _Recorder:
+    """Arrays by name, part after part of the rows. What is not float32, or not of so many rows, is left out."""
 
     def __init__(self) -> None:
         self._parts: dict[str, list[Array]] = {}
 
     def add(self, name: str, values: Any, rows: int, real: int | None = None) -> None:
-        """Of `rows` rows that were computed the first `real` are kept."""
+        """Add what was computed for `rows` rows; of these the first `real` are kept, all by default."""
         array = np.asarray(values)
         if array.dtype == np.float32 and array.ndim and array.shape[0] % rows == 0:
             self._parts.setdefault(name, []).append(array.reshape(rows, -1, array.shape[-1])[:real].copy())
@@ -147,14 +148,14 @@ def _by_parts(kind: str, rows: Rows, size: int) -> Iterator[Rows]:
 
 
 def _modules(model: Any) -> dict[str, nn.Module]:
-    """Our module's and transformers' parts, which are named alike, by their mark."""
+    """The parts of our module or of transformers', which are named alike, by their mark."""
     encoder = model.deberta.encoder
-    found: dict[str, nn.Module] = {"embeddings": model.deberta.embeddings}
+    modules: dict[str, nn.Module] = {"embeddings": model.deberta.embeddings}
     for index, layer in enumerate(encoder.layer):
-        found[f"layer {index}"] = layer
+        modules[f"layer {index}"] = layer
         if index == 0 and getattr(encoder, "conv", None) is not None:
-            found["convolution"] = encoder.conv
-    return {**found, "pooler": model.pooler}
+            modules["convolution"] = encoder.conv
+    return {**modules, "pooler": model.pooler}
 
 
 def _torch(kind: str, file: Path, setting: Setting) -> Side:
@@ -165,24 +166,22 @@ def _torch(kind: str, file: Path, setting: Setting) -> Side:
         ours = checkpoint.load(file, settings, setting.labels or None).model
         if kind == "pytorch":
             return ours, ours
-        import json
-
         from transformers import DebertaV2Config, DebertaV2ForSequenceClassification
 
         values = json.loads(setting.config.read_text(encoding="utf-8"))
         peer = DebertaV2ForSequenceClassification(DebertaV2Config.from_dict({**values, "num_labels": len(LABELS)}))
         peer.load_state_dict(ours.state_dict())
-        made = peer.train(False)
-        return made, lambda ids, mask: made(input_ids=ids.long(), attention_mask=mask.long()).logits
+        peer.train(False)
+        return peer, lambda ids, mask: peer(input_ids=ids.long(), attention_mask=mask.long()).logits
 
     def run(rows: Rows, wanted: Sequence[str]) -> Results:
         model, forward = load()
-        caught, modules, count = _Caught(), _modules(model), 0
+        recorder, modules, count = _Recorder(), _modules(model), 0
 
         def hook(name: str) -> Callable[..., None]:
             # transformers' layers give a tuple, whose first entry is what goes on to the next.
-            return lambda module, given, made: caught.add(
-                name, (made[0] if isinstance(made, tuple) else made).numpy(), count
+            return lambda module, inputs, output: recorder.add(
+                name, (output[0] if isinstance(output, tuple) else output).numpy(), count
             )
 
         with ExitStack() as hooks, torch.no_grad():
@@ -191,18 +190,12 @@ def _torch(kind: str, file: Path, setting: Setting) -> Side:
                     hooks.callback(modules[name].register_forward_hook(hook(name)).remove)
             for part in _by_parts(kind, rows, MOST_ROWS):
                 count = len(part.numbers)
-                caught.add(OUTPUT, forward(part.ids, part.mask).numpy(), count)
-        return caught.results()
+                recorder.add(OUTPUT, forward(torch.from_numpy(part.ids), torch.from_numpy(part.mask)).numpy(), count)
+        return recorder.results()
 
-    with torch.device("meta"):
-        names = tuple(_modules(_empty(settings)))
+    with torch.device("meta"):  # no weights: only the modules' names are wanted
+        names = tuple(_modules(Deberta(settings, len(LABELS))))
     return Side(kind, file, run, (*names, OUTPUT))
-
-
-def _empty(settings: config.ModelConfig) -> nn.Module:
-    from deberta.stages.model.deberta import Deberta
-
-    return Deberta(settings, len(LABELS))
 
 
 def _onnx(kind: str, file: Path, setting: Setting) -> Side:
@@ -211,23 +204,22 @@ def _onnx(kind: str, file: Path, setting: Setting) -> Side:
     marks = marks_of(nodes)
 
     def run(rows: Rows, wanted: Sequence[str]) -> Results:
-        tensors = {name: marks.get(name, name) for name in wanted}
-        tensors[OUTPUT] = OUTPUT
         known = {node.output for node in nodes}
+        tensors = {name: marks.get(name, name) for name in (*wanted, OUTPUT)}
         tensors = {name: tensor for name, tensor in tensors.items() if tensor in known}
-        path = _marked(file, [t for t in tensors.values() if t != OUTPUT], setting.scratch)
+        path = _with_outputs(file, [t for t in tensors.values() if t != OUTPUT], setting.scratch)
         session = onnx_runtime.open_session(path, setting.threads)
-        caught = _Caught()
+        recorder = _Recorder()
         for part in _by_parts(kind, rows, min(setting.batch_size, MOST_ROWS)):
-            given = dict(zip(INPUTS, (part.ids.numpy(), part.mask.numpy()), strict=True))
-            for name, values in zip(tensors, session.run(list(tensors.values()), given), strict=True):
-                caught.add(name, values, len(part.numbers))
-        return caught.results()
+            inputs = dict(zip(INPUTS, (part.ids, part.mask), strict=True))
+            for name, values in zip(tensors, session.run(list(tensors.values()), inputs), strict=True):
+                recorder.add(name, values, len(part.numbers))
+        return recorder.results()
 
     return Side(kind, file, run, tuple(marks), nodes, marks)
 
 
-def _marked(file: Path, tensors: Sequence[str], scratch: Path) -> Path:
+def _with_outputs(file: Path, tensors: Sequence[str], scratch: Path) -> Path:
     """A copy of an ONNX file with more outputs; the file itself if none are wanted.
 
     Protobuf merges messages that follow each other, repeated fields being joined: outputs are added by appending to
@@ -255,17 +247,17 @@ def _fp16(kind: str, file: Path, setting: Setting) -> Side:
         names: dict[str, list[str]] = {}
         for name in {*wanted, OUTPUT}:
             names.setdefault(marks.get(name, name), []).append(name)
-        caught, count = _Caught(), 0
+        recorder, count = _Recorder(), 0
 
-        def watch(node: Node, outcome: EmulationResult) -> bool:
+        def watch(node: Node, result: EmulationResult) -> bool:
             for name in names.get(node.output, ()):
-                caught.add(name, outcome.value.numpy(), count)
+                recorder.add(name, result.value.numpy(), count)
             return False
 
-        for part in _by_parts(kind, rows, FEW_ROWS):
+        for part in _by_parts(kind, rows, emulation.PART_ROWS):
             count = len(part.numbers)
             emulation.run(graph, part, keep, watch)
-        return caught.results()
+        return recorder.results()
 
     return Side(kind, file, run, tuple(marks), nodes, marks)
 
@@ -289,15 +281,15 @@ def _cpu(kind: str, file: Path, setting: Setting) -> Side:
             del engine
             compiled, tensors = _compiled_with(file, tensors, setting.threads)
         request = compiled.create_infer_request()
-        caught = _Caught()
+        recorder = _Recorder()
         for part in _by_parts(kind, rows, size):
             real = len(part.numbers)
-            for name, values in zip(INPUTS, (part.ids.numpy(), part.mask.numpy()), strict=True):
+            for name, values in zip(INPUTS, (part.ids, part.mask), strict=True):
                 openvino_engine.set_input(request, name, np.pad(values, ((0, size - real), (0, 0))))
             request.infer()
             for name, tensor in (*tensors.items(), (OUTPUT, OUTPUT)):
-                caught.add(name, request.get_tensor(tensor).data, size, real)
-        return caught.results()
+                recorder.add(name, request.get_tensor(tensor).data, size, real)
+        return recorder.results()
 
     return Side(kind, file, run, tuple(marks), nodes, marks)
 
@@ -309,24 +301,28 @@ def _compiled_with(file: Path, tensors: dict[str, str], threads: int) -> tuple[o
     core = ov.Core()
     model = core.read_model(file)
     known = {name for node in model.get_ops() for port in node.outputs() for name in port.get_names()}
-    there = {name: tensor for name, tensor in tensors.items() if tensor in known}
-    if there:
-        model.add_outputs(list(dict.fromkeys(there.values())))
-    return core.compile_model(model, "CPU", openvino_engine.engine_settings(threads)), there
+    present = {name: tensor for name, tensor in tensors.items() if tensor in known}
+    if present:
+        model.add_outputs(list(dict.fromkeys(present.values())))
+    return core.compile_model(model, "CPU", openvino_engine.engine_settings(threads)), present
 
 
-def _om(kind: str, file: Path, setting: Setting) -> Side:
-    """The output files that msame, ais_bench or the cpu backend's runner left in one folder."""
+def _stored(kind: str, file: Path, read: Callable[[], Logits]) -> Side:
+    """Logits in a file or folder, float32 [rows, 3], by the number of the row."""
 
     def run(rows: Rows, wanted: Sequence[str]) -> Results:
-        logits = read_outputs(file, setting.batches, setting.batch_size)
-        return {OUTPUT: logits[rows.numbers].reshape(len(rows.numbers), 1, -1)}
+        return {OUTPUT: read()[rows.numbers].reshape(len(rows.numbers), 1, -1)}
 
     return Side(kind, file, run)
 
 
+def _om(kind: str, file: Path, setting: Setting) -> Side:
+    """The output files that msame, ais_bench or the cpu backend's runner left in one folder."""
+    return _stored(kind, file, lambda: read_outputs(file, setting.batches, setting.batch_size))
+
+
 def _reference(kind: str, file: Path, setting: Setting) -> Side:
-    """Logits in a .npy, float32 [rows, 3], in the tsv's order."""
+    """PyTorch's logits in a .npy, in the tsv's order."""
     again = "It is of other data, or of other rows of them: make it again"
     logits = read_array(file, again)
     if contract.batch_count(len(logits), setting.batch_size) != setting.batches:
@@ -334,11 +330,7 @@ def _reference(kind: str, file: Path, setting: Setting) -> Side:
             f"{file} holds logits of {len(logits)} rows, not of those in {setting.batches} bins of"
             f" {setting.batch_size}. {again}"
         )
-
-    def run(rows: Rows, wanted: Sequence[str]) -> Results:
-        return {OUTPUT: logits[rows.numbers].reshape(len(rows.numbers), 1, -1)}
-
-    return Side(kind, file, run)
+    return _stored(kind, file, lambda: logits)
 
 
 _KINDS: dict[str, Callable[[str, Path, Setting], Side]] = {
@@ -350,7 +342,7 @@ _KINDS: dict[str, Callable[[str, Path, Setting], Side]] = {
     "om": _om,
     "reference": _reference,
 }
-_MAKES = {
+_MAKERS = {
     "pytorch": "fetch",
     "transformers": "fetch",
     "onnx": "export-onnx",
@@ -361,9 +353,3 @@ _MAKES = {
 }
 KINDS = tuple(_KINDS)
 HALF = ("fp16", "om")  # computed in float16: the second by ATC's default
-
-
-def scratch_beside(report: Path) -> Path:
-    """Where copies of models go: a name that a run which is killed leaves nothing behind under for long."""
-    files.remove_leftovers(report)
-    return files.temporary_beside(report)

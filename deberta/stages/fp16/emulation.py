@@ -5,10 +5,10 @@ kept, beyond the largest value (65504; from 65520 on) infinity. Inside a node it
 multiply float16 and add up in float32. A node that is kept in float32 (ATC's --keep_dtype) is not rounded, and what it
 hands to one that is not kept is rounded on entry, where ATC puts a cast.
 
-It is no NPU. A compiler that fuses nodes rounds less often than this; one that replaces an erf by an approximation, or
-a unit that drops subnormals, computes something else. A 310P is said to know saturation mode alone (CANN's page of
-aclrtFloatOverflowMode: "Atlas inference products"): the largest value instead of infinity, 0 instead of NaN. `saturate`
-computes that; infinities and NaN are what shows where values stop being true, so that the search goes without.
+An NPU may compute something else: a compiler that fuses nodes rounds less often, an erf may be approximated, a unit may
+drop subnormals. By CANN's page of aclrtFloatOverflowMode ("Atlas inference products") a 310P has saturation mode alone:
+the largest value instead of infinity, 0 instead of NaN. `saturate` computes that. The search goes without, since
+infinities and NaN show where values stop being right.
 """
 
 from __future__ import annotations
@@ -29,9 +29,11 @@ from torch.nn import functional
 
 from deberta.core.contract import INPUTS, LABELS, OUTPUT
 from deberta.core.errors import DataError, MissingError, some
+from deberta.stages.data.bins import Rows
 
 LARGEST = 65504.0  # float16's largest value
 OVERFLOW = 65520.0  # from here on, rounding to float16 gives infinity
+PART_ROWS = 2  # computed at a time: small tensors are several times faster than those of a whole batch
 AGAIN = "Run: invoke export-onnx --force"
 
 
@@ -65,25 +67,11 @@ class Float16Graph:
         return {node.output: node for node in self.nodes}
 
 
-@dataclass(frozen=True, eq=False)
-class Rows:
-    """Some rows of the bins: `numbers` counts them from 0; ids and mask are int32 [rows, length]."""
-
-    numbers: list[int]
-    ids: Tensor
-    mask: Tensor
-
-    def split(self, size: int = 2) -> list[Rows]:
-        """A few rows at a time: small tensors are computed several times faster than those of a whole batch."""
-        starts = range(0, len(self.numbers), size)
-        return [Rows(self.numbers[i : i + size], self.ids[i : i + size], self.mask[i : i + size]) for i in starts]
-
-
 @dataclass(frozen=True)
 class EmulationResult:
-    """What came out of one node."""
+    """The result of one node."""
 
-    given: tuple[Tensor, ...]  # its inputs as it got them
+    inputs: tuple[Tensor, ...]  # as the node gets them, rounded unless it is kept
     raw: Tensor  # its result in float32
     value: Tensor  # what the next nodes get: rounded, unless the node is kept
     peak: float  # the largest |raw|; nan if there is a NaN
@@ -95,29 +83,36 @@ class EmulationResult:
         return not self.lost and (math.isfinite(self.peak) if self.kept else self.peak < OVERFLOW)
 
 
-# Sees every outcome; True asks for the node to be computed again in float32, and be kept from now on.
+# Sees every result; True: compute the node again in float32, and keep it from now on.
 Watch = Callable[[Node, EmulationResult], bool]
+
+
+def read_graph(path: Path) -> onnx.GraphProto:
+    """An ONNX file with the contract's inputs and output. Raises MissingError and DataError."""
+    if not path.is_file():
+        raise MissingError(f"{path} is missing. Run: invoke export-onnx")
+    try:
+        graph: onnx.GraphProto = onnx.load(str(path), load_external_data=False).graph
+    except (DecodeError, ValueError) as error:
+        raise DataError(f"{path} is not an ONNX file ({error}). {AGAIN}") from None
+    inputs, outputs = [value.name for value in graph.input], [value.name for value in graph.output]
+    if tuple(inputs) != INPUTS or outputs != [OUTPUT]:
+        raise DataError(f"{path} has the inputs {', '.join(inputs)} and outputs {', '.join(outputs)}. {AGAIN}")
+    return graph
 
 
 def load(path: Path) -> Float16Graph:
     """Read an ONNX file that export-onnx wrote. Raises MissingError, and DataError for any other graph."""
-    if not path.is_file():
-        raise MissingError(f"{path} is missing. Run: invoke export-onnx")
-    try:
-        model = onnx.load(str(path), load_external_data=False)
-    except (DecodeError, ValueError) as error:
-        raise DataError(f"{path} is not an ONNX file ({error}). {AGAIN}") from None
-    shapes = {value.name: value.type.tensor_type for value in model.graph.input}
-    length = int(shapes[INPUTS[0]].shape.dim[1].dim_value) if INPUTS[0] in shapes else 0
-    outputs = [value.name for value in model.graph.output]
-    if tuple(shapes) != INPUTS or length < 1 or outputs != [OUTPUT]:
-        raise DataError(f"{path} has the inputs {', '.join(shapes)} and outputs {', '.join(outputs)}. {AGAIN}")
+    graph = read_graph(path)
+    dims = graph.input[0].type.tensor_type.shape.dim
+    if len(dims) != 2 or dims[1].dim_value < 1:
+        raise DataError(f"{path} has no fixed sequence length. {AGAIN}")
     weights: dict[str, Tensor] = {}
-    for tensor in model.graph.initializer:
+    for tensor in graph.initializer:
         weights[tensor.name] = _tensor(tensor)
         tensor.ClearField("raw_data")  # a large model is not held twice
     nodes = []
-    for node in model.graph.node:
+    for node in graph.node:
         attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
         if node.op_type == "Constant" and "value" in attributes:
             weights[node.output[0]] = _tensor(attributes["value"])
@@ -132,10 +127,9 @@ def load(path: Path) -> Float16Graph:
     if broken := [name for name, x in weights.items() if x.is_floating_point() and not math.isfinite(peak(x))]:
         raise DataError(f"{path} holds NaN or infinite weights: {some(broken)}. Check the checkpoint, then {AGAIN}")
     computed = {name for node in nodes if not node.moves for name in node.inputs}
-    narrow = {
-        name: (rounded(x), overflows(x)) for name, x in weights.items() if name in computed and x.is_floating_point()
-    }
-    return Float16Graph(tuple(nodes), weights, narrow, done_with, length, len(tables[0]))
+    floats = {name: x for name, x in weights.items() if name in computed and x.is_floating_point()}
+    narrow = {name: (rounded(x), overflows(x)) for name, x in floats.items()}
+    return Float16Graph(tuple(nodes), weights, narrow, done_with, int(dims[1].dim_value), len(tables[0]))
 
 
 def _tensor(tensor: TensorProto) -> Tensor:
@@ -144,10 +138,9 @@ def _tensor(tensor: TensorProto) -> Tensor:
 
 def _check(path: Path, nodes: list[Node]) -> None:
     unknown = sorted({node.op for node in nodes} - set(_OPERATIONS))
-    casts = [n.name for n in nodes if n.op == "Cast" and n.attributes["to"] != TensorProto.FLOAT]
-    if unknown or casts:
-        what = some([*unknown, *casts])
-        raise DataError(f"{path} holds nodes that export-onnx does not write: {what}. {AGAIN}")
+    unknown += [node.name for node in nodes if node.op == "Cast" and node.attributes["to"] != TensorProto.FLOAT]
+    if unknown:
+        raise DataError(f"{path} holds nodes that export-onnx does not write: {some(unknown)}. {AGAIN}")
     names = {node.name for node in nodes}
     if len(names) != len(nodes) or "" in names:
         raise DataError(f"{path} has nodes without a name of their own, so none could be named to ATC. {AGAIN}")
@@ -170,18 +163,19 @@ def run(
 ) -> Tensor:
     """The logits, float32 [rows, 3]. `keep`: nodes that are computed in float32, all of them if None.
 
-    `keep` is asked anew for every node, so that `watch` may add to it.
+    `keep` is looked at anew for every node, so that `watch` may add to it.
     """
-    values = {**graph.weights, INPUTS[0]: rows.ids, INPUTS[1]: rows.mask}
+    ids, mask = torch.from_numpy(rows.ids), torch.from_numpy(rows.mask)
+    values = {**graph.weights, INPUTS[0]: ids, INPUTS[1]: mask}
     wide = {name for name, x in graph.weights.items() if x.is_floating_point()}  # what is not in float16
     with torch.no_grad():
         for node, done in zip(graph.nodes, graph.done_with, strict=True):
-            outcome = _compute(graph, node, values, wide, keep is None or node.name in keep, saturate)
-            if watch is not None and watch(node, outcome) and not outcome.kept:
-                outcome = _compute(graph, node, values, wide, True, saturate)
-                watch(node, outcome)
-            values[node.output] = outcome.value
-            if outcome.kept:
+            result = _compute(graph, node, values, wide, keep is None or node.name in keep, saturate)
+            if watch is not None and watch(node, result) and not result.kept:
+                result = _compute(graph, node, values, wide, True, saturate)
+                watch(node, result)
+            values[node.output] = result.value
+            if result.kept:
                 wide.add(node.output)
             for name in done:
                 del values[name]
@@ -194,21 +188,21 @@ def run(
 def _compute(
     graph: Float16Graph, node: Node, values: dict[str, Tensor], wide: set[str], kept: bool, saturate: bool
 ) -> EmulationResult:
-    given = tuple(values[name] for name in node.inputs)
+    inputs = tuple(values[name] for name in node.inputs)
     lost = 0
     rounds = not kept and any(name in wide for name in node.inputs)
     if rounds and not node.moves:
         entered = [_enter(graph, name, values[name], wide, saturate) for name in node.inputs]
-        given, lost = tuple(x for x, _ in entered), sum(count for _, count in entered)
-    raw = _OPERATIONS[node.op](node, *given)
+        inputs, lost = tuple(x for x, _ in entered), sum(count for _, count in entered)
+    raw = _OPERATIONS[node.op](node, *inputs)
     if not raw.is_floating_point() or (node.moves and not kept and not rounds):
-        return EmulationResult(given, raw, raw, 0.0, 0, kept)  # nothing can have changed
+        return EmulationResult(inputs, raw, raw, 0.0, 0, kept)  # nothing can have changed
     largest = peak(raw)
     if kept:
-        return EmulationResult(given, raw, raw, largest, 0, True)
+        return EmulationResult(inputs, raw, raw, largest, 0, True)
     # A node that moves is rounded after it moved, which is the same, and less work for an embedding's table.
     lost += 0 if largest < OVERFLOW else overflows(raw)
-    return EmulationResult(given, raw, rounded(raw, saturate), largest, lost, False)
+    return EmulationResult(inputs, raw, rounded(raw, saturate), largest, lost, False)
 
 
 def _enter(graph: Float16Graph, name: str, x: Tensor, wide: set[str], saturate: bool) -> tuple[Tensor, int]:
@@ -281,7 +275,7 @@ def _convolution(node: Node, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def _plain(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    return lambda node, *given: function(*given)
+    return lambda node, *inputs: function(*inputs)
 
 
 _MOVING = ("Expand", "Gather", "GatherElements", "Reshape", "Slice", "Transpose")

@@ -1,7 +1,7 @@
 """Which nodes have to stay in float32, and the file in which ATC's --keep_dtype reads their names.
 
-The file: one node name per line. Blank lines are skipped, and a name that the graph does not have is an error to ATC
-(graphengine r1.8.0, ge/ir_build/attr_options/keep_dtype_option.cc), so there is nothing else in it, no comment either.
+The file has one node name per line and nothing else, not even a comment: ATC skips blank lines and refuses a name that
+the graph does not have (graphengine r1.8.0, ge/ir_build/attr_options/keep_dtype_option.cc).
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from pathlib import Path
 from deberta.core import files
 from deberta.core.errors import DataError, MissingError, some
 from deberta.core.progress import Progress
+from deberta.stages.data.bins import Rows
 from deberta.stages.fp16 import emulation
-from deberta.stages.fp16.emulation import EmulationResult, Float16Graph, Node, Rows
+from deberta.stages.fp16.emulation import EmulationResult, Float16Graph, Node
 from deberta.stages.fp16.survey import Survey, survey
 
-ROUNDS = 4  # of finding, shortening and verifying
-LEVELS = 16  # how far up from a node that float32 alone does not cure its inputs' producers are kept too
+ROUNDS = 4  # of growing, shortening and verifying
+LEVELS = 16  # how far up from a node that is not finite in float32 either the nodes before it are kept too
 TRIALS = 256  # runs of a few rows that shortening may take
 
 
@@ -32,7 +33,7 @@ class _Stop(Exception):
 
 @dataclass(frozen=True)
 class Cure:
-    """A list that leaves no overflow in any row. `irreducible`: shown that none of the new nodes can be left out."""
+    """A list that leaves no overflow in any row. `irreducible`: it was shown that none of the new nodes can go."""
 
     nodes: list[str]  # in the graph's order, those that were kept before included
     irreducible: bool
@@ -40,7 +41,7 @@ class Cure:
 
 
 def find(graph: Float16Graph, parts: Sequence[Rows], affected: Sequence[Rows], before: Collection[str]) -> Cure | None:
-    """The nodes to keep in addition to `before`; None if none were found that leave everything finite.
+    """The nodes to keep in addition to `before`; None if no list leaves everything finite.
 
     Every node whose result overflows is kept, and every one that then gets a value beyond float16's range. Where a
     kept node still is not finite (a divisor that rounding made 0), the nodes before it are kept too. Then each is
@@ -51,20 +52,20 @@ def find(graph: Float16Graph, parts: Sequence[Rows], affected: Sequence[Rows], b
         if not _grow(graph, hard, keep):
             return None
         irreducible = _shorten(graph, hard, keep, before)
-        found = survey(graph, parts, keep, "check-fp16, verifying")
-        if not found.affected:
-            return Cure([node.name for node in graph.nodes if node.name in keep], irreducible, found)
-        hard += [part for part in found.affected if part not in hard]
+        verified = survey(graph, parts, keep, "check-fp16, verifying")
+        if not verified.affected:
+            return Cure([node.name for node in graph.nodes if node.name in keep], irreducible, verified)
+        hard += [part for part in verified.affected if part not in hard]
     return None
 
 
 def _grow(graph: Float16Graph, parts: Sequence[Rows], keep: set[str]) -> bool:
     """Add to `keep` until nothing overflows in these rows; False if that cannot be reached."""
 
-    def watch(node: Node, outcome: EmulationResult) -> bool:
-        if outcome.good:
+    def watch(node: Node, result: EmulationResult) -> bool:
+        if result.good:
             return False
-        if outcome.kept:
+        if result.kept:
             raise _Stop(node)
         keep.add(node.name)
         return True
@@ -129,8 +130,8 @@ def _shorten(graph: Float16Graph, parts: Sequence[Rows], keep: set[str], before:
 
 
 def _is_clean(graph: Float16Graph, part: Rows, keep: set[str]) -> bool:
-    def watch(node: Node, outcome: EmulationResult) -> bool:
-        if not outcome.good:
+    def watch(node: Node, result: EmulationResult) -> bool:
+        if not result.good:
             raise _Stop(node)
         return False
 
@@ -148,7 +149,7 @@ def read(path: Path, graph: Float16Graph) -> set[str]:
     names = {line.strip() for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()}
     unknown = sorted(names - {node.name for node in graph.nodes})
     if unknown:
-        raise DataError(f"{path} names what is no node of the graph that computes: {some(unknown)}")
+        raise DataError(f"{path} names nodes that the graph does not compute: {some(unknown)}")
     return names
 
 

@@ -1,4 +1,4 @@
-"""What every node did in one emulated run over all rows: its largest value, and what overflowed or vanished where."""
+"""One emulated run over all rows: each node's largest value, and where values overflowed or vanished."""
 
 from __future__ import annotations
 
@@ -7,19 +7,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from deberta.core.progress import Progress
+from deberta.stages.data.bins import Rows
 from deberta.stages.fp16 import emulation
-from deberta.stages.fp16.emulation import LARGEST, EmulationResult, Float16Graph, Node, Rows
-
-Logits = npt.NDArray[np.float32]
+from deberta.stages.fp16.emulation import LARGEST, EmulationResult, Float16Graph, Node
+from deberta.stages.inference.logits import Logits
 
 
 @dataclass
 class OverflowTally:
-    """What one node did over all rows."""
+    """Counts of one node over all rows."""
 
     name: str
     op: str
@@ -58,20 +57,21 @@ class Survey:
         return [tally for tally in self.tallies.values() if tally.arose]
 
 
-def survey(graph: Float16Graph, parts: Sequence[Rows], keep: Collection[str], what: str) -> Survey:
+def survey(graph: Float16Graph, parts: Sequence[Rows], keep: Collection[str], title: str) -> Survey:
+    """Run all parts with the nodes of `keep` in float32; `title` names the run in the progress."""
     tallies: dict[str, OverflowTally] = {}
     affected: list[Rows] = []
     logits = []
-    progress = Progress(what, sum(len(part.numbers) for part in parts), "rows")
+    progress = Progress(title, sum(len(part.numbers) for part in parts), "rows")
     done = 0
     for part in parts:
         good = True
 
-        def watch(node: Node, outcome: EmulationResult, part: Rows = part) -> bool:
+        def watch(node: Node, result: EmulationResult, part: Rows = part) -> bool:
             nonlocal good
-            good = good and outcome.good
-            if outcome.raw.is_floating_point() and not (node.moves and outcome.good):
-                _count(tallies.setdefault(node.name, OverflowTally(node.name, node.op)), outcome, part.numbers)
+            good = good and result.good
+            if result.raw.is_floating_point() and not (node.moves and result.good):
+                _count(tallies.setdefault(node.name, OverflowTally(node.name, node.op)), result, part.numbers)
             return False
 
         logits.append(emulation.run(graph, part, keep, watch).numpy())
@@ -82,28 +82,28 @@ def survey(graph: Float16Graph, parts: Sequence[Rows], keep: Collection[str], wh
     return Survey(tallies, np.concatenate(logits), affected)
 
 
-def _count(tally: OverflowTally, outcome: EmulationResult, numbers: Sequence[int]) -> None:
-    raw, value = outcome.raw, outcome.value
+def _count(tally: OverflowTally, result: EmulationResult, numbers: Sequence[int]) -> None:
+    raw, value = result.raw, result.value
     tally.values += raw.numel()
-    if not outcome.kept:
+    if not result.kept:
         tally.vanished += int(torch.count_nonzero(raw)) - int(torch.count_nonzero(value))
-    if outcome.good:
-        tally.peak = max(tally.peak, outcome.peak)
+    if result.good:
+        tally.peak = max(tally.peak, result.peak)
         return
     finite = raw.isfinite()
     tally.peak = max(tally.peak, float(raw[finite].abs().max()) if finite.any() else 0.0)
     tally.infinite += int(value.isinf().sum())
     tally.nan += int(value.isnan().sum())
-    # A value that is not finite arises here if it was finite before rounding, or all that its row came from was.
+    # A value that is not finite arises here if it was finite before rounding, or if the row's inputs all were.
     rows = len(numbers)
     bad = ~value.isfinite()
     before = torch.ones(rows, dtype=torch.bool)
-    for x in outcome.given:
+    for x in result.inputs:
         if x.is_floating_point() and x.dim() and x.shape[0] % rows == 0:
             before &= x.reshape(rows, -1).isfinite().all(dim=1)
     by_row = bad.reshape(rows, -1) & (before[:, None] | finite.reshape(rows, -1))
     hits = by_row.any(dim=1).tolist()
-    if outcome.lost and not any(hits):  # a weight overflowed, so every row is affected
+    if result.lost and not any(hits):  # a weight overflowed, so every row is affected
         hits = [True] * rows
-    tally.arose += int(by_row.sum()) or outcome.lost
+    tally.arose += int(by_row.sum()) or result.lost
     tally.rows |= {number for number, hit in zip(numbers, hits, strict=True) if hit}
