@@ -1,7 +1,7 @@
-"""A step's container as data: what it is made of, as the docker SDK takes it, and as a person would paste it.
+"""A step's container as data, as arguments of the docker SDK, and as a `docker run` command to paste.
 
-No network, no capabilities, no new privileges, a read-only root; the workspace's folders are mounted read-only but for
-those that hold the step's outputs, whose inputs are read-only still.
+No network, no capabilities, no new privileges, a read-only root. The workspace's folders are mounted read-only, except
+those of the step's outputs; inputs in these folders stay read-only.
 """
 
 from __future__ import annotations
@@ -19,11 +19,16 @@ from deberta.host.plan.evaluation import Step
 ROOT = PurePosixPath("/workspace")  # the workspace in a container
 CODE = PurePosixPath("/opt/deberta-ascend")  # our package's folder there
 PYTHON = "/opt/stages/bin/python"  # of the export image
+_FLAGS = {  # the SDK's name of an option: that of `docker run`
+    "network_mode": "--network", "cap_drop": "--cap-drop", "security_opt": "--security-opt", "tmpfs": "--tmpfs",
+    "user": "--user", "group_add": "--group-add", "devices": "--device",
+    "working_dir": "--workdir", "runtime": "--runtime",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class User:
-    """Whose files a container makes. `note` says why it is not the caller, where it is not."""
+    """The owner of the files that a container writes. `note`: why it is not the caller, if it is not."""
 
     uid: int
     gid: int
@@ -32,7 +37,7 @@ class User:
 
 @dataclass(frozen=True)
 class Mount:
-    """A file or folder of this machine in the container, read-only unless said otherwise."""
+    """A file or folder of this machine in the container, read-only by default."""
 
     source: Path
     target: PurePosixPath
@@ -43,7 +48,7 @@ class Mount:
 class Access:
     """What a container needs to reach an NPU: device nodes and driver mounts one by one, or the vendor's runtime."""
 
-    nodes: Sequence[tuple[Path, str]] = ()  # here, and there
+    nodes: Sequence[tuple[Path, str]] = ()  # path on this machine, path in the container
     mounts: Sequence[Mount] = ()
     groups: Sequence[int] = ()
     runtime: str = ""
@@ -66,33 +71,32 @@ class Container:
 def of_step(
     step: Step, arguments: Sequence[str], image: str, project: Path, workspace: Path, user: User, access: Access
 ) -> Container:
-    """The container of one run of a step, whose scratch folder need not be there yet."""
-    scratch, there = workspace / programs.scratch(step.name), ROOT / programs.scratch(step.name)
+    """The container of one run of a step; its scratch folder need not exist yet."""
+    scratch, inside = workspace / programs.scratch(step.name), ROOT / programs.scratch(step.name)
     mounts = [Mount((workspace / kind).resolve(), ROOT / kind) for kind in programs.KINDS]
     mounts += [Mount((workspace / folder).resolve(), ROOT / folder, writable=True) for folder in step.writes]
-    mounts += [Mount(scratch, there, writable=True), Mount(scratch / "passwd", PurePosixPath("/etc/passwd"))]
+    mounts += [Mount(scratch, inside, writable=True), Mount(scratch / "passwd", PurePosixPath("/etc/passwd"))]
     mounts += [mount for needed in step.inputs for mount in _input(workspace, needed.path, step.writes)]
-    variables = {"HOME": str(there / "home"), "TMPDIR": str(there / "home")}
+    variables = {"HOME": str(inside / "home"), "TMPDIR": str(inside / "home")}
     if step.tool:
-        return Container(image, (*step.program, *arguments), there, user, (*mounts, *access.mounts), variables, access)
+        return Container(image, (*step.program, *arguments), inside, user, (*mounts, *access.mounts), variables, access)
     mounts.append(Mount(project / "deberta", CODE / "deberta"))
-    python = {"PYTHONPATH": str(CODE), "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
-    python["PYTHONDONTWRITEBYTECODE"] = "1"
-    return Container(image, (PYTHON, "-m", step.module, *arguments), ROOT, user, tuple(mounts), {**variables, **python})
+    variables.update(PYTHONPATH=str(CODE), PYTHONUNBUFFERED="1", PYTHONIOENCODING="utf-8", PYTHONDONTWRITEBYTECODE="1")
+    return Container(image, (PYTHON, "-m", step.module, *arguments), ROOT, user, tuple(mounts), variables)
 
 
 def _input(workspace: Path, path: PurePosixPath, written: Sequence[PurePosixPath]) -> list[Mount]:
-    """A mount of its own for an input that would else be writable or not there: a link, or a path elsewhere."""
-    here, kind = workspace / path, path.parts[0]
+    """A mount of its own for an input that would be writable or absent without it: a link, or a path elsewhere."""
+    source, kind = workspace / path, path.parts[0]
     if not path.is_absolute() and kind in programs.KINDS:
         mounted = Path(os.path.realpath(workspace / kind), *path.parts[1:])
-        if mounted == Path(os.path.realpath(here)) and not any(folder in path.parents for folder in written):
+        if mounted == Path(os.path.realpath(source)) and not any(folder in path.parents for folder in written):
             return []
-    return [Mount(here.resolve(), ROOT / path)]
+    return [Mount(source.resolve(), ROOT / path)]
 
 
 def passwd(user: User, home: PurePosixPath) -> str:
-    """/etc/passwd with a line for the container's user: some programs look up the name or home of theirs."""
+    """/etc/passwd with a line for the container's user, whose name or home some programs look up."""
     lines = ["root:x:0:0:root:/root:/bin/sh"]
     if user.uid:
         lines.append(f"user:x:{user.uid}:{user.gid}::{home}:/bin/sh")
@@ -103,7 +107,6 @@ def create_arguments(container: Container, image_id: str, name: str, labels: Map
     """The arguments of the SDK's containers.create."""
     from docker.types import Mount as BindMount
 
-    access = container.access
     mounts = [
         BindMount(str(mount.target), str(mount.source), type="bind", read_only=not mount.writable)
         for mount in container.mounts
@@ -113,37 +116,46 @@ def create_arguments(container: Container, image_id: str, name: str, labels: Map
         "command": list(container.command),
         "name": name,
         "labels": dict(labels),
-        "working_dir": str(container.folder),
-        "environment": {**container.variables, **dict(access.variables)},
-        "user": f"{container.user.uid}:{container.user.gid}",
-        "group_add": [str(group) for group in access.groups],
-        "mounts": mounts,
-        "devices": [f"{here}:{there}:rwm" for here, there in access.nodes],
-        **({"runtime": access.runtime} if access.runtime else {}),
-        "network_mode": "none",
-        "cap_drop": ["ALL"],
-        "security_opt": ["no-new-privileges"],
         "read_only": True,
-        "tmpfs": {"/tmp": ""},
+        "mounts": mounts,
+        "environment": _environment(container),
+        **_options(container),
     }
 
 
 def command_line(container: Container) -> list[str]:
     """The same as a `docker run` command."""
-    access = container.access
-    line = ["docker", "run", "--rm", "--network", "none", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"]
-    line += ["--read-only", "--tmpfs", "/tmp", "--user", f"{container.user.uid}:{container.user.gid}"]
-    for group in access.groups:
-        line += ["--group-add", str(group)]
-    for here, there in access.nodes:
-        line += ["--device", f"{here}:{there}:rwm"]
-    if access.runtime:
-        line += ["--runtime", access.runtime]
+    line = ["docker", "run", "--rm", "--read-only"]
+    for name, values in _options(container).items():
+        for value in [values] if isinstance(values, str) else values:
+            line += [_FLAGS[name], value]
     for mount in container.mounts:
         line += ["--mount", _csv(mount)]
-    for name, value in (*container.variables.items(), *access.variables):
-        line += ["--env", f"{name}={value}"]
-    return [*line, "--workdir", str(container.folder), container.image, *container.command]
+    for variable, value in _environment(container).items():
+        line += ["--env", f"{variable}={value}"]
+    return [*line, container.image, *container.command]
+
+
+def _options(container: Container) -> dict[str, Any]:
+    """What the SDK and `docker run` take in the same form, by the SDK's names."""
+    access = container.access
+    options: dict[str, Any] = {
+        "network_mode": "none",
+        "cap_drop": ["ALL"],
+        "security_opt": ["no-new-privileges"],
+        "tmpfs": {"/tmp": ""},
+        "user": f"{container.user.uid}:{container.user.gid}",
+        "group_add": [str(group) for group in access.groups],
+        "devices": [f"{source}:{target}:rwm" for source, target in access.nodes],
+        "working_dir": str(container.folder),
+    }
+    if access.runtime:
+        options["runtime"] = access.runtime
+    return options
+
+
+def _environment(container: Container) -> dict[str, str]:
+    return {**container.variables, **dict(container.access.variables)}
 
 
 def _csv(mount: Mount) -> str:

@@ -1,6 +1,6 @@
-"""How a container reaches an NPU: its device nodes and the driver's files one by one, or the vendor's own runtime.
+"""How a container reaches an NPU: by device nodes and the driver's files one by one, or by the vendor's own runtime.
 
-What there is to mount: the base list of Ascend's container runtime and MindX's documentation for Docker.
+The mounts are those of the base list of Ascend's container runtime and of MindX's documentation for Docker.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from deberta.core import schema
 from deberta.core.errors import MissingError
 from deberta.host.engine.containers import Access, Mount
 
-MANAGERS = ("davinci_manager", "devmm_svm", "hisi_hdc")  # every container needs them beside its davinci<N>
-DRIVER = PurePosixPath("/usr/local/Ascend/driver")  # where it is in a container
-# Mounted if they are there; driver/lib64 must be.
+MANAGERS = ("davinci_manager", "devmm_svm", "hisi_hdc")  # nodes that every container needs beside its davinci<N>
+DRIVER = PurePosixPath("/usr/local/Ascend/driver")  # in a container
+# Mounted if they exist; driver/lib64 has to.
 DRIVER_PARTS = ("include", "version.info")
 OTHERS = ("/usr/local/dcmi", "/usr/local/bin/npu-smi", "/usr/local/Ascend/firmware", "/etc/ascend_install.info")
 
@@ -35,24 +35,25 @@ def settings(values: Any) -> NpuSettings:
     return schema.setting(values, NpuSettings, "npu")
 
 
-def access(wanted: NpuSettings, device: int, has_runtime: Callable[[], bool], check: bool = True) -> Access:
-    """What the container of a run on `device` gets. Raises MissingError naming what is not there, if asked to check.
+def access(npu: NpuSettings, device: int, has_runtime: Callable[[], bool], check: bool = True) -> Access:
+    """The nodes and mounts for the container of a run on `device`.
 
-    With the Ascend Docker Runtime, which `auto` takes where the engine has it, that mounts nodes and driver itself.
+    The Ascend Docker Runtime, which `auto` uses if the engine has it, mounts them itself. `check`: raise MissingError
+    with the names of those that do not exist.
     """
-    if wanted.access == "runtime" or (wanted.access == "auto" and has_runtime()):
+    if npu.access == "runtime" or (npu.access == "auto" and has_runtime()):
         return Access(runtime="ascend", variables=(("ASCEND_VISIBLE_DEVICES", str(device)),))
-    nodes = [wanted.nodes / name for name in (f"davinci{device}", *MANAGERS)]
-    library = wanted.driver / "lib64"
+    nodes = [npu.nodes / name for name in (f"davinci{device}", *MANAGERS)]
+    library = npu.driver / "lib64"
     absent = [str(path) for path in (*nodes, library) if not path.exists()]
     if absent and check:
-        there = ", ".join(sorted(path.name for path in wanted.nodes.glob("davinci[0-9]*"))) or "no davinci device"
+        names = ", ".join(sorted(path.name for path in npu.nodes.glob("davinci[0-9]*"))) or "no davinci device"
         raise MissingError(
-            f"{', '.join(absent)} cannot be given to the container: not there ({wanted.nodes} has {there}). Install "
+            f"{', '.join(absent)} cannot be given to the container: not there ({npu.nodes} has {names}). Install "
             "the Ascend driver, take another device with --device, or set npu in invoke.yaml. Run: invoke doctor"
         )
     mounts = [Mount(library, DRIVER / "lib64")]
-    mounts += [Mount(wanted.driver / part, DRIVER / part) for part in DRIVER_PARTS if (wanted.driver / part).exists()]
+    mounts += [Mount(npu.driver / part, DRIVER / part) for part in DRIVER_PARTS if (npu.driver / part).exists()]
     mounts += [Mount(Path(path), PurePosixPath(path)) for path in OTHERS if os.path.exists(path)]
     groups = {os.stat(path).st_gid for path in nodes if path.exists()} - {0}
     return Access(

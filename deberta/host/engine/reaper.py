@@ -1,4 +1,4 @@
-"""Waits for the process that started it to end, however it does, and removes the containers of its session."""
+"""A process that waits until the one that started it ends, and then removes the containers of its session."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from deberta.host.engine import engine
 
 
 def main(session: str) -> None:
-    """Nobody sees an error here: the next run in the workspace removes what is left."""
+    """Errors go nowhere: the next run in the workspace removes what is left."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # it ends when its parent has
+        signal.signal(number, signal.SIG_IGN)  # it outlives its parent
     client = engine.connect()
     if sys.stdin.read() == "done":
         return
-    for _ in range(2):  # again, for one that the engine was just creating
+    for _ in range(2):  # twice, for a container that the engine was just creating
         _sweep(client, session)
         time.sleep(2)
 

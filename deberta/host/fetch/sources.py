@@ -1,14 +1,13 @@
-"""What `fetch` can get, as data: which files, from where, and which hashes are published.
+"""What `fetch` can get, as data: the files, their URLs, and the published hashes.
 
-A file is a `Product` (what ends up in the workspace). It comes from a `Download` (what a host serves: the file itself
-or a zip that holds it), of which there are one or more `Copy`s, tried in order.
+A `Product` is a file in the workspace. It comes from a `Download`, which a host serves: the file itself or a zip that
+holds it. A download has one or more `Copy`s, which are tried in order.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Optional
 
 from deberta.core.contract import DEV_FILES
 from deberta.core.paths import Artifacts
@@ -28,7 +27,7 @@ class Product:
     root: str
     path: str
     kind: str
-    sha256: Optional[str] = None  # published, so every origin must match it
+    sha256: str | None = None  # published: binding for every copy
     optional: bool = False  # only `finetune` needs it: an offline folder may lack it
 
     def target(self, profile: str) -> PurePosixPath:
@@ -38,20 +37,20 @@ class Product:
 
 @dataclass(frozen=True)
 class Copy:
-    """One place that serves a download; a `sha256` here binds this place only."""
+    """A URL of a download; a published `sha256` of this copy alone."""
 
     url: str
-    sha256: Optional[str] = None
+    sha256: str | None = None
 
 
 @dataclass(frozen=True)
 class Download:
-    """A file as hosts and offline folders name it."""
+    """A file under the name that it has on hosts and in offline folders."""
 
     name: str
     kind: str
     copies: tuple[Copy, ...]
-    about_bytes: int = 0  # for the disk check, where the server gives no length; never enforced
+    about_bytes: int = 0  # for the disk check if the server gives no length; not enforced
 
     @property
     def published(self) -> tuple[str, ...]:
@@ -60,7 +59,7 @@ class Download:
 
 @dataclass(frozen=True)
 class Item:
-    """What one name on the command line gets: each download alone gives every product."""
+    """What one name on the command line gets: any one of the downloads gives every product."""
 
     name: str
     products: tuple[Product, ...]
@@ -82,8 +81,8 @@ def record_path(item: Item, profile: str) -> PurePosixPath:
     return root_folder("pretrained" if pretrained else "models", profile) / RECORD
 
 
-def wrong_start(kind: str, head: bytes) -> Optional[str]:
-    """Why the first bytes (up to HEAD_BYTES) cannot be those of a file of this kind; None if they can."""
+def wrong_start(kind: str, head: bytes) -> str | None:
+    """Why the first bytes (up to HEAD_BYTES) are not those of a file of this kind; None if they may be."""
     if not head:
         return "it is empty"
     if head.lstrip()[:1] == b"<":

@@ -1,7 +1,7 @@
-"""Which of our own source files a stage's result depends on, and a digest of them that outlives a move or a new name.
+"""The source files of ours that a stage depends on, and a digest of them that a moved or renamed file does not change.
 
-A module's digest is over its text with every import of ours taken out and every use of an imported module replaced by
-that module's own digest. So it says what the code does, and not where it stands.
+A module's digest covers its text without its imports of ours, each use of an imported module replaced by that module's
+digest: what the code does, and not where it is.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ import ast
 import hashlib
 import re
 from pathlib import Path
-from typing import Iterator, NamedTuple, Optional
+from typing import Iterator, NamedTuple
 
 from deberta.core import files
 from deberta.core.records import Record
 
-DATA = (".json", ".jinja")  # what a module reads besides: files beside it that it names
+DATA = (".json", ".jinja")  # files beside a module that it names and reads
 
 
 class _Import(NamedTuple):
-    """One name that a module imports from ours: `path` is the file that has it, `name` is empty for a whole module."""
+    """A name that a module imports from one of ours, in the file `path`; `name` is empty for a whole module."""
 
     node: ast.ImportFrom
     local: str
@@ -28,12 +28,12 @@ class _Import(NamedTuple):
 
 
 def digest(project: Path, module: str) -> str:
-    """SHA-256 of a stage's code: it runs again when its own code changes, not when something else does or moves."""
+    """SHA-256 of a stage's code, in hexadecimal: it changes when code that the stage uses changes."""
     return _digest(project, _file(project, module), {})
 
 
 def sources(project: Path, module: str) -> dict[str, str]:
-    """Path and SHA-256 of `module`, of all that it imports from ours, directly or not, and of the data they name."""
+    """Path and SHA-256 of `module`, of the modules of ours that it imports, directly or not, and of their data."""
     waiting, known = [_file(project, module)], set()
     while waiting:
         path = waiting.pop()
@@ -48,9 +48,9 @@ def sources(project: Path, module: str) -> dict[str, str]:
 
 
 def changed_since(record: Record, project: Path, module: str) -> list[str]:
-    """Paths of a stage's sources that are not what they were when a step's record was written; empty if it names none.
+    """Paths of a stage's sources that changed since a step's record was written; empty if the record has no sources.
 
-    A file that was only moved is not among them: its content is there under another path.
+    A file that was only moved is not among them.
     """
     before = record.internal.get("sources")
     if not isinstance(before, dict):
@@ -62,17 +62,17 @@ def changed_since(record: Record, project: Path, module: str) -> list[str]:
     )
 
 
-def _digest(project: Path, path: Optional[Path], known: dict[Path, str]) -> str:
+def _digest(project: Path, path: Path | None, known: dict[Path, str]) -> str:
     if path is None:
         return ""
     if path not in known:
-        known[path] = ""  # where modules import each other in a circle
+        known[path] = ""  # for modules that import each other in a circle
         known[path] = hashlib.sha256(_canonical(project, path, known).encode()).hexdigest()
     return known[path]
 
 
 def _canonical(project: Path, path: Path, known: dict[Path, str]) -> str:
-    """A module's text as the docstring above says, its imports as sorted lines at the end."""
+    """The text that a module's digest covers (see above), with its imports as sorted lines at the end."""
     text = path.read_text(encoding="utf-8")
     tree, lines = ast.parse(text), text.splitlines()
     imported, modules = [], {}
@@ -111,6 +111,6 @@ def _data(path: Path, tree: ast.AST) -> Iterator[tuple[str, Path]]:
                 yield node.value, data
 
 
-def _file(project: Path, module: str) -> Optional[Path]:
+def _file(project: Path, module: str) -> Path | None:
     path = project.joinpath(*module.split("."))
     return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
