@@ -1,7 +1,7 @@
-"""CANN on this machine: where its set_env.sh is, the environment that it makes, and its version.
+"""CANN on this machine: where its set_env.sh is, the environment that it sets, and its version.
 
-ATC needs a Python of its own (3.7 to 3.9) and msame CANN's libraries: both run in set_env.sh's environment alone, made
-from an empty one, so that nothing of the caller's (a .venv, PYTHONPATH, another CANN) gets into them.
+ATC needs a Python of its own (3.7 to 3.9) and msame CANN's libraries: both run in the environment that set_env.sh sets
+in an empty one, so that nothing of the caller's (a .venv, PYTHONPATH, another CANN) gets into them.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 TIMEOUT_SECONDS = 60  # set_env.sh only sets variables
 _BASH, _ENV = "/bin/bash", "/usr/bin/env"
 
-# The script's path comes as an argument, never as text of the shell's. Its status is not asked for: set_env.sh may end
-# with a test that fails. What counts is what it leaves. Its own output goes to stderr.
+# The script's path is an argument, never part of the shell's text. Its status does not count, since set_env.sh may end
+# with a test that fails; the variables that it leaves do. Its own output goes to stderr.
 _SOURCE = f"""unset VIRTUAL_ENV PYTHONPATH PYTHONHOME
 set_env=$1; shift
 . "$set_env" 1>&2
@@ -46,7 +46,7 @@ _HOMES = ("ASCEND_TOOLKIT_HOME", "ASCEND_HOME_PATH", "ASCEND_NNRT_HOME")
 
 @dataclass(frozen=True)
 class Cann:
-    """An installation. `environment` is all that atc and msame get; `version` is empty if no file tells it."""
+    """An installation. `environment` is all that atc and msame get; `version` is empty if no file has it."""
 
     script: Path
     home: Path
@@ -71,14 +71,11 @@ def find(setting: str, scripts: Sequence[Path] = SCRIPTS) -> Path:
     Raises ConfigError for a setting that names no script, MissingError if there is none in the known places.
     """
     if setting:
-        named = Path(setting).absolute()
-        candidates = [named, named / "set_env.sh", named / "ascend-toolkit" / "set_env.sh"]
-        found = next((path for path in candidates if path.is_file()), None)
-        if found is None:
+        path = Path(setting).absolute()
+        script = present([path, path / "set_env.sh", path / "ascend-toolkit" / "set_env.sh"])
+        if script is None:
             raise ConfigError(f"cann in invoke.yaml is {setting!r}: no set_env.sh is there. Correct it, or empty it")
-        return found
-    script = present(scripts)
-    if script is None:
+    elif (script := present(scripts)) is None:
         raise MissingError(
             f"CANN was not found: there is no {' and no '.join(map(str, scripts))}. Install the CANN toolkit, or name "
             "its set_env.sh under cann in invoke.yaml; without an NPU use --backend cpu"
@@ -87,7 +84,7 @@ def find(setting: str, scripts: Sequence[Path] = SCRIPTS) -> Path:
 
 
 def present(scripts: Sequence[Path] = SCRIPTS) -> Optional[Path]:
-    """The first of the known set_env.sh that is there, for `auto` to go by."""
+    """The first script that is there, for `auto` to go by."""
     return next((path for path in scripts if path.is_file()), None)
 
 
@@ -121,8 +118,8 @@ def environment(script: Path, scratch: Path) -> dict[str, str]:
             process.communicate()
     variables = dict(entry.partition("=")[::2] for entry in os.fsdecode(stdout).split("\0") if "=" in entry)
     if not any(name.startswith("ASCEND_") for name in variables):
-        said = os.fsdecode(stderr).strip().splitlines()
-        reason = f": {said[-1]}" if said else ""
+        lines = os.fsdecode(stderr).strip().splitlines()
+        reason = f": {lines[-1]}" if lines else ""
         raise StageError(f"{script} stops, or sets nothing of CANN's{reason}. Correct it, or cann in invoke.yaml")
     return {name: value for name, value in variables.items() if name not in _BASHS_OWN}
 
@@ -131,20 +128,20 @@ def version(home: Path) -> str:
     """CANN's version as its files below ASCEND_TOOLKIT_HOME tell it, e.g. 5.1.RC2; empty if none does."""
     for pattern, expression in _VERSIONS:
         for path in sorted(home.glob(pattern)):
-            if found := expression.search(path.read_text(encoding="utf-8", errors="replace")):
-                return found[1]
+            if match := expression.search(path.read_text(encoding="utf-8", errors="replace")):
+                return match[1]
     return ""
 
 
 def tool(cann: Cann, name: str) -> Path:
-    """The program of that name on the PATH that set_env.sh makes. Raises MissingError."""
-    found = shutil.which(name, path=cann.environment.get("PATH", PATH))
-    if found is None:
+    """The program of that name on the PATH that set_env.sh sets. Raises MissingError."""
+    program = shutil.which(name, path=cann.environment.get("PATH", PATH))
+    if program is None:
         raise MissingError(
             f"{name} is not on the PATH that {cann.script} makes. Is it the toolkit's? The run-time package alone has "
             "no compiler. Install the CANN toolkit, or name its set_env.sh under cann in invoke.yaml"
         )
-    return Path(found)
+    return Path(program)
 
 
 def with_home(cann: Cann, home: Path) -> dict[str, str]:

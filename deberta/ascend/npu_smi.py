@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Optional
 
 from deberta.core.errors import ConfigError, DataError, MissingError
@@ -61,6 +61,10 @@ class Device:
     memory_total_mb: int
     processes: Optional[tuple[DeviceProcess, ...]] = None
 
+    @property
+    def label(self) -> str:
+        return f"{self.device} ({self.name}, NPU {self.npu} chip {self.chip})"
+
 
 @dataclass(frozen=True)
 class Report:
@@ -74,15 +78,11 @@ class Report:
 def parse(stdout: str) -> Report:
     """Read `npu-smi info`. Raises DataError for a table of another form and MissingError if it shows no device."""
     rows = [_cells(line) for line in stdout.splitlines()]
-    versions = _VERSIONS.search(stdout)
-    report = Report(
-        devices=_with_processes(_devices(rows), rows),
-        tool_version=versions[1] if versions else "",
-        driver_version=versions[2] if versions else "",
-    )
-    if not report.devices:
+    devices = _devices(rows)
+    if not devices:
         raise MissingError(_no_device(stdout))
-    return report
+    versions = _VERSIONS.search(stdout)
+    return Report(devices, versions[1], versions[2]) if versions else Report(devices)
 
 
 def _cells(line: str) -> list[str]:
@@ -91,9 +91,10 @@ def _cells(line: str) -> list[str]:
     return [cell.strip() for cell in line[1:-1].split("|")] if line.startswith("|") and line.endswith("|") else []
 
 
-def _devices(rows: Sequence[Sequence[str]]) -> list[Device]:
+def _devices(rows: Sequence[Sequence[str]]) -> tuple[Device, ...]:
     """The table of chips has three cells a row and two rows a chip; headings do not begin with a number."""
     numbered = [row for row in rows if len(row) == 3 and row[0][:1].isdigit()]
+    processes = _processes(rows)
     devices = []
     for row, after in zip(numbered[0::2], [*numbered[1::2], []]):
         chip = _CHIP.fullmatch(row[0])
@@ -105,41 +106,40 @@ def _devices(rows: Sequence[Sequence[str]]) -> list[Device]:
                 f"'{' | '.join(after)}', are not NPU, name | health | ... and chip, device | bus | AI cores, memory. "
                 "Give --soc-version, and look yourself that the device is idle"
             )
+        npu, number = int(chip[1]), int(place[1])
         device = Device(
-            npu=int(chip[1]),
-            chip=int(place[1]),
+            npu=npu,
+            chip=number,
             device=int(place[2]),
             name=chip[2],
             health=row[1],
             aicore_percent=int(usage[1]) if usage[1].isdigit() else None,
             memory_used_mb=int(usage[2]),
             memory_total_mb=int(usage[3]),
+            processes=tuple(p for on, p in processes[npu] if on == number) if npu in processes else None,
         )
         devices.append(device)
-    return devices
+    return tuple(devices)
 
 
-def _with_processes(devices: Sequence[Device], rows: Sequence[Sequence[str]]) -> tuple[Device, ...]:
-    """A card that the table of processes names, with some or with none, has told all of its processes."""
-    told: dict[int, list[tuple[int, DeviceProcess]]] = {}
+def _processes(rows: Sequence[Sequence[str]]) -> dict[int, list[tuple[int, DeviceProcess]]]:
+    """NPU -> (chip, process), of the NPUs that the table of processes names: it lists all of theirs, maybe none."""
+    processes: dict[int, list[tuple[int, DeviceProcess]]] = {}
     for row in rows:
         if len(row) == 1 and (nobody := _NOBODY.match(row[0])):
-            told.setdefault(int(nobody[1]), [])
+            processes.setdefault(int(nobody[1]), [])
         elif len(row) == 4 and (place := _PLACE.fullmatch(row[0])) and row[1].isdigit():
             process = DeviceProcess(int(row[1]), row[2], int(row[3]) if row[3].isdigit() else 0)
-            told.setdefault(int(place[1]), []).append((int(place[2]), process))
-    return tuple(
-        replace(d, processes=tuple(p for chip, p in told[d.npu] if chip == d.chip)) if d.npu in told else d
-        for d in devices
-    )
+            processes.setdefault(int(place[1]), []).append((int(place[2]), process))
+    return processes
 
 
 def _no_device(stdout: str) -> str:
-    said = next((line.strip() for line in stdout.splitlines() if line.strip()), "nothing")
+    first = next((line.strip() for line in stdout.splitlines() if line.strip()), "nothing")
     for pattern, reason in _REASONS:
         if re.search(pattern, stdout):
-            return f"npu-smi info shows no device ({said}): {reason}"
-    return f"npu-smi info shows no device; it printed: {said}. Run: invoke doctor"
+            return f"npu-smi info shows no device ({first}): {reason}"
+    return f"npu-smi info shows no device; it printed: {first}. Run: invoke doctor"
 
 
 def find(devices: Sequence[Device], wanted: int) -> Device:
@@ -147,24 +147,24 @@ def find(devices: Sequence[Device], wanted: int) -> Device:
     for device in devices:
         if device.device == wanted:
             return device
-    there = "; ".join(f"{d.device} ({d.name}, NPU {d.npu} chip {d.chip})" for d in devices)
-    raise ConfigError(f"--device {wanted} is not there. npu-smi info shows: {there}")
+    labels = "; ".join(device.label for device in devices)
+    raise ConfigError(f"--device {wanted} is not there. npu-smi info shows: {labels}")
 
 
 def check_health(device: Device) -> None:
     """Raise MissingError unless the chip is healthy, as the guide demands."""
     if device.health != HEALTHY:
         raise MissingError(
-            f"device {device.device} ({device.name}, NPU {device.npu} chip {device.chip}) is not healthy: npu-smi says "
-            f"{device.health}. See: npu-smi info -t health -i {device.npu}, or take another one with --device"
+            f"device {device.label} is not healthy: npu-smi says {device.health}. "
+            f"See: npu-smi info -t health -i {device.npu}, or take another one with --device"
         )
 
 
 def state(device: Device) -> str:
     """busy, idle or unknown, from one look: a process between two inferences leaves the AI cores at 0 %.
 
-    Busy: a process is listed, or the AI cores work. Idle: neither, and no more memory is in use than a bare driver
-    takes. Unknown: more memory is in use, but by nobody that is shown; or npu-smi does not tell.
+    Busy: a process is listed, or the AI cores work. Idle: neither, and the memory in use is what a bare driver takes.
+    Unknown: more memory is in use by no listed process, or npu-smi does not tell.
     """
     if device.processes or device.aicore_percent:
         return BUSY
@@ -180,10 +180,8 @@ def describe(device: Device) -> str:
         processes = "this driver lists no processes"
     else:
         processes = ", ".join(f"{p.name or 'process'} {p.pid}" for p in device.processes) or "no processes"
-    return (
-        f"device {device.device} ({device.name}, NPU {device.npu} chip {device.chip}): {state(device)}; "
-        f"{aicore}, {device.memory_used_mb} of {device.memory_total_mb} MB in use, {processes}"
-    )
+    memory = f"{device.memory_used_mb} of {device.memory_total_mb} MB in use"
+    return f"device {device.label}: {state(device)}; {aicore}, {memory}, {processes}"
 
 
 def soc_version(devices: Sequence[Device], wanted: Optional[int] = None) -> str:

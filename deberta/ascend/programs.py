@@ -49,25 +49,18 @@ def variables(installed: Cann, tool: str, home: Path) -> dict[str, str]:
     return {**cann.with_home(installed, home), **own}
 
 
-def brought(tools: Tools, installed: Cann, tool: str) -> dict[str, str]:
-    """SHA-256 of what the user brought along: msame, or aclruntime for ais_bench. Raises MissingError."""
+def user_supplied(tools: Tools, installed: Cann, tool: str) -> dict[str, str]:
+    """SHA-256 of what the user supplied: {"program": msame's}, or ais_bench's packages by name. Raises MissingError."""
     program = executable(tools, installed, tool)
     if tool != ais_bench.MODULE:
         return {"program": files.sha256_of(program)} if tool == "msame" else {}
-    found = subprocess.run(
-        [program, "-c", ais_bench.PROBE],
-        env=variables(installed, tool, Path.home()),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        encoding="utf-8",
-    )
-    return {name: files.sha256_of(Path(path)) for name, path in ais_bench.installed(found.stdout).items()}
+    command, environment = [str(program), "-c", ais_bench.PROBE], variables(installed, tool, Path.home())
+    probe = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, encoding="utf-8")
+    return {name: files.sha256_of(Path(path)) for name, path in ais_bench.installed(probe.stdout).items()}
 
 
 def scratch(name: str) -> PurePosixPath:
-    """Where a step works, in the workspace. It stays after a failure, with CANN's own logs in home/ascend, until the
-    step's next run.
-    """
+    """A step's working folder. After a failure it stays, with CANN's logs in home/ascend, until the step's next run."""
     return PurePosixPath(".cache", "scratch", name)
 
 
@@ -93,14 +86,14 @@ def check_bins(workspace: Path, bins: Sequence[PurePosixPath], size: int, count:
     """
     expected = {contract.input_file(index) for index in range(count)}
     for path in (workspace / relative for relative in bins):
-        found = {path.name} if path.is_file() else {name for name in os.listdir(path) if not name.startswith(".")}
-        if path.is_dir() and found != expected:
-            odd = sorted(found ^ expected)
+        names = {path.name} if path.is_file() else {name for name in os.listdir(path) if not name.startswith(".")}
+        if path.is_dir() and names != expected:
+            odd = sorted(names ^ expected)
             raise DataError(
                 f"{path} does not hold input_0.bin to input_{count - 1}.bin and nothing else ({len(odd)} differ: "
                 f"{', '.join(odd[:3])}). Run: invoke preprocess --force"
             )
-        for name in sorted(found):
+        for name in sorted(names):
             file = path if path.is_file() else path / name
             if file.stat().st_size != size:
                 raise DataError(
@@ -109,7 +102,7 @@ def check_bins(workspace: Path, bins: Sequence[PurePosixPath], size: int, count:
 
 
 def npu_report() -> Optional[npu_smi.Report]:
-    """What npu-smi says, None where there is no npu-smi. Raises npu.parse's errors."""
+    """What npu-smi reports, None where there is no npu-smi. Raises npu_smi.parse's errors; StageError if it hangs."""
     program = shutil.which("npu-smi")
     if program is None:
         return None
@@ -129,7 +122,7 @@ def npu_report() -> Optional[npu_smi.Report]:
 
 
 def check_device(wanted: int, say: Callable[[str], None]) -> None:
-    """As the guide demands before a run: the device is healthy, and no other's work runs on it."""
+    """Raise an error unless the device is healthy and idle, as the guide demands before a run."""
     report = npu_report()
     if report is None:
         say(f"device {wanted}: no npu-smi on PATH, so neither its health nor whether it is idle was checked")

@@ -37,7 +37,7 @@ class LocalExecutor:
         if not step.tool:
             return {"packages": files.sha256_of(self.project / STAGES_LOCK)}
         installed = self.tools.cann()
-        return {"cann": installed.version, **tools.brought(self.tools, installed, step.tool)}
+        return {"cann": installed.version, **tools.user_supplied(self.tools, installed, step.tool)}
 
     def prepare(self, step: Step) -> None:
         if not step.tool:
