@@ -1,33 +1,35 @@
-"""Runs rows of the bins through dynamic.onnx with ONNX Runtime on the CPU, and compares with the outputs that are kept.
+"""Runs random rows of accuracy runs through dynamic.onnx again and compares with the logits that were kept.
 
-The rows are drawn at random from all runs together. Each row's bins are also compared with what the tokenizer makes of
-its line in the tsv: outputs that are consistent with everything but the model and the data are found here alone.
+Each row's bins are also compared with the tokens of its line in the tsv. This alone detects outputs that agree with
+all records, but not with the model or the data.
 
-What is replayed stands in a JSON file: {"model": dynamic.onnx, "tokenizer": spm.model, "runs": [{"batch_size": 8,
-"version": "match", "data": TSV, "bins": folder, "outputs": folder, "reference": X.npy or ""}], "limit": 0,
-"float16": false}. The result is another: {"rows": n, "max_abs_difference": x, "tolerance": x, "differences": [text]}.
+The plan is a JSON file: {"model": dynamic.onnx, "tokenizer": spm.model, "runs": [{"batch_size": 8, "data": TSV,
+"bins": {"256": folder}, "outputs": {"256": folder}, "reference": X.npy or ""}], "limit": 0, "float16": false}. Folders
+are by sequence length; one folder without a length is that of 256. The result is a JSON file: {"rows": n,
+"max_abs_difference": x, "tolerance": x, "differences": [text]}.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from deberta.core import contract, files, mnli
-from deberta.core.contract import INPUTS, LABELS
+from deberta.core.contract import INPUTS, LABELS, SEQUENCE_LENGTH
 from deberta.core.errors import DataError, run_stage
 from deberta.core.machine import effective_cpus
 from deberta.core.progress import Progress
-from deberta.stages import onnx_runtime
+from deberta.stages import arguments, onnx_runtime
+from deberta.stages.arguments import Argument, whole
+from deberta.stages.data import row_order
 from deberta.stages.inference.logits import Logits, compare_logits, read_array
 from deberta.stages.model import tokenizer as tokenizers_of_guide
 
@@ -37,58 +39,65 @@ TOLERANCE = 1e-3  # of logits between two float32 engines; build-om's own check 
 FLOAT16_TOLERANCE = 0.1
 CHUNK_ROWS = 8
 
-Ids = npt.NDArray[np.int32]
+Inputs = npt.NDArray[np.int32]
+
+
+class Place(NamedTuple):
+    """Where a row of the tsv is: the sequence length that it ran at, the index of its files, its row in them."""
+
+    length: int
+    index: int
+    row: int
 
 
 @dataclass(frozen=True)
 class ReplayedRun:
-    """One accuracy run whose outputs are kept; `reference` is PyTorch's logits, float32 [rows, 3], or None."""
+    """An accuracy run whose outputs were kept. `bins` and `outputs` are folders by sequence length.
+
+    `places` has an entry for each row of the tsv; `reference` is PyTorch's logits, float32 [rows, 3], or None.
+    """
 
     batch_size: int
-    version: str
     data: Path
-    bins: Path
-    outputs: Path
+    bins: Mapping[int, Path]
+    outputs: Mapping[int, Path]
+    places: Sequence[Place]
     reference: Path | None
 
-    def place(self, row: int) -> str:
-        """Where a row of the tsv (from 0) is in the files."""
-        batch, within = divmod(row, self.batch_size)
-        file = self.outputs / contract.output_file(batch)
-        return f"{file}: row {within} (bs {self.batch_size}, {self.data} line {row + 2})"
+    def inputs(self, row: int) -> Inputs:
+        """Ids and mask of a row of the tsv (from 0), int32 [2, 256]; what lies beyond its length is zero."""
+        place = self.places[row]
+        padded = np.zeros((len(INPUTS), SEQUENCE_LENGTH), np.int32)
+        for values, name in zip(padded, INPUTS, strict=True):
+            path = self.bins[place.length] / name / contract.input_file(place.index)
+            values[: place.length] = read_row(path, place.row, (self.batch_size, place.length), "<i4")
+        return padded
+
+    def output_file(self, row: int) -> Path:
+        place = self.places[row]
+        return self.outputs[place.length] / contract.output_file(place.index)
+
+    def logits(self, row: int) -> Logits:
+        """The logits that were kept of a row, float32 [3]."""
+        return read_row(self.output_file(row), self.places[row].row, (self.batch_size, len(LABELS)), "<f4")
 
 
 def read_row(path: Path, row: int, shape: tuple[int, int], kind: str) -> npt.NDArray[Any]:
-    """Row `row` of a file that holds an array of `shape`, little-endian `kind`. Raises DataError."""
+    """Row `row` of a file that holds an array of `shape`, little-endian `kind` of 4 bytes. Raises DataError."""
     try:
         values = np.fromfile(path, kind)
     except FileNotFoundError:
         raise DataError(f"{path} is missing") from None
     if values.size != shape[0] * shape[1]:
         raise DataError(f"{path} has {values.nbytes} bytes, not {4 * shape[0] * shape[1]}")
-    found: npt.NDArray[Any] = values.reshape(shape)[row]
-    return found
-
-
-def inputs_of(run: ReplayedRun, row: int) -> Ids:
-    """The ids and the mask of a row's bins, int32 [2, 256]."""
-    batch, within = divmod(row, run.batch_size)
-    shape = (run.batch_size, contract.SEQUENCE_LENGTH)
-    return np.stack([read_row(run.bins / name / contract.input_file(batch), within, shape, "<i4") for name in INPUTS])
-
-
-def stored_logits(run: ReplayedRun, row: int) -> Logits:
-    """The logits of a row that the run left, float32 [3]."""
-    batch, within = divmod(row, run.batch_size)
-    shape = (run.batch_size, len(LABELS))
-    return read_row(run.outputs / contract.output_file(batch), within, shape, "<f4")
+    return np.asarray(values.reshape(shape)[row])
 
 
 def judge(expected: Logits, stored: Logits, tolerance: float, float16: bool) -> tuple[float, str]:
-    """Largest difference between the model's logits and the ones kept, and what is wrong with them, or "".
+    """The largest difference between a row's expected and stored logits, and what is wrong with it, or "".
 
-    Labels must be the same; in float16 another one is allowed where the model's two largest logits are closer than
-    the tolerance.
+    Labels must be equal. In float16 they may differ where the two largest expected logits are closer than the
+    tolerance.
     """
     difference = compare_logits(expected[None], stored[None])
     largest = difference.max_abs or 0.0
@@ -101,81 +110,92 @@ def judge(expected: Logits, stored: Logits, tolerance: float, float16: bool) -> 
     return largest, ""
 
 
-def draw(counts: Sequence[int], wanted: int, seed: int) -> list[tuple[int, int]]:
-    """`wanted` different (run, row), in order, out of runs of `counts` rows; all of them if there are no more."""
-    total = sum(counts)
-    chosen = sorted(random.Random(seed).sample(range(total), min(wanted, total)))
-    starts = np.cumsum([0, *counts])
-    places = np.searchsorted(starts, chosen, side="right") - 1
-    return [(int(run), number - int(starts[run])) for run, number in zip(places, chosen, strict=True)]
+def draw(counts: Sequence[int], size: int, seed: int) -> list[tuple[int, int]]:
+    """`size` different (run, row), in order, out of runs of `counts` rows; all of them if there are no more."""
+    places = [(run, row) for run, count in enumerate(counts) for row in range(count)]
+    return sorted(random.Random(seed).sample(places, min(size, len(places))))
 
 
-def replay(plan: Mapping[str, Any], wanted: int, seed: int) -> dict[str, Any]:
-    """Replay a plan (see above) and return the result. Raises MissingError and DataError."""
-    runs = [_run(entry) for entry in plan["runs"]]
+def replay(plan: Mapping[str, Any], size: int, seed: int) -> dict[str, Any]:
+    """Replay `size` rows of a plan (see above) and return the result. Raises MissingError and DataError."""
     limit, float16 = int(plan["limit"]), bool(plan["float16"])
     tolerance = FLOAT16_TOLERANCE if float16 else TOLERANCE
-    rows = {data: list(mnli.rows(data, limit=limit)) for data in {run.data for run in runs}}
-    chosen = draw([len(rows[run.data]) for run in runs], wanted, seed)
-    tokenizer = tokenizers_of_guide.load(Path(plan["tokenizer"]))
-    tokenizers_of_guide.truncate(tokenizer, contract.SEQUENCE_LENGTH)
+    pairs = {path: list(mnli.rows(Path(path), limit=limit)) for path in {entry["data"] for entry in plan["runs"]}}
+    runs = [_run(entry, len(pairs[entry["data"]])) for entry in plan["runs"]]
+    drawn = [(runs[index], row) for index, row in draw([len(run.places) for run in runs], size, seed)]
+    tokenizer = tokenizers_of_guide.load(Path(plan["tokenizer"]), SEQUENCE_LENGTH)
     session = onnx_runtime.open_session(Path(plan["model"]), effective_cpus())
     paths = {run.reference for run in runs if run.reference is not None}
     references = {path: read_array(path, "Run: invoke acceptance") for path in paths}
-    progress = Progress("replaying", len(chosen), "rows")
+    progress = Progress("replaying", len(drawn), "rows")
     differences, largest = [], 0.0
-    for first in range(0, len(chosen), CHUNK_ROWS):
-        part = [(runs[run], row) for run, row in chosen[first : first + CHUNK_ROWS]]
-        given = np.stack([inputs_of(run, row) for run, row in part], axis=1)  # [2, rows, 256]
-        logits = onnx_runtime.run(session, *given)
-        for at, (run, row) in enumerate(part):
-            pair = rows[run.data][row]
+    for first in range(0, len(drawn), CHUNK_ROWS):
+        chunk = drawn[first : first + CHUNK_ROWS]
+        inputs = np.stack([run.inputs(row) for run, row in chunk])  # [rows, 2, 256]
+        logits = onnx_runtime.run(session, inputs[:, 0], inputs[:, 1])
+        for expected, ids_and_mask, (run, row) in zip(logits, inputs, chunk, strict=True):
+            pair, line = pairs[str(run.data)][row], f"{run.data} line {row + 2}"
             tokens = tokenizer.encode(pair.premise, pair.hypothesis).ids
-            expected = np.zeros((len(INPUTS), contract.SEQUENCE_LENGTH), np.int32)
-            expected[0, : len(tokens)], expected[1, : len(tokens)] = tokens, 1
-            if not np.array_equal(expected, given[:, at]):
-                line = f"{run.data} line {row + 2}"
-                differences.append(f"{run.bins}: row {row} is not what the tokenizer makes of {line}")
-            difference, wrong = judge(logits[at], stored_logits(run, row), tolerance, float16)
+            padding = [0] * (SEQUENCE_LENGTH - len(tokens))
+            if ids_and_mask.tolist() != [tokens + padding, [1] * len(tokens) + padding]:
+                folder = run.bins[run.places[row].length]
+                differences.append(f"{folder}: row {row} is not what the tokenizer makes of {line}")
+            difference, problem = judge(expected, run.logits(row), tolerance, float16)
             largest = max(largest, difference)
-            if wrong:
-                differences.append(f"{run.place(row)}: {wrong}")
+            if problem:
+                where = f"row {run.places[row].row} (bs {run.batch_size}, {line})"
+                differences.append(f"{run.output_file(row)}: {where}: {problem}")
             if run.reference is not None:
-                _, wrong = judge(logits[at], references[run.reference][row], TOLERANCE, False)
-                if wrong:
-                    differences.append(f"{run.reference}: row {row} ({run.data} line {row + 2}): {wrong}")
-        progress.update(first + len(part))
+                _, problem = judge(expected, references[run.reference][row], TOLERANCE, False)
+                if problem:
+                    differences.append(f"{run.reference}: row {row} ({line}): {problem}")
+        progress.update(first + len(chunk))
     return {
-        "rows": len(chosen),
+        "rows": len(drawn),
         "max_abs_difference": largest,
         "tolerance": tolerance,
         "differences": list(dict.fromkeys(differences)),
     }
 
 
-def _run(entry: Mapping[str, Any]) -> ReplayedRun:
+def _run(entry: Mapping[str, Any], rows: int) -> ReplayedRun:
+    batch_size, bins = int(entry["batch_size"]), _by_length(entry["bins"])
+    if tuple(bins) == (SEQUENCE_LENGTH,):  # the guide's files, in the order of the tsv
+        places = [Place(SEQUENCE_LENGTH, *divmod(row, batch_size)) for row in range(rows)]
+    else:
+        by_row = {
+            row: Place(length, index, place)
+            for length, order in row_order.read_all(bins, rows, batch_size).items()
+            for index, batch in enumerate(order.order)
+            for place, row in enumerate(batch)
+        }
+        places = [by_row[row] for row in range(rows)]
     return ReplayedRun(
-        batch_size=int(entry["batch_size"]),
-        version=str(entry["version"]),
+        batch_size=batch_size,
         data=Path(entry["data"]),
-        bins=Path(entry["bins"]),
-        outputs=Path(entry["outputs"]),
+        bins=bins,
+        outputs=_by_length(entry["outputs"]),
+        places=places,
         reference=Path(entry["reference"]) if entry["reference"] else None,
     )
 
 
+def _by_length(folders: Mapping[str, str] | str) -> dict[int, Path]:
+    if isinstance(folders, str):
+        return {SEQUENCE_LENGTH: Path(folders)}
+    return {int(length): Path(folder) for length, folder in folders.items()}
+
+
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m deberta.stages.verify.replay", description="rows through dynamic.onnx"
+    options = arguments.parse(
+        argv,
+        __doc__,
+        "output",
+        plan=arguments.file("what to replay: see the module's text"),
+        rows=Argument("rows to draw", whole(1, 10**9), required=True),
+        seed=Argument("of the draw", whole(0, 2**32 - 1), required=True),
     )
-    parser.add_argument("--plan", type=Path, required=True, help="what to replay: see the module's text")
-    parser.add_argument("--rows", required=True, help="rows to draw")
-    parser.add_argument("--seed", required=True, help="of the draw")
-    parser.add_argument("--output", type=Path, required=True, help="the result, JSON")
-    options = parser.parse_args(argv)
-    rows = contract.parse_integer("--rows", options.rows, 0, 1, 10**9)
-    seed = contract.parse_integer("--seed", options.seed, 0, 0, 2**32 - 1)
-    result = replay(json.loads(options.plan.read_text(encoding="utf-8")), rows, seed)
+    result = replay(json.loads(options.plan.read_text(encoding="utf-8")), options.rows, options.seed)
     files.write_text(options.output, json.dumps(result, indent=2) + "\n")
 
 

@@ -1,13 +1,12 @@
-"""Ed25519 signatures in DSSE envelopes, and the keys for them.
+"""Signs in-toto statements with Ed25519 in DSSE envelopes, checks such signatures, and makes keys.
 
-DSSE 1.0 (https://github.com/secure-systems-lab/dsse): what is signed is PAE, "DSSEv1 LEN(type) type LEN(body) body".
-A key's id is sha256: and the SHA-256 of its public part as DER (SubjectPublicKeyInfo). Keys are PEM files, private
-ones PKCS8, as `openssl genpkey -algorithm ed25519` and `openssl pkey -pubout` write them.
+DSSE 1.0 (https://github.com/secure-systems-lab/dsse) signs the PAE, "DSSEv1 LEN(type) type LEN(body) body". A key's id
+is "sha256:" and the SHA-256 of the public key as DER (SubjectPublicKeyInfo). Keys are PEM files, private ones PKCS8,
+as `openssl genpkey -algorithm ed25519` and `openssl pkey -pubout` write them.
 """
 
 from __future__ import annotations
 
-import argparse
 import base64
 import binascii
 import hashlib
@@ -25,13 +24,15 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from deberta.core import files
 from deberta.core.errors import ConfigError, DataError, MissingError, run_stage
+from deberta.stages import arguments
+from deberta.stages.arguments import Argument
 
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 MAKE_KEY = "Make one with: invoke sign --new-key PATH"
 
 
 def pae(payload_type: str, body: bytes) -> bytes:
-    """DSSE's pre-authentication encoding: what is signed."""
+    """DSSE's pre-authentication encoding, the bytes that are signed."""
     kind = payload_type.encode("utf-8")
     return b"DSSEv1 %d %b %d %b" % (len(kind), kind, len(body), body)
 
@@ -49,13 +50,13 @@ def private_key(path: Path, passphrase: bytes | None) -> Ed25519PrivateKey:
     try:
         key = serialization.load_pem_private_key(content, passphrase)
     except TypeError:
-        how = "is encrypted: name the variable that holds its passphrase with --passphrase-env"
-        raise ConfigError(
-            f"{path} {how if passphrase is None else 'is not encrypted: leave out --passphrase-env'}"
-        ) from None
+        problem = "is not encrypted: leave out --passphrase-env"
+        if passphrase is None:
+            problem = "is encrypted: name the variable that holds its passphrase with --passphrase-env"
+        raise ConfigError(f"{path} {problem}") from None
     except (ValueError, UnsupportedAlgorithm):
-        wrong = "or its passphrase is another one" if passphrase is not None else "(PEM, PKCS8)"
-        raise ConfigError(f"{path} is no private key {wrong}. {MAKE_KEY}") from None
+        hint = "(PEM, PKCS8)" if passphrase is None else "or its passphrase is another one"
+        raise ConfigError(f"{path} is no private key {hint}. {MAKE_KEY}") from None
     if not isinstance(key, Ed25519PrivateKey):
         raise ConfigError(f"{path} is not an Ed25519 key. {MAKE_KEY}")
     return key
@@ -82,14 +83,14 @@ def _read(path: Path) -> bytes:
 
 
 def new_key(path: Path, passphrase: bytes | None) -> str:
-    """Write a new private key, readable by its owner alone, and its public part beside it (.pub); returns its id.
+    """Write a new private key, readable by its owner alone, and the public key beside it (.pub); returns its id.
 
-    Raises ConfigError if a file of either name is there.
+    Raises ConfigError if a file of either name exists.
     """
     public_path = path.with_name(f"{path.name}.pub")
-    for there in (path, public_path):
-        if there.exists():
-            raise ConfigError(f"{there} is there already, and a key is never replaced. Give another path")
+    for file_path in (path, public_path):
+        if file_path.exists():
+            raise ConfigError(f"{file_path} is there already, and a key is never replaced. Give another path")
     key = Ed25519PrivateKey.generate()
     protection = serialization.BestAvailableEncryption(passphrase) if passphrase else serialization.NoEncryption()
     pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, protection)
@@ -115,25 +116,25 @@ def sign(statement: bytes, key: Ed25519PrivateKey) -> dict[str, Any]:
 
 
 def check(envelope: Any, key: Ed25519PublicKey, where: Path) -> str:
-    """Return the key's id if one of the signatures is good and by this key. Raises DataError."""
+    """Return the key's id if one of the signatures is valid and by this key. Raises DataError."""
     try:
         body = base64.b64decode(envelope["payload"], validate=True)
         signed = pae(envelope["payloadType"], body)
         signatures = [base64.b64decode(entry["sig"], validate=True) for entry in envelope["signatures"]]
-        named = [str(entry.get("keyid", "?")) for entry in envelope["signatures"]]
+        key_ids = [str(entry.get("keyid", "?")) for entry in envelope["signatures"]]
     except (KeyError, TypeError, AttributeError, binascii.Error, ValueError) as error:
         raise DataError(f"{where} is not a DSSE envelope ({type(error).__name__}: {error})") from None
     if envelope["payloadType"] != PAYLOAD_TYPE:
         raise DataError(f"{where} holds {envelope['payloadType']}, expected {PAYLOAD_TYPE}")
-    for signature in signatures:  # the ids are hints, and not signed: every signature is tried
+    for signature in signatures:  # the ids are unsigned hints, so every signature is tried
         try:
             key.verify(signature, signed)
         except InvalidSignature:
             continue
         return key_id(key)
-    if key_id(key) in named:
+    if key_id(key) in key_ids:
         raise DataError(f"{where}: the signature is bad: what was signed, or the signature, was changed")
-    raise DataError(f"{where} is signed by {', '.join(named) or 'nobody'}, not by the key given, {key_id(key)}")
+    raise DataError(f"{where} is signed by {', '.join(key_ids) or 'nobody'}, not by the key given, {key_id(key)}")
 
 
 def _passphrase(variable: str | None) -> bytes | None:
@@ -145,19 +146,20 @@ def _passphrase(variable: str | None) -> bytes | None:
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m deberta.stages.verify.sign", description="sign, or check a signature"
+    options = arguments.parse(
+        argv,
+        __doc__,
+        optional=("output",),
+        new_key=arguments.file("make a key pair: this private file, and the public key in its .pub", required=False),
+        statement=arguments.file("the in-toto statement to sign", required=False),
+        envelope=arguments.file("the envelope whose signature to check", required=False),
+        key=arguments.file("private to sign, public to check", required=False),
+        passphrase_env=Argument("the variable that holds the private key's passphrase"),
     )
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--new-key", type=Path, help="make a key pair: this file, and its public part in this .pub")
-    what.add_argument("--statement", type=Path, help="the in-toto statement to sign")
-    what.add_argument("--envelope", type=Path, help="the envelope whose signature to check")
-    parser.add_argument("--key", type=Path, help="private to sign, public to check")
-    parser.add_argument("--passphrase-env", help="the variable that holds the private key's passphrase")
-    parser.add_argument("--output", type=Path, help="the envelope to write")
-    options = parser.parse_args(argv)
+    if sum(path is not None for path in (options.new_key, options.statement, options.envelope)) != 1:
+        raise ConfigError("give one of --new-key, --statement and --envelope")
     if options.new_key:
-        print(f"{new_key(options.new_key, _passphrase(options.passphrase_env))}")
+        print(new_key(options.new_key, _passphrase(options.passphrase_env)))
         return
     if options.key is None or (options.statement and options.output is None):
         raise ConfigError("--key is needed, and --output to sign")
