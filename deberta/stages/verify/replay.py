@@ -43,10 +43,10 @@ Inputs = npt.NDArray[np.int32]
 
 
 class Place(NamedTuple):
-    """Where a row of the tsv is: the sequence length that it ran at, the index of its files, its row in them."""
+    """Where a row of the tsv is: the sequence length that it ran at, the number of its files, its row in them."""
 
     length: int
-    index: int
+    file: int
     row: int
 
 
@@ -69,13 +69,13 @@ class ReplayedRun:
         place = self.places[row]
         padded = np.zeros((len(INPUTS), SEQUENCE_LENGTH), np.int32)
         for values, name in zip(padded, INPUTS, strict=True):
-            path = self.bins[place.length] / name / contract.input_file(place.index)
+            path = self.bins[place.length] / name / contract.input_file(place.file)
             values[: place.length] = read_row(path, place.row, (self.batch_size, place.length), "<i4")
         return padded
 
     def output_file(self, row: int) -> Path:
         place = self.places[row]
-        return self.outputs[place.length] / contract.output_file(place.index)
+        return self.outputs[place.length] / contract.output_file(place.file)
 
     def logits(self, row: int) -> Logits:
         """The logits that were kept of a row, float32 [3]."""
