@@ -1,4 +1,4 @@
-"""The docker executor: a step is a container of its stage's image, which is built first if it is not there."""
+"""The docker executor: a step runs in a container of its stage's image, which is built first if it is missing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import platform
 import shlex
 import time
 from pathlib import Path, PurePosixPath
-from typing import Any, Mapping, Optional, Sequence
+from typing import Any, Mapping, Sequence
 
 from deberta.ascend import programs
 from deberta.core import files
@@ -26,13 +26,13 @@ from deberta.host.plan.evaluation import Step
 from deberta.host.run.executor import Ground, Show
 from deberta.host.run.local import renaming, to_paste
 
-ABOUT = f"{containers.CODE}/image.json"  # what docker/check-cann wrote
+ABOUT = f"{containers.CODE}/image.json"  # written by docker/check-cann
 STAGES = {"": "export", "atc": "compile", "msame": "runtime", "ais_bench": "compile"}  # tool -> stage image
 OWNED = (*programs.KINDS, ".cache")
 
 
 class DockerExecutor:
-    """Opens the engine when a step has to run, and not before: what is up to date needs none."""
+    """Connects to the engine when a step has to run; steps that are up to date need none."""
 
     name = "docker"
     root = Path(containers.ROOT)
@@ -40,9 +40,9 @@ class DockerExecutor:
     def __init__(self, project: Path, workspace: Path, builds: BuildSettings, npu: NpuSettings, keep: bool) -> None:
         self._project, self._workspace = project, workspace
         self._builds, self._npu, self._keep = builds, npu, keep
-        self._engine: Optional[DockerEngine] = None
+        self._engine: DockerEngine | None = None
         self._ids: dict[str, str] = {}  # stage -> image id
-        self._user: Optional[User] = None
+        self._user: User | None = None
         self._started = time.time()
 
     def identity(self, step: Step) -> Mapping[str, Any]:
@@ -51,7 +51,7 @@ class DockerExecutor:
     def prepare(self, step: Step) -> None:
         engine, image = self._open(), self._image(step)
         if image.stage not in self._ids:
-            self._ids[image.stage] = build.find(engine.client, image) or self._build(image)
+            self._ids[image.stage] = build.ensure(engine.client, image, self._builds, self._workspace, quiet=True)
             if image.unpinned:
                 print(f"image {image.tag} is not pinned: {'; '.join(image.unpinned)}")
 
@@ -60,10 +60,10 @@ class DockerExecutor:
         assert self._user is not None
         container = self._container(step, arguments, image.tag, self._user, self._access(step, engine))
         for folder in step.writes:
-            _make(self._workspace, folder, self._user)
+            _make_folder(self._workspace, folder, self._user)
         scratch = self._workspace / programs.scratch(step.name)
         files.write_text(scratch / "passwd", containers.passwd(self._user, _home(step)))
-        _give(scratch, self._user)
+        _change_owner(scratch, self._user)
         log = self._workspace / step.log
         return engine.run(container, self._ids[image.stage], step.name, log, show, graceful=not step.tool)
 
@@ -104,8 +104,8 @@ class DockerExecutor:
                 engine.__exit__(None, None, None)
         finally:
             user = self._user or owner(self._workspace)
-            if user.uid != os.getuid() == 0:
-                _give_new(self._workspace, user, self._started)
+            for folder in OWNED:  # what root wrote in this session: records, logs
+                _change_owner(self._workspace / folder, user, since=self._started - 1)
 
     def _open(self) -> DockerEngine:
         if self._engine is None:
@@ -128,19 +128,13 @@ class DockerExecutor:
 
     @functools.cache  # noqa: B019 - as above
     def _cann(self, stage: str) -> str:
-        """CANN's version in an image, as docker/check-cann found it there; empty if it found none."""
+        """CANN's version in an image, as docker/check-cann read it there; empty if it could not."""
         return str(json.loads(self._open().read(self._ids[stage], ABOUT)).get("cann_version", ""))
 
     @functools.cache  # noqa: B019 - as above
     def _contents(self, stage: str) -> str:
-        """The digest of what is in an image; once for each id and workspace, since it takes a look at every file."""
+        """The digest of an image's file system."""
         return contents.digest(self._open().client, self._ids[stage], self._workspace)
-
-    def _build(self, image: Image) -> str:
-        engine = self._open()
-        print(f"building image {image.tag}: {build.why(engine.client, image)}")
-        log = self._workspace / ".cache" / "images" / f"{image.stage}.log"
-        return build.build(engine.client, image, self._builds, log, lambda line: print(f"  {line}", flush=True))
 
     def _access(self, step: Step, engine: DockerEngine) -> Access:
         if not step.on_device:
@@ -148,9 +142,9 @@ class DockerExecutor:
         return npu_access.access(self._npu, step.device, lambda: engine.has_runtime("ascend"))
 
     def _container(self, step: Step, arguments: Sequence[str], tag: str, user: User, access: Access) -> Container:
-        # A container has one NPU, and that is device 0 in it, whatever its number is here.
-        given = tuple(arguments) if not step.on_device else without_device(arguments)
-        return containers.of_step(step, given, tag, self._project, self._workspace, user, access)
+        # The one NPU of a container is device 0 in it, whatever its number outside.
+        inside = without_device(arguments) if step.on_device else tuple(arguments)
+        return containers.of_step(step, inside, tag, self._project, self._workspace, user, access)
 
 
 def without_device(arguments: Sequence[str]) -> tuple[str, ...]:
@@ -163,45 +157,33 @@ def without_device(arguments: Sequence[str]) -> tuple[str, ...]:
 
 
 def owner(workspace: Path) -> User:
-    """Whose files containers make: the caller's; if that is root, the owner's of the workspace."""
+    """The owner of the files that containers write: the caller, or the workspace's owner if the caller is root."""
     if os.getuid():
         return User(os.getuid(), os.getgid())
-    there = os.stat(next(folder for folder in (workspace, *workspace.parents) if folder.is_dir()))
-    who = "root, who owns" if there.st_uid == 0 else f"{there.st_uid}:{there.st_gid}, the owner of"
-    return User(there.st_uid, there.st_gid, f"containers run as {who} {workspace} (you are root)")
+    status = os.stat(next(folder for folder in (workspace, *workspace.parents) if folder.is_dir()))
+    user = "root, who owns" if status.st_uid == 0 else f"{status.st_uid}:{status.st_gid}, the owner of"
+    return User(status.st_uid, status.st_gid, f"containers run as {user} {workspace} (you are root)")
 
 
 def _home(step: Step) -> PurePosixPath:
     return containers.ROOT / programs.scratch(step.name) / "home"
 
 
-def _make(workspace: Path, folder: PurePosixPath, user: User) -> None:
-    """Make a folder, and those above it, as the user's. One that root's pipeline has just made is handed over."""
+def _make_folder(workspace: Path, folder: PurePosixPath, user: User) -> None:
+    """Make a folder, and those above it, for the user."""
     for path in reversed((folder, *folder.parents[:-1])):
-        there = workspace / path
-        there.mkdir(exist_ok=True)
-        if there.stat().st_uid == 0:
-            _own(there, user)
+        (workspace / path).mkdir(exist_ok=True)
+        if user.uid and os.getuid() == 0 == (workspace / path).stat().st_uid:
+            os.chown(workspace / path, user.uid, user.gid)
 
 
-def _give(folder: Path, user: User) -> None:
-    for parent, names, more in os.walk(folder):
-        for name in (".", *names, *more):
-            _own(Path(parent, name), user)
-
-
-def _give_new(workspace: Path, user: User, since: float) -> None:
-    """Hand what root made in this session (records, logs) to the workspace's owner."""
-    for kind in OWNED:
-        for parent, names, more in os.walk(workspace / kind):
-            for name in (".", *names, *more):
-                path = Path(parent, name)
-                with contextlib.suppress(FileNotFoundError):
-                    entry = os.lstat(path)
-                    if entry.st_uid == 0 and entry.st_ctime >= since - 1:
-                        _own(path, user)
-
-
-def _own(path: Path, user: User) -> None:
-    if os.getuid() == 0 and user.uid:
-        os.chown(path, user.uid, user.gid, follow_symlinks=False)
+def _change_owner(folder: Path, user: User, since: float = 0.0) -> None:
+    """Give the user what root created below a folder, and the folder, after `since` (seconds of the system's clock)."""
+    if os.getuid() or not user.uid:
+        return
+    for parent, names, children in os.walk(folder):
+        for path in (Path(parent, name) for name in (".", *names, *children)):
+            with contextlib.suppress(FileNotFoundError):
+                status = os.lstat(path)
+                if status.st_uid == 0 and status.st_ctime >= since:
+                    os.chown(path, user.uid, user.gid, follow_symlinks=False)
