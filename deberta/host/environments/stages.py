@@ -1,13 +1,13 @@
-"""The stages' Python: `.venv-stages`, made from the locks on first use, or an environment that the user prepared."""
+"""The stages' Python: `.venv-stages`, installed from the locks on first use, or an environment of the user's."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-import subprocess
 import sys
 from pathlib import Path
-from typing import Dict, List, Mapping, Optional, Tuple
+from typing import Mapping, Optional
 
 from deberta.core.errors import ConfigError, MissingError
 from deberta.host.environments import venvs
@@ -18,7 +18,7 @@ DEV_LOCK = "requirements-dev.lock"
 PYTHON = (3, 11)  # what the stages' lock was resolved for
 DOWNLOAD_MB, DISK_MB = 350, 1500  # measured on x86_64
 TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
-# What a prepared environment is judged by: the packages that the stages import.
+# The packages that the stages import: a prepared environment needs these.
 IMPORTED = (
     "torch", "transformers", "tokenizers", "sentencepiece", "safetensors", "onnx", "onnxruntime", "openvino", "numpy",
     "protobuf",
@@ -26,26 +26,26 @@ IMPORTED = (
 _IS_FITTING = f"import sys, venv, ensurepip; sys.exit(sys.version_info[:2] != {PYTHON})"
 _VERSIONS = """
 import importlib.metadata, importlib.util, json, sys
-found = {"python": "%d.%d" % sys.version_info[:2]}
+versions = {"python": "%d.%d" % sys.version_info[:2]}
 for name in sys.argv[1:]:
     try:
-        found[name] = importlib.metadata.version(name)
+        versions[name] = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         continue
     if name != "protobuf" and importlib.util.find_spec(name) is None:  # installed, but its files are gone
-        del found[name]
-print(json.dumps(found))
+        del versions[name]
+print(json.dumps(versions))
 """
 
 
 def find(project: Path, dev: bool = False) -> Optional[Path]:
-    """The stages' Python if its environment is finished and made from the present locks, else None."""
+    """The stages' Python if its environment is complete and of the present locks, else None."""
     folder = project / FOLDER
     return venvs.python_of(folder) if venvs.is_current(folder, _locks(project, dev)) else None
 
 
 def ensure(project: Path, dev: bool = False, python: Optional[Path] = None) -> Path:
-    """The stages' Python, its environment made first if need be; with `dev`, the test tools are in it too.
+    """The stages' Python, its environment installed first if need be; with `dev`, including the test tools.
 
     `python` is the interpreter of an environment that the user prepared: it is checked, never changed.
     Raises MissingError (no Python 3.11, or pip failed) and ConfigError (a prepared environment that does not fit).
@@ -53,13 +53,11 @@ def ensure(project: Path, dev: bool = False, python: Optional[Path] = None) -> P
     if python is not None:
         check(project, python)
         return python
-    found = find(project, dev)
-    if found is None:
-        folder = project / FOLDER
+    folder = project / FOLDER
+    if find(project, dev) is None:
         with venvs.one_at_a_time(folder):
-            _make(project, folder, dev)  # finds nothing to do if another process just did it
-        found = venvs.python_of(folder)
-    return found
+            _install(project, folder, dev)  # nothing to do if another process just did it
+    return venvs.python_of(folder)
 
 
 def check(project: Path, python: Path) -> None:
@@ -72,61 +70,53 @@ def check(project: Path, python: Path) -> None:
         )
 
 
-def installed(python: Path) -> Dict[str, str]:
+def installed(python: Path) -> dict[str, str]:
     """Versions of "python" (3.11, say) and of those of IMPORTED that it has. Raises ConfigError if it does not run."""
-    command = [str(python), "-c", _VERSIONS, *IMPORTED]
     try:
-        done = subprocess.run(
-            command, env=venvs.environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True
-        )
-        return {str(name): str(version) for name, version in json.loads(done.stdout).items()}
-    except (OSError, subprocess.CalledProcessError, ValueError, AttributeError):
-        raise ConfigError(
-            f"{python} does not run as a Python 3.11. Give the Python of a prepared environment"
-        ) from None
+        process = venvs.run([str(python), "-c", _VERSIONS, *IMPORTED])
+        return {str(name): str(version) for name, version in json.loads(process.stdout).items()}
+    except (OSError, ValueError, AttributeError):
+        message = f"{python} does not run as a Python 3.11. Give the Python of a prepared environment"
+        raise ConfigError(message) from None
 
 
-def misfits(project: Path, found: Mapping[str, str]) -> List[str]:
-    """What of `found` (see `installed`) is not as locked, one text each; empty if all fits.
+def misfits(project: Path, versions: Mapping[str, str]) -> list[str]:
+    """Which of these versions (see `installed`) are not the locked ones, one text each.
 
     torch's local version (+cpu) is not compared: on a machine without such a wheel another build does.
     """
     wanted = {name: version for name, version in locked_versions(project / STAGES_LOCK).items() if name in IMPORTED}
     problems = [
-        f"{name} {found.get(name, 'is missing')} (needs {version})"
+        f"{name} {versions.get(name, 'is missing')} (needs {version})"
         for name, version in sorted(wanted.items())
-        if found.get(name, "").partition("+")[0] != version.partition("+")[0]
+        if versions.get(name, "").partition("+")[0] != version.partition("+")[0]
     ]
     wanted_python = ".".join(map(str, PYTHON))
-    if found["python"] != wanted_python:
-        problems.insert(0, f"Python is {found['python']} (needs {wanted_python})")
+    if versions["python"] != wanted_python:
+        problems.insert(0, f"Python is {versions['python']} (needs {wanted_python})")
     return problems
 
 
-def locked_versions(lock: Path) -> Dict[str, str]:
+def locked_versions(lock: Path) -> dict[str, str]:
     """Name and version of each requirement in a lock that applies to every platform, or to Python 3.11."""
-    versions = {}
-    for name, version, marker in re.findall(r"(?m)^([A-Za-z0-9._-]+)==([^\s;]+)(?: ; (.*?))? \\$", _read(lock)):
-        if "python_full_version >= '3.12'" not in marker and "win32" not in marker:
-            versions[name] = version
-    return versions
+    if not lock.is_file():
+        raise MissingError(f"{lock} is missing. Run: git checkout -- {lock.name}")
+    text = lock.read_text(encoding="utf-8")
+    pinned = re.findall(r"(?m)^([A-Za-z0-9._-]+)==([^\s;]+)(?: ; (.*?))? \\$", text)
+    elsewhere = ("python_full_version >= '3.12'", "win32")
+    return {name: version for name, version, marker in pinned if not any(term in marker for term in elsewhere)}
 
 
 def find_python() -> Optional[str]:
     """A Python 3.11 that runs and can make environments (a name on PATH may be a shim that fails), or None."""
     for name in (sys.executable, "python3.11", "python3"):
-        try:
-            done = subprocess.run(
-                [name, "-c", _IS_FITTING], env=venvs.environment(), stdin=subprocess.DEVNULL, capture_output=True
-            )
-        except OSError:
-            continue
-        if done.returncode == 0:
-            return name
+        with contextlib.suppress(OSError):
+            if venvs.run([name, "-c", _IS_FITTING]).returncode == 0:
+                return name
     return None
 
 
-def _make(project: Path, folder: Path, dev: bool) -> None:
+def _install(project: Path, folder: Path, dev: bool) -> None:
     stages, *more = _locks(project, dev)
     if not venvs.is_current(folder, [stages]):
         python = find_python()
@@ -149,7 +139,7 @@ def _make(project: Path, folder: Path, dev: bool) -> None:
             venvs.install(folder, lock)
 
 
-def _torch_index(folder: Path, torch: str) -> Tuple[str, ...]:
+def _torch_index(folder: Path, torch: str) -> tuple[str, ...]:
     """pip's option for PyTorch's own index, only where the wheel is not found in the places that pip knows already.
 
     Nothing is fetched to find out but the list of torch's files (for a wheel in a folder: the wheel is looked into).
@@ -163,12 +153,5 @@ def _torch_index(folder: Path, torch: str) -> Tuple[str, ...]:
     return ()
 
 
-def _locks(project: Path, dev: bool) -> List[Path]:
+def _locks(project: Path, dev: bool) -> list[Path]:
     return [project / STAGES_LOCK, *([project / DEV_LOCK] if dev else [])]
-
-
-def _read(lock: Path) -> str:
-    try:
-        return lock.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise MissingError(f"{lock} is missing. Run: git checkout -- {lock.name}") from None

@@ -1,8 +1,8 @@
-"""Virtual environments made from hash-locked requirements: whole and current, or made again.
+"""Virtual environments with the packages of hash-locked requirements: complete and current, or installed again.
 
-`inv` runs `python -m deberta.host.environments.venvs PYTHON` to make the host's `.venv`, so this needs nothing but the
-standard library. An environment holds a copy of each lock it was made from, written last: that is how a finished and
-current one is told from all others.
+`inv` runs `python -m deberta.host.environments.venvs PYTHON` to install the host's `.venv`, so this needs nothing but
+the standard library. An environment holds a copy of each lock whose packages it has, written last: an environment
+without that copy, or with another, is not complete or not current.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import subprocess
 import sys
 from collections import deque
 from pathlib import Path
-from typing import Callable, Deque, Dict, Iterator, List, Optional, Sequence
+from typing import Callable, Iterator, Optional, Sequence
 
 from deberta import PROJECT
 from deberta.core.errors import ConfigError, MissingError, run_stage
@@ -39,7 +39,7 @@ class PipError(Exception):
 
 
 def say(line: str) -> None:
-    """Tell the user what is going on; standard output is left to the command that was asked for."""
+    """Tell the user what is going on; standard output is left to the command's own results."""
     print(line, file=sys.stderr, flush=True)
 
 
@@ -48,13 +48,13 @@ def python_of(folder: Path) -> Path:
 
 
 def is_current(folder: Path, locks: Sequence[Path]) -> bool:
-    """Whether `folder` is a finished environment of exactly these locks, on a Python that still exists."""
+    """Whether `folder` is a complete environment of exactly these locks, on a Python that still exists."""
     return os.access(python_of(folder), os.X_OK) and all(_same(lock, folder / lock.name) for lock in locks)
 
 
 @contextlib.contextmanager
 def one_at_a_time(folder: Path) -> Iterator[None]:
-    """Keep other processes from making `folder` too. The kernel lets go of the lock when its holder dies."""
+    """Keep other processes from installing in `folder` too. The kernel frees the lock when its holder dies."""
     path = folder.parent / ".cache" / f"{folder.name}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w", encoding="utf-8") as file:
@@ -73,12 +73,9 @@ def create(folder: Path, python: str) -> None:
     if folder.is_dir():
         for stamp in folder.glob("*.lock"):
             stamp.unlink()  # first, so that a killed run can't leave them in a folder that is half cleared
-    done = subprocess.run(
-        [python, "-m", "venv", "--clear", str(folder)],
-        env=environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
-    )  # fmt: skip
-    if done.returncode:
-        for line in (done.stdout + done.stderr).splitlines()[-_TAIL:]:
+    process = run([python, "-m", "venv", "--clear", str(folder)])
+    if process.returncode:
+        for line in (process.stdout + process.stderr).splitlines()[-_TAIL:]:
             say(f"  {line}")
         raise MissingError(
             f"{python} -m venv {folder} failed. Check the space on the disk, and that Python's venv module is whole "
@@ -87,7 +84,7 @@ def create(folder: Path, python: str) -> None:
 
 
 def install(folder: Path, lock: Path, options: Sequence[str] = (), show_progress: bool = False) -> None:
-    """Install the wheels of a hash-locked requirements file, then put its copy in `folder` as the sign that it is done.
+    """Install the wheels of a hash-locked requirements file, then write its copy to `folder`: that says it is complete.
 
     Raises MissingError if pip fails, after showing pip's last lines.
     """
@@ -111,7 +108,7 @@ def install(folder: Path, lock: Path, options: Sequence[str] = (), show_progress
 def pip(folder: Path, arguments: Sequence[str], on_line: Optional[Callable[[str], None]] = None) -> None:
     """Run the environment's pip, with the user's own pip settings. Raises PipError."""
     command = [str(python_of(folder)), "-m", "pip", "--no-input", "--disable-pip-version-check", *arguments]
-    tail: Deque[str] = deque(maxlen=_TAIL)
+    tail: deque[str] = deque(maxlen=_TAIL)
     process = subprocess.Popen(
         command, env=environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         text=True, errors="replace",
@@ -131,13 +128,20 @@ def pip(folder: Path, arguments: Sequence[str], on_line: Optional[Callable[[str]
         raise PipError(tail)
 
 
-def environment() -> Dict[str, str]:
+def run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """Run a Python in `environment()` and keep its output. Raises OSError if it does not start."""
+    return subprocess.run(
+        command, env=environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace"
+    )
+
+
+def environment() -> dict[str, str]:
     """This process's environment without what would lead Python or pip astray."""
     return {name: value for name, value in os.environ.items() if name not in _LEAKS}
 
 
 def main(argv: Sequence[str]) -> None:
-    """Make the host's environment with the interpreter in argv[0], unless another process just did."""
+    """Install the host's environment with the interpreter in argv[0], unless another process just did."""
     folder, lock = PROJECT / HOST_FOLDER, PROJECT / HOST_LOCK
     with one_at_a_time(folder):
         if not is_current(folder, [lock]):
@@ -146,7 +150,7 @@ def main(argv: Sequence[str]) -> None:
             install(folder, lock)
 
 
-def _with_progress(folder: Path, arguments: List[str], packages: int) -> None:
+def _with_progress(folder: Path, arguments: list[str], packages: int) -> None:
     progress = Progress("fetching", packages, "packages", sys.stderr)
     seen = 0
 
@@ -163,10 +167,7 @@ def _with_progress(folder: Path, arguments: List[str], packages: int) -> None:
 
 
 def _same(lock: Path, copy: Path) -> bool:
-    try:
-        return lock.read_bytes() == copy.read_bytes()
-    except FileNotFoundError:
-        return False
+    return lock.is_file() and copy.is_file() and lock.read_bytes() == copy.read_bytes()
 
 
 if __name__ == "__main__":
