@@ -156,13 +156,20 @@ def remember(job: FetchItem, key: str, origin: str, path: Path, sha256: str, che
         files.write_text(job.record, json.dumps(listing, indent=2) + "\n")
 
 
+def check(job: FetchItem, key: str, kind: str, path: Path, checksums: Checksums) -> tuple[str, str]:
+    """SHA-256 of a file whose form and hash are right, and which hash it matches (`check_hash`). Raises Unfit."""
+    check_form(kind, path)
+    if path.stat().st_size > _LARGE:
+        job.show(f"{path.name}: computing its sha256")
+    sha256 = files.sha256_of(path)
+    return sha256, check_hash(job, key, sha256, checksums)
+
+
 def check_present(job: FetchItem, product: Product) -> Fetched:
     """Check a file that is in its place already, and never replace it. Raises DataError."""
     target, key = job.target(product), job.key(product)
     try:
-        check_form(product.kind, target)
-        sha256 = digest(job, target)
-        match = check_hash(job, key, sha256, published(product))
+        sha256, match = check(job, key, product.kind, target, published(product))
     except Unfit as error:
         raise DataError(
             f"{target} is there already, but {error}. It was left alone: "
@@ -189,9 +196,7 @@ def staged(target: Path) -> Iterator[Path]:
 
 def check_new(job: FetchItem, product: Product, path: Path, origin: str) -> str:
     """SHA-256 of a file that may become a product. Raises Unfit, or DataError if a different file is in its place."""
-    check_form(product.kind, path)
-    sha256 = digest(job, path)
-    check_hash(job, job.key(product), sha256, published(product))
+    sha256, _ = check(job, job.key(product), product.kind, path, published(product))
     target = job.target(product)
     if os.path.lexists(target) and (present := files.sha256_of(target)) != sha256:
         raise DataError(
@@ -201,16 +206,14 @@ def check_new(job: FetchItem, product: Product, path: Path, origin: str) -> str:
     return sha256
 
 
-def put(job: FetchItem, product: Product, path: Path, sha256: str, origin: str) -> Fetched:
-    """Rename a file that `check_new` passed to its place, then record it; an equal file that is there stays."""
+def put(job: FetchItem, product: Product, path: Path, origin: str, sha256: str = "") -> Fetched:
+    """Rename a file to its place, if no equal one is there, and record it.
+
+    `sha256`: the hash that `check_new` returned; if empty, that is called first, and raises its errors.
+    """
+    sha256 = sha256 or check_new(job, product, path, origin)
     target, key = job.target(product), job.key(product)
     if not os.path.lexists(target):
         os.replace(path, target)
     remember(job, key, origin, target, sha256, published(product))
     return Fetched(key, target.stat().st_size, sha256, origin)
-
-
-def digest(job: FetchItem, path: Path) -> str:
-    if path.stat().st_size > _LARGE:
-        job.show(f"{path.name}: computing its sha256")
-    return files.sha256_of(path)

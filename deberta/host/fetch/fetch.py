@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Callable
 
+from deberta.core import files
 from deberta.core.errors import ConfigError, DataError, MissingError, from_os_error
 from deberta.host.fetch import archives, checksums
 from deberta.host.fetch import download as http
@@ -83,10 +84,10 @@ def _selected(profile: str, names: Sequence[str], sources: Sources) -> list[Item
     for name in names:
         if name not in known:
             raise ConfigError(f"fetch does not know {name!r}. It gets: {', '.join(known)}")
-    wanted = list(names) or [name for name in known if name not in ON_DEMAND]
-    if profile == "demo" and set(wanted) - set(ON_DEMAND):
+    selected = list(names) or [name for name in known if name not in ON_DEMAND]
+    if profile == "demo" and set(selected) - set(ON_DEMAND):
         raise ConfigError("the demo profile's files come with the repository: nothing to fetch. Run: invoke demo")
-    return [item for item in sources if item.name in wanted]
+    return [item for item in sources if item.name in selected]
 
 
 def _fetch_item(job: FetchItem, from_dir: Path | None) -> list[Fetched]:
@@ -151,12 +152,7 @@ def _get(job: FetchItem, products: list[Product], download: Download, copy: Copy
         if download.kind == ZIP:
             done = _unpack(job, products, download, part, copy, downloaded.url)
         else:
-            [product] = products
-            done = [
-                checksums.put(
-                    job, product, part, checksums.check_new(job, product, part, downloaded.url), downloaded.url
-                )
-            ]
+            done = [checksums.put(job, product, part, downloaded.url) for product in products]  # a single one
     except Unfit as error:
         http.discard(part)
         raise http.DownloadFailed(f"{error}; the file was removed", wrong=True) from error
@@ -168,14 +164,13 @@ def _unfit(job: FetchItem, download: Download, path: Path, copy: Copy | None) ->
     """What is wrong with an archive or a single file, from this copy or from a folder (None); None if nothing is."""
     key = download.name if download.kind == ZIP else job.key(job.item.products[0])
     try:
-        checksums.check_form(download.kind, path)
-        checksums.check_hash(job, key, checksums.digest(job, path), _pins(download, copy))
+        checksums.check(job, key, download.kind, path, _checksums(download, copy))
     except Unfit as error:
         return str(error)
     return None
 
 
-def _pins(download: Download, copy: Copy | None) -> Checksums:
+def _checksums(download: Download, copy: Copy | None) -> Checksums:
     """The hashes of a download: binding if this copy's is published, or if every copy's is."""
     return Checksums(download.published, bool(copy and copy.sha256) or len(download.published) == len(download.copies))
 
@@ -190,18 +185,18 @@ def _unpack(
             members = {_member_of(job, product, archive): product for product in products}
             for name in [name for name in members if name not in sizes and members[name].optional]:
                 job.show(f"{job.key(members.pop(name))}: not in {archive}; only finetune needs it")
-            ready = {
-                name: stack.enter_context(checksums.staged(job.target(product))) for name, product in members.items()
-            }
-            needed = sum(sizes.get(name, 0) for name in ready)
+            staged = {}
+            for name, product in members.items():
+                staged[name] = stack.enter_context(checksums.staged(job.target(product)))
+            needed = sum(sizes.get(name, 0) for name in staged)
             http.check_space(archive.parent, needed, f"unpacking {download.name}")
-            archives.extract(archive, ready)
+            archives.extract(archive, staged)
         except DataError as error:
             raise Unfit(str(error)) from error
-        hashes = {name: checksums.check_new(job, product, ready[name], origin) for name, product in members.items()}
-        checksums.remember(job, download.name, origin, archive, checksums.digest(job, archive), _pins(download, copy))
+        hashes = {name: checksums.check_new(job, product, staged[name], origin) for name, product in members.items()}
+        checksums.remember(job, download.name, origin, archive, files.sha256_of(archive), _checksums(download, copy))
         return [
-            checksums.put(job, product, ready[name], hashes[name], f"{origin}#{name}")
+            checksums.put(job, product, staged[name], f"{origin}#{name}", hashes[name])
             for name, product in members.items()
         ]
 
@@ -210,36 +205,37 @@ def _member_of(job: FetchItem, product: Product, archive: Path) -> str:
     """The member that is a product: by its published hash, whatever its name, else by its path. Raises DataError."""
     if product.sha256 is None:
         return product.path
-    name, seen = archives.find_in_archive(archive, product.sha256)
+    name = _name_by_hash(job, archive, archives.find_in_archive(archive, product.sha256))
     if name is None:
-        _show_seen(job, archive, seen)
         raise DataError(f"{archive} holds no file with the sha256 of {product.path}, {product.sha256}")
     return name
 
 
 def _from_folder(job: FetchItem, products: list[Product], folder: Path) -> list[Fetched]:
     """Copy what an offline folder has: the files themselves, an archive of them, or a cache, searched by hash."""
-    done, left = [], []
+    done, absent = [], []
     for product in products:
-        source = _by_name(folder, job.target(product))
-        if source:
+        target = job.target(product)  # its subfolder may be in the folder, too: MNLI/dev_matched.tsv
+        candidates = (folder / target.parent.name / target.name, folder / target.name)
+        if source := next((path for path in candidates if path.is_file()), None):
             done.append(_copy_in(job, product, source))
         else:
-            left.append(product)
+            absent.append(product)
     for download in job.item.downloads:
         archive = folder / download.name
-        if left and download.kind == ZIP and archive.is_file():
+        if absent and download.kind == ZIP and archive.is_file():
             problem = _unfit(job, download, archive, None)
             if problem:
                 raise DataError(f"{archive} was not used: {problem}")
             try:
-                return done + _unpack(job, left, download, archive, None, str(archive))
+                return done + _unpack(job, absent, download, archive, None, str(archive))
             except Unfit as error:
                 raise DataError(f"{archive} was not used: {error}") from error
     missing = []
-    for product in left:
-        if source := _by_hash(job, product, folder):
-            done.append(_copy_in(job, product, source))
+    for product in absent:
+        search = archives.find_in_folder(folder, product.sha256) if product.sha256 else None
+        if search and (name := _name_by_hash(job, folder, search)):
+            done.append(_copy_in(job, product, Path(name)))
         elif job.target(product).is_file():
             done.append(checksums.check_present(job, product))
         elif product.optional:
@@ -253,27 +249,14 @@ def _from_folder(job: FetchItem, products: list[Product], folder: Path) -> list[
     return done
 
 
-def _by_name(folder: Path, target: Path) -> Path | None:
-    """A file of this name in the folder, or in its subfolder that is named like the target's (MNLI/dev_matched.tsv)."""
-    for candidate in (folder / target.parent.name / target.name, folder / target.name):
-        if candidate.is_file():
-            return candidate
-    return None
-
-
-def _by_hash(job: FetchItem, product: Product, folder: Path) -> Path | None:
-    if product.sha256 is None:
-        return None
-    name, seen = archives.find_in_folder(folder, product.sha256)
+def _name_by_hash(job: FetchItem, place: Path, search: tuple[str | None, list[archives.Seen]]) -> str | None:
+    """The name that a search by hash gave; if it gave none, the files that it read are shown."""
+    name, seen = search
     if name is None:
-        _show_seen(job, folder, seen)
-    return Path(name) if name else None
-
-
-def _show_seen(job: FetchItem, place: Path, seen: list[archives.Seen]) -> None:
-    job.show(f"{place}: looked at {len(seen)} files; none is the one that was looked for")
-    for file in seen[:_SHOWN]:
-        job.show(f"  {file.name}  {file.url or '(no url beside it)'}  sha256 {file.sha256}")
+        job.show(f"{place}: looked at {len(seen)} files; none is the one that was looked for")
+        for file in seen[:_SHOWN]:
+            job.show(f"  {file.name}  {file.url or '(no url beside it)'}  sha256 {file.sha256}")
+    return name
 
 
 def _copy_in(job: FetchItem, product: Product, source: Path) -> Fetched:
@@ -285,8 +268,6 @@ def _copy_in(job: FetchItem, product: Product, source: Path) -> Fetched:
         with open(temporary, "rb+") as copied:
             os.fsync(copied.fileno())
         try:
-            return checksums.put(
-                job, product, temporary, checksums.check_new(job, product, temporary, str(source)), str(source)
-            )
+            return checksums.put(job, product, temporary, str(source))
         except Unfit as error:
             raise DataError(f"{source} was not copied: {error}") from error
