@@ -32,13 +32,13 @@ class StageError(DebertaError):
 
 
 class DataError(DebertaError):
-    """Data are wrong or an artifact does not hold what it should."""
+    """Data are wrong, or an artifact is not what its record says."""
 
     exit_code = 5
 
 
 class GateError(DebertaError):
-    """Everything ran, and a gate was not met."""
+    """Everything ran, but a gate failed."""
 
     exit_code = 6
 
@@ -49,12 +49,12 @@ _BY_CODE = {c.exit_code: c for c in (ConfigError, MissingError, StageError, Data
 
 
 def from_exit_code(code: int, message: str) -> DebertaError:
-    """Rebuild the error that a stage process reported; codes that are not ours become StageError."""
+    """The error that a stage process reported; an exit code that is not ours becomes StageError."""
     return _BY_CODE.get(code, StageError)(message)
 
 
 def from_os_error(error: OSError) -> DebertaError:
-    """Turn an operating-system error into one of ours, naming the file and what usually helps."""
+    """An operating-system error as one of ours, naming the file and what usually helps."""
     where = f" ({error.filename})" if error.filename else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StageError(f"the disk is full{where}. Free some space, then run the same command again")
@@ -90,5 +90,5 @@ def one_line(text: str) -> str:
 
 
 def some(names: Sequence[str], most: int = 5) -> str:
-    """The first `most` names of a list, as a message shows them; the others are counted."""
+    """The first `most` names, separated by commas, and how many more there are."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

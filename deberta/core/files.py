@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, and their digests."""
+"""Files and folders that are written completely or not at all, and their digests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TEMPORARY = ".tmp-"
 
 
 def temporary_beside(path: Path) -> Path:
-    """A name in the same folder (so that a rename is atomic) that cannot be taken for an artifact."""
+    """A name in the same folder (so that a rename is atomic) that no artifact has."""
     return path.with_name(f".{path.name}{TEMPORARY}{os.getpid()}")
 
 
@@ -26,7 +26,7 @@ def remove(path: Path) -> None:
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove what a killed process left of earlier attempts to make `path`."""
+    """Remove the temporary files that a killed process left beside `path`."""
     if path.parent.is_dir():
         for name in os.listdir(path.parent):
             if name.startswith(f".{path.name}{TEMPORARY}"):
@@ -50,7 +50,7 @@ def new_file(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder that takes the place of `path`, old content included, if the block succeeds."""
+    """Yield a temporary folder that replaces `path` and all of its content if the block succeeds."""
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(path)
     temporary = temporary_beside(path)
@@ -65,7 +65,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text with \\n line ends, whole or not at all."""
+    """Write UTF-8 text with \\n line ends, completely or not at all."""
     with new_file(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as file:
         file.write(text)
 
@@ -85,12 +85,12 @@ def sha256_of_stream(file: IO[bytes]) -> str:
 
 def files_in(folder: Path) -> list[str]:
     """The regular files below a folder, as sorted POSIX paths relative to it; temporary names are left out."""
-    found = []
+    paths: list[str] = []
     for parent, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if TEMPORARY not in name]
         relative = os.path.relpath(parent, folder)
-        found += [name if relative == "." else f"{relative}/{name}" for name in names if TEMPORARY not in name]
-    return sorted(found)
+        paths += [name if relative == "." else f"{relative}/{name}" for name in names if TEMPORARY not in name]
+    return sorted(paths)
 
 
 def folder_digest(folder: Path) -> str:

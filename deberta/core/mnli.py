@@ -1,7 +1,7 @@
 """GLUE's MNLI files, row by row: tab separated, never quoted, one header line, UTF-8.
 
 Columns, counted from 0: pairID 2, genre 3, sentence1 8, sentence2 9, gold_label last. The dev files have 16 columns,
-train.tsv 12, the test files 10 and no gold label. Every cell is taken as it stands: the texts hold unbalanced double
+train.tsv 12, the test files 10 and no gold label. Cells are used unchanged: the texts have unbalanced double
 quotes, and separators such as U+2028, so only the byte \\n ends a row.
 """
 
@@ -27,20 +27,20 @@ _SHOWN = 5  # bad rows quoted in one message; the others are counted
 
 @dataclass(frozen=True)
 class Row:
-    """One pair; `label` is an index into contract.LABELS. `pair_id` names it, and should do so once in a file."""
+    """One pair; `label` is an index into contract.LABELS. `pair_id` should be unique in a file."""
 
     premise: str
     hypothesis: str
     genre: str
     label: int
-    pair_id: str = field(default="", compare=False)  # rows that say the same are equal
+    pair_id: str = field(default="", compare=False)  # rows of the same content are equal
 
 
 def rows(path: Path, expected_columns: int = DEV_COLUMNS, limit: int = 0) -> Iterator[Row]:
     """The file's rows in order, the first `limit` only if it is above 0.
 
-    After a bad row nothing more is yielded, but the rest is still checked, so that one error tells all. Raises
-    MissingError for an absent file, DataError (at the end) for anything that is not as GLUE writes it.
+    After a bad row nothing more is yielded, but the rest is still checked, so that one error reports all. Raises
+    MissingError for an absent file, DataError (at the end) for anything that differs from GLUE's format.
     """
     if not path.is_file():
         raise MissingError(f"{path} is missing. Run: invoke fetch")
@@ -75,7 +75,7 @@ def count(path: Path, expected_columns: int = DEV_COLUMNS) -> int:
 
 
 def expect_rows(path: Path, rows: int, expected: int) -> None:
-    """Raise DataError unless the file has exactly as many rows as its profile says."""
+    """Raise DataError unless the file has exactly as many rows as its profile expects."""
     if rows != expected:
         raise DataError(
             f"{path} has {rows} rows, expected {expected}: it is cut off, or of another data set."
@@ -107,7 +107,7 @@ def _check_header(path: Path, line: bytes, expected_columns: int) -> None:
 
 
 def _parse(line: bytes, expected_columns: int) -> Row:
-    """One line as a row. Raises ValueError that says what is wrong, without the file's name."""
+    """One line as a row. Raises ValueError with the reason, without the file's name."""
     cells = _text(line).split("\t")
     if cells == [""]:
         raise ValueError("a blank line")

@@ -1,7 +1,7 @@
 """Progress of anything over two seconds: a line that rewrites itself on a terminal, plain lines elsewhere.
 
-A stage's standard output is a pipe when the host runs it, so there it prints lines of a fixed form which the host
-draws on its own terminal.
+When the host runs a stage, the stage's standard output is a pipe: the stage prints plain lines, which the host parses
+and draws on its terminal.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Progress:
         if now - self._printed < 0.5 and done < self.total:
             return
         if done >= self.total and self._printed == self._started:
-            return  # it was over before it could matter
+            return  # it took less than half a second
         self._printed = now
         left = (now - self._started) / done * (self.total - done) if done else 0.0
         unit = f" {self.unit}" if self.unit else ""

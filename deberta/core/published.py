@@ -1,4 +1,4 @@
-"""What the guide publishes for its model (Ascend 310P; its "baseline" is a T4), to be shown beside measured figures."""
+"""The guide's published figures of its model (Ascend 310P; its "baseline" is a T4), shown beside measured ones."""
 
 from __future__ import annotations
 
