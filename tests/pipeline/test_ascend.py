@@ -16,7 +16,7 @@ import pytest
 
 from deberta.core import files, records
 from deberta.core.errors import ConfigError
-from deberta.host.cli import auto
+from deberta.host.cli import settings
 from tests import fake_cann
 from tests import pipeline_helpers as helpers
 from tests.pipeline_helpers import Workspace
@@ -295,7 +295,7 @@ def test_what_is_missing_or_wrong_is_said(workspace: Workspace, cann: Path, monk
     assert "--soc-version '310P3'" in workspace.fail(2, *BUILD, "--soc-version", "310P3")
     assert "missing or not executable" in workspace.fail(3, *PERF, "--msame", str(workspace.root / "none"))
     with pytest.raises(ConfigError, match="not a mapping"):
-        auto.atc_options(["--log=error"])
+        settings.atc_options(["--log=error"])
     _set(workspace, cann=str(workspace.root))
     assert "no set_env.sh is there" in workspace.fail(2, *BUILD)
     _set(workspace, cann=None)

@@ -15,6 +15,7 @@ import pytest
 
 from deberta.core import files
 from deberta.core.errors import ConfigError
+from deberta.host.cli.options import batch_sizes
 from deberta.host.workflows import reproduce
 from tests import pipeline_helpers as helpers
 from tests.mnli_helpers import REPOSITORY, small_disk
@@ -182,9 +183,9 @@ def test_the_paths_at_which_json_differs() -> None:
 
 def test_executors_and_batch_sizes() -> None:
     assert reproduce.parse_executors("local, docker") == ("local", "docker")
-    assert reproduce.parse_batch_sizes("8,1,8") == (1, 8)
+    assert batch_sizes("8,1,8") == (1, 8)
     with pytest.raises(ConfigError):
-        reproduce.parse_batch_sizes("0")
+        batch_sizes("0")
     pair = reproduce.places(Path(os.sep), ("docker",))
     assert [place.executor for place in pair] == ["docker", "docker"]
     assert len({len(place.root.name) for place in pair}) == 2

@@ -11,8 +11,9 @@ from invoke.context import Context
 from deberta import PROJECT
 from deberta.core import contract
 from deberta.core.errors import ConfigError
+from deberta.host.cli.auto import AUTO
 from deberta.host.cli.command import DEVICE, RUN, command
-from deberta.host.cli.options import AUTO, Options
+from deberta.host.cli.options import Options
 from deberta.host.cli.settings import plan_of, prepared_python, session_of
 from deberta.host.engine import containers
 from deberta.host.plan.evaluation import Plan

@@ -7,10 +7,9 @@ from dataclasses import replace
 from invoke.context import Context
 
 from deberta.core.errors import ConfigError
-from deberta.host.cli import auto
 from deberta.host.cli.command import RUN, command
 from deberta.host.cli.options import Options
-from deberta.host.cli.settings import cpu_plan, session_of
+from deberta.host.cli.settings import atc_options, cpu_plan, session_of
 from deberta.host.plan import comparison
 from deberta.host.plan.comparison import ComparisonRequest
 from deberta.host.plan.evaluation import Plan
@@ -60,7 +59,7 @@ def compare(c: Context, options: Options) -> None:
 
 def _plan_with_atc(c: Context, options: Options) -> Plan:
     """A plan for the CPU that has ATC's options, which name the nodes that stay in float32."""
-    return replace(cpu_plan(c, options), atc=auto.atc_options(c.config.get("atc")))
+    return replace(cpu_plan(c, options), atc=atc_options(c.config.get("atc")))
 
 
 def _rows(options: Options) -> str:

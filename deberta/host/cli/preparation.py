@@ -9,10 +9,17 @@ from invoke.exceptions import Exit
 
 from deberta import PROJECT
 from deberta.core.errors import ConfigError
-from deberta.host.cli import auto
 from deberta.host.cli.command import command
 from deberta.host.cli.options import Options
-from deberta.host.cli.settings import cpu_plan, prepared_python, profile_of, session_of, workspace
+from deberta.host.cli.settings import (
+    cann_script,
+    cpu_plan,
+    msame_path,
+    prepared_python,
+    profile_of,
+    session_of,
+    workspace,
+)
 from deberta.host.run import runner
 from deberta.host.workflows import clean as workflow
 from deberta.host.workflows import doctor as checkup
@@ -25,7 +32,7 @@ def fetch(c: Context, options: Options) -> None:
     """Get the guide's checkpoint, tokenizer and MNLI, checked by SHA-256."""
     from deberta.host.fetch import fetch as download
 
-    names = [*options.only]
+    names = [name.strip() for name in options.only.split(",")]
     names += ["pretrained"] if options.pretrained and "pretrained" not in names else []
     if options.dry:
         print(f"would get {', '.join(names)} from {options.from_ or 'the network'} into {workspace(c)}")
@@ -75,8 +82,8 @@ def doctor(c: Context, options: Options) -> None:
         checkup.inputs(plan),
         full_size=plan.profile.name != "demo",
         python=prepared_python(c),
-        cann_setting=auto.cann_setting(PROJECT, c.config.get("cann")),
-        msame_path=auto.msame_path(PROJECT, c.config.get("msame")),
+        cann_setting=cann_script(c),
+        msame_path=msame_path(c),
     )
     print(checkup.render(checks))
     if checkup.missing(checks):

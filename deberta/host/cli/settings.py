@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import functools
 import os
+from dataclasses import replace
 from pathlib import Path
-from typing import Optional
+from typing import Any, Optional
 
 from invoke.context import Context
 
 from deberta import PROJECT
-from deberta.ascend import atc
+from deberta.ascend import atc, programs
+from deberta.ascend.atc import AtcOptions
 from deberta.core import contract
 from deberta.core.errors import ConfigError
 from deberta.host.cli import auto
@@ -39,6 +41,24 @@ def profile_of(c: Context, name: str = "") -> profiles.Profile:
     return profiles.load(name or c.config.get("profile"), c.config.get("profiles"))
 
 
+def atc_options(setting: Any) -> AtcOptions:
+    """The options under `atc` in invoke.yaml. Raises ConfigError."""
+    if setting and not hasattr(setting, "items"):
+        raise ConfigError(f"atc in invoke.yaml is {setting!r}, not a mapping of ATC's options")
+    return atc.options(setting)
+
+
+def cann_script(c: Context) -> str:
+    """The setting `cann`, relative to the project; empty: the known places."""
+    setting = str(c.config.get("cann") or "")
+    return str(PROJECT / Path(setting).expanduser()) if setting else ""
+
+
+def msame_path(c: Context, msame: str = "") -> Path:
+    """The msame binary: of --msame, the setting or the usual place, relative to the project."""
+    return PROJECT / Path(msame or str(c.config.get("msame") or programs.MSAME)).expanduser()
+
+
 def cpu_plan(c: Context, options: Options) -> Plan:
     """The plan of a task that is about no compiled model."""
     return Plan(profile_of(c, options.profile), "cpu", options.limit)
@@ -46,7 +66,7 @@ def cpu_plan(c: Context, options: Options) -> Plan:
 
 def plan_of(c: Context, options: Options, compiles: bool = False) -> Plan:
     """The plan of a task that has a backend. `compiles`: the task needs ATC, not a device. Raises ConfigError."""
-    backend = auto.backend(options.backend or c.config.backend, compiles, str(c.config.get("cann") or ""), PROJECT)
+    backend = auto.backend(options.backend or c.config.backend, compiles, cann_script(c), PROJECT)
     if options.precision != contract.FP32 and backend != "cpu":
         raise ConfigError(
             f"--precision {options.precision} is for the cpu backend, and this is {backend}: ATC's own options decide "
@@ -55,12 +75,11 @@ def plan_of(c: Context, options: Options, compiles: bool = False) -> Plan:
     if options.runner and backend != "ascend":
         raise ConfigError(f"--runner is for the ascend backend, and this is {backend}. Add --backend ascend")
     runner = options.runner or str(c.config.get("runner") or contract.RUNNERS[0])
-    return Plan(
-        profile_of(c, options.profile),
-        backend,
-        options.limit,
+    return replace(
+        cpu_plan(c, options),
+        backend=backend,
         device=device_of(c, options),
-        atc=auto.atc_options(c.config.get("atc")) if backend == "ascend" else atc.DEFAULTS,
+        atc=atc_options(c.config.get("atc")) if backend == "ascend" else atc.DEFAULTS,
         runner=contract.one_of("--runner", runner, contract.RUNNERS),
         lint=not options.no_lint,
         precision=options.precision,
@@ -76,9 +95,9 @@ def device_of(c: Context, options: Options) -> int:
 
 def session_of(c: Context, options: Options, executor: str = "", usual: str = "") -> Session:
     """`executor`: this one whatever the options say. `usual`: what auto means for this task. Raises ConfigError."""
-    script = auto.cann_setting(PROJECT, c.config.get("cann"))
+    script = cann_script(c)
     name = auto.executor(executor or options.executor or c.config.executor, script, usual)
-    soc_version, device = options.soc_version or str(c.config.get("soc_version") or "auto"), device_of(c, options)
+    soc_version, device = options.soc_version or str(c.config.get("soc_version") or auto.AUTO), device_of(c, options)
     folder, note = workspace(c), explain.note()
     return Session(
         project=PROJECT,
@@ -98,7 +117,7 @@ def _local(c: Context, folder: Path, script: str, msame: str) -> Executor:
         root=folder,
         python=functools.cache(lambda: stages.ensure(PROJECT, python=prepared)),
         python_name=str(prepared or PROJECT / stages.FOLDER / "bin" / "python"),
-        tools=auto.programs(folder, script, auto.msame_path(PROJECT, msame or c.config.get("msame"))),
+        tools=auto.programs(folder, script, msame_path(c, msame)),
     )
 
 

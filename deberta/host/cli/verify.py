@@ -14,8 +14,9 @@ from deberta import PROJECT
 from deberta.core import contract
 from deberta.core.errors import ConfigError, MissingError
 from deberta.core.paths import Artifacts
+from deberta.host.cli.auto import AUTO
 from deberta.host.cli.command import command
-from deberta.host.cli.options import AUTO, Options
+from deberta.host.cli.options import Options
 from deberta.host.cli.settings import prepared_python, profile_of, session_of, workspace
 from deberta.host.environments import stages
 from deberta.host.plan import profiles

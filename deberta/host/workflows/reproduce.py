@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 from deberta.core import contract, files, records
 from deberta.core.errors import ConfigError, DataError, GateError, MissingError, some
@@ -21,13 +22,16 @@ from deberta.core.paths import record_of
 from deberta.host.plan.evaluation import LATEST, Plan
 from deberta.host.run import local, messages
 from deberta.host.run.executor import judge_stage
+from deberta.host.run.runner import Session
+
+if TYPE_CHECKING:
+    from deberta.host.images.definition import BuildSettings  # tomlkit is not loaded for the list of tasks
 
 FOLDER = Path(".cache", "reproduce")  # in the workspace
 NAMES = ("a", "b-elsewhere")  # not of one length: a path that got into an artifact would show
 SETTINGS = "reproduce.json"  # in a place: its settings, and the sign that it is one
 GATE = GateError.exit_code
 LOOPS = 2  # the fewest that have a time without the first
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,76 @@ class Compared:
         return self.digests[0] == self.digests[1] and not self.details
 
 
+def run(
+    session: Session,
+    planned: ReproductionRun,
+    pair: Sequence[Place],
+    settings: Mapping[str, Any],
+    builds: Optional[BuildSettings],
+    keep_places: bool,
+) -> None:
+    """Make everything in both places and compare. `builds`: also build each stage's image anew, with these settings.
+
+    Raises GateError for a difference, and what `fill`, `make` and `compare` raise.
+    """
+    if session.dry:
+        show(session.project, planned, pair)
+        return
+    check_disk(session.workspace, pair[0].root.parent, planned)
+    try:
+        for place in pair:
+            fill(place, session.workspace, planned, settings)
+            make(session.project, place, planned, place.root.parent / "logs")
+        in_images = _rebuild_images(session, planned, builds) if builds else []
+        conclude(planned, pair[0].root, pair[1].root, in_images)
+    finally:
+        for place in pair:
+            if keep_places:
+                print(f"kept: {place.root}")
+            else:
+                clear(place)
+
+
+def show(project: Path, planned: ReproductionRun, pair: Sequence[Place]) -> None:
+    """Print what a person could paste to do the same, but for the comparison."""
+    for place in pair:
+        root = shlex.quote(str(place.root))
+        print(f"mkdir -p {root}")
+        print(f"cp --parents {shlex.join(map(str, inputs(planned)))} {root}")
+        for line in commands(planned):
+            command = f"{shlex.quote(str(project / 'inv'))} {shlex.join(line)}"
+            print(f"INVOKE_WORKSPACE={root} INVOKE_EXECUTOR={place.executor} {command}")
+
+
+def conclude(planned: ReproductionRun, first: Path, second: Path, in_images: Sequence[str] = ()) -> None:
+    """Print the table and judge it. `in_images`: the paths that differ in two builds of an image. Raises GateError."""
+    artifacts = compare(first, second, planned)
+    print(f"{first} and {second}:")
+    for line in table(artifacts):
+        print(line)
+    judge(artifacts)
+    if in_images:
+        raise GateError(f"two builds of an image differ in {len(in_images)} paths: {some(in_images, 20)}")
+    print(f"identical: {sum(map(bool, artifacts))} of {len(artifacts)} artifacts")
+
+
+def _rebuild_images(session: Session, planned: ReproductionRun, builds: BuildSettings) -> List[str]:
+    """Build the image of each stage of the run anew; returns what differs from the one that is there."""
+    from deberta.host.images import contents  # it needs the SDK, which the list of tasks must not load
+
+    stages = ("export", "compile", "runtime") if planned.plan.backend == "ascend" else ("export",)
+    by_tag = contents.rebuild_all(session.project, session.workspace, builds, stages, _say)
+    for tag, differences in by_tag.items():
+        _say(f"image {tag}: {len(differences)} differences between two builds")
+        for line in differences:
+            _say(f"  {line}")
+    return [f"{tag}{line}" for tag, differences in by_tag.items() for line in differences]
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
 def places(folder: Path, executors: Sequence[str]) -> Tuple[Place, Place]:
     """One executor for both places, or one for each."""
     first, second = executors[0], executors[-1]
@@ -76,12 +150,7 @@ def parse_executors(text: str) -> Tuple[str, ...]:
     return names
 
 
-def parse_batch_sizes(text: str) -> Tuple[int, ...]:
-    """`1,8`: each once, ascending. Raises ConfigError."""
-    return tuple(sorted({contract.parse_batch_size(size.strip()) for size in text.split(",")}))
-
-
-def present_versions(workspace: Path, plan: Plan, say: Say) -> Tuple[str, ...]:
+def present_versions(workspace: Path, plan: Plan) -> Tuple[str, ...]:
     """The versions whose tsv is there; one that is not is named. Raises MissingError if none is."""
     needed = {version: plan.source(plan.profile.data_path(version)) for version in plan.profile.rows}
     there = tuple(version for version, data in needed.items() if (workspace / data.path).exists())
@@ -89,7 +158,7 @@ def present_versions(workspace: Path, plan: Plan, say: Say) -> Tuple[str, ...]:
         raise messages.missing(list(needed.values()))
     for version, data in needed.items():
         if version not in there:
-            say(f"{data.path} is missing, so {version} is left out. To have it: {data.command}")
+            _say(f"{data.path} is missing, so {version} is left out. To have it: {data.command}")
     return there
 
 
@@ -161,7 +230,7 @@ def commands(run: ReproductionRun) -> List[List[str]]:
     return [["acceptance", *sizes, *one, *own, *limit]]
 
 
-def make(project: Path, place: Place, run: ReproductionRun, logs: Path, say: Say) -> None:
+def make(project: Path, place: Place, run: ReproductionRun, logs: Path) -> None:
     """Run all commands in a place. Raises the error of the first one that fails.
 
     A gate of the acceptance is no failure here: its outcome is in the report.
@@ -170,9 +239,9 @@ def make(project: Path, place: Place, run: ReproductionRun, logs: Path, say: Say
         line = [sys.executable, "-m", "invoke", "--search-root", str(project)]
         line += ["-f", str(place.root / SETTINGS), *command]
         log = logs / f"{place.root.name}-{number}-{command[0]}.log"
-        say(f"{place.root.name} ({place.executor}): invoke {' '.join(command)}")
+        _say(f"{place.root.name} ({place.executor}): invoke {' '.join(command)}")
         printed, code = local.execute(
-            line, project, local.environment(project, os.environ), log, lambda text: say(f"  {text}")
+            line, project, local.environment(project, os.environ), log, lambda text: _say(f"  {text}")
         )
         if code != GATE:
             judge_stage(f"invoke {command[0]} in {place.root}", printed, code, log)
