@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
-import subprocess
-import sys
+import os
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from deberta.core.errors import ConfigError
 from deberta.host.cli import reference
 from deberta.host.cli.command import COMMANDS
 from deberta.host.cli.options import OPTIONS
+from tests.in_process import run_invoke
 
 ROOT = Path(__file__).resolve().parents[2]
 # Options that two fields read in two ways; no task takes both.
@@ -68,6 +69,13 @@ def test_help_gives_choices_and_defaults(name: str) -> None:
         assert option.default is None or f"(default: {option.default})" in option.help
 
 
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_a_task_looks_only_at_options_that_it_takes(name: str) -> None:
+    nodes = ast.walk(ast.parse(inspect.getsource(COMMANDS[name].run)))
+    uses = {node.attr for node in nodes if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "options"}
+    assert uses <= {*COMMANDS[name].options, "typed"}
+
+
 def test_values_are_read_once() -> None:
     options = read("evaluate", version="match", bs="8", buckets="32,64,256", limit="5")
     assert (options.bs, options.version, options.buckets, options.limit) == (8, "match", (32, 64, 256), 5)
@@ -101,8 +109,7 @@ def test_a_bad_value_is_an_error_of_ours(task: str, typed: dict[str, Any], messa
 
 @pytest.mark.parametrize("arguments", [["evaluate", "--=X"], ["evaluate", "--no-such=X"], ["--=X"]])
 def test_explain_refuses_an_option_that_no_task_has(arguments: list[str]) -> None:
-    command = [sys.executable, "-m", "invoke", "explain", *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = run_invoke(["explain", *arguments], ROOT, os.environ)
     assert done.returncode != 0 and "No idea what" in done.stderr and done.stdout == ""
 
 

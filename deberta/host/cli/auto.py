@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import platform
 from pathlib import Path
 from typing import Optional
 
-from deberta.ascend import cann, npu_smi
-from deberta.ascend import programs as tools
+from deberta.ascend import cann, npu_smi, programs
 from deberta.core import contract
 from deberta.core.errors import DebertaError, MissingError
 
@@ -83,7 +81,7 @@ def soc_version(name: str, device: int) -> str:
     """The chip to compile for; `auto` asks npu-smi. Raises ConfigError and MissingError."""
     if name != AUTO:
         return npu_smi.parse_soc_version(name)
-    report = tools.npu_report()
+    report = programs.npu_report()
     if report is None:
         raise MissingError(
             "no npu-smi on PATH tells the chip's name. Give it with --soc-version (Ascend310P3), or set soc_version in "
@@ -93,18 +91,3 @@ def soc_version(name: str, device: int) -> str:
     chip = npu_smi.soc_version(report.devices, device if listed else None)
     print(f"soc_version: {chip} (auto; npu-smi info)")
     return chip
-
-
-def programs(workspace: Path, setting: str, msame: Path) -> tools.Tools:
-    """Where atc and msame are looked for, once a step needs them."""
-
-    def installed() -> cann.Cann:
-        home = workspace / ".cache" / "scratch" / "home"
-        home.mkdir(parents=True, exist_ok=True)
-        return cann.load(setting, home)
-
-    return tools.Tools(
-        cann=functools.cache(installed),
-        msame=msame,
-        source=lambda: str(cann.find(setting) if setting else cann.present() or cann.SCRIPTS[-1]),
-    )

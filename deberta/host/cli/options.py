@@ -94,7 +94,9 @@ class Options:
         "lengths that rows run at, such as 32,64,128,256, or auto (from the data)", bucketing.parse, empty=()
     ).field
     precision: str = Option(
-        "of the cpu backend's model; int8 is shown beside fp32", default=contract.FP32, choices=contract.PRECISIONS
+        "of the cpu backend's model; the accuracy of int8 is shown beside fp32's",
+        default=contract.FP32,
+        choices=contract.PRECISIONS,
     ).field
     profile: str = Option("which model and data: a profile of invoke.yaml", short="P", usual=SETTING).field
     backend: str = Option("what runs the model", choices=(AUTO, *contract.BACKENDS), usual=SETTING).field
@@ -116,7 +118,7 @@ class Options:
     ).field
     outputs: str = Option("folder of input_<i>_output_0.bin, in the workspace or absolute", usual="infer's own").field
     seed: Optional[int] = Option(
-        "of what is drawn: new weights and the order of rows, or the rows to replay",
+        "seed of what is drawn: new weights and the order of rows, or the rows to replay",
         whole("--seed", 0, 2**32 - 1),
         usual="finetune 0, verify a random one, which is printed",
         empty=None,
@@ -124,20 +126,24 @@ class Options:
     images: bool = flag("the stage images: clean removes them instead, reproduce builds each twice and compares both")
     key: str = Option("PEM file: verify's public key, or the private one to sign with (Ed25519, PKCS8)").field
     # export-onnx, build-om
-    relative: str = Option("gather: into dynamic_gather.onnx", default="shift", choices=("shift", "gather")).field
+    relative: str = Option(
+        "the graph's form; gather goes into dynamic_gather.onnx", default="shift", choices=("shift", "gather")
+    ).field
     no_lint: bool = flag("compile with ATC even if lint-onnx finds errors; the record says so")
     # finetune
     init: str = Option("pretrained checkpoint to start from: a file or a Hugging Face folder").field
     epochs: str = Option("passes over train.tsv", usual="2").field
     steps: str = Option("steps instead of epochs").field
     batch_size: str = Option("rows in a step", usual="32").field
-    learning_rate: str = Option("its peak", usual="2e-5").field
-    warmup: str = Option("steps to the peak", usual="1000").field
+    learning_rate: str = Option("the peak of the learning rate", usual="2e-5").field
+    warmup: str = Option("steps to that peak", usual="1000").field
     # lint-onnx, check-fp16, compare
     model: str = Option("ONNX file, in the workspace or absolute", usual="the profile's dynamic.onnx").field
-    format: str = Option("of the report", default="text", choices=("text", "json", "sarif")).field
+    format: str = Option("format of the report", default="text", choices=("text", "json", "sarif")).field
     output: str = Option("write the report there instead of printing it").field
-    severity: str = Option("exit with 6 from this on", default="error", choices=("error", "warning", "note")).field
+    severity: str = Option(
+        "exit with 6 from this severity on", default="error", choices=("error", "warning", "note")
+    ).field
     stats: bool = flag("count parameters, FLOP and bytes too, and the time at a 310P's peak")
     batch_sizes: str = Option("batch sizes to look at, commas between", default="1,8,64").field
     margin: str = Option("float32 margin from which a changed label counts, in logits", usual="0.1").field
@@ -146,11 +152,13 @@ class Options:
     a_file: str = Option("what A runs in place of the profile's own: checkpoint, .onnx, .xml, outputs or .npy").field
     b_file: str = Option("the same for B").field
     tolerance: str = Option("largest difference of a logit", usual="1e-4; with fp16 or om 0.1").field
-    layer_tolerance: str = Option("of a layer, relative to its largest value", usual="2e-5; with fp16 0.02").field
+    layer_tolerance: str = Option(
+        "largest difference of a layer, relative to its largest value", usual="2e-5; with fp16 0.02"
+    ).field
     all_layers: bool = flag("compare every layer, also if the logits agree")
     # verify, sign, reproduce, explain
     tree: str = Option(
-        "a copy of the workspace, with models/, data/ and results/", name="path", usual="workspace"
+        "a copy of the workspace, with models/, data/ and results/", name="path", usual="the workspace"
     ).field
     replay: int = Option(
         "run this many rows, drawn at random, through dynamic.onnx", whole("--replay", 1), empty=0
@@ -180,10 +188,10 @@ class Options:
     remake: bool = flag("make the demo's data, tokenizer and model again")
     # bench, test
     size: str = Option(
-        "of the random weights; full: the guide's config", default="full", choices=("full", "tiny")
+        "size of the random weights; full: the guide's config", default="full", choices=("full", "tiny")
     ).field
     repeats: str = Option("turns of each engine", usual="7").field
-    threads: str = Option("of every engine", usual="the cores that may be used").field
+    threads: str = Option("threads of every engine", usual="the cores that may be used").field
     engines: str = Option("some of the engines, commas between", usual="all").field
     lengths: str = Option("text file with the tokens of each row", usual="of the profile's dev_matched.tsv").field
     publish: bool = flag("write docs/benchmarks.md and its plot too")

@@ -11,7 +11,7 @@ from typing import Any, Optional
 from invoke.context import Context
 
 from deberta import PROJECT
-from deberta.ascend import atc, programs
+from deberta.ascend import atc, cann, programs
 from deberta.ascend.atc import AtcOptions
 from deberta.core import contract
 from deberta.core.errors import ConfigError
@@ -95,14 +95,13 @@ def device_of(c: Context, options: Options) -> int:
 
 def session_of(c: Context, options: Options, executor: str = "", usual: str = "") -> Session:
     """`executor`: this one whatever the options say. `usual`: what auto means for this task. Raises ConfigError."""
-    script = cann_script(c)
-    name = auto.executor(executor or options.executor or c.config.executor, script, usual)
+    name = auto.executor(executor or options.executor or c.config.executor, cann_script(c), usual)
     soc_version, device = options.soc_version or str(c.config.get("soc_version") or auto.AUTO), device_of(c, options)
     folder, note = workspace(c), explain.note()
     return Session(
         project=PROJECT,
         workspace=folder,
-        executor=_docker(c, folder, options) if name == "docker" else _local(c, folder, script, options.msame),
+        executor=(_docker if name == "docker" else _local)(c, folder, options),
         soc_version=functools.cache(lambda: auto.soc_version(soc_version, device)),
         force=options.force,
         dry=options.dry or note is not None,
@@ -110,14 +109,24 @@ def session_of(c: Context, options: Options, executor: str = "", usual: str = ""
     )
 
 
-def _local(c: Context, folder: Path, script: str, msame: str) -> Executor:
-    prepared = prepared_python(c)
+def _local(c: Context, folder: Path, options: Options) -> Executor:
+    prepared, script = prepared_python(c), cann_script(c)
+
+    def installed() -> cann.Cann:
+        home = folder / ".cache" / "scratch" / "home"
+        home.mkdir(parents=True, exist_ok=True)
+        return cann.load(script, home)
+
     return LocalExecutor(
         project=PROJECT,
         root=folder,
         python=functools.cache(lambda: stages.ensure(PROJECT, python=prepared)),
         python_name=str(prepared or PROJECT / stages.FOLDER / "bin" / "python"),
-        tools=auto.programs(folder, script, msame_path(c, msame)),
+        tools=programs.Tools(
+            cann=functools.cache(installed),
+            msame=msame_path(c, options.msame),
+            source=lambda: str(cann.find(script) if script else cann.present() or cann.SCRIPTS[-1]),
+        ),
     )
 
 
