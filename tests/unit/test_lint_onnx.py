@@ -15,10 +15,9 @@ from onnx import TensorProto, numpy_helper
 from deberta.core import contract, errors
 from deberta.core.contract import LABELS
 from deberta.stages.compile import export_onnx
-from deberta.stages.lint import checks, lint_onnx
-from deberta.stages.lint import cost as lint_stats
-from deberta.stages.lint import graph as lint_graph
-from deberta.stages.lint import rules as lint_rules
+from deberta.stages.lint import checks, cost, graph, lint_onnx
+from deberta.stages.lint.graph import load_graph
+from deberta.stages.lint.rules import DOCUMENTED, RULES, SEVERITIES, table
 from tests.mnli_helpers import REPOSITORY
 
 DEMO = REPOSITORY / "models" / "demo"
@@ -154,7 +153,7 @@ CASES: dict[str, tuple[onnx.ModelProto, onnx.ModelProto]] = {
 
 def _found(model: onnx.ModelProto, folder: Path, *batches: int) -> list[checks.LintFinding]:
     onnx.save(model, str(folder / "model.onnx"))
-    return checks.check(lint_graph.load(folder / "model.onnx"), batches or (1, 3), contract.SEQUENCE_LENGTH)
+    return checks.check(load_graph(folder / "model.onnx"), batches or (1, 3), contract.SEQUENCE_LENGTH)
 
 
 @pytest.mark.parametrize("rule", CASES)
@@ -165,11 +164,11 @@ def test_each_rule_finds_what_breaks_it_and_nothing_close_to_it(rule: str, tmp_p
 
 
 def test_every_rule_has_a_case_and_what_is_not_documented_is_no_error() -> None:
-    ids = [rule.id for rule in lint_rules.RULES]
+    ids = [rule.id for rule in RULES]
     assert sorted([*CASES, "file-size"]) == sorted(ids) and len(set(ids)) == len(ids)
-    assert {rule.severity for rule in lint_rules.RULES if rule.basis != lint_rules.DOCUMENTED} <= {"warning", "note"}
-    assert {rule.severity for rule in lint_rules.RULES} == set(lint_rules.SEVERITIES)
-    assert all(rule.source for rule in lint_rules.RULES if rule.basis == lint_rules.DOCUMENTED)
+    assert {rule.severity for rule in RULES if rule.basis != DOCUMENTED} <= {"warning", "note"}
+    assert {rule.severity for rule in RULES} == set(SEVERITIES)
+    assert all(rule.source for rule in RULES if rule.basis == DOCUMENTED)
 
 
 @pytest.mark.parametrize(
@@ -203,7 +202,9 @@ def test_what_a_fixed_batch_makes_constant_is_no_arithmetic(tmp_path: Path) -> N
     )
     findings = _found(_model(body, "float[4, 4] x", "float[16, 1] y"), tmp_path)
     assert {finding.rule.id for finding in findings} == {"dynamic-shape-op", "contract-io"}
-    assert [f.what for f in findings if f.rule.id == "dynamic-shape-op"] == ["Shape (constant once the batch is fixed)"]
+    assert [f.detail for f in findings if f.rule.id == "dynamic-shape-op"] == [
+        "Shape (constant once the batch is fixed)"
+    ]
 
 
 def test_what_is_in_a_branch_is_not_taken_for_a_shape_that_is_not_known(tmp_path: Path) -> None:
@@ -215,12 +216,11 @@ def test_costs_are_those_of_the_shapes(tmp_path: Path) -> None:
     """int64 indices of twice 12 bytes a row, and as many floats read and written."""
     model = _model("y = GatherElements <axis = 1> (x, i)", "float[batch, 9] x, int64[batch, 3] i", "float[batch, 3] y")
     findings = {finding.rule.id: finding for finding in _found(model, tmp_path, 1, 8)}
-    assert findings["gather-elements"].what == "GatherElements, within the AI Core kernel's limits"
+    assert findings["gather-elements"].detail == "GatherElements, within the AI Core kernel's limits"
     assert findings["gather-elements"].cost == {1: (3, 3 * (8 + 4 + 4)), 8: (24, 24 * (8 + 4 + 4))}
     fixed = _model("y = Tile(x, n)", "float[2, 4] x, int64[2] n", "float[a, b] y")
     onnx.save(fixed, str(tmp_path / "fixed.onnx"))
-    graph = lint_graph.load(tmp_path / "fixed.onnx")
-    assert graph.fixed_batch == 2
+    assert load_graph(tmp_path / "fixed.onnx").fixed_batch == 2
 
 
 @pytest.mark.parametrize(
@@ -296,14 +296,14 @@ def test_missing_and_too_large_files(tmp_path: Path, capsys: pytest.CaptureFixtu
     huge = tmp_path / "huge.onnx"
     with open(huge, "wb") as file:
         file.truncate(contract.ONNX_MAX_BYTES + 1)
-    assert lint_graph.too_large(huge)  # not linted: the digest of 2 GiB takes seconds
+    assert graph.too_large(huge)  # not linted: the digest of 2 GiB takes seconds
     assert "invoke export-onnx" in capsys.readouterr().err
 
 
 def test_too_large_a_file_is_a_finding(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(lint_graph, "ONNX_MAX_BYTES", 10)
+    monkeypatch.setattr(graph, "ONNX_MAX_BYTES", 10)
     assert _lint(_model("y = Relu(x)"), tmp_path, "--stats") == 6
     assert "error file-size" in capsys.readouterr().out
 
@@ -350,8 +350,8 @@ def test_statistics_count_what_can_be_counted_by_hand(tmp_path: Path) -> None:
     table = np.zeros((1000, 5), np.float32)
     model = _with(model, w=np.zeros((4, 5), np.float32), b=np.zeros(5, np.float32), table=table)
     onnx.save(model, str(tmp_path / "model.onnx"))
-    device = lint_stats.device("mine=0.000001,0.001,2")  # 1e6 FLOP/s, 1e6 bytes/s
-    stats = lint_stats.statistics(lint_graph.load(tmp_path / "model.onnx"), (2,), [device])
+    device = cost.parse_device("mine=0.000001,0.001,2")  # 1e6 FLOP/s, 1e6 bytes/s
+    stats = cost.statistics(load_graph(tmp_path / "model.onnx"), (2,), [device])
     assert (stats["parameters"], stats["parameter_bytes"]) == (5025, 20100)
     at = stats["batches"]["2"]
     gemm, gather = at["operators"]["Gemm"], at["operators"]["Gather"]
@@ -366,12 +366,12 @@ def test_statistics_count_what_can_be_counted_by_hand(tmp_path: Path) -> None:
 
 
 def test_devices() -> None:
-    given = lint_stats.device("T4=65,320,2")
+    given = cost.parse_device("T4=65,320,2")
     assert (given.name, given.flops, given.bandwidth, given.float_bytes) == ("T4", 65e12, 320e9, 2)
-    assert lint_stats.device("310P").float_bytes == 2
-    here = lint_stats.device("cpu")
+    assert cost.parse_device("310P").float_bytes == 2
+    here = cost.parse_device("cpu")
     assert here.flops > 1e8 and here.bandwidth > 1e7 and here.float_bytes == 4
 
 
 def test_the_documented_table_is_that_of_the_rules() -> None:
-    assert lint_rules.table() in (REPOSITORY / "docs" / "lint-onnx.md").read_text(encoding="utf-8")
+    assert table() in (REPOSITORY / "docs" / "lint-onnx.md").read_text(encoding="utf-8")

@@ -15,7 +15,8 @@ from deberta.core import files
 from deberta.core.contract import INPUTS, LABELS
 from deberta.core.errors import StageError
 from deberta.stages.compile import export_onnx
-from deberta.stages.lint import checks, graph
+from deberta.stages.lint import checks
+from deberta.stages.lint.graph import load_graph
 from deberta.stages.model import config, deberta
 from tests import model_helpers as helpers
 from tests.mnli_helpers import REPOSITORY
@@ -73,7 +74,7 @@ def test_with_the_guides_layers_and_heads_it_gathers_as_often_as_the_guides_grap
     small = {"hidden_size": 24, "num_attention_heads": 12, "num_hidden_layers": 12, "intermediate_size": 8}
     made = deberta.Deberta(config.from_dict({**helpers.TINY, **small}))
     export_onnx.export(made, tmp_path / "gather.onnx", 256, "gather")
-    findings = checks.check(graph.load(tmp_path / "gather.onnx"), (1, 8), 256)
+    findings = checks.check(load_graph(tmp_path / "gather.onnx"), (1, 8), 256)
     (found,) = (finding for finding in findings if finding.rule.id == "gather-elements")
     assert len(found.nodes) == 24
     assert {batch: cost.elements for batch, cost in found.cost.items()} == {1: 18_874_368, 8: 8 * 18_874_368}

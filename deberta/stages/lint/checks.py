@@ -9,8 +9,18 @@ from typing import NamedTuple
 from onnx import NodeProto, TensorProto
 
 from deberta.core.contract import INPUTS, LABELS, ONNX_IR_VERSION, ONNX_MAX_BYTES, OUTPUT
-from deberta.stages.lint import graph as lint_graph
-from deberta.stages.lint.graph import Constant, Cost, Graph, Tensor, attribute, name_of
+from deberta.stages.lint.graph import (
+    FLOATS,
+    Constant,
+    Cost,
+    Graph,
+    Tensor,
+    attribute,
+    describe_constant,
+    folded_bytes,
+    name_of,
+    node_cost,
+)
 from deberta.stages.lint.rules import (
     BY_ID,
     GATHER_DATA_BYTES,
@@ -30,30 +40,32 @@ from deberta.stages.lint.rules import (
 )
 
 _WIDE = (TensorProto.INT64, TensorProto.UINT64, TensorProto.DOUBLE)
-_BELOW_SLICE = {1: "start", 2: "end", 4: "step"}
+_SLICE_INPUTS = {1: "start", 2: "end", 4: "step"}
 _TYPES = {value: name.lower() for name, value in TensorProto.DataType.items()}
 
 
 class Hit(NamedTuple):
-    """One place: `what` says it for the reader, hits of the same rule and `what` are counted together."""
+    """One place that breaks a rule; hits with the same rule and detail are counted together."""
 
     rule: str
-    what: str
+    detail: str  # for the reader
     node: NodeProto | None = None
-    cost: Cost | None = None  # the same at every batch size; None: what the node moves
+    cost: Cost | None = None  # the same at every batch size; None: node_cost of the node
 
 
 @dataclass(frozen=True)
 class LintFinding:
+    """All places that break one rule in the same way."""
+
     rule: Rule
-    what: str
+    detail: str
     nodes: tuple[str, ...]
-    cost: dict[int, Cost]  # by batch size; empty for what moves nothing
+    cost: dict[int, Cost]  # by batch size; empty for a finding without nodes
 
 
 @dataclass(frozen=True)
 class LintJob:
-    """What the checks are run on. `tensors` is the inference of the first batch size."""
+    """The input of every check. `tensors`: types and shapes at the first batch size."""
 
     graph: Graph
     batches: tuple[int, ...]
@@ -65,7 +77,7 @@ class LintJob:
 
     @property
     def running(self) -> list[NodeProto]:
-        """The nodes that are left once ATC has computed what is constant at a fixed batch."""
+        """The nodes that are left once ATC has computed all that is constant at a fixed batch."""
         constant = self.graph.folded(self.batches[0])
         return [node for node in self.graph.nodes if not constant.issuperset(node.output)]
 
@@ -74,22 +86,22 @@ def check(graph: Graph, batches: Sequence[int], length: int) -> list[LintFinding
     """All findings, the gravest first."""
     job = LintJob(graph, tuple(batches), length)
     grouped: dict[tuple[str, str], list[Hit]] = {}
-    for one in CHECKS:
-        for hit in one(job):
-            grouped.setdefault((hit.rule, hit.what), []).append(hit)
+    for run_check in CHECKS:
+        for hit in run_check(job):
+            grouped.setdefault((hit.rule, hit.detail), []).append(hit)
     findings = [_finding(job, hits) for hits in grouped.values()]
     order = {rule.id: (SEVERITIES.index(rule.severity), index) for index, rule in enumerate(RULES)}
-    return sorted(findings, key=lambda finding: (order[finding.rule.id], finding.what))
+    return sorted(findings, key=lambda finding: (order[finding.rule.id], finding.detail))
 
 
 def _finding(job: LintJob, hits: Sequence[Hit]) -> LintFinding:
     costs: dict[int, Cost] = {}
     for batch in job.batches if hits[0].node is not None else ():
         tensors = job.graph.tensors(batch)
-        parts = [hit.cost or lint_graph.cost(hit.node, tensors) for hit in hits if hit.node is not None]
+        parts = [hit.cost or node_cost(hit.node, tensors) for hit in hits if hit.node is not None]
         costs[batch] = Cost(sum(part.elements for part in parts), sum(part.bytes for part in parts))
     nodes = tuple(name_of(hit.node) for hit in hits if hit.node is not None)
-    return LintFinding(BY_ID[hits[0].rule], hits[0].what, nodes, costs)
+    return LintFinding(BY_ID[hits[0].rule], hits[0].detail, nodes, costs)
 
 
 def size_finding(size: int) -> LintFinding:
@@ -168,8 +180,8 @@ def _slices(job: LintJob) -> Iterator[Hit]:
     for node in job.running:
         if node.op_type != "Slice":
             continue
-        given = [(name, node.input[i]) for i, name in _BELOW_SLICE.items() if i < len(node.input)]
-        below = [name for name, source in given if (c := job.graph.constants.get(source)) and c.lowest < 0]
+        bounds = {name: node.input[i] for i, name in _SLICE_INPUTS.items() if i < len(node.input)}
+        below = [name for name, source in bounds.items() if (c := job.graph.constants.get(source)) and c.lowest < 0]
         for name in ("starts", "ends"):  # attributes up to opset 9
             values = attribute(node, name)
             below += [name[:-1]] if isinstance(values, list) and min(values, default=0) < 0 else []
@@ -178,79 +190,72 @@ def _slices(job: LintJob) -> Iterator[Hit]:
 
 
 def _constants(job: LintJob) -> Iterator[Hit]:
+    places: list[tuple[Constant, NodeProto, Cost | None]] = []
     for constant in job.graph.constants.values():
-        if constant.tensor.dtype not in lint_graph.FLOATS:
-            continue
         # A bound of Clip may become infinite: it means the same.
         readers = [node for node in job.graph.consumers.get(constant.name, []) if node.op_type != "Clip"]
-        for node in readers[:1]:
-            stored = Cost(constant.tensor.elements or 0, constant.tensor.bytes())
-            largest = max(abs(constant.lowest), abs(constant.highest))
-            if largest > LARGEST_FP16:
-                yield Hit("constant-fp16", f"constants up to {largest:.4g}", node, stored)
-            if constant.odd:
-                yield Hit("constant-inf", "infinite or NaN constants", node, stored)
+        if readers:
+            places.append((constant, readers[0], Cost(constant.tensor.elements or 0, constant.tensor.bytes())))
     for node in job.graph.nodes:
-        filled = attribute(node, "value") if node.op_type == "ConstantOfShape" else None
-        if isinstance(filled, TensorProto) and filled.data_type in lint_graph.FLOATS:
-            constant = lint_graph.describe_constant(name_of(node), filled)
-            largest = max(abs(constant.lowest), abs(constant.highest))
-            if largest > LARGEST_FP16:
-                yield Hit("constant-fp16", f"constants up to {largest:.4g}", node)
-            if constant.odd:
-                yield Hit("constant-inf", "infinite or NaN constants", node)
+        fill = attribute(node, "value") if node.op_type == "ConstantOfShape" else None
+        if isinstance(fill, TensorProto):
+            places.append((describe_constant(name_of(node), fill), node, None))
+    for constant, node, cost in places:
+        if constant.tensor.dtype in FLOATS and constant.largest > LARGEST_FP16:
+            yield Hit("constant-fp16", f"constants up to {constant.largest:.4g}", node, cost)
+        if constant.tensor.dtype in FLOATS and constant.not_finite:
+            yield Hit("constant-inf", "infinite or NaN constants", node, cost)
 
 
 def _shapes(job: LintJob) -> Iterator[Hit]:
     graph = job.graph
     for name in graph.inputs:
-        others = [str(size) for size in graph.declared(name)[1:] if not isinstance(size, int)]
-        if others:
+        if not all(isinstance(size, int) for size in graph.declared(name)[1:]):
             yield Hit("dynamic-axis", f"{name} {_dims(graph, name)}")
-    for node in graph.model.graph.node:  # inference says nothing of the values inside branches and loops
+    for node in graph.model.graph.node:  # without subgraphs: inference skips the values inside branches and loops
         reported = OPERATORS.get(node.op_type) in ("data-dependent-shape", "control-flow", "dynamic-shape-op")
         if reported or node.domain not in MODEL_DOMAINS or node.op_type not in KNOWN_OPERATORS:
             continue
-        before = [job.tensors[name].elements if name in job.tensors else None for name in node.input if name]
-        after = [job.tensors[name].elements if name in job.tensors else None for name in node.output if name]
-        if None in after and None not in before:  # the first of a chain; what follows has no shape because of it
+        before, after = (
+            [job.tensors[name].elements if name in job.tensors else None for name in names if name]
+            for names in (node.input, node.output)
+        )
+        if None in after and None not in before:  # the first of a chain, which leaves all after it without a shape
             yield Hit("data-dependent-shape", f"{node.op_type} to a shape that is not known before the run", node)
 
 
 def _folding(job: LintJob) -> Iterator[Hit]:
     for batch in job.batches:
-        stored = lint_graph.folded_bytes(job.graph, batch)
+        stored = folded_bytes(job.graph, batch)
         if stored > ONNX_MAX_BYTES:
             yield Hit("folded-size", f"{stored} bytes of constants at batch size {batch}")
 
 
 def _contract(job: LintJob) -> Iterator[Hit]:
-    graph, found = job.graph, job.tensors
-    expected = [(name, TensorProto.INT32, job.length) for name in INPUTS]
-    for index, (name, dtype, size) in enumerate(expected):
-        yield from _difference(graph, found, "input", graph.inputs[index : index + 1], name, dtype, size)
-    for extra in graph.inputs[len(expected) :]:
-        yield Hit("contract-io", f"another input, {extra}")
-    outputs = tuple(value.name for value in graph.model.graph.output)
-    yield from _difference(graph, found, "output", outputs[:1], OUTPUT, TensorProto.FLOAT, len(LABELS))
-    for extra in outputs[1:]:
-        yield Hit("contract-io", f"another output, {extra}")
+    outputs = tuple(value.name for value in job.graph.model.graph.output)
+    yield from _interface(job, "input", job.graph.inputs, INPUTS, TensorProto.INT32, job.length)
+    yield from _interface(job, "output", outputs, (OUTPUT,), TensorProto.FLOAT, len(LABELS))
 
 
-def _difference(
-    graph: Graph, found: dict[str, Tensor], kind: str, there: tuple[str, ...], name: str, dtype: int, size: int
+def _interface(
+    job: LintJob, kind: str, present: Sequence[str], expected: Sequence[str], dtype: int, size: int
 ) -> Iterator[Hit]:
-    wanted = f"{_TYPES[dtype]} {name} [batch, {size}]"
-    if not there:
-        yield Hit("contract-io", f"no {kind} in the place of {wanted}")
-        return
-    tensor = found.get(there[0], Tensor(TensorProto.UNDEFINED, None))
-    fits = tensor.shape is not None and len(tensor.shape) == 2 and tensor.shape[1] == size
-    declared = graph.declared(there[0])
-    if there[0] != name or tensor.dtype != dtype or not fits:
-        yield Hit("contract-io", f"{kind} {_TYPES[tensor.dtype]} {there[0]} {_dims(graph, there[0])}, not {wanted}")
-    elif declared and isinstance(declared[0], int) and kind == "input":
-        yield Hit("contract-io", f"{kind} {name} has a fixed batch of {declared[0]}")
+    """The graph's inputs or outputs beside the expected ones, [batch, size] each."""
+    for index, name in enumerate(expected):
+        wanted = f"{_TYPES[dtype]} {name} [batch, {size}]"
+        if index >= len(present):
+            yield Hit("contract-io", f"no {kind} in the place of {wanted}")
+            continue
+        actual, declared = present[index], job.graph.declared(present[index])
+        tensor = job.tensors.get(actual, Tensor(TensorProto.UNDEFINED, None))
+        fits = tensor.shape is not None and len(tensor.shape) == 2 and tensor.shape[1] == size
+        if actual != name or tensor.dtype != dtype or not fits:
+            dims = _dims(job.graph, actual)
+            yield Hit("contract-io", f"{kind} {_TYPES[tensor.dtype]} {actual} {dims}, not {wanted}")
+        elif declared and isinstance(declared[0], int) and kind == "input":
+            yield Hit("contract-io", f"{kind} {name} has a fixed batch of {declared[0]}")
+    for extra in present[len(expected) :]:
+        yield Hit("contract-io", f"another {kind}, {extra}")
 
 
 def _layer_norms(job: LintJob) -> Iterator[Hit]:
@@ -264,13 +269,13 @@ def _layer_norms(job: LintJob) -> Iterator[Hit]:
             yield Hit("layernorm-form", "the variance is not the mean of a Pow by 2", node)
             continue
         difference = job.graph.producers.get(power.input[0])
-        over = job.graph.consumers.get(node.output[0], [])
-        same = [one for one in over if one.op_type == "Div" and difference and one.input[0] == difference.output[0]]
-        if difference is None or difference.op_type != "Sub" or not same:
+        divided = [n.input[0] for n in job.graph.consumers.get(node.output[0], []) if n.op_type == "Div"]
+        if difference is None or difference.op_type != "Sub" or difference.output[0] not in divided:
             yield Hit("layernorm-form", "what is divided is not the Sub that is squared", node)
 
 
 def _variance(job: LintJob, root: NodeProto) -> NodeProto | None:
+    """The ReduceMean of Sqrt(ReduceMean(...) + constant), or None."""
     added = job.graph.producers.get(root.input[0])
     if added is None or added.op_type != "Add" or not any(name in job.graph.constants for name in added.input):
         return None
@@ -286,6 +291,7 @@ def _gelus(job: LintJob) -> Iterator[Hit]:
 
 
 def _has_cube(job: LintJob, name: str, steps: int) -> bool:
+    """Whether a cube goes into a tensor through at most `steps` Pow, Mul and Add."""
     node = job.graph.producers.get(name)
     if node is None or node.op_type not in ("Pow", "Mul", "Add") or not steps:
         return False
@@ -297,17 +303,16 @@ def _has_cube(job: LintJob, name: str, steps: int) -> bool:
 
 
 def _is_square_times(job: LintJob, node: NodeProto) -> bool:
-    """x * (x * x), by any order."""
-    for index, name in enumerate(node.input):
+    """Whether a Mul is x * (x * x), in any order."""
+    for name, factor in zip(node.input, reversed(node.input), strict=True):
         square = job.graph.producers.get(name)
-        other = node.input[1 - index]
-        if square and square.op_type == "Mul" and square.input[0] == square.input[1] == other:
+        if square and square.op_type == "Mul" and square.input[0] == square.input[1] == factor:
             return True
     return False
 
 
 def _is(job: LintJob, name: str, number: float) -> bool:
-    constant: Constant | None = job.graph.constants.get(name)
+    constant = job.graph.constants.get(name)
     return constant is not None and constant.tensor.elements == 1 and constant.lowest == constant.highest == number
 
 

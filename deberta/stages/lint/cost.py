@@ -1,14 +1,14 @@
 """lint-onnx --stats: parameters, FLOP and bytes per kind of operator, and the time that a device cannot go below.
 
-FLOP: 2 for each multiply-and-add of a MatMul, Gemm or Conv; 1 per element of anything else that computes (per input
-element of a reduction, 5 of a Softmax); 0 for what only moves. They are counted, not measured.
+FLOP are counted, not measured: 2 for each multiply-and-add of a MatMul, Gemm or Conv; 1 per element of any other
+computation (per input element of a reduction, 5 of a Softmax); 0 for an operator that only moves data.
 """
 
 from __future__ import annotations
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +16,7 @@ import numpy as np
 from onnx import NodeProto
 
 from deberta.core.errors import ConfigError
-from deberta.stages.lint import graph as lint_graph
-from deberta.stages.lint.graph import FLOATS, Graph, Tensor, attribute
+from deberta.stages.lint.graph import FLOATS, Graph, Tensor, attribute, node_cost
 from deberta.stages.lint.rules import OPERATORS, VIEWS
 
 _MOVES = (
@@ -46,7 +45,7 @@ ASCEND_310P = ChipModel(
 )
 
 
-def device(text: str) -> ChipModel:
+def parse_device(text: str) -> ChipModel:
     """310P, cpu (measured here and now), or NAME=TFLOPS,GB/s[,BYTES PER FLOAT]. Raises ConfigError."""
     if text == "310P":
         return ASCEND_310P
@@ -68,23 +67,23 @@ def _measure_cpu() -> ChipModel:
     return ChipModel("cpu", flops, bandwidth, 4, "numpy's float32 product and copy, measured in this run")
 
 
-def _seconds(work: Any) -> float:
+def _seconds(work: Callable[[], object]) -> float:
     started = time.perf_counter()
     work()
     return time.perf_counter() - started
 
 
 def statistics(graph: Graph, batches: Sequence[int], devices: Sequence[ChipModel]) -> dict[str, Any]:
-    """What `--stats` writes: see the module's first lines for the units."""
+    """The object that `--stats` adds to the report; the module's docstring has the units."""
     weights = [constant.tensor for constant in graph.constants.values() if constant.tensor.dtype in FLOATS]
     return {
         "parameters": sum(tensor.elements or 0 for tensor in weights),
         "parameter_bytes": sum(tensor.bytes() for tensor in weights),
-        "batches": {str(batch): _at(graph, batch, devices) for batch in batches},
+        "batches": {str(batch): _batch_statistics(graph, batch, devices) for batch in batches},
     }
 
 
-def _at(graph: Graph, batch: int, devices: Sequence[ChipModel]) -> dict[str, Any]:
+def _batch_statistics(graph: Graph, batch: int, devices: Sequence[ChipModel]) -> dict[str, Any]:
     tensors = graph.tensors(batch)
     operators: dict[str, dict[str, float]] = {}
     for node in graph.nodes:
@@ -93,7 +92,7 @@ def _at(graph: Graph, batch: int, devices: Sequence[ChipModel]) -> dict[str, Any
         entry = operators.setdefault(node.op_type, {"nodes": 0, "flop": 0, "bytes": 0})
         entry["nodes"] += 1
         entry["flop"] += flop(node, tensors)
-        entry["bytes"] += lint_graph.cost(node, tensors).bytes
+        entry["bytes"] += node_cost(node, tensors).bytes
     for entry in operators.values():
         entry["intensity"] = round(entry["flop"] / entry["bytes"], 3) if entry["bytes"] else 0.0
     total = sum(entry["flop"] for entry in operators.values())
@@ -103,27 +102,28 @@ def _at(graph: Graph, batch: int, devices: Sequence[ChipModel]) -> dict[str, Any
         "bytes": moved,
         "intensity": round(total / moved, 3) if moved else 0.0,
         "operators": dict(sorted(operators.items(), key=lambda item: (-item[1]["flop"], -item[1]["bytes"], item[0]))),
-        "devices": {one.name: _bounds(graph, batch, one) for one in devices},
+        "devices": {device.name: _bounds(graph, batch, device) for device in devices},
     }
 
 
-def _bounds(graph: Graph, batch: int, one: ChipModel) -> dict[str, Any]:
-    """Seconds per inference that `one` cannot go below, and those it takes at its peak with nothing fused.
+def _bounds(graph: Graph, batch: int, device: ChipModel) -> dict[str, Any]:
+    """Seconds per inference that the device cannot go below, and those it takes at its peak with nothing fused.
 
     The first: all FLOP at the peak, or each weight that is read, input and output moved once, whichever is longer.
     """
+    size, flops, bandwidth = device.float_bytes, device.flops, device.bandwidth
     tensors = graph.tensors(batch)
     nodes = [node for node in graph.nodes if node.op_type != "Constant"]
-    work = [(flop(node, tensors), lint_graph.cost(node, tensors, one.float_bytes).bytes) for node in nodes]
+    work = [(flop(node, tensors), node_cost(node, tensors, size).bytes) for node in nodes]
     looked_up = {node.input[0] for node in nodes if node.op_type == "Gather"}  # an embedding is not read whole
     outside = [*(set(graph.constants) - looked_up), *graph.inputs, *(v.name for v in graph.model.graph.output)]
-    once = sum(tensors[name].bytes(one.float_bytes) for name in outside if name in tensors)
-    least = max(sum(flops for flops, _ in work) / one.flops, once / one.bandwidth)
-    unfused = sum(max(flops / one.flops, moved / one.bandwidth) for flops, moved in work)
+    once = sum(tensors[name].bytes(size) for name in outside if name in tensors)
+    least = max(sum(computed for computed, _ in work) / flops, once / bandwidth)
+    unfused = sum(max(computed / flops, moved / bandwidth) for computed, moved in work)
     return {
-        "peak_tflops": round(one.flops / 1e12, 4),
-        "peak_gb_per_s": round(one.bandwidth / 1e9, 2),
-        "source": one.source,
+        "peak_tflops": round(flops / 1e12, 4),
+        "peak_gb_per_s": round(bandwidth / 1e9, 2),
+        "source": device.source,
         "least_seconds": least,
         "most_rows_per_second": batch / least if least else None,
         "unfused_seconds": unfused,
@@ -132,7 +132,7 @@ def _bounds(graph: Graph, batch: int, one: ChipModel) -> dict[str, Any]:
 
 
 def flop(node: NodeProto, tensors: dict[str, Tensor]) -> int:
-    """FLOP of one node, 0 where a shape is not known."""
+    """FLOP of one node, 0 for an unknown shape."""
     sizes = [tensors[name].elements or 0 if name in tensors else 0 for name in node.input]
     out = sum(tensors[name].elements or 0 for name in node.output if name in tensors)
     if node.op_type in _MOVES or not sizes:

@@ -1,11 +1,11 @@
-"""An ONNX file as lint-onnx sees it: nodes, constants, and every tensor's type and shape at a fixed batch size.
+"""An ONNX file for lint-onnx: nodes, constants, and every tensor's type and shape at a fixed batch size.
 
-The weights are looked at once and dropped, so that a shape inference per batch size copies a small model.
+Weights are read once and dropped, so that the shape inference of each batch size copies a small model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,12 +25,11 @@ _SMALL = 1024  # elements up to which a constant keeps its values, for shapes, a
 _WHOLE = (TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL)
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16)
 
-
 Array = npt.NDArray[Any]
 
 
 class Tensor(NamedTuple):
-    """Type and shape; a dimension that is not known is None, and so is a shape without a rank."""
+    """Type and shape; an unknown dimension is None, and so is a shape of unknown rank."""
 
     dtype: int
     shape: tuple[int | None, ...] | None
@@ -42,7 +41,7 @@ class Tensor(NamedTuple):
         return int(np.prod([size for size in self.shape if size is not None], dtype=np.int64))
 
     def bytes(self, float_bytes: int | None = None) -> int:
-        """Bytes in memory, 0 where the shape is not known; `float_bytes` counts floats as of that size."""
+        """Bytes in memory, 0 for an unknown shape; `float_bytes`: of one float, if not its type's own."""
         size = float_bytes if float_bytes and self.dtype in FLOATS else item_bytes(self.dtype)
         return (self.elements or 0) * size
 
@@ -56,15 +55,20 @@ class Cost(NamedTuple):
 
 @dataclass(frozen=True)
 class Constant:
-    """An initializer or a Constant node's value. The values of a large one are gone; what was asked of them is not."""
+    """An initializer or a Constant node's value. Of a large one only the counts below are kept."""
 
     name: str
     tensor: Tensor
     external: bool
-    values: Array | None
+    values: Array | None  # None: a large one
     lowest: float = 0.0  # of the finite values
     highest: float = 0.0
-    odd: int = 0  # infinite and NaN values
+    not_finite: int = 0  # infinite and NaN values
+
+    @property
+    def largest(self) -> float:
+        """The largest finite magnitude."""
+        return max(abs(self.lowest), abs(self.highest))
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,7 @@ class Graph:
         return self._inferred[batch]
 
     def folded(self, batch: int) -> set[str]:
-        """Names of all that is constant once the batch is fixed, and so computed by ATC."""
+        """Names of all tensors that are constant once the batch is fixed, so that ATC computes them."""
         if batch not in self._folded:
             constant, tensors = set(self.constants), self.tensors(batch)
             for node in self.model.graph.node:  # in topological order
@@ -97,7 +101,7 @@ class Graph:
         return self._folded[batch]
 
     def declared(self, name: str) -> list[str | int]:
-        """The dimensions of an input or output as the file has them: numbers, names, or ? for neither."""
+        """The dimensions of an input or output in the file: numbers, names, or ? for neither."""
         for value in (*self.model.graph.input, *self.model.graph.output):
             if value.name == name:
                 dims = value.type.tensor_type.shape.dim
@@ -112,7 +116,7 @@ class Graph:
         return numbers[0] if first and len(numbers) == len(first) else None
 
 
-def load(path: Path) -> Graph:
+def load_graph(path: Path) -> Graph:
     """Read a file of at most ONNX_MAX_BYTES. Raises MissingError, and DataError if it is no ONNX."""
     try:
         size = path.stat().st_size
@@ -126,24 +130,21 @@ def load(path: Path) -> Graph:
     if not model.graph.node or not model.opset_import or not model.ir_version:
         raise DataError(f"{path} is no ONNX file: it has no nodes, no opset or no IR version")
     constants = {constant.name: constant for constant in _take_constants(model)}
-    read, model = model, onnx.ModelProto()
-    model.CopyFrom(read)
-    del read  # what was deleted from a message is freed with it
-    nodes = tuple(_walk(model.graph))
-    return Graph(
-        path,
-        size,
-        model,
-        nodes,
-        constants,
-        {name: node for node in nodes for name in node.output if name},
-        _consumers(nodes),
-        tuple(value.name for value in model.graph.input if value.name not in constants),
-    )
+    small = onnx.ModelProto()
+    small.CopyFrom(model)
+    del model  # protobuf frees what was deleted from a message with the message
+    nodes = tuple(_walk(small.graph))
+    consumers: dict[str, list[NodeProto]] = {}
+    for node in nodes:
+        for name in dict.fromkeys(node.input):
+            consumers.setdefault(name, []).append(node)
+    producers = {name: node for node in nodes for name in node.output if name}
+    inputs = tuple(value.name for value in small.graph.input if value.name not in constants)
+    return Graph(path, size, small, nodes, constants, producers, consumers, inputs)
 
 
 def too_large(path: Path) -> bool:
-    """Whether the file is beyond what protobuf reads, so that `load` cannot be called."""
+    """Whether the file is beyond what protobuf reads, so that `load_graph` cannot be called."""
     return path.is_file() and path.stat().st_size > ONNX_MAX_BYTES
 
 
@@ -152,7 +153,7 @@ def name_of(node: NodeProto) -> str:
 
 
 def item_bytes(dtype: int) -> int:
-    """Bytes of one element; 0 for a type that is not known."""
+    """Bytes of one element; 0 for an unknown type."""
     try:
         return int(helper.tensor_dtype_to_np_dtype(dtype).itemsize)
     except KeyError:
@@ -164,8 +165,8 @@ def attribute(node: NodeProto, name: str) -> object:
     return next((helper.get_attribute_value(a) for a in node.attribute if a.name == name), None)
 
 
-def cost(node: NodeProto, tensors: dict[str, Tensor], float_bytes: int | None = None) -> Cost:
-    """Elements that a node writes, and bytes that it reads and writes.
+def node_cost(node: NodeProto, tensors: dict[str, Tensor], float_bytes: int | None = None) -> Cost:
+    """Elements that a node writes, and bytes that it reads and writes in one inference.
 
     A gather reads its indices and as much data as it writes; a slice reads what it writes; a view moves nothing.
     """
@@ -183,22 +184,15 @@ def cost(node: NodeProto, tensors: dict[str, Tensor], float_bytes: int | None = 
 
 
 def folded_bytes(graph: Graph, batch: int) -> int:
-    """Bytes of the constants that something else still reads once all others of this batch size are computed."""
+    """Bytes of the constants that are left once all that is constant at this batch size is computed."""
     tensors, constant = graph.tensors(batch), graph.folded(batch)
     read = {name for node in graph.nodes if not constant.issuperset(node.output) for name in node.input}
     read |= {value.name for value in graph.model.graph.output}
     return sum(tensors[name].bytes() for name in read & constant if name in tensors)
 
 
-def _consumers(nodes: Sequence[NodeProto]) -> dict[str, list[NodeProto]]:
-    found: dict[str, list[NodeProto]] = {}
-    for node in nodes:
-        for name in dict.fromkeys(node.input):
-            found.setdefault(name, []).append(node)
-    return found
-
-
 def _walk(graph: onnx.GraphProto) -> Iterator[NodeProto]:
+    """All nodes, those of subgraphs after the node that has them."""
     for node in graph.node:
         yield node
         for attr in node.attribute:
@@ -234,7 +228,7 @@ def _take_constants(model: onnx.ModelProto) -> Iterator[Constant]:
 
 
 def _value(node: NodeProto) -> TensorProto | None:
-    """What a Constant node holds; None for another node, and for strings and sparse tensors."""
+    """The value of a Constant node; None for any other node, and for strings and sparse tensors."""
     if node.op_type != "Constant" or len(node.attribute) != 1:
         return None
     name, value = node.attribute[0].name, helper.get_attribute_value(node.attribute[0])
@@ -256,10 +250,10 @@ def describe_constant(name: str, tensor: TensorProto) -> Constant:
     if not np.issubdtype(values.dtype, np.number):
         return Constant(name, described, external, kept)
     finite = np.isfinite(values)
-    odd = values.size - int(finite.sum())
-    numbers = values[finite] if odd else values
+    not_finite = values.size - int(finite.sum())
+    numbers = values[finite] if not_finite else values
     low, high = (float(numbers.min()), float(numbers.max())) if numbers.size else (0.0, 0.0)
-    return Constant(name, described, external, kept, low, high, odd)
+    return Constant(name, described, external, kept, low, high, not_finite)
 
 
 def _typed(constant: Constant) -> onnx.ValueInfoProto:
@@ -274,19 +268,19 @@ def _infer(graph: Graph, batch: int) -> dict[str, Tensor]:
             first = value.type.tensor_type.shape.dim[0]
             if first.dim_value <= 0:
                 first.dim_value = batch
-    del model.graph.value_info[:]  # made with a dynamic batch
+    del model.graph.value_info[:]  # inferred with a dynamic batch
     for value in model.graph.output:
         value.type.tensor_type.ClearField("shape")
     known = {c.name: c.values for c in graph.constants.values() if c.values is not None and c.values.size}
     while True:
-        found = _infer_once(graph.path, model)
-        made = _compute_shapes(model, found, known)
-        if not made:
-            return {**{name: constant.tensor for name, constant in graph.constants.items()}, **found}
-        known |= made
-        model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in made.items())
+        tensors = _infer_once(graph.path, model)
+        computed = _compute_shapes(model, tensors, known)
+        if not computed:
+            return {**{name: constant.tensor for name, constant in graph.constants.items()}, **tensors}
+        known |= computed
+        model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in computed.items())
         for index in reversed(range(len(model.graph.node))):
-            if made.keys() >= set(model.graph.node[index].output):
+            if computed.keys() >= set(model.graph.node[index].output):
                 del model.graph.node[index]
 
 
@@ -295,43 +289,43 @@ def _infer_once(path: Path, model: onnx.ModelProto) -> dict[str, Tensor]:
         inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
     except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError) as error:
         raise DataError(f"{path} is no valid ONNX: {error}") from None
-    values = (*inferred.input, *inferred.value_info, *inferred.output)
-    found = {value.name: _described(value.type.tensor_type) for value in values if value.type.HasField("tensor_type")}
-    return {**{one.name: Tensor(one.data_type, tuple(one.dims)) for one in model.graph.initializer}, **found}
+    tensors = {tensor.name: Tensor(tensor.data_type, tuple(tensor.dims)) for tensor in model.graph.initializer}
+    for value in (*inferred.input, *inferred.value_info, *inferred.output):
+        if value.type.HasField("tensor_type"):
+            tensors[value.name] = _described(value.type.tensor_type)
+    return tensors
 
 
 def _compute_shapes(model: onnx.ModelProto, tensors: dict[str, Tensor], known: dict[str, Array]) -> dict[str, Array]:
-    """Values of the small integers that follow from shapes: ONNX's inference of opset 12 does not carry them on."""
-    made: dict[str, Array] = {}
+    """Values of the small integer tensors that follow from shapes, which ONNX's inference of opset 12 leaves out."""
+    computed: dict[str, Array] = {}
     for node in model.graph.node:
         if node.op_type == "Constant" or len(node.output) != 1:
             continue
         if _of_known_shape(node, tensors):
             sizes = np.array(tensors[node.input[0]].shape, dtype=np.int64)
-            made[node.output[0]] = sizes if node.op_type == "Shape" else np.array(sizes.prod(), dtype=np.int64)
+            computed[node.output[0]] = sizes if node.op_type == "Shape" else np.array(sizes.prod(), dtype=np.int64)
             continue
-        inputs = {name: made[name] if name in made else known.get(name) for name in node.input if name}
+        inputs = {name: computed[name] if name in computed else known.get(name) for name in node.input if name}
         small = {name: value for name, value in inputs.items() if value is not None}
         result = tensors.get(node.output[0])
         whole = result is not None and result.dtype in _WHOLE and (result.elements is None or result.elements <= _SMALL)
         if whole and small and len(small) == len(inputs):
             value = _run(model, node, small)
             if value is not None and value.size <= _SMALL:
-                made[node.output[0]] = value
-    return made
+                computed[node.output[0]] = value
+    return computed
 
 
 def _run(model: onnx.ModelProto, node: NodeProto, inputs: dict[str, Array]) -> Array | None:
-    """What ONNX's reference implementation gives for one node, or None where it has none."""
-    given = [
-        helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(v.dtype), v.shape) for n, v in inputs.items()
-    ]
-    alone = helper.make_graph([node], "one", given, [onnx.ValueInfoProto(name=node.output[0])])
+    """The value that ONNX's reference implementation gives for one node, or None where it has none."""
+    dtype_of = helper.np_dtype_to_tensor_dtype
+    infos = [helper.make_tensor_value_info(n, dtype_of(value.dtype), value.shape) for n, value in inputs.items()]
+    alone = helper.make_graph([node], "one", infos, [onnx.ValueInfoProto(name=node.output[0])])
     try:
-        (value,) = ReferenceEvaluator(helper.make_model(alone, opset_imports=model.opset_import)).run(
-            None, dict(inputs)
-        )
-    except Exception:  # a hint less: the shape stays unknown, and that is said
+        evaluator = ReferenceEvaluator(helper.make_model(alone, opset_imports=model.opset_import))
+        (value,) = evaluator.run(None, dict(inputs))
+    except Exception:  # the shape stays unknown, which is a finding of its own
         return None
     return np.asarray(value)
 
