@@ -171,7 +171,8 @@ def test_the_folder_that_a_run_names_is_the_shells_to_find(tmp_path: Path) -> No
         (tmp_path / "out puts" / name).mkdir(parents=True)
     os.utime(tmp_path / "out puts/one", (1, 1))
     mount = 'type=bind,"source=/a, $b/$T",target=/workspace/$T,readonly'
-    lines = local.to_paste(["printf", "%s\\n", mount, "", "--outputs", "out puts/$T"])
+    step = evaluation.export_onnx(CPU)
+    lines = local.script(step, ["printf", "%s\\n", mount, "", "--outputs", "out puts/$T"], ())
     ran = subprocess.run(["sh", "-e", "-c", "\n".join(lines)], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert ran.stdout.splitlines() == [mount.replace("$T", "t wo"), "", "--outputs", "out puts/t wo"]
 

@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import io
 import os
-import shlex
 import socket
 import subprocess
 import sys
@@ -24,9 +23,10 @@ import requests.exceptions
 from docker.context import ContextAPI
 
 from deberta import PROJECT
-from deberta.core.errors import ERROR_PREFIX, INTERRUPTED, ConfigError, MissingError, StageError
+from deberta.core.errors import INTERRUPTED, ConfigError, MissingError, StageError
 from deberta.host.engine import containers
 from deberta.host.engine.containers import Container
+from deberta.host.engine.transcript import transcript
 
 Show = Callable[[str], None]  # takes a line of output
 LABEL = "deberta-ascend"  # =container or =image: only what carries it is ever removed
@@ -204,18 +204,11 @@ class DockerEngine:
         return lines, code
 
     def _follow(self, container: Any, plan: Container, log: Path, show: Show, graceful: bool) -> tuple[list[str], int]:
-        lines: list[str] = []
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with open(log, "w", encoding="utf-8") as copy, explained(f"running {container.name}"):
-            copy.write(f"$ {shlex.join(containers.command_line(plan))}\n")
+        with transcript(log, containers.command_line(plan), show) as record, explained(f"running {container.name}"):
             try:
                 output = container.attach(stdout=True, stderr=True, stream=True, logs=True)
                 container.start()
-                for line in _lines(output):
-                    lines.append(line)
-                    copy.write(line)
-                    if not line.startswith(ERROR_PREFIX):
-                        show(line.rstrip("\n"))
+                lines = record(_lines(output))
                 code = int(container.wait()["StatusCode"])
                 container.reload()
             except KeyboardInterrupt:

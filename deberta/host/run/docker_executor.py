@@ -24,7 +24,7 @@ from deberta.host.images import build, contents, definition, pins
 from deberta.host.images.definition import BuildSettings, Image
 from deberta.host.plan.evaluation import Step
 from deberta.host.run.executor import Ground, Show
-from deberta.host.run.local import renaming, to_paste
+from deberta.host.run.local import script
 
 ABOUT = f"{containers.CODE}/image.json"  # written by docker/check-cann
 STAGES = {"": "export", "atc": "compile", "msame": "runtime", "ais_bench": "compile"}  # tool -> stage image
@@ -90,12 +90,11 @@ class DockerExecutor:
         user = owner(self._workspace)
         container = self._container(step, step.arguments, tag, user, access)
         scratch = programs.scratch(step.name)
-        made = [*programs.KINDS, *step.writes, scratch / "home"]
-        print(f"mkdir -p {shlex.join(map(str, made))}")
-        print(f"printf %s {shlex.quote(containers.passwd(user, _home(step)))} > {scratch / 'passwd'}")
+        setup = [f"printf %s {shlex.quote(containers.passwd(user, _home(step)))} > {scratch / 'passwd'}"]
         if step.tool:
-            print(f"ln -sfn {' '.join(f'../../../{kind}' for kind in programs.KINDS)} {scratch}/")
-        print("\n".join([*to_paste(containers.command_line(container)), *renaming(step)]))
+            setup.append(f"ln -sfn {' '.join(f'../../../{kind}' for kind in programs.KINDS)} {scratch}/")
+        folders = [*map(PurePosixPath, programs.KINDS), *step.writes, scratch / "home"]
+        print("\n".join(script(step, containers.command_line(container), folders, setup)))
 
     def close(self) -> None:
         engine, self._engine = self._engine, None

@@ -1,4 +1,4 @@
-"""The local executor: a step is a subprocess on this machine; atc and msame run in CANN's environment alone."""
+"""The local executor: a step is a subprocess on this machine; CANN's tools run in CANN's environment alone."""
 
 from __future__ import annotations
 
@@ -7,24 +7,25 @@ import shlex
 import signal
 import subprocess
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Callable, Mapping, Sequence
 
 from deberta.ascend import ais_bench
 from deberta.ascend import programs as tools
 from deberta.ascend.programs import Tools
 from deberta.core import files
-from deberta.core.errors import ERROR_PREFIX, INTERRUPTED
+from deberta.core.errors import INTERRUPTED
+from deberta.host.engine.transcript import transcript
 from deberta.host.environments.stages import STAGES_LOCK
 from deberta.host.plan.evaluation import LATEST, Step
 from deberta.host.run.executor import Ground, Show
 
-GRACE_SECONDS = 120.0  # for a stage to finish its step and remove what it half wrote, before it is killed
+GRACE_SECONDS = 120.0  # for an interrupted command to end and remove unfinished files, before it is killed
 
 
 @dataclass(frozen=True)
 class LocalExecutor:
-    """`python` gives the stages' interpreter when first needed; `python_name` is shown in a dry run, which must not."""
+    """`python` returns the stages' interpreter, which it may install; a dry run shows `python_name` instead."""
 
     project: Path
     root: Path
@@ -59,36 +60,40 @@ class LocalExecutor:
     def show(self, step: Step) -> None:
         if step.tool:
             print(f"source {shlex.quote(self.tools.source())}")
-            print(f"mkdir -p {shlex.quote(str(step.writes[0]))}")  # atc and msame make no folder above the last one
-            program = (str(self.tools.msame),) if step.tool == "msame" else step.program
-            print(shlex.join([*program, *step.arguments]))
-            print("\n".join(renaming(step)), end="\n" if renaming(step) else "")
-            return
-        if step.inference is not None:
-            print(f"mkdir -p {shlex.quote(str(step.writes[0]))}")
-        *before, command = to_paste([self.python_name, "-m", step.module, *step.arguments])
-        print("\n".join([*before, f"PYTHONPATH={shlex.quote(str(self.project))} {command}"]))
+            program = [str(self.tools.msame)] if step.tool == "msame" else step.program
+            lines = script(step, [*program, *step.arguments], step.writes)
+        else:
+            command = [self.python_name, "-m", step.module, *step.arguments]
+            prefix = f"PYTHONPATH={shlex.quote(str(self.project))} "
+            lines = script(step, command, step.writes if step.inference else (), prefix=prefix)
+        print("\n".join(lines))
 
     def close(self) -> None:
         """Its processes end with their steps."""
 
 
-def renaming(step: Step) -> list[str]:
-    """The line to paste that gives ais_bench's outputs our names."""
-    if step.tool != ais_bench.MODULE or step.inference is None:
-        return []
-    rename = """-exec sh -c 'mv "$1" "${1%_0.bin}_output_0.bin"' sh {} \\;"""
-    there = shlex.quote(str(step.inference.output))
-    return [f"find {there} -name 'input_*_0.bin' ! -name '*_output_0.bin' {rename}"]
+def script(
+    step: Step,
+    command: Sequence[str],
+    folders: Sequence[PurePosixPath],
+    setup: Sequence[str] = (),
+    prefix: str = "",
+) -> list[str]:
+    """The shell lines that make the folders, run `setup` and the command, and give the step's outputs our names.
 
-
-def to_paste(command: Sequence[str]) -> list[str]:
-    """The lines to paste for a command. An argument that a run names after its time is "$T", the latest there is."""
-    lines = []
+    An argument that ends in LATEST becomes a path with "$T": the newest folder there. `prefix` is not quoted.
+    """
+    lines = [f"mkdir -p {shlex.join(map(str, folders))}"] if folders else []
+    lines += setup
     for argument in command:
         if argument.endswith(LATEST):
             lines.append(f'T=$(basename "$(ls -td {shlex.quote(argument[: -len(LATEST)])}/*/ | head -n 1)")')
-    return [*lines, " ".join(map(_quoted, command))]
+    lines.append(prefix + " ".join(map(_quoted, command)))
+    if step.tool == ais_bench.MODULE and step.inference is not None:
+        rename = """-exec sh -c 'mv "$1" "${1%_0.bin}_output_0.bin"' sh {} \\;"""
+        output = shlex.quote(str(step.inference.output))
+        lines.append(f"find {output} -name 'input_*_0.bin' ! -name '*_output_0.bin' {rename}")
+    return lines
 
 
 def _quoted(argument: str) -> str:
@@ -97,23 +102,20 @@ def _quoted(argument: str) -> str:
 
 
 def environment(project: Path, inherited: Mapping[str, str]) -> dict[str, str]:
-    """The caller's environment with our package importable and nothing of another virtual environment in it."""
-    kept = {key: value for key, value in inherited.items() if key not in ("VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME")}
-    return {**kept, "PYTHONPATH": str(project), "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
+    """The caller's environment without its virtual environment, and with our package importable."""
+    variables = {key: inherited[key] for key in inherited if key not in ("VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME")}
+    return {**variables, "PYTHONPATH": str(project), "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
 
 
 def execute(
     command: Sequence[str], folder: Path, variables: Mapping[str, str], log: Path, show: Callable[[str], None]
 ) -> tuple[list[str], int]:
-    """Run a command in a folder with these variables alone; returns its lines (stderr's among them) and exit code.
+    """Run a command in a folder with these variables alone; returns its lines (stderr's too) and exit code.
 
-    Raises KeyboardInterrupt, after it has ended, if it or we were interrupted.
+    Raises KeyboardInterrupt, after the command has ended, if it or we were interrupted.
     """
-    log.parent.mkdir(parents=True, exist_ok=True)
-    lines: list[str] = []
-    with open(log, "w", encoding="utf-8") as kept:
-        kept.write(f"$ {shlex.join(command)}\n")
-        # Its own session: Ctrl-C on the terminal reaches us alone, and we pass it on once.
+    with transcript(log, command, show) as record:
+        # A session of its own: Ctrl-C on the terminal reaches us alone, and we pass it on once.
         process = subprocess.Popen(
             command,
             cwd=folder,
@@ -127,11 +129,7 @@ def execute(
         )
         assert process.stdout is not None
         try:
-            for line in process.stdout:
-                lines.append(line)
-                kept.write(line)
-                if not line.startswith(ERROR_PREFIX):
-                    show(line.rstrip("\n"))
+            lines = record(process.stdout)
             process.wait()
         except BaseException:
             show("stopping; interrupt again to kill it at once")
@@ -143,7 +141,7 @@ def execute(
 
 
 def _stop(process: subprocess.Popen[str]) -> None:
-    """As Ctrl-C on a terminal would: the whole group, since ATC compiles in processes of its own."""
+    """Interrupt the whole process group, as Ctrl-C on a terminal does: ATC compiles in processes of its own."""
     if process.poll() is not None:
         return
     os.killpg(process.pid, signal.SIGINT)
