@@ -52,12 +52,38 @@ def small_onnx(
     return path
 
 
-def write_bins(folder: Path, batches: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Write both folders' `input_<i>.bin`; return ids and mask, int32 [batches, batch_size, 256]."""
+def any_length_onnx(path: Path) -> Path:
+    """Write an ONNX of two int32 inputs [batch, length]: the mean of what the tokens look up, where the mask is 1."""
+    draw = np.random.default_rng(0)
+    constants: dict[str, np.ndarray] = {
+        "table": draw.normal(size=(VOCABULARY, 16)).astype(np.float32),
+        "head": draw.normal(size=(16, 3)).astype(np.float32),
+    }
+    nodes = [
+        helper.make_node("Gather", ["table", "input_ids"], ["rows"]),
+        helper.make_node("Cast", ["input_mask"], ["mask"], to=TensorProto.FLOAT),
+        helper.make_node("Unsqueeze", ["mask"], ["mask_column"], axes=[2]),
+        helper.make_node("Mul", ["rows", "mask_column"], ["masked"]),
+        helper.make_node("ReduceMean", ["masked"], ["pooled"], axes=[1], keepdims=0),
+        helper.make_node("MatMul", ["pooled", "head"], ["logits"]),
+    ]
+    inputs = [
+        helper.make_tensor_value_info(name, TensorProto.INT32, ["batch", "length"])
+        for name in ("input_ids", "input_mask")
+    ]
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 3])
+    weights = [numpy_helper.from_array(values, name) for name, values in constants.items()]
+    graph = helper.make_graph(nodes, "any", inputs, [logits], weights)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 12)], ir_version=7), path)
+    return path
+
+
+def write_bins(folder: Path, batches: int, batch_size: int, length: int = LENGTH) -> tuple[np.ndarray, np.ndarray]:
+    """Write both folders' `input_<i>.bin`; return ids and mask, int32 [batches, batch_size, length]."""
     draw = np.random.default_rng(1)
-    ids = draw.integers(0, VOCABULARY, (batches, batch_size, LENGTH), dtype=np.int32)
-    lengths = draw.integers(0, LENGTH + 1, (batches, batch_size, 1))
-    mask = (np.arange(LENGTH) < lengths).astype(np.int32)
+    ids = draw.integers(0, VOCABULARY, (batches, batch_size, length), dtype=np.int32)
+    lengths = draw.integers(0, length + 1, (batches, batch_size, 1))
+    mask = (np.arange(length) < lengths).astype(np.int32)
     for name, values in (("input_ids", ids), ("input_mask", mask)):
         (folder / name).mkdir(parents=True)
         for index in range(batches):

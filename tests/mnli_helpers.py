@@ -12,6 +12,7 @@ from typing import Iterator, Sequence
 
 import pytest
 
+from deberta.core.contract import LABELS
 from deberta.host.plan.evaluation import STAGES
 from tests import in_process
 
@@ -52,6 +53,20 @@ def dev_line(
 def write_dev(path: Path, lines: Sequence[str]) -> Path:
     path.write_bytes("".join(line + "\n" for line in ["\t".join(DEV_HEADER), *lines]).encode())
     return path
+
+
+def bucketed_data(path: Path, rows: int) -> Path:
+    """Rows of very different lengths in no order, the sixth beyond 256 tokens."""
+    lines = [
+        dev_line("A boat." * (1 + (row * 7) % 11), "A ship." * (60 if row == 5 else 1), label=LABELS[row % 3])
+        for row in range(rows)
+    ]
+    return write_dev(path, lines)
+
+
+def bucket_folders(root: Path, lengths: str) -> str:
+    """A folder for each length, as a stage takes them: `ROOT/s32/match,ROOT/s64/match`."""
+    return ",".join(str(root / f"s{length}" / "match") for length in lengths.split(","))
 
 
 def golden() -> list[tuple[str, str, list[int]]]:

@@ -20,7 +20,10 @@ LARGEST = 2**31 - 1
 
 @dataclass(frozen=True)
 class Argument:
-    """One option of a stage. `read` turns its name (for messages) and its text into a value, or raises ConfigError."""
+    """One option of a stage. `read` turns its name (for messages) and its text into a value, or raises ConfigError.
+
+    `repeats`: it may be given several times, and its value is the list of them.
+    """
 
     help: str
     read: Callable[[str, str], Any] = lambda _, text: text
@@ -29,6 +32,7 @@ class Argument:
     choices: Sequence[str] = ()
     is_flag: bool = False
     many: bool = False  # one value or more, each read by `read`
+    repeats: bool = False
 
 
 def whole(low: int, high: int = LARGEST) -> Callable[[str, str], int]:
@@ -117,6 +121,7 @@ def parse(
             parser.add_argument(
                 option,
                 dest=name,
+                action="append" if argument.repeats else "store",
                 help=argument.help,
                 default=argument.default,
                 required=argument.required,

@@ -110,7 +110,7 @@ def test_models_of_either_backend(workspace: Workspace) -> None:
     }
     record = records.read(workspace.root / "results/tiny/cpu/outputs_bs4_s32_om/match.record.json")
     assert record is not None and len(record.subjects) == 3
-    assert set(record.summary["buckets"]) == {"32", "64", "128"}
+    assert set(record.summary["lengths"]) == {"32", "64", "128"}
 
 
 def test_256_is_a_length_too(workspace: Workspace) -> None:

@@ -85,9 +85,11 @@ def test_one_model_runs_all_lengths_in_little_memory(tmp_path: Path) -> None:
     assert run_stage("export-onnx", *options, "--output", tmp_path / "any.onnx").returncode == 0
     options = ["--model", tmp_path / "any.onnx", "--bs", 8, "--output", tmp_path / "any.xml", "--any-length"]
     assert run_stage("compile-cpu", *options).returncode == 0
-    folders = [",".join(str(tmp_path / f"{kind}{length}") for length in lengths) for kind in ("s", "out")]
-    options = ["--model", tmp_path / "any.xml", "--buckets", ",".join(map(str, lengths)), "--bins", folders[0]]
-    command = stage_command("run-buckets", *options, "--output", folders[1], "--summary", tmp_path / "summary.json")
+    options = ["--model", tmp_path / "any.xml", "--lengths", ",".join(map(str, lengths))]
+    for length in lengths:
+        options += ["--input", ",".join(str(tmp_path / f"s{length}" / name) for name in INPUTS)]
+        options += ["--output", tmp_path / f"out{length}"]
+    command = stage_command("run-cpu", *options, "--summary", tmp_path / "summary.json")
     # Through a shell: the kernel counts what the process that starts a program takes as that program's peak.
     done = subprocess.run(
         ["sh", "-c", '"$@"; exit $?', "sh", *command],

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
+import mmap
 import re
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
+import openvino
 import pytest
 
 from deberta.ascend import msame
 from deberta.core.errors import INTERRUPTED, run_stage
 from deberta.stages.compile import compile_cpu
-from deberta.stages.inference import run_cpu
-from tests.cpu_model_helpers import VOCABULARY, small_onnx, stage_process, write_bins
+from deberta.stages.inference import openvino_engine, run_cpu
+from tests.cpu_model_helpers import VOCABULARY, any_length_onnx, small_onnx, stage_process, write_bins
 from tests.mnli_helpers import small_disk
 
 BATCH_SIZE = 2
@@ -150,8 +152,9 @@ def _nothing(_: Path) -> None:
         (_nothing, {"device": "1"}, 2, "--device"),
         (_nothing, {"device": "256"}, 2, "--device"),
         (_nothing, {"threads": "0"}, 2, "--threads"),
-        (_nothing, {"sequence-length": "64"}, 5, "takes inputs of 256 tokens, not of 64. Run: invoke build-om"),
-        (_nothing, {"sequence-length": "0"}, 2, "--sequence-length"),
+        (_nothing, {"lengths": "64"}, 5, "takes inputs of 256 tokens, not of 64. Run: invoke build-om"),
+        (_nothing, {"lengths": "0"}, 2, "0 is not within 4 to 256"),
+        (_nothing, {"lengths": "64,256"}, 2, "--input is given 1 times and --output 1, for 2 lengths"),
         (_nothing, {"input": "in/input_ids/"}, 2, "2 directories or files"),
         (_nothing, {"input": "in/input_ids/,in/input_mask/,in/input_mask/"}, 2, "2 directories or files"),
         (_nothing, {"input": "in/input_ids/,in/input_mask/input_0.bin"}, 2, "mixes"),
@@ -188,6 +191,94 @@ def test_mistakes_stop_the_run_and_leave_nothing(
     assert "Execute sample success" not in stdout
     out = workspace / "out"
     assert not out.exists() or list(out.iterdir()) == []
+
+
+LENGTHS = (16, 64, 256)
+
+
+@pytest.fixture(name="of_lengths")
+def _of_lengths(workspace: Path) -> Path:
+    """A model of any length, and three batches of bins for each length."""
+    model = openvino.Core().read_model(any_length_onnx(workspace / "any.onnx"))
+    model.reshape({name: [BATCH_SIZE, (1, 256)] for name in ("input_ids", "input_mask")})
+    openvino.save_model(model, workspace / "any.xml", compress_to_fp16=False)
+    for length in LENGTHS:
+        write_bins(workspace / f"s{length}", 3, BATCH_SIZE, length)
+    return workspace
+
+
+def _arguments_of_lengths(lengths: Sequence[int] = LENGTHS) -> list[str]:
+    folders = [("--input", f"s{n}/input_ids/,s{n}/input_mask/", "--output", f"out{n}") for n in lengths]
+    model = ["--model", "any.xml", "--lengths", ",".join(map(str, lengths)), "--summary", "summary.json"]
+    return [*model, *(word for words in folders for word in words)]
+
+
+def test_every_length_has_a_log_and_outputs_of_its_own(of_lengths: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_stage(run_cpu.main, _arguments_of_lengths()) == 0
+    logs = re.split(r"(?m)^(?=\[INFO\] load model )", capsys.readouterr().out)[1:]
+    expected = {f"input_{index}_output_0.bin": BATCH_SIZE * 3 * 4 for index in range(3)}
+    session = onnxruntime.InferenceSession("any.onnx", providers=["CPUExecutionProvider"])
+    for length, log in zip(reversed(LENGTHS), logs, strict=True):
+        run = msame.parse(log)
+        assert run.folder is not None and Path(run.folder).parent.name == f"out{length}"
+        msame.judge(run, Path(run.folder), expected, 3)
+        for index, name in enumerate(expected):
+            feeds = {
+                part: np.fromfile(f"s{length}/{part}/input_{index}.bin", np.int32).reshape(BATCH_SIZE, length)
+                for part in ("input_ids", "input_mask")
+            }
+            logits = np.fromfile(Path(run.folder, name), np.float32).reshape(BATCH_SIZE, 3)
+            np.testing.assert_allclose(logits, session.run(["logits"], feeds)[0], atol=1e-5)
+    summary = json.loads(Path("summary.json").read_text())
+    assert (summary["batches"], summary["length"], summary["batch_size"]) == (9, 256, BATCH_SIZE)
+    assert {length: part["batches"] for length, part in summary["lengths"].items()} == {"16": 3, "64": 3, "256": 3}
+    total = sum(3 * part["average_ms"] for part in summary["lengths"].values())
+    assert summary["inference_ms"] == pytest.approx(total) and summary["peak_rss_bytes"] > 0
+
+
+def test_no_length_gets_its_name_before_all_are_complete(of_lengths: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The shortest comes last."""
+    unknown = np.full((BATCH_SIZE, 16), VOCABULARY, np.int32)
+    (of_lengths / "s16/input_ids/input_2.bin").write_bytes(unknown.tobytes())
+    assert run_stage(run_cpu.main, _arguments_of_lengths()) == 5
+    stdout, stderr = capsys.readouterr()
+    assert "input_ids goes from 0 to 49" in stderr and stdout.count("Execute sample success") == 2
+    assert not list(of_lengths.glob("out*/*")) and not (of_lengths / "summary.json").exists()
+
+
+def test_bins_of_another_length_stop_before_anything_runs(of_lengths: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (of_lengths / "s16").rename(of_lengths / "s17")
+    (of_lengths / "s64").rename(of_lengths / "s16")
+    (of_lengths / "s17").rename(of_lengths / "s64")
+    assert run_stage(run_cpu.main, _arguments_of_lengths()) == 5
+    stdout, stderr = capsys.readouterr()
+    assert "The bins are of another batch size, length or type" in stderr and "Inference time" not in stdout
+
+
+def test_files_run_at_one_length(of_lengths: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def of_files(*lengths: int) -> list[str]:
+        words = _arguments_of_lengths(lengths)
+        return [word.replace("ids/,", "ids/input_0.bin,").replace("mask/", "mask/input_0.bin") for word in words]
+
+    assert run_stage(run_cpu.main, of_files(*LENGTHS)) == 2
+    assert "--lengths has more" in capsys.readouterr().err
+    assert run_stage(run_cpu.main, [*of_files(64), "--loop", "3"]) == 0
+    assert len(list(of_lengths.glob("out64/*/any_output_0.bin"))) == 1
+
+
+def test_only_pages_that_can_come_back_are_released(tmp_path: Path) -> None:
+    """A private mapping that may have been written to is left alone."""
+    path = tmp_path / "weights with a blank.bin"
+    path.write_bytes(bytes(range(256)) * 64)
+    with open(path, "rb") as file:
+        read = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ, flags=mmap.MAP_PRIVATE)
+        changed = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ | mmap.PROT_WRITE, flags=mmap.MAP_PRIVATE)
+    changed[:4] = b"mine"
+    assert openvino_engine.release_pages(path) == 16384
+    assert read[:] == path.read_bytes() and changed[:4] == b"mine"
+    read.close()
+    changed.close()
+    assert openvino_engine.release_pages(path) == 0
 
 
 def test_ctrl_c_in_the_middle_removes_the_unfinished_folder(workspace: Path) -> None:

@@ -207,7 +207,7 @@ def test_demo_model_passes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     export_onnx.export(
         checkpoint.load(models / "pytorch.model-demo.bin", read, LABELS).model, tmp_path / "dynamic.onnx", 256
     )
-    preprocess.preprocess(data, models / "spm.model", 8, tmp_path / "demo", limit=15)
+    preprocess.preprocess(data, models / "spm.model", 8, {256: tmp_path / "demo"}, limit=15)
     given = ["--model", tmp_path / "dynamic.onnx", "--bins", tmp_path / "demo", "--bs", 8, "--rows", 0]
     assert run_stage(check_fp16.main, [str(x) for x in given]) == 0
     printed = capsys.readouterr().out

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Callable
+from typing import Any, Callable
 
 import numpy as np
 import pytest
 
 from deberta.core import contract, errors, files
-from deberta.stages.inference import postprocess
-from tests.mnli_helpers import dev_line, small_disk, write_dev
+from deberta.stages.data import preprocess, row_order
+from deberta.stages.inference import postprocess, throughput
+from tests.mnli_helpers import SPM_MODEL, bucket_folders, bucketed_data, dev_line, small_disk, write_dev
 
 GENRES = ["travel", "fiction", "travel", "a = b", "fiction", "travel", "slate"]
 GOLD = [0, 1, 2, 0, 1, 2, 0]
@@ -232,3 +233,121 @@ def test_full_disk_leaves_neither_file(
         assert main(outputs, data, disk / "eval_bs4_match.txt") == 4
         assert "the disk is full" in capsys.readouterr().err
         assert [path.name for path in disk.iterdir()] == ["filler"]
+
+
+ROWS, LENGTHS = 23, "32,64,256"
+
+
+@pytest.fixture(name="bucketed")
+def _bucketed(tmp_path: Path) -> Path:
+    return bucketed_data(tmp_path / "dev_matched.tsv", ROWS)
+
+
+@pytest.fixture(name="bins")
+def _bins(bucketed: Path, tmp_path: Path) -> Path:
+    root = tmp_path / "bins"
+    preprocess.preprocess(bucketed, SPM_MODEL, BATCH, {n: root / f"s{n}" / "match" for n in (32, 64, 256)})
+    return root
+
+
+def _outputs(bins: Path, root: Path) -> np.ndarray:
+    """Write outputs that name their tsv row, padding rows NaN; return the logits in the tsv's order."""
+    logits = np.random.default_rng(0).normal(size=(ROWS, 3)).astype("<f4")
+    for length in LENGTHS.split(","):
+        folder = root / f"s{length}" / "match" / "20261123_4_4_54_1"
+        folder.mkdir(parents=True)
+        for index, rows in enumerate(row_order.read(bins / f"s{length}" / "match").order):
+            values = np.full((BATCH, 3), np.nan, "<f4")
+            values[: len(rows)] = logits[list(rows)]
+            values.tofile(folder / contract.output_file(index))
+    return logits
+
+
+def _postprocess(bucketed: Path, bins: Path, outputs: Path, result: Path, lengths: str = LENGTHS) -> int:
+    given = ["--lengths", lengths, "--bins", bucket_folders(bins, lengths), "--data", str(bucketed), "--bs", str(BATCH)]
+    given += ["--outputs", bucket_folders(outputs, lengths), "--output", str(result)]
+    return errors.run_stage(postprocess.main, given)
+
+
+def test_merged_counts_are_the_padded_runs(bucketed: Path, bins: Path, tmp_path: Path) -> None:
+    logits = _outputs(bins, tmp_path / "out")
+    assert _postprocess(bucketed, bins, tmp_path / "out", tmp_path / "eval.txt") == 0
+    padded = np.zeros((6 * BATCH, 3), "<f4")
+    padded[:ROWS] = logits
+    (tmp_path / "padded_out").mkdir()
+    for index in range(6):
+        padded[index * 4 : index * 4 + 4].tofile(tmp_path / "padded_out" / contract.output_file(index))
+    assert main(tmp_path / "padded_out", bucketed, tmp_path / "padded.txt") == 0
+    assert (tmp_path / "eval.txt").read_text() == (tmp_path / "padded.txt").read_text()
+    wanted = json.loads((tmp_path / "padded.json").read_text())
+    found = json.loads((tmp_path / "eval.json").read_text())
+    for name in ("correct", "rows", "genres", "labels_predicted", "confusion"):
+        assert found[name] == wanted[name]
+    assert list(found) == [*wanted, "buckets"]
+    assert sum(found["buckets"].values()) == ROWS and found["padding_nan_rows"] > 0 == found["nan_rows"]
+
+
+def _edited(change: Callable[[dict[str, Any]], object]) -> Callable[[Path, Path], None]:
+    def edit(bins: Path, _: Path) -> None:
+        path = bins / "s64" / "match" / row_order.NAME
+        content = json.loads(path.read_text())
+        change(content)
+        path.write_text(json.dumps(content))
+
+    return edit
+
+
+def _set_nan(_: Path, outputs: Path) -> None:
+    [file, *_rest] = sorted(outputs.glob("s64/match/*/input_1_*"))
+    values = np.fromfile(file, "<f4")
+    values[3] = np.inf  # row 1 of that file
+    values.tofile(file)
+
+
+BROKEN: dict[str, tuple[Callable[[Path, Path], object], int, str]] = {
+    "no order": (lambda bins, _: (bins / "s64/match/order.json").unlink(), 3, "order.json is missing"),
+    "no JSON": (lambda bins, _: (bins / "s64/match/order.json").write_text("{"), 5, "is not JSON"),
+    "another shape": (_edited(lambda o: o.update(order=[])), 5, "does not say which row"),
+    "text in it": (_edited(lambda o: o["order"][0].__setitem__(0, "1")), 5, "does not say which row"),
+    "another set": (
+        _edited(lambda o: o.update(buckets=[64, 256])),
+        5,
+        "of another run: buckets (64, 256), not (32, 64, 256)",
+    ),
+    "another data": (_edited(lambda o: o.update(rows=24)), 5, "of another run: rows 24, not 23"),
+    "another batch size": (_edited(lambda o: o.update(batch_size=8)), 5, "of another run: batch_size 8, not 4"),
+    "twice": (_edited(lambda o: o["order"][0].__setitem__(0, o["order"][0][1])), 5, "more than once (1 such rows)"),
+    "beyond": (_edited(lambda o: o["order"][0].__setitem__(0, 23)), 5, "there is no row 23 in a tsv of 23 rows"),
+    "missing row": (_edited(lambda o: o["order"][-1].pop()), 5, "is nowhere (1 of 23"),
+    "short file": (_edited(lambda o: o["order"][0].pop()), 5, "files that are not of 4 rows"),
+    "missing output": (
+        lambda _, out: next(out.glob("s64/match/*/input_1_*")).unlink(),
+        5,
+        "1 missing (input_1_output_0.bin)",
+    ),
+    "no folder": (lambda _, out: (out / "s64/match/20261123_4_4_54_1").rename(out / "s64/x"), 5, "3 missing"),
+    "no outputs": (lambda _, out: (out / "s64").rename(out / "s65"), 3, "is missing. Run: invoke infer"),
+    "not finite": (_set_nan, 5, "1 of "),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_what_does_not_fit_is_not_counted(
+    bucketed: Path, bins: Path, tmp_path: Path, what: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change, code, says = BROKEN[what]
+    _outputs(bins, tmp_path / "out")
+    row = row_order.read(bins / "s64" / "match").order[1][1]
+    change(bins, tmp_path / "out")
+    assert _postprocess(bucketed, bins, tmp_path / "out", tmp_path / "eval.txt") == code
+    said = capsys.readouterr().err
+    assert says in said and not (tmp_path / "eval.txt").exists()
+    if what == "not finite":
+        assert f"input_1_output_0.bin row 1 (dev_matched.tsv line {row + 2})" in said
+
+
+def test_throughput_weighs_each_length_with_its_batches() -> None:
+    """9 rows at 64 are two batches of 8, the second counted whole."""
+    assert throughput.effective({32: 16, 64: 9}, {32: 10.0, 64: 30.0}, 8) == pytest.approx(
+        25 * 1000 / (2 * 10 + 2 * 30)
+    )

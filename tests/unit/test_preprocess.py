@@ -1,4 +1,4 @@
-"""The bins: byte for byte the guide's, whole or not at all, and never mixed with an earlier run's."""
+"""The bins: byte for byte the guide's, of one length or several, whole or not at all, never mixed with older ones."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 
 from deberta.core import contract, errors
-from deberta.stages.data import preprocess
+from deberta.stages.data import encoding, preprocess, row_order, token_counts
 from deberta.stages.model import tokenizer as tokenizer_of_guide
 from tests.mnli_helpers import (
     SPM_MODEL,
+    bucket_folders,
+    bucketed_data,
     dev_line,
     golden,
     run_stage,
@@ -84,7 +86,7 @@ def test_bins_equal_the_guides_and_the_summary_counts_them(tmp_path: Path, outpu
 def test_chunks_do_not_show_in_the_bins(data: Path, output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert main(data, output, 4) == 0
     whole = [path.read_bytes() for path in sorted(output.rglob("*.bin"))]
-    monkeypatch.setattr(preprocess, "_CHUNK_ROWS", 4)
+    monkeypatch.setattr(encoding, "_CHUNK_ROWS", 3)
     assert main(data, output, 4) == 0
     assert [path.read_bytes() for path in sorted(output.rglob("*.bin"))] == whole and len(whole) == 6
 
@@ -100,13 +102,12 @@ def test_bins_of_an_earlier_run_do_not_survive(data: Path, output: Path) -> None
     assert [path.name for path in output.parent.iterdir()] == ["match"]
 
 
-def test_limit_and_sequence_length(data: Path, output: Path) -> None:
-    assert main(data, output, 4, "--limit", 5, "--rows", 10, "--sequence-length", 8) == 0
+def test_limit(data: Path, output: Path) -> None:
+    assert main(data, output, 4, "--limit", 5, "--rows", 10) == 0
     sizes = [path.stat().st_size for path in output.rglob("*.bin")]
-    assert sizes == [4 * 8 * 4] * 4
+    assert sizes == [4 * 256 * 4] * 4
     summary = summary_of(output)
     assert (summary["rows"], summary["limit"], summary["padding_rows"]) == (5, 5, 3)
-    assert summary["truncated_rows"] == 5
 
 
 def test_a_summary_is_written_only_where_asked_for(data: Path, output: Path) -> None:
@@ -209,3 +210,74 @@ def test_interrupt_leaves_nothing(tmp_path: Path, output: Path) -> None:
     assert b"Traceback" not in said
     assert list(output.parent.iterdir()) == []
     assert not (tmp_path / "summary.json").exists()
+
+
+ROWS, BATCH_SIZE = 23, 4  # of bucketed_data
+
+
+def _bucketed(data: Path, root: Path, lengths: str, *more: str) -> int:
+    folders = bucket_folders(root, lengths)
+    given = ["--data", str(data), "--tokenizer", str(SPM_MODEL), "--bs", str(BATCH_SIZE), "--lengths", lengths]
+    return errors.run_stage(preprocess.main, [*given, "--output", folders, *more])
+
+
+def _padded(data: Path, folder: Path) -> np.ndarray:
+    """[2, rows, 256]: what the padded run's bins hold."""
+    preprocess.preprocess(data, SPM_MODEL, BATCH_SIZE, {256: folder})
+    files = [[folder / name / contract.input_file(i) for i in range(6)] for name in contract.INPUTS]
+    return np.array([np.concatenate([np.fromfile(file, "<i4") for file in paths]) for paths in files]).reshape(
+        2, -1, 256
+    )
+
+
+def test_every_row_is_in_the_shortest_length_that_holds_it(tmp_path: Path) -> None:
+    data = bucketed_data(tmp_path / "dev_matched.tsv", ROWS)
+    assert _bucketed(data, tmp_path / "bins", "32,64,256", "--summary", str(tmp_path / "summary.json")) == 0
+    padded = _padded(data, tmp_path / "padded")
+    tokens = padded[1].sum(axis=1)
+    seen = []
+    for shorter, length in ((0, 32), (32, 64), (64, 256)):
+        folder = tmp_path / "bins" / f"s{length}" / "match"
+        found = row_order.read(folder)
+        assert found.flat == [row for row in range(ROWS) if shorter < tokens[row] <= length]
+        seen += found.flat
+        assert {path.name for path in folder.iterdir()} == {*contract.INPUTS, row_order.NAME}
+        for name, wanted in zip(contract.INPUTS, padded, strict=True):
+            for index, rows in enumerate(found.order):
+                values = np.fromfile(folder / name / contract.input_file(index), "<i4").reshape(BATCH_SIZE, length)
+                assert (values[: len(rows)] == wanted[list(rows), :length]).all() and not values[len(rows) :].any()
+    assert sorted(seen) == list(range(ROWS))
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["truncated_rows"] == 1 and summary["tokens"] == tokens.sum()
+    assert sum(part["rows"] for part in summary["lengths"].values()) == ROWS
+    assert summary["run_tokens"] == sum(
+        part["batches"] * BATCH_SIZE * int(length) for length, part in summary["lengths"].items()
+    )
+    batches = sum(part["batches"] for part in summary["lengths"].values())
+    assert (summary["batches"], summary["padding_rows"]) == (batches, batches * BATCH_SIZE - ROWS)
+
+
+def test_token_counts_are_those_of_the_rows(tmp_path: Path) -> None:
+    data = bucketed_data(tmp_path / "dev_matched.tsv", ROWS)
+    tokens = _padded(data, tmp_path / "padded")[1].sum(axis=1)[:ROWS]
+    counted = token_counts.count(data, SPM_MODEL)
+    assert counted["tokens"] == {str(n): int((tokens == n).sum()) for n in np.unique(tokens)}
+    assert counted["rows"] == ROWS
+    assert token_counts.count(data, SPM_MODEL, limit=3)["rows"] == 3
+
+
+@pytest.mark.parametrize(
+    ("lengths", "code", "says"),
+    [
+        ("32,64", 2, "line 7 has 256 tokens, and --buckets ends with 64"),
+        ("4,64,256", 5, "needs length 4. Leave it out"),
+        ("auto", 2, "takes the lengths themselves"),
+    ],
+)
+def test_lengths_that_do_not_fit_leave_nothing(
+    tmp_path: Path, lengths: str, code: int, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = bucketed_data(tmp_path / "dev_matched.tsv", ROWS)
+    assert _bucketed(data, tmp_path / "none", lengths) == code
+    assert says in capsys.readouterr().err
+    assert not [path for path in (tmp_path / "none").rglob("*") if path.is_file()]

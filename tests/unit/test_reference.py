@@ -90,7 +90,7 @@ def test_batches_hold_every_row_once_and_no_padding() -> None:
 
 def test_ids_are_those_of_the_bins(workspace: Workspace, tmp_path: Path) -> None:
     rows, facts = pytorch_reference.read_ids(workspace.data("match"), SPM_MODEL)
-    counted = preprocess.preprocess(workspace.data("match"), SPM_MODEL, 10, tmp_path / "bins")
+    counted = preprocess.preprocess(workspace.data("match"), SPM_MODEL, 10, {256: tmp_path / "bins"})
     ids, mask = (
         np.fromfile(tmp_path / "bins" / name / "input_0.bin", "<i4").reshape(10, 256) for name in contract.INPUTS
     )

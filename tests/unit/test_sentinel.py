@@ -11,7 +11,7 @@ import pytest
 from deberta.core import contract, errors
 from deberta.host.plan import profiles, reference
 from deberta.host.plan.evaluation import Plan
-from deberta.stages.data import check_data, preprocess
+from deberta.stages.data import check_data, encoding, preprocess
 from tests.mnli_helpers import REPOSITORY, SPM_MODEL, dev_line, write_dev
 
 SIZES = {"hidden_size": 8, "num_attention_heads": 1, "num_hidden_layers": 1, "intermediate_size": 8}
@@ -55,7 +55,7 @@ def _look(data: Path, *more: object) -> dict[str, Any]:
 def test_sound_data_have_no_problem_and_every_count_is_there(tmp_path: Path) -> None:
     data = _write(tmp_path / "dev.tsv")
     found = _look(data, "--rows", ROWS, "--summary", tmp_path / "summary.json")
-    counted = preprocess.preprocess(data, SPM_MODEL, 8, tmp_path / "bins")
+    counted = preprocess.preprocess(data, SPM_MODEL, 8, {256: tmp_path / "bins"})
     assert found == {
         "format": 1,
         "version": "match",
@@ -130,7 +130,7 @@ def test_all_problems_are_found_together(tmp_path: Path, monkeypatch: pytest.Mon
         for change in (_same_id, _unknown, _two_labels, _empty):
             change(rows)
 
-    monkeypatch.setattr(preprocess, "_CHUNK_ROWS", 4)  # encoded at a time, which no line may show
+    monkeypatch.setattr(encoding, "_CHUNK_ROWS", 4)  # encoded at a time, which no line may show
     found = _look(_write(tmp_path / "dev.tsv", all_of_them), "--rows", 119)
     checks = [problem["check"] for problem in found["problems"]]
     assert checks == ["rows", "duplicate_pair_ids", "unknown_tokens", "labels", "empty_sentences"]

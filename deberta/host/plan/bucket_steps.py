@@ -7,7 +7,7 @@ from pathlib import PurePosixPath as Path
 from typing import Sequence
 
 from deberta.core import buckets
-from deberta.core.contract import FP32
+from deberta.core.contract import FP32, INPUTS
 from deberta.core.paths import limited
 from deberta.host.plan import evaluation as steps
 from deberta.host.plan.evaluation import Input, Plan, Step
@@ -46,10 +46,10 @@ def preprocess(plan: Plan, batch_size: int, version: str) -> Step:
     return Step(
         name=name,
         title=title,
-        stage="preprocess-buckets",
+        stage="preprocess",
         arguments=(
             *("--data", str(data), "--tokenizer", str(profile.tokenizer_path), "--config", str(profile.config_path)),
-            *("--bs", str(batch_size), "--buckets", buckets.text(plan.buckets), "--output", _list(bins)),
+            *("--bs", str(batch_size), "--lengths", buckets.text(plan.buckets), "--output", _list(bins)),
             *steps.row_counts(plan, version),
         ),
         inputs=(plan.source(data), plan.source(profile.tokenizer_path), plan.source(profile.config_path)),
@@ -68,10 +68,12 @@ def infer(plan: Plan, batch_size: int, version: str) -> Step:
     return Step(
         name=name,
         title=title,
-        stage="run-buckets",
+        stage="run-cpu",
         arguments=(
-            *("--model", str(model.path), "--buckets", buckets.text(plan.buckets)),
-            *("--bins", _list(bins), "--output", _list(outputs)),
+            *("--model", str(model.path), "--lengths", buckets.text(plan.buckets)),
+            *(word for folder in bins for word in ("--input", ",".join(f"{folder / name}/" for name in INPUTS))),
+            *(word for folder in outputs for word in ("--output", str(folder))),
+            "--replace",
         ),
         inputs=(model, *weights, *_made(plan, bins, "preprocess", batch_size, version)),
         outputs=tuple(outputs),
@@ -88,9 +90,9 @@ def postprocess(plan: Plan, batch_size: int, version: str, outputs: Sequence[Pat
     return Step(
         name=name,
         title=title,
-        stage="postprocess-buckets",
+        stage="postprocess",
         arguments=(
-            *("--buckets", buckets.text(plan.buckets), "--bins", _list(bins), "--outputs", _list(outputs)),
+            *("--lengths", buckets.text(plan.buckets), "--bins", _list(bins), "--outputs", _list(outputs)),
             *("--data", str(data), "--bs", str(batch_size), "--output", str(evaluation), "--version", version),
             *steps.row_counts(plan, version),
         ),
@@ -115,7 +117,7 @@ def throughput(plan: Plan, batch_size: int, version: str) -> Step:
         title=title,
         stage="throughput",
         arguments=(
-            *("--buckets", buckets.text(plan.buckets), "--logs", _list(logs), "--tokens", str(counts)),
+            *("--lengths", buckets.text(plan.buckets), "--logs", _list(logs), "--tokens", str(counts)),
             *("--bs", str(batch_size), "--output", str(output)),
         ),
         inputs=(

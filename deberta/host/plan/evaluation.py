@@ -32,12 +32,9 @@ STAGES = {  # the id of a stage, which records name, and the module that is it n
     "label-changes": "deberta.stages.inference.label_changes",
     "lint-onnx": "deberta.stages.lint.lint_onnx",
     "postprocess": "deberta.stages.inference.postprocess",
-    "postprocess-buckets": "deberta.stages.inference.postprocess_buckets",
     "preprocess": "deberta.stages.data.preprocess",
-    "preprocess-buckets": "deberta.stages.data.preprocess_buckets",
     "pytorch-reference": "deberta.stages.inference.pytorch_reference",
     "render": "deberta.stages.report.render",
-    "run-buckets": "deberta.stages.inference.run_buckets",
     "run-cpu": "deberta.stages.inference.run_cpu",
     "throughput": "deberta.stages.inference.throughput",
     "token-counts": "deberta.stages.data.token_counts",
@@ -426,7 +423,7 @@ def _arguments(
         *("--model", str(model), "--input", ",".join(inputs), "--output", str(output)),
         *(("--loop", str(loops)) if loops is not None else ()),
         *(("--device", str(plan.device)) if plan.tool and plan.device else ()),
-        *(("--sequence-length", str(plan.length)) if plan.any_length else ()),
+        *(("--lengths", str(plan.length)) if plan.any_length else ()),
         *gear,
     )
 

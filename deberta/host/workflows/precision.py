@@ -24,7 +24,7 @@ def flips(
     of_lengths = "_buckets" if plan.buckets else ""
     name = f"{limited(f'int8_bs{batch_size}_{version}', plan.limit)}{of_lengths}"
     bins = [at(plan, length).artifacts.bins(batch_size, version) for length in plan.buckets]
-    lengths = ("--buckets", buckets.text(plan.buckets), "--bins", _list(bins)) if plan.buckets else ()
+    lengths = ("--lengths", buckets.text(plan.buckets), "--bins", _list(bins)) if plan.buckets else ()
     command = plan.command("infer", f" --bs {batch_size} --version {version}")
     return Step(
         name=name,

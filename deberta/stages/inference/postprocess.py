@@ -1,26 +1,29 @@
 """Outputs and gold labels to the guide's accuracy text, and exact counts in a JSON file beside it.
 
-A folder of outputs holds input_<i>_output_0.bin, float32 [batch, 3], contradiction, neutral, entailment. The text has
+A folder of outputs holds input_<i>_output_0.bin, float32 [batch, 3], contradiction, neutral, entailment. Rows of
+several lengths have a folder for each, and order.json beside the bins puts them back into the tsv's order. The text has
 the guide's sorted `key = value` lines: accuracy, accuracy_<genre>, eval_samples; accuracies are correct/rows, float64.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
+import hashlib
 import json
-import resource
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from deberta.core import contract, files, mnli
-from deberta.core.errors import DataError, run_stage
+from deberta.core import buckets, contract, files, mnli
+from deberta.core.errors import ConfigError, DataError, run_stage
+from deberta.stages import arguments
+from deberta.stages.arguments import Argument
+from deberta.stages.data import row_order
 from deberta.stages.inference.logits import Logits, finite_rows, predicted, read_outputs
 
 Gold = tuple[str, int]  # genre, index of the label
@@ -52,24 +55,56 @@ class Evaluation:
     confusion: dict[str, dict[str, int]]  # by gold label, then by predicted label
     nan_rows: int  # 0: with any, there is no evaluation
     padding_nan_rows: int
-    outputs_sha256: str  # files.folder_digest
+    outputs_sha256: str  # of the folder (files.folder_digest), or of those of all lengths
+    buckets: dict[str, int] = field(default_factory=dict)  # length -> rows; empty for 256 alone
+
+    def content(self) -> dict[str, Any]:
+        """The JSON file's object."""
+        counts = asdict(self)
+        return counts if self.buckets else {name: value for name, value in counts.items() if name != "buckets"}
 
 
-def evaluate(
-    outputs: Path, data: Path, batch_size: int, version: str, limit: int = 0, expected_rows: int = 0
-) -> Evaluation:
-    """Count the outputs against the tsv's gold labels.
+@dataclass(frozen=True)
+class RunLogits:
+    """The outputs of a run of one or several lengths: logits float32 [rows, 3], finite, in the tsv's order."""
 
-    `limit` and `expected_rows` (of the whole file) apply if above 0. Raises MissingError; DataError also when a logit
-    of a real row is NaN or infinite. That of a padding row is only counted.
+    logits: Logits
+    padding_nan_rows: int
+    sha256: str  # as Evaluation has it
+    buckets: dict[str, int]
+
+
+def outputs_folder(folder: Path) -> Path:
+    """The folder itself, or the only one in it: what a run makes in its folder of outputs has the time as its name."""
+    inside = list(folder.iterdir()) if folder.is_dir() else []
+    return inside[0] if len(inside) == 1 and inside[0].is_dir() else folder
+
+
+def read_run(
+    outputs: Mapping[int, Path], bins: Mapping[int, Path], data: Path, rows: int, batch_size: int
+) -> RunLogits:
+    """The logits of `rows` rows of `data`, from folders of outputs and of bins by length; no bins: 256 alone.
+
+    Raises MissingError; DataError if outputs or bins are not whole and of these rows, or if a logit of a real row is
+    NaN or infinite. That of a padding row is only counted.
     """
-    gold = read_gold(data, limit, expected_rows)
-    rows = len(gold)
-    logits = read_outputs(outputs, contract.batch_count(rows, batch_size), batch_size)
-    finite = finite_rows(logits)
-    check_finite(outputs, data, finite[:rows], range(rows), batch_size)
-    padding_nan = int(np.count_nonzero(~finite[rows:]))
-    return count(gold, logits[:rows], version, batch_size, limit, padding_nan, files.folder_digest(outputs))
+    orders = row_order.read_all(bins, rows, batch_size) if bins else {}
+    logits = np.empty((rows, len(contract.LABELS)), np.float32)
+    padding_nan, digests = 0, {}
+    for length, folder in outputs.items():
+        placed = orders[length].flat if orders else list(range(rows))
+        values = read_outputs(folder, contract.batch_count(len(placed), batch_size), batch_size)
+        finite = finite_rows(values)
+        check_finite(folder, data, finite[: len(placed)], placed, batch_size)
+        padding_nan += int(np.count_nonzero(~finite[len(placed) :]))
+        logits[placed] = values[: len(placed)]
+        digests[length] = files.folder_digest(folder)
+    if not orders:
+        [sha256] = digests.values()
+        return RunLogits(logits, padding_nan, sha256, {})
+    lines = "".join(f"{digest}  {length}\n" for length, digest in digests.items())
+    sha256 = hashlib.sha256(lines.encode()).hexdigest()
+    return RunLogits(logits, padding_nan, sha256, {str(length): len(order.flat) for length, order in orders.items()})
 
 
 def read_gold(data: Path, limit: int = 0, expected_rows: int = 0) -> list[Gold]:
@@ -80,18 +115,10 @@ def read_gold(data: Path, limit: int = 0, expected_rows: int = 0) -> list[Gold]:
     return gold[:limit] if limit else gold
 
 
-def count(
-    gold: Sequence[Gold],
-    logits: Logits,
-    version: str,
-    batch_size: int,
-    limit: int,
-    padding_nan_rows: int,
-    outputs_sha256: str,
-) -> Evaluation:
-    """Count logits, finite and in the tsv's order, against the gold labels."""
+def count(gold: Sequence[Gold], run: RunLogits, version: str, batch_size: int, limit: int = 0) -> Evaluation:
+    """Count a run's logits against the gold labels."""
     rows = len(gold)
-    predictions = predicted(logits)
+    predictions = predicted(run.logits)
     confusion = np.zeros((len(contract.LABELS), len(contract.LABELS)), np.int64)
     genres: dict[str, list[int]] = {}  # correct, rows
     for (genre, label), guess in zip(gold, predictions.tolist(), strict=True):
@@ -111,8 +138,9 @@ def count(
         labels_gold=_by_label(confusion.sum(axis=1).tolist()),
         confusion=_by_label([_by_label(counts) for counts in confusion.tolist()]),
         nan_rows=0,
-        padding_nan_rows=padding_nan_rows,
-        outputs_sha256=outputs_sha256,
+        padding_nan_rows=run.padding_nan_rows,
+        outputs_sha256=run.sha256,
+        buckets=run.buckets,
     )
 
 
@@ -143,44 +171,46 @@ def check_finite(
         )
 
 
+def folders_of(lengths: Sequence[int], outputs: str, option: str) -> dict[int, Path]:
+    """The folder of each length's outputs, of an option that lists them."""
+    return {length: outputs_folder(path) for length, path in buckets.folders(lengths, outputs, option).items()}
+
+
+def bins_of(lengths: Sequence[int], bins: str | None) -> dict[int, Path]:
+    """The folder of each length's bins, of --bins; none for 256 alone. Raises ConfigError where they are needed."""
+    if not row_order.is_needed(lengths):
+        return {}
+    if bins is None:
+        raise ConfigError(f"--bins is needed at lengths {buckets.text(lengths)}: it says which row is where")
+    return buckets.folders(lengths, bins, "--bins")
+
+
+BINS = Argument("folders of preprocess, one for each length, commas between; not needed for 256 alone")
+
+
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m deberta.stages.inference.postprocess", description=__doc__)
-    parser.add_argument("--outputs", type=Path, required=True, help="folder of input_<i>_output_0.bin")
-    parser.add_argument("--data", type=Path, required=True, help="GLUE's dev tsv, 16 columns")
-    parser.add_argument("--bs", required=True, help="rows in an output file")
-    parser.add_argument("--output", type=Path, required=True, help="the accuracy text; the JSON file goes beside it")
-    parser.add_argument("--limit", help="the outputs are of the first N rows only")
-    parser.add_argument("--rows", help="rows that the whole tsv must have")
-    parser.add_argument("--version", default="match", help="match or mismatch, recorded in the JSON file")
-    parser.add_argument("--summary", type=Path, help="write what was counted to this JSON file")
-    options = parser.parse_args(argv)
-    most = 2**31 - 1
-    batch_size = contract.parse_batch_size(options.bs)
-    limit = contract.parse_integer("--limit", options.limit, 0, 0, most)
-    expected = contract.parse_integer("--rows", options.rows, 0, 1, most)
-    version = contract.parse_version(options.version)
-    result = evaluate(options.outputs, options.data, batch_size, version, limit, expected)
-    keep(result, asdict(result), options.output, options.summary)
-
-
-def keep(result: Evaluation, counts: dict[str, object], output: Path, summary: Path | None) -> None:
-    """Write the accuracy text to `output`, `counts` as JSON beside it, and the stage's summary."""
+    options = arguments.parse(
+        argv,
+        __doc__,
+        *("data", "bs", "lengths", "output", "version", "limit", "rows", "summary"),
+        outputs=Argument("folders of outputs, or with one such in them, one for each length", required=True),
+        bins=BINS,
+    )
+    gold = read_gold(options.data, options.limit, options.rows)
+    outputs = folders_of(options.lengths, options.outputs, "--outputs")
+    run = read_run(outputs, bins_of(options.lengths, options.bins), options.data, len(gold), options.bs)
+    result = count(gold, run, options.version, options.bs, options.limit)
     with contextlib.ExitStack() as both:  # renamed last to first: the JSON file, then the text
-        text_file = both.enter_context(files.new_file(output))
-        json_file = both.enter_context(files.new_file(output.with_suffix(".json")))
+        text_file = both.enter_context(files.new_file(options.output))
+        json_file = both.enter_context(files.new_file(options.output.with_suffix(".json")))
         text_file.write_bytes(guide_text(result).encode("utf-8"))
-        json_file.write_bytes(_json(counts))
+        content = json.dumps(result.content(), indent=2, ensure_ascii=False) + "\n"
+        json_file.write_bytes(content.encode("utf-8"))
     print(
         f"accuracy {result.accuracy:.4f} ({result.correct}/{result.rows} rows"
-        f"{', the first only' if result.limit else ''}): {output}"
+        f"{', the first only' if result.limit else ''}): {options.output}"
     )
-    if summary:
-        measured = {**counts, "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
-        files.write_text(summary, _json(measured).decode("utf-8"))
-
-
-def _json(counts: dict[str, object]) -> bytes:
-    return (json.dumps(counts, indent=2, ensure_ascii=False) + "\n").encode("utf-8")
+    arguments.write_summary(options.summary, result.content())
 
 
 if __name__ == "__main__":

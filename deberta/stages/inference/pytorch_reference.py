@@ -6,11 +6,7 @@ format, C order: the tsv's rows in order, contradiction, neutral, entailment.
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import json
-import os
-import resource
 import sys
 import time
 from collections.abc import Sequence
@@ -20,13 +16,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from deberta.core import contract, files, mnli
+from deberta.core import contract, files
 from deberta.core.errors import ConfigError, DataError, run_stage
 from deberta.core.machine import effective_cpus
 from deberta.core.progress import Progress
-from deberta.stages.data import preprocess
+from deberta.stages import arguments
+from deberta.stages.data.encoding import EncodedRows
 from deberta.stages.model import checkpoint, config
-from deberta.stages.model import tokenizer as tokenizers_of_guide
 from deberta.stages.model.deberta import Deberta
 
 # Of a batch. Every batch makes the position tables anew, at full size the work of some 85 tokens, so batches are not
@@ -38,24 +34,17 @@ Logits = npt.NDArray[np.float32]
 
 
 def read_ids(
-    data: Path, tokenizer_path: Path, limit: int = 0, expected_rows: int = 0, vocabulary: int = 0
+    data: Path, tokenizer: Path, limit: int = 0, expected_rows: int = 0, vocabulary: int = 0
 ) -> tuple[list[Ids], dict[str, object]]:
     """Each row's ids, int32 [its tokens], as `preprocess` writes them without the padding, and what was counted.
 
-    The arguments, and the errors raised, are `preprocess`'s.
+    The arguments, and the errors raised, are EncodedRows'.
     """
-    if expected_rows:
-        mnli.expect_rows(data, mnli.count(data), expected_rows)
-    length = contract.SEQUENCE_LENGTH
-    tokenizer = tokenizers_of_guide.load(tokenizer_path)
-    tokenizers_of_guide.truncate(tokenizer, length)
-    counts = preprocess.Counts(length)
+    encoded = EncodedRows(data, tokenizer, limit, expected_rows, vocabulary)
     rows: list[Ids] = []
-    for ids, mask in preprocess.chunks(data, tokenizer, 1, length, limit, counts):
-        preprocess.check_vocabulary(ids, vocabulary, tokenizer_path, data, len(rows))
+    for _, ids, mask in encoded.chunks(f"tokens of {data.name}"):
         rows += [row[:tokens].copy() for row, tokens in zip(ids, mask.sum(axis=1).tolist(), strict=True)]
-    facts = {"truncated_rows": counts.summary()["truncated_rows"]}
-    return rows, {**facts, **preprocess.tokenizer_facts(tokenizer_path, tokenizer)}
+    return rows, {"truncated_rows": len(encoded.counts.truncated), **encoded.tokenizer_facts()}
 
 
 def plan(lengths: Sequence[int], batch_tokens: int = BATCH_TOKENS) -> list[list[int]]:
@@ -95,23 +84,9 @@ def run(model: Deberta, rows: Sequence[Ids], name: str, data: Path, batch_tokens
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m deberta.stages.inference.pytorch_reference", description=__doc__)
-    parser.add_argument("--checkpoint", type=Path, required=True, help=".bin state dict or Hugging Face folder")
-    parser.add_argument("--config", type=Path, required=True)
-    parser.add_argument(
-        "--labels", help="the checkpoint's label order, comma separated; default: the config's id2label"
+    options = arguments.parse(
+        argv, __doc__, *("checkpoint", "config", "labels", "data", "tokenizer", "output", "limit", "rows", "summary")
     )
-    parser.add_argument("--data", type=Path, required=True, help="GLUE's dev tsv, 16 columns")
-    parser.add_argument("--tokenizer", type=Path, required=True, help="spm.model, or a Hugging Face tokenizer folder")
-    parser.add_argument("--output", type=Path, required=True, help="the .npy file")
-    parser.add_argument("--limit", help="the first N rows only")
-    parser.add_argument("--rows", help="rows that the whole tsv must have")
-    parser.add_argument("--summary", type=Path, help="write what was counted to this JSON file")
-    options = parser.parse_args(argv)
-    most = 2**31 - 1
-    limit = contract.parse_integer("--limit", options.limit, 0, 0, most)
-    expected = contract.parse_integer("--rows", options.rows, 0, 1, most)
-    os.environ["TOKENIZERS_PARALLELISM"] = "true"  # a setting of tokenizers: one thread per core in encode_batch
     threads = effective_cpus()
     torch.set_num_threads(threads)
     model_config = config.read(options.config)
@@ -120,7 +95,7 @@ def main(argv: Sequence[str]) -> None:
             f"{options.config}: max_position_embeddings is {model_config.max_position_embeddings}, and rows have up to"
             f" {contract.SEQUENCE_LENGTH} tokens"
         )
-    rows, facts = read_ids(options.data, options.tokenizer, limit, expected, model_config.vocab_size)
+    rows, facts = read_ids(options.data, options.tokenizer, options.limit, options.rows, model_config.vocab_size)
     print(f"loading {options.checkpoint}", flush=True)
     loaded = checkpoint.load(options.checkpoint, model_config, options.labels.split(",") if options.labels else None)
     tokens = sum(map(len, rows))
@@ -129,23 +104,21 @@ def main(argv: Sequence[str]) -> None:
         started = time.monotonic()
         logits = run(loaded.model, rows, f"reference {options.data.name}", options.data)
         seconds = time.monotonic() - started
-        with open(temporary, "wb") as file:  # given a name, numpy would add .npy to it
+        with open(temporary, "wb") as file:  # numpy adds .npy to a name
             np.save(file, logits, allow_pickle=False)
-    print(f"{len(rows)} rows{' (the first only)' if limit else ''} in {seconds:.1f} s: {options.output}")
-    if options.summary:
-        summary = {
-            "rows": len(rows),
-            "limit": limit,
-            "tokens": tokens,
-            "seconds": round(seconds, 3),
-            "torch": torch.__version__,
-            "threads": threads,
-            "labels": contract.LABELS,
-            "checkpoint_labels": loaded.labels,
-            **facts,
-            "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        }
-        files.write_text(options.summary, json.dumps(summary, indent=2) + "\n")
+    print(f"{len(rows)} rows{' (the first only)' if options.limit else ''} in {seconds:.1f} s: {options.output}")
+    summary = {
+        "rows": len(rows),
+        "limit": options.limit,
+        "tokens": tokens,
+        "seconds": round(seconds, 3),
+        "torch": torch.__version__,
+        "threads": threads,
+        "labels": contract.LABELS,
+        "checkpoint_labels": loaded.labels,
+        **facts,
+    }
+    arguments.write_summary(options.summary, summary)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,12 @@
 """msame's twin for the cpu backend: the same inputs, output files and timing lines, on a CPU through OpenVINO.
 
-Directory mode (`--input a/,b/`): file x of every directory is one batch; outputs are `<x without .bin>_output_<k>.bin`.
-File mode (`--input a/x.bin,b/x.bin`): the one batch runs `--loop` times; outputs are `<model's stem>_output_<k>.bin`.
+Directory mode (`--input a/,b/`): file x of every directory is one batch; outputs are `<x without .bin>_output_0.bin`.
+File mode (`--input a/x.bin,b/x.bin`): the one batch runs `--loop` times; the output is `<model's stem>_output_0.bin`.
 Outputs land in `OUT/<T>/`, where T is the local time in msame's form; a run that fails leaves no such folder.
+
+With `--lengths`, one process runs several lengths of one model: `--input` and `--output` are given once for each, in
+the same order, and each length prints a complete log of msame's, the longest first. No folder of outputs gets its name
+before all are complete.
 
 Where msame goes on or exits 0 after a mistake, this runner stops with an error before anything runs. Nothing is run
 to warm up, so that "average without first time" means what it means in msame.
@@ -10,30 +14,37 @@ to warm up, so that "average without first time" means what it means in msame.
 
 from __future__ import annotations
 
-import argparse
-import json
+import contextlib
 import os
 import statistics
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
 import numpy as np
 
 from deberta.core import files
-from deberta.core.contract import INPUTS, PERFORMANCE_LOOPS, SEQUENCE_LENGTH, input_bytes, parse_integer
+from deberta.core.contract import INPUTS, PERFORMANCE_LOOPS, input_bytes
 from deberta.core.errors import ConfigError, DataError, MissingError, StageError, run_stage, some
 from deberta.core.machine import effective_cpus
 from deberta.core.progress import Progress
-from deberta.stages.inference.openvino_engine import MAX_THREADS, OpenVinoEngine, engine_facts, load_model, set_input
+from deberta.stages import arguments
+from deberta.stages.arguments import SHARED, Argument, whole
+from deberta.stages.inference.openvino_engine import (
+    OpenVinoEngine,
+    engine_facts,
+    load_model,
+    release_pages,
+    set_input,
+)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One batch: what its outputs' names start with, and one file per model input, in the order of contract.INPUTS."""
+    """One batch: what its output's name starts with, and one file per model input, in the order of contract.INPUTS."""
 
     stem: str
     files: tuple[str, ...]
@@ -41,14 +52,18 @@ class Batch:
 
 @dataclass(frozen=True)
 class RunRequest:
-    """What to run. `loops` inferences per batch; `by_directory` decides how msame prints the averages."""
+    """What to run at one length, and the parent of `<T>`. Each batch runs `loops` times.
+
+    `by_directory` decides how msame prints the averages. `output` is printed as the user wrote it.
+    """
 
     batches: tuple[Batch, ...]
     loops: int
     by_directory: bool
+    output: str
 
 
-def plan(elements: Sequence[str], loops: int, model: Path) -> RunRequest:
+def plan(elements: Sequence[str], output: str, loops: int, model: Path) -> RunRequest:
     """Turn `--input`'s elements into batches. Raises ConfigError, MissingError and DataError; reads no file."""
     if len(elements) != len(INPUTS) or not all(elements):
         raise ConfigError(
@@ -57,20 +72,25 @@ def plan(elements: Sequence[str], loops: int, model: Path) -> RunRequest:
     for element in elements:
         if not os.path.exists(element):
             raise MissingError(f"the input {element} is missing. Run: invoke preprocess")
+    folder = Path(output)
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"--output {output} is not a folder")
+    if not folder.parent.is_dir():  # like msame, one level is made when it is absent, and no more
+        raise MissingError(f"the folder {folder.parent} of --output is missing. Run: mkdir -p {folder.parent}")
     directories = [os.path.isdir(element) for element in elements]
     if not any(directories):
-        return RunRequest((Batch(model.stem, tuple(elements)),), loops, by_directory=False)
+        return RunRequest((Batch(model.stem, tuple(elements)),), loops, by_directory=False, output=output)
     if not all(directories):
         raise ConfigError(f"--input {','.join(elements)!r} mixes directories and files")
     names = _bins_in(elements[0])
-    for other in elements[1:]:
-        if different := sorted(set(names) ^ set(_bins_in(other))):
+    for element in elements[1:]:
+        if different := sorted(set(names) ^ set(_bins_in(element))):
             raise DataError(
-                f"{elements[0]} and {other} must hold files of the same names; only one has {some(different)}. "
+                f"{elements[0]} and {element} must hold files of the same names; only one has {some(different)}. "
                 "Run: invoke preprocess --force"
             )
     batches = (Batch(name[: -len(".bin")], tuple(f"{folder}/{name}" for folder in elements)) for name in names)
-    return RunRequest(tuple(batches), loops=1, by_directory=True)
+    return RunRequest(tuple(batches), loops=1, by_directory=True, output=output)
 
 
 def _bins_in(folder: str) -> list[str]:
@@ -86,11 +106,11 @@ def _bins_in(folder: str) -> list[str]:
     return names
 
 
-def check_sizes(job: RunRequest, expected: int, model: Path) -> None:
+def _check_sizes(request: RunRequest, expected: int, model: Path) -> None:
     """Every file must hold exactly one input of the model: `expected` bytes. Raises DataError naming the wrong ones."""
     wrong = [
         f"{file} ({size} bytes)"
-        for batch in job.batches
+        for batch in request.batches
         for file in batch.files
         if (size := os.path.getsize(file)) != expected
     ]
@@ -101,7 +121,7 @@ def check_sizes(job: RunRequest, expected: int, model: Path) -> None:
         )
 
 
-def read_input(name: str, file: str, engine: OpenVinoEngine) -> np.ndarray:
+def _read_input(name: str, file: str, engine: OpenVinoEngine) -> np.ndarray:
     """One input, int32 [batch, length]. Raises DataError where a file cannot be this input: msame, whose inputs are
     told apart by position alone, would run swapped directories without a word."""
     values = np.fromfile(file, dtype="<i4").reshape(engine.shape)
@@ -114,39 +134,60 @@ def read_input(name: str, file: str, engine: OpenVinoEngine) -> np.ndarray:
     return values
 
 
-def run(job: RunRequest, engine: OpenVinoEngine, folder: Path) -> list[float]:
-    """Run a job, write its outputs into `folder`, print msame's lines and return the inference times in ms."""
-    request = engine.compiled.create_infer_request()
-    progress = Progress("infer", len(job.batches), "batches")
+def run(
+    requests: Sequence[RunRequest], engines: Sequence[OpenVinoEngine], model: Path, replace_outputs: bool
+) -> list[list[float]]:
+    """Run all requests, the first of which comes last, print their logs and return the inference times of each in ms.
+
+    `engines` are of the requests' lengths, which increase: what the longest takes in memory serves all others, where
+    growing from length to length would leave holes behind.
+    """
+    infer_request = engines[0].compiled.create_infer_request()
+    progress = Progress("infer", sum(len(request.batches) for request in requests), "batches")
     # On a terminal msame's own lines show how far the run is, and a line that rewrites itself would garble them.
-    draws = job.by_directory and not sys.stdout.isatty()
-    times: list[float] = []
-    for index, batch in enumerate(job.batches):
-        for name, file in zip(INPUTS, batch.files, strict=True):
-            print(f"[INFO] start to process file:{file}")
-            set_input(request, name, read_input(name, file, engine))
-        for _ in range(job.loops):
-            started = time.perf_counter()
-            request.infer(share_outputs=True)
-            times.append((time.perf_counter() - started) * 1000)
-            print("[INFO] model execute success")
-            print(f"Inference time: {times[-1]:g}ms", flush=True)  # %g is what a C++ stream does by default
-        for k in range(len(engine.compiled.outputs)):
-            write_output(folder / f"{batch.stem}_output_{k}.bin", request.get_output_tensor(k).data)
-        print("[INFO] output data success", flush=True)
-        if draws:
-            progress.update(index + 1)
-    return times
+    shows_progress = requests[0].by_directory and not sys.stdout.isatty()
+    time_folder, done = time_name(datetime.now()), 0
+    all_times: list[list[float]] = []
+    with contextlib.ExitStack() as folders:
+        for request, engine in reversed(list(zip(requests, engines, strict=True))):
+            print(f"[INFO] load model {model} success\n{request.output}/{time_folder}", flush=True)
+            if replace_outputs:
+                folder = folders.enter_context(files.new_folder(Path(request.output))) / time_folder
+                folder.mkdir()
+            else:
+                folder = folders.enter_context(files.new_folder(Path(request.output, time_folder)))
+            times: list[float] = []
+            for batch in request.batches:
+                for name, file in zip(INPUTS, batch.files, strict=True):
+                    print(f"[INFO] start to process file:{file}")
+                    set_input(infer_request, name, _read_input(name, file, engine))
+                for _ in range(request.loops):
+                    started = time.perf_counter()
+                    infer_request.infer(share_outputs=True)
+                    times.append((time.perf_counter() - started) * 1000)
+                    print("[INFO] model execute success")
+                    print(f"Inference time: {times[-1]:g}ms", flush=True)  # %g is a C++ stream's default
+                    if len(times) == 1:  # this length may have packed matrices in another form
+                        release_pages(model.with_suffix(".bin"))
+                _write_output(folder / f"{batch.stem}_output_0.bin", infer_request.get_output_tensor(0).data)
+                print("[INFO] output data success", flush=True)
+                done += 1
+                if shows_progress:
+                    progress.update(done, f"length {engine.shape[1]}")
+            _print_averages(times, request.by_directory)
+            print(f"[INFO] pid: {os.getpid()} Execute sample success", flush=True)
+            all_times.insert(0, times)
+    return all_times
 
 
-def write_output(path: Path, values: np.ndarray) -> None:
+def _write_output(path: Path, values: np.ndarray) -> None:
     content = values.astype("<f4").tobytes()
     path.write_bytes(content)
     if path.stat().st_size != len(content):
         raise StageError(f"{path} has {path.stat().st_size} bytes after {len(content)} were written. Check the disk")
 
 
-def print_averages(times: Sequence[float], by_directory: bool) -> None:
+def _print_averages(times: Sequence[float], by_directory: bool) -> None:
     """msame's two average lines, which differ between its modes; the second only after more than one inference."""
     average = statistics.fmean(times)
     print(f"Inference average time : {average:.2f} ms" if by_directory else f"Inference average time: {average:.6f} ms")
@@ -160,59 +201,52 @@ def time_name(now: datetime) -> str:
     return f"{now.year}{now.month}{now.day}_{now.hour}_{now.minute}_{now.second}_{now.microsecond}"
 
 
-def _check_output(output: str) -> Path:
-    """The parent of `<T>`; like msame, one level is made when it is absent, and no more."""
-    folder = Path(output)
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"--output {output} is not a folder")
-    if not folder.parent.is_dir():
-        raise MissingError(f"the folder {folder.parent} of --output is missing. Run: mkdir -p {folder.parent}")
-    return folder
-
-
-def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m deberta.stages.inference.run_cpu", description="msame's twin on a CPU"
-    )
-    parser.add_argument("--model", required=True, type=Path, help="a model made by build-om (.xml)")
-    parser.add_argument("--input", required=True, help="two directories or two .bin files, with a comma between")
-    parser.add_argument("--output", required=True, help="the folder that gets <T>/; its parent must exist")
-    parser.add_argument("--loop", help="inferences in file mode, 1 to 100; checked but not used in directory mode")
-    parser.add_argument("--device", default="0", help="only 0")
-    parser.add_argument("--sequence-length", help="of the inputs, where the model takes any")
-    parser.add_argument("--threads", help="default: as many as the container's CPU quota allows")
-    parser.add_argument("--summary", type=Path, help="write what was counted to this JSON file")
-    return parser.parse_args(argv)
-
-
 def main(argv: Sequence[str]) -> None:
-    options = _parse(argv)
-    loops = parse_integer("--loop", options.loop, 1, 1, PERFORMANCE_LOOPS)
+    options = arguments.parse(
+        argv,
+        __doc__,
+        *("model", "threads", "summary"),
+        lengths=replace(SHARED["lengths"], default=None),
+        input=Argument("two directories or .bin files, comma between; for each length", required=True, repeats=True),
+        output=Argument("the folder that gets <T>/; for each length; its parent exists", required=True, repeats=True),
+        loop=Argument("inferences in file mode; not used in directory mode", whole(1, PERFORMANCE_LOOPS), default=1),
+        device=Argument("only 0", default="0"),
+        replace=arguments.flag("remove what the output folders hold"),
+    )
     if options.device.strip() != "0":
         raise ConfigError(f"--device {options.device!r}: the cpu backend has one device, 0")
-    threads = parse_integer("--threads", options.threads, effective_cpus(), 1, MAX_THREADS)
-    elements = options.input.split(",")
-    job = plan(elements, loops, options.model)
-    output = _check_output(options.output)
-    engine = load_model(options.model, threads)
-    if options.sequence_length is not None:
-        length = parse_integer("--sequence-length", options.sequence_length, engine.shape[1], 1, SEQUENCE_LENGTH)
-        engine = engine.at(length, options.model)
-    print(f"[INFO] load model {options.model} success")
-    check_sizes(job, input_bytes(*engine.shape), options.model)
-    folder = time_name(datetime.now())
-    print(f"{options.output}/{folder}", flush=True)
-    with files.new_folder(output / folder) as temporary:
-        times = run(job, engine, temporary)
-    print_averages(times, job.by_directory)
-    if options.summary:
-        _write_summary(options.summary, job, engine)
-    print(f"[INFO] pid: {os.getpid()} Execute sample success", flush=True)
-
-
-def _write_summary(path: Path, job: RunRequest, engine: OpenVinoEngine) -> None:
-    counted = {"batches": len(job.batches), "loops": job.loops, **engine_facts(engine)}
-    files.write_text(path, json.dumps(counted, indent=2, sort_keys=True) + "\n")
+    count = len(options.lengths or (0,))
+    if not len(options.input) == len(options.output) == count:
+        raise ConfigError(
+            f"--input is given {len(options.input)} times and --output {len(options.output)}, for {count} lengths"
+        )
+    if options.replace:
+        for output in options.output:
+            Path(output).parent.mkdir(parents=True, exist_ok=True)
+    requests = [
+        plan(inputs.split(","), output, options.loop, options.model)
+        for inputs, output in zip(options.input, options.output, strict=True)
+    ]
+    if count > 1 and not all(request.by_directory for request in requests):
+        raise ConfigError("--input names files, which run at one length, and --lengths has more")
+    engine = load_model(options.model, options.threads or effective_cpus())
+    release_pages(options.model.with_suffix(".bin"))
+    engines = [engine.at(length, options.model) for length in options.lengths or (engine.shape[1],)]
+    for request, fitted in zip(requests, engines, strict=True):
+        _check_sizes(request, input_bytes(*fitted.shape), options.model)
+    times = run(requests, engines, options.model, options.replace)
+    by_length = {
+        str(fitted.shape[1]): {"batches": len(request.batches), "average_ms": statistics.fmean(ms)}
+        for request, fitted, ms in zip(requests, engines, times, strict=True)
+    }
+    summary = {
+        "batches": sum(len(request.batches) for request in requests),
+        "loops": requests[0].loops,
+        "inference_ms": sum(map(sum, times)),
+        "lengths": by_length,
+        **engine_facts(engines[-1]),
+    }
+    arguments.write_summary(options.summary, summary)
 
 
 if __name__ == "__main__":

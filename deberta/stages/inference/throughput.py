@@ -8,16 +8,16 @@ fps this is inference alone, no reading or writing.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from deberta.ascend import timing
 from deberta.core import buckets, files
-from deberta.core.contract import batch_count, parse_batch_size
+from deberta.core.contract import batch_count
 from deberta.core.errors import DataError, run_stage
+from deberta.stages import arguments
+from deberta.stages.arguments import Argument, file
 
 
 def effective(rows: Mapping[int, int], averages: Mapping[int, float], batch_size: int) -> float:
@@ -27,19 +27,17 @@ def effective(rows: Mapping[int, int], averages: Mapping[int, float], batch_size
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m deberta.stages.inference.throughput", description=__doc__)
-    parser.add_argument("--buckets", required=True, help="the lengths, increasing, with commas between")
-    parser.add_argument("--logs", required=True, help="their timing logs, with commas between")
-    parser.add_argument("--tokens", required=True, type=Path, help="the JSON file of token_counts")
-    parser.add_argument("--bs", required=True, help="rows in a batch")
-    parser.add_argument("--output", required=True, type=Path, help="the JSON file to write")
-    parser.add_argument("--summary", type=Path, help="write the same to this JSON file")
-    options = parser.parse_args(argv)
-    batch_size = parse_batch_size(options.bs)
-    lengths = buckets.lengths(options.buckets)
+    options = arguments.parse(
+        argv,
+        __doc__,
+        *("bs", "lengths", "output", "summary"),
+        logs=Argument("timing logs, one for each length, commas between", required=True),
+        tokens=file("the JSON file of token_counts"),
+    )
+    batch_size, lengths = options.bs, options.lengths
     rows = buckets.rows_by_length(buckets.read_histogram(options.tokens), lengths, str(options.tokens))
     if tuple(rows) != lengths:
-        raise DataError(f"of the lengths {options.buckets} only {buckets.text(list(rows))} are any row's")
+        raise DataError(f"of the lengths {buckets.text(lengths)} only {buckets.text(list(rows))} are any row's")
     logs = buckets.folders(lengths, options.logs, "--logs")
     timings = {length: timing.read(log, batch_size) for length, log in logs.items()}
     averages = {length: run.average_ms for length, run in timings.items()}
@@ -58,11 +56,9 @@ def main(argv: Sequence[str]) -> None:
             for length, count in rows.items()
         },
     }
-    text = json.dumps(content, indent=2) + "\n"
-    files.write_text(options.output, text)
+    files.write_text(options.output, json.dumps(content, indent=2) + "\n")
     print(f"{content['fps']:.3f} fps over {content['rows']} rows: {options.output}")
-    if options.summary:
-        files.write_text(options.summary, text)
+    arguments.write_summary(options.summary, content)
 
 
 if __name__ == "__main__":

@@ -9,14 +9,14 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from deberta.core import contract, files
+from deberta.core import contract
 from deberta.core.errors import DataError, MissingError
 from deberta.stages.inference import postprocess
 from deberta.stages.inference.logits import (
@@ -26,7 +26,6 @@ from deberta.stages.inference.logits import (
     margins,
     predicted,
     read_array,
-    read_outputs,
 )
 from deberta.stages.inference.postprocess import Evaluation, Gold
 from deberta.stages.report import intervals
@@ -68,15 +67,11 @@ def recount(entry: Mapping[str, Any], data: Path, gold: Sequence[Gold], limit: i
     says something else than the logits do.
     """
     batch_size, version = entry["batch_size"], entry["version"]
-    outputs, rows = root / entry["outputs"], len(gold)
-    logits = read_outputs(outputs, contract.batch_count(rows, batch_size), batch_size)
-    finite = finite_rows(logits)
-    postprocess.check_finite(outputs, data, finite[:rows], range(rows), batch_size)
-    padding_nan = int(np.count_nonzero(~finite[rows:]))
-    digest = files.folder_digest(outputs)
-    counts = postprocess.count(gold, logits[:rows], version, batch_size, limit, padding_nan, digest)
+    outputs = root / entry["outputs"]
+    run = postprocess.read_run({contract.SEQUENCE_LENGTH: outputs}, {}, data, len(gold), batch_size)
+    counts = postprocess.count(gold, run, version, batch_size, limit)
     _check_evaluation(root / entry["evaluation"], outputs, counts)
-    return Cell(batch_size, version, entry["origin"], counts, logits[:rows])
+    return Cell(batch_size, version, entry["origin"], counts, run.logits)
 
 
 def _check_evaluation(text: Path, outputs: Path, counts: Evaluation) -> None:
@@ -89,7 +84,7 @@ def _check_evaluation(text: Path, outputs: Path, counts: Evaluation) -> None:
         found = json.loads(path.read_bytes())
     except ValueError as error:
         raise DataError(f"{path} is not JSON ({error}). {again}") from None
-    if said := _difference(found, asdict(counts), ""):
+    if said := _difference(found, counts.content(), ""):
         raise DataError(f"{path}: {said} by the logits in {outputs}. {again}")
     if text.read_bytes() != postprocess.guide_text(counts).encode("utf-8"):
         raise DataError(f"{text} is not what the logits in {outputs} give. {again}")
