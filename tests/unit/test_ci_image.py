@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from deberta.core.errors import ConfigError, DataError, MissingError
-from deberta.host.images import build, ci, definition, pins
+from deberta.host.images import ci, definition, pins
 from deberta.host.images.ci import YAML
+from deberta.host.images.context import write_context
 from deberta.host.images.definition import BuildSettings, Image
 from tests.image_helpers import ARCH, bring, elf, make_project
 from tests.mnli_helpers import REPOSITORY
@@ -58,7 +59,7 @@ def plan(project: Path, scratch: Path) -> Image:
 def packed(image: Image) -> dict[str, tuple[int, bytes]]:
     """Name to mode and bytes of the build's context."""
     target = io.BytesIO()
-    build.write_context(target, image, BuildSettings(), "deberta-ascend.build=1")
+    write_context(target, image, BuildSettings(), "deberta-ascend.build=1")
     target.seek(0)
     with tarfile.open(fileobj=target) as archive:
         return {one.name: (one.mode, file.read()) for one in archive if (file := archive.extractfile(one))}

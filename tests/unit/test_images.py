@@ -13,7 +13,8 @@ import pytest
 
 from deberta.core.errors import ConfigError, DataError, MissingError
 from deberta.host.environments import stages as stage_env
-from deberta.host.images import build, definition, pins
+from deberta.host.images import definition, pins
+from deberta.host.images.context import write_context
 from deberta.host.images.definition import BuildSettings, Image
 from tests.image_helpers import ARCH, bring, elf, locked, make_project, make_wheel
 from tests.mnli_helpers import REPOSITORY
@@ -42,7 +43,7 @@ def tags(project: Path) -> dict[str, str]:
 
 def context(image: Image, settings: BuildSettings) -> bytes:
     target = io.BytesIO()
-    build.write_context(target, image, settings, "deberta-ascend.build=1")
+    write_context(target, image, settings, "deberta-ascend.build=1")
     return target.getvalue()
 
 

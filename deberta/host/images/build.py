@@ -7,56 +7,62 @@ builder stages get it, and their images, which carry a label of their own, are r
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import io
 import json
 import re
-import tarfile
 import tempfile
 import time
 import uuid
 from pathlib import Path
-from typing import IO, Any, Iterator
-from urllib.parse import urlsplit
+from typing import IO, Any
 
 import docker.errors
 
-from deberta.core.errors import ConfigError, DataError, MissingError, StageError, one_line
+from deberta.core.errors import ConfigError, MissingError, StageError, one_line
 from deberta.host.engine.engine import Show, explained
-from deberta.host.environments import stages
 from deberta.host.images import definition, pins
+from deberta.host.images.context import write_context
 from deberta.host.images.definition import BuildSettings, Image
 
 BUILD = f"{definition.REPOSITORY}.build"  # label of everything that a build creates, the image itself included
 LOGS = Path(".cache", "images")  # in the workspace
-NETWORK = "network"  # folder of the context that builder stages copy to /build
 _INTERRUPT_SECONDS = 20.0  # for the engine to notice the closed connection and to end its containers
 _PULL_SECONDS = 5.0  # between two progress lines of a pull
 
 
-def ensure(
-    client: Any, image: Image, settings: BuildSettings, workspace: Path, title: str = "", *,
-    force: bool = False, dry: bool = False, quiet: bool = False,
-) -> str:  # fmt: skip
-    """The id of an image, which is built if the engine lacks it; prints what is done, after `title`.
+def ensure(client: Any, image: Image, settings: BuildSettings, workspace: Path) -> str:
+    """The id of an image, which is built if the engine lacks it. Raises the errors of `build`."""
+    return find(client, image) or _build_and_print(client, image, settings, workspace, "", why(client, image))
 
-    `force`: build it anyway. `dry`: build nothing; the id is empty if there is none. `quiet`: no line for an image that
-    is up to date. Raises the errors of `build`.
+
+def update(
+    client: Any, image: Image, settings: BuildSettings, workspace: Path, title: str, force: bool, dry: bool
+) -> str:
+    """`ensure` as a command: prints after `title` what it does. `force`: build the image even if it is up to date.
+
+    `dry`: build nothing; the id is empty if the engine lacks the image.
     """
     existing = find(client, image)
-    note = f" (not pinned: {'; '.join(image.unpinned)})" if image.unpinned else ""
-    if existing and not force:
-        if not quiet:
-            print(f"{title}up to date: {image.tag}, {existing}{note}")
-        return existing
     reason = "--force" if existing else why(client, image)
-    print(f"{title}{'would build' if dry else 'building'} {image.tag}{note}: {reason}", flush=True)
-    if dry:
-        return existing or ""
+    if existing and not force:
+        print(f"{title}up to date: {image.tag}, {existing}{_note(image)}")
+    elif dry:
+        print(f"{title}would build {image.tag}{_note(image)}: {reason}")
+    else:
+        existing = _build_and_print(client, image, settings, workspace, title, reason)
+        print(f"{title}done: {image.tag}, {existing}")
+    return existing or ""
+
+
+def _build_and_print(
+    client: Any, image: Image, settings: BuildSettings, workspace: Path, title: str, reason: str
+) -> str:
+    print(f"{title}building {image.tag}{_note(image)}: {reason}", flush=True)
     log = workspace / LOGS / f"{image.stage}.log"
-    built = build(client, image, settings, log, lambda line: print(f"  {line}", flush=True))
-    print(f"{title}done: {image.tag}, {built}")
-    return built
+    return build(client, image, settings, log, lambda line: print(f"  {line}", flush=True))
+
+
+def _note(image: Image) -> str:
+    return f" (not pinned: {'; '.join(image.unpinned)})" if image.unpinned else ""
 
 
 def find(client: Any, image: Image) -> str | None:
@@ -137,30 +143,6 @@ def resolve_base(client: Any, value: str) -> str:
                 f"the engine has no image {value!r}, and a name alone is not looked up elsewhere. Run: docker pull "
                 f"{value}, then the same command again; or give it as NAME@sha256:DIGEST"
             ) from None
-
-
-def write_context(target: IO[bytes], image: Image, settings: BuildSettings, label: str) -> None:
-    """Write the build context as a reproducible tar: sorted names, no times, no owners. Raises DataError."""
-    folders = [*image.folders, *([NETWORK, f"{NETWORK}/wheelhouse"] if image.lock else [])]
-    with tarfile.open(fileobj=target, mode="w", format=tarfile.GNU_FORMAT) as archive:
-        for folder in sorted(folders):
-            entry = tarfile.TarInfo(folder)
-            entry.type, entry.mode = tarfile.DIRTYPE, 0o755
-            archive.addfile(entry)
-        for file in sorted(image.files, key=lambda file: file.name):
-            if file.name == "Dockerfile":
-                content = file.path.read_bytes()
-                sha256 = hashlib.sha256(content).hexdigest()
-                _add(archive, file.name, _labelled(content.decode(), label).encode())
-            else:
-                sha256 = _add_file(archive, file.name, file.path, file.executable)
-            if sha256 != file.sha256:
-                raise DataError(f"{file.path} changed while it was packed. Run the same command again")
-        if image.lock:
-            for name, content in sorted(_network(settings).items()):
-                _add(archive, f"{NETWORK}/{name}", content)
-            for wheel in _wheels(settings.wheelhouse, image.lock):
-                _add_file(archive, f"{NETWORK}/wheelhouse/{wheel.name}", wheel)
 
 
 def newest_first(entries: Any) -> list[Any]:
@@ -308,69 +290,3 @@ def _clean(client: Any, label: str, seconds: float) -> None:
             return
         if seconds:
             time.sleep(0.5)
-
-
-def _labelled(dockerfile: str, label: str) -> str:
-    """The Dockerfile with a label as the first instruction of every stage."""
-    name, _, value = label.partition("=")
-    return re.sub(r"(?m)^FROM .*$", lambda match: f'{match[0]}\nLABEL {name}="{value}"', dockerfile)
-
-
-def _network(settings: BuildSettings) -> dict[str, bytes]:
-    """The files that docker/install-packages reads."""
-    conf = f"[global]\nfind-links = /build/{NETWORK}/wheelhouse\n"
-    if settings.offline:
-        conf += "no-index = true\n"
-    elif settings.index_url:
-        conf += f"index-url = {settings.index_url}\n"
-        if settings.index_url.startswith("http://"):  # the user chose an address without encryption
-            conf += f"trusted-host = {urlsplit(settings.index_url).netloc.rpartition('@')[2]}\n"
-    proxies = {name: getattr(settings, name) for name in ("http_proxy", "https_proxy", "no_proxy")}
-    variables = [f"{key}={value}\n" for name, value in proxies.items() if value for key in (name, name.upper())]
-    contents = {
-        "pip.conf": conf.encode(),
-        "environment": "".join(variables).encode(),
-        "torch-index": b"" if settings.offline else stages.TORCH_INDEX.encode(),
-    }
-    if settings.ca:
-        contents["ca.pem"] = settings.ca.read_bytes()
-    return contents
-
-
-def _wheels(folder: Path | None, lock: Path) -> Iterator[Path]:
-    """The wheels of a folder that a lock names; the folder may be a mirror with many others."""
-    locked = re.findall(r"(?m)^([A-Za-z0-9._-]+)==([^\s;]+)", lock.read_text(encoding="utf-8"))
-    versions = {(re.sub(r"[-_.]+", "-", name).lower(), version) for name, version in locked}
-    for path in sorted(folder.glob("*.whl")) if folder else ():
-        name, _, rest = path.name.partition("-")
-        if (re.sub(r"[-_.]+", "-", name).lower(), rest.partition("-")[0]) in versions:
-            yield path
-
-
-class _HashingReader:
-    """A file that is hashed as it is read."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self.digest = hashlib.sha256()
-
-    def read(self, size: int = -1) -> bytes:
-        chunk = self._file.read(size)
-        self.digest.update(chunk)
-        return chunk
-
-
-def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
-    entry = tarfile.TarInfo(name)
-    entry.size = len(content)
-    archive.addfile(entry, io.BytesIO(content))
-
-
-def _add_file(archive: tarfile.TarFile, name: str, path: Path, executable: bool = False) -> str:
-    """Add a file and return the SHA-256 of the bytes that were packed."""
-    entry = tarfile.TarInfo(name)
-    entry.size, entry.mode = path.stat().st_size, 0o755 if executable else 0o644
-    with open(path, "rb") as file:
-        reader = _HashingReader(file)
-        archive.addfile(entry, reader)
-    return reader.digest.hexdigest()

@@ -172,9 +172,9 @@ def make(project: Path, workspace: Path, builds: BuildSettings, tag: str, force:
         if contents.lacks:
             print(f"without {'msame' if contents.compile else 'CANN: for the cpu backend only'}: {contents.lacks}")
         if not dry and (force or not build.find(client, image)):
-            ids = [build.ensure(client, part, builds, workspace, quiet=True) for part in contents.stages]
+            ids = [build.ensure(client, part, builds, workspace) for part in contents.stages]
             image = replace(image, arguments={"CANN": ids[-1]})  # of the compile image, or of the export image
-        image_id = build.ensure(client, image, builds, workspace, force=force, dry=dry)
+        image_id = build.update(client, image, builds, workspace, "", force, dry)
     if tag:
         print(f"{'would name' if dry else 'named'} it {tag}")
         if not dry:

@@ -52,7 +52,7 @@ def make(project: Path, workspace: Path, settings: BuildSettings, force: bool, d
             print(f"{stage}: left out: {error}")
             continue
         try:
-            build.ensure(client, image, settings, workspace, f"{stage}: ", force=force, dry=dry)
+            build.update(client, image, settings, workspace, f"{stage}: ", force, dry)
         except DebertaError as error:  # the other stages do not depend on this one
             failures.append(error)
             print(f"{stage}: {error}")

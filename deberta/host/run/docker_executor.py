@@ -51,7 +51,7 @@ class DockerExecutor:
     def prepare(self, step: Step) -> None:
         engine, image = self._open(), self._image(step)
         if image.stage not in self._ids:
-            self._ids[image.stage] = build.ensure(engine.client, image, self._builds, self._workspace, quiet=True)
+            self._ids[image.stage] = build.ensure(engine.client, image, self._builds, self._workspace)
             if image.unpinned:
                 print(f"image {image.tag} is not pinned: {'; '.join(image.unpinned)}")
 

@@ -1,0 +1,107 @@
+"""The build context of an image: a tar of its files, and for builder stages alone the way to packages."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+import tarfile
+from pathlib import Path
+from typing import IO, Iterator
+from urllib.parse import urlsplit
+
+from deberta.core.errors import DataError
+from deberta.host.environments import stages
+from deberta.host.images.definition import BuildSettings, Image
+
+NETWORK = "network"  # folder of the context that builder stages copy to /build
+
+
+def write_context(target: IO[bytes], image: Image, settings: BuildSettings, label: str) -> None:
+    """Write the build context as a reproducible tar: sorted names, no times, no owners. Raises DataError."""
+    folders = [*image.folders, *([NETWORK, f"{NETWORK}/wheelhouse"] if image.lock else [])]
+    with tarfile.open(fileobj=target, mode="w", format=tarfile.GNU_FORMAT) as archive:
+        for folder in sorted(folders):
+            entry = tarfile.TarInfo(folder)
+            entry.type, entry.mode = tarfile.DIRTYPE, 0o755
+            archive.addfile(entry)
+        for file in sorted(image.files, key=lambda file: file.name):
+            if file.name == "Dockerfile":
+                content = file.path.read_bytes()
+                sha256 = hashlib.sha256(content).hexdigest()
+                _add(archive, file.name, _labelled(content.decode(), label).encode())
+            else:
+                sha256 = _add_file(archive, file.name, file.path, file.executable)
+            if sha256 != file.sha256:
+                raise DataError(f"{file.path} changed while it was packed. Run the same command again")
+        if image.lock:
+            for name, content in sorted(_network(settings).items()):
+                _add(archive, f"{NETWORK}/{name}", content)
+            for wheel in _wheels(settings.wheelhouse, image.lock):
+                _add_file(archive, f"{NETWORK}/wheelhouse/{wheel.name}", wheel)
+
+
+def _labelled(dockerfile: str, label: str) -> str:
+    """The Dockerfile with a label as the first instruction of every stage."""
+    name, _, value = label.partition("=")
+    return re.sub(r"(?m)^FROM .*$", lambda match: f'{match[0]}\nLABEL {name}="{value}"', dockerfile)
+
+
+def _network(settings: BuildSettings) -> dict[str, bytes]:
+    """The files that docker/install-packages reads."""
+    conf = f"[global]\nfind-links = /build/{NETWORK}/wheelhouse\n"
+    if settings.offline:
+        conf += "no-index = true\n"
+    elif settings.index_url:
+        conf += f"index-url = {settings.index_url}\n"
+        if settings.index_url.startswith("http://"):  # the user chose an address without encryption
+            conf += f"trusted-host = {urlsplit(settings.index_url).netloc.rpartition('@')[2]}\n"
+    proxies = {name: getattr(settings, name) for name in ("http_proxy", "https_proxy", "no_proxy")}
+    variables = [f"{key}={value}\n" for name, value in proxies.items() if value for key in (name, name.upper())]
+    contents = {
+        "pip.conf": conf.encode(),
+        "environment": "".join(variables).encode(),
+        "torch-index": b"" if settings.offline else stages.TORCH_INDEX.encode(),
+    }
+    if settings.ca:
+        contents["ca.pem"] = settings.ca.read_bytes()
+    return contents
+
+
+def _wheels(folder: Path | None, lock: Path) -> Iterator[Path]:
+    """The wheels of a folder that a lock names; the folder may be a mirror with many others."""
+    locked = re.findall(r"(?m)^([A-Za-z0-9._-]+)==([^\s;]+)", lock.read_text(encoding="utf-8"))
+    versions = {(re.sub(r"[-_.]+", "-", name).lower(), version) for name, version in locked}
+    for path in sorted(folder.glob("*.whl")) if folder else ():
+        name, _, rest = path.name.partition("-")
+        if (re.sub(r"[-_.]+", "-", name).lower(), rest.partition("-")[0]) in versions:
+            yield path
+
+
+class _HashingReader:
+    """A file that is hashed as it is read."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.digest = hashlib.sha256()
+
+    def read(self, size: int = -1) -> bytes:
+        chunk = self._file.read(size)
+        self.digest.update(chunk)
+        return chunk
+
+
+def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
+    entry = tarfile.TarInfo(name)
+    entry.size = len(content)
+    archive.addfile(entry, io.BytesIO(content))
+
+
+def _add_file(archive: tarfile.TarFile, name: str, path: Path, executable: bool = False) -> str:
+    """Add a file and return the SHA-256 of the bytes that were packed."""
+    entry = tarfile.TarInfo(name)
+    entry.size, entry.mode = path.stat().st_size, 0o755 if executable else 0o644
+    with open(path, "rb") as file:
+        reader = _HashingReader(file)
+        archive.addfile(entry, reader)
+    return reader.digest.hexdigest()
