@@ -15,7 +15,7 @@ from typing import Iterator, NamedTuple
 from deberta.core import files
 from deberta.core.records import Record
 
-DATA = (".json", ".jinja")  # files beside a module that it names and reads
+DATA = (".json", ".jinja", ".toml")  # files beside a module that it names and reads
 
 
 class _Import(NamedTuple):

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from onnx import NodeProto, TensorProto
 
 from deberta.core.contract import INPUTS, LABELS, ONNX_IR_VERSION, ONNX_MAX_BYTES, OUTPUT
+from deberta.stages.lint import rules
 from deberta.stages.lint.graph import (
     FLOATS,
     Constant,
@@ -21,23 +22,7 @@ from deberta.stages.lint.graph import (
     name_of,
     node_cost,
 )
-from deberta.stages.lint.rules import (
-    BY_ID,
-    GATHER_DATA_BYTES,
-    GATHER_INDICES,
-    INDEXED,
-    KNOWN_OPERATORS,
-    LARGEST_FP16,
-    MODEL_DOMAINS,
-    NO_ARITHMETIC,
-    OPERATORS,
-    OPSETS,
-    PARAMETERS,
-    RULES,
-    SEVERITIES,
-    VIEWS,
-    Rule,
-)
+from deberta.stages.lint.rules import Rule
 
 _WIDE = (TensorProto.INT64, TensorProto.UINT64, TensorProto.DOUBLE)
 _SLICE_INPUTS = {1: "start", 2: "end", 4: "step"}
@@ -90,7 +75,7 @@ def check(graph: Graph, batches: Sequence[int], length: int) -> list[LintFinding
         for hit in run_check(job):
             grouped.setdefault((hit.rule, hit.detail), []).append(hit)
     findings = [_finding(job, hits) for hits in grouped.values()]
-    order = {rule.id: (SEVERITIES.index(rule.severity), index) for index, rule in enumerate(RULES)}
+    order = {rule.id: (rules.SEVERITIES.index(rule.severity), index) for index, rule in enumerate(rules.RULES)}
     return sorted(findings, key=lambda finding: (order[finding.rule.id], finding.detail))
 
 
@@ -101,20 +86,20 @@ def _finding(job: LintJob, hits: Sequence[Hit]) -> LintFinding:
         parts = [hit.cost or node_cost(hit.node, tensors) for hit in hits if hit.node is not None]
         costs[batch] = Cost(sum(part.elements for part in parts), sum(part.bytes for part in parts))
     nodes = tuple(name_of(hit.node) for hit in hits if hit.node is not None)
-    return LintFinding(BY_ID[hits[0].rule], hits[0].detail, nodes, costs)
+    return LintFinding(rules.BY_ID[hits[0].rule], hits[0].detail, nodes, costs)
 
 
 def size_finding(size: int) -> LintFinding:
     """For a file that is too large to be read."""
-    return LintFinding(BY_ID["file-size"], f"{size} bytes; ATC and ONNX read at most {ONNX_MAX_BYTES}", (), {})
+    return LintFinding(rules.BY_ID["file-size"], f"{size} bytes; ATC and ONNX read at most {ONNX_MAX_BYTES}", (), {})
 
 
 def _file(job: LintJob) -> Iterator[Hit]:
     model = job.graph.model
     for entry in model.opset_import:
-        if entry.domain in MODEL_DOMAINS and not OPSETS[0] <= entry.version <= OPSETS[1]:
+        if entry.domain in rules.MODEL_DOMAINS and not rules.OPSETS[0] <= entry.version <= rules.OPSETS[1]:
             yield Hit("opset", f"opset {entry.version}")
-        elif entry.domain not in MODEL_DOMAINS:
+        elif entry.domain not in rules.MODEL_DOMAINS:
             yield Hit("domain", f"opset_import of {entry.domain} {entry.version}")
     if model.ir_version > ONNX_IR_VERSION:
         yield Hit("ir-version", f"IR {model.ir_version}")
@@ -127,16 +112,16 @@ def _file(job: LintJob) -> Iterator[Hit]:
 def _operators(job: LintJob) -> Iterator[Hit]:
     constant = job.graph.folded(job.batches[0])
     for node in job.graph.nodes:
-        if node.domain not in MODEL_DOMAINS:
+        if node.domain not in rules.MODEL_DOMAINS:
             yield Hit("domain", f"{node.domain}.{node.op_type}", node)
-        elif node.op_type not in KNOWN_OPERATORS:
+        elif node.op_type not in rules.KNOWN_OPERATORS:
             yield Hit("unknown-op", node.op_type, node)
-        if node.op_type in OPERATORS:
+        if node.op_type in rules.OPERATORS:
             known = " (constant once the batch is fixed)" if constant.issuperset(node.output) else ""
             size = (
                 f", {_gather_size(job, node)} the AI Core kernel's limits" if node.op_type == "GatherElements" else ""
             )
-            yield Hit(OPERATORS[node.op_type], node.op_type + size + known, node)
+            yield Hit(rules.OPERATORS[node.op_type], node.op_type + size + known, node)
 
 
 def _gather_size(job: LintJob, node: NodeProto) -> str:
@@ -144,7 +129,7 @@ def _gather_size(job: LintJob, node: NodeProto) -> str:
     data, index = (job.tensors.get(name) for name in node.input[:2])
     if not data or not index or data.elements is None or index.elements is None:
         return "perhaps beyond"
-    beyond = data.bytes(float_bytes=2) >= GATHER_DATA_BYTES and index.elements >= GATHER_INDICES
+    beyond = data.bytes(float_bytes=2) >= rules.GATHER_DATA_BYTES and index.elements >= rules.GATHER_INDICES
     return "beyond" if beyond else "within"
 
 
@@ -153,9 +138,9 @@ def _types(job: LintJob) -> Iterator[Hit]:
         if node.op_type == "Cast" and node.input[0] not in job.graph.inputs:
             to = attribute(node, "to")
             yield Hit("cast-inside", f"Cast to {_TYPES.get(to, '?') if isinstance(to, int) else '?'}", node)
-        if node.op_type in (*NO_ARITHMETIC, *VIEWS):
+        if node.op_type in (*rules.NO_ARITHMETIC, *rules.VIEWS):
             continue
-        skipped = PARAMETERS.get(node.op_type, ())
+        skipped = rules.PARAMETERS.get(node.op_type, ())
         names = [name for index, name in enumerate(node.input) if index not in skipped]
         types = {job.tensors[name].dtype for name in (*names, *node.output) if name in job.tensors}
         for dtype in sorted(types & set(_WIDE)):
@@ -166,7 +151,7 @@ def _types(job: LintJob) -> Iterator[Hit]:
 
 def _indices(job: LintJob) -> Iterator[Hit]:
     for node in job.running:
-        if node.op_type not in INDEXED or len(node.input) < 2:
+        if node.op_type not in rules.INDEXED or len(node.input) < 2:
             continue
         index = job.tensors.get(node.input[1])
         constant = job.graph.constants.get(node.input[1])
@@ -201,7 +186,7 @@ def _constants(job: LintJob) -> Iterator[Hit]:
         if isinstance(fill, TensorProto):
             places.append((describe_constant(name_of(node), fill), node, None))
     for constant, node, cost in places:
-        if constant.tensor.dtype in FLOATS and constant.largest > LARGEST_FP16:
+        if constant.tensor.dtype in FLOATS and constant.largest > rules.LARGEST_FP16:
             yield Hit("constant-fp16", f"constants up to {constant.largest:.4g}", node, cost)
         if constant.tensor.dtype in FLOATS and constant.not_finite:
             yield Hit("constant-inf", "infinite or NaN constants", node, cost)
@@ -213,8 +198,8 @@ def _shapes(job: LintJob) -> Iterator[Hit]:
         if not all(isinstance(size, int) for size in graph.declared(name)[1:]):
             yield Hit("dynamic-axis", f"{name} {_dims(graph, name)}")
     for node in graph.model.graph.node:  # without subgraphs: inference skips the values inside branches and loops
-        reported = OPERATORS.get(node.op_type) in ("data-dependent-shape", "control-flow", "dynamic-shape-op")
-        if reported or node.domain not in MODEL_DOMAINS or node.op_type not in KNOWN_OPERATORS:
+        reported = rules.OPERATORS.get(node.op_type) in ("data-dependent-shape", "control-flow", "dynamic-shape-op")
+        if reported or node.domain not in rules.MODEL_DOMAINS or node.op_type not in rules.KNOWN_OPERATORS:
             continue
         before, after = (
             [job.tensors[name].elements if name in job.tensors else None for name in names if name]

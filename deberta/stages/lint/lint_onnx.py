@@ -130,9 +130,8 @@ def as_text(report: dict[str, Any]) -> str:
         more = f" and {count - 3} more" if count > 3 else ""
         times, where = (f"{count} x ", f" ({', '.join(names[:3])}{more})") if names else ("", "")
         lines.append(f"{finding['severity']} {finding['rule']}: {finding['title']}: {times}{finding['found']}{where}")
-        costs = [
-            f"bs {size} {c['elements']} elements, {c['bytes'] / 1e6:.2f} MB" for size, c in finding["cost"].items()
-        ]
+        moved = finding["cost"].items()
+        costs = [f"bs {size} {sums['elements']} elements, {sums['bytes'] / 1e6:.2f} MB" for size, sums in moved]
         lines += [f"    cost: {'; '.join(costs)}"] if costs else []
         lines += [f"    why: {finding['why']}", f"    do: {finding['do']}"]
         basis = finding["basis"] if finding["basis"] != DOCUMENTED else ""
