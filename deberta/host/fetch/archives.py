@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import itertools
-import json
 import lzma
 import os
 import re
@@ -17,6 +16,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Callable, ContextManager
+
+import msgspec
 
 from deberta.core import files
 from deberta.core.errors import DataError, some
@@ -166,17 +167,21 @@ def _search(
     return None, seen
 
 
+class _Sidecar(msgspec.Struct):
+    """The JSON file beside a cached file of transformers 2 to 4.21; its other key is `etag`."""
+
+    url: str = ""
+
+
 def _may_be_searched(name: str, size: int, limits: Limits) -> bool:
     return size <= limits.searched and not name.endswith((".json", ".lock", ".part", ".zip"))
 
 
 def _sidecar_url(content: bytes) -> str:
-    """`url` of a transformers 2-4.21 cache sidecar: {"url": ..., "etag": ...}."""
     try:
-        sidecar = json.loads(content)
-    except ValueError:  # UnicodeDecodeError too
+        return msgspec.json.decode(content, type=_Sidecar).url
+    except msgspec.DecodeError:
         return ""
-    return str(sidecar.get("url", "")) if isinstance(sidecar, dict) else ""
 
 
 def _check_sizes(zip_file: zipfile.ZipFile, entries: list[zipfile.ZipInfo], limits: Limits) -> None:

@@ -7,15 +7,15 @@ builder stages get it, and their images, which carry a label of their own, are r
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 import tempfile
 import time
 import uuid
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Dict
 
 import docker.errors
+import msgspec
 
 from deberta.core.errors import ConfigError, MissingError, StageError, one_line
 from deberta.host.engine.engine import Show, explained
@@ -261,10 +261,9 @@ def _mismatch(attributes: Any, image: Image) -> str:
 
 def _inputs(labels: Any) -> dict[str, str]:
     try:
-        inputs = json.loads(labels.get(definition.INPUTS, ""))
-    except ValueError:
+        return msgspec.json.decode(labels.get(definition.INPUTS, ""), type=Dict[str, str])
+    except msgspec.DecodeError:
         return {}
-    return {str(name): str(value) for name, value in inputs.items()} if isinstance(inputs, dict) else {}
 
 
 def _clean(client: Any, label: str, seconds: float) -> None:

@@ -14,7 +14,9 @@ import platform
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Iterator, Mapping, Sequence
+from typing import IO, Any, Dict, Iterator, Mapping, Sequence
+
+import msgspec
 
 from deberta.core import files
 from deberta.core.errors import MissingError, StageError
@@ -44,6 +46,13 @@ class Entry:
     owner: str  # uid:gid
     target: str = ""  # of a link; major:minor of a device
     sha256: str = ""  # of a file
+
+
+class _Memory(msgspec.Struct):
+    """The file of remembered digests, by image id."""
+
+    format: int
+    digests: Dict[str, str]
 
 
 def entries(stream: IO[bytes]) -> dict[str, Entry]:
@@ -96,7 +105,7 @@ def digest(client: Any, image_id: str, workspace: Path) -> str:
     known = _known(workspace)
     if image_id not in known:
         known[image_id] = digest_of(contents(client, image_id, workspace))
-        text = json.dumps({"format": FORMAT, "digests": known}, indent=0)
+        text = msgspec.json.format(msgspec.json.encode(_Memory(FORMAT, known))).decode()
         files.write_text(workspace / MEMORY, text + "\n")
     return known[image_id]
 
@@ -146,11 +155,10 @@ def rebuild_all(
 def _known(workspace: Path) -> dict[str, str]:
     """The remembered digests by image id; none if the file is damaged or of another format."""
     try:
-        memory = json.loads((workspace / MEMORY).read_text(encoding="utf-8"))
-        known = memory["digests"] if memory["format"] == FORMAT else {}
-        return {str(image): str(value) for image, value in known.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        memory = msgspec.json.decode((workspace / MEMORY).read_bytes(), type=_Memory)
+    except (OSError, msgspec.DecodeError):
         return {}
+    return memory.digests if memory.format == FORMAT else {}
 
 
 def _path(name: str) -> str:
