@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from invoke.collection import Collection
 
-from deberta.host.cli import acceptance, check, development, evaluation, explain, preparation, reproduce, verify
+from deberta.host.cli import acceptance, check, development, evaluation, explain, preparation, reproduce
 
 namespace = Collection(
     # set up and clear
@@ -29,8 +29,8 @@ namespace = Collection(
     check.compare,
     acceptance.acceptance,
     acceptance.report,
-    verify.verify,
-    verify.sign,
+    acceptance.verify,
+    acceptance.sign,
     reproduce.reproduce,
     explain.explain,
     # develop

@@ -9,8 +9,7 @@ from invoke.context import Context
 from deberta import PROJECT
 from deberta.host.cli.command import command
 from deberta.host.cli.options import Options
-from deberta.host.cli.settings import cpu_plan, prepared_python, workspace
-from deberta.host.environments import stages
+from deberta.host.cli.settings import cpu_plan, stages_environment, workspace
 from deberta.host.workflows import development
 
 
@@ -41,5 +40,4 @@ def bench(c: Context, options: Options) -> None:
         arguments += ["--data", str(data), "--tokenizer", str(tokenizer)]
     if options.publish:
         arguments += ["--markdown", str(PROJECT / "docs/benchmarks.md"), "--plot", str(PROJECT / "docs/benchmarks.svg")]
-    prepared = prepared_python(c)
-    development.bench(PROJECT, folder, lambda: stages.ensure(PROJECT, python=prepared), arguments, options.dry)
+    development.bench(PROJECT, folder, stages_environment(c), arguments, options.dry)

@@ -14,6 +14,7 @@ from deberta.host.cli.options import Options
 from deberta.host.cli.settings import (
     cann_script,
     cpu_plan,
+    image_builds,
     msame_path,
     prepared_python,
     profile_of,
@@ -50,26 +51,25 @@ def fetch(c: Context, options: Options) -> None:
 @command("base", "lock", "force", "dry")
 def images(c: Context, options: Options) -> None:
     """Build the stage images that are missing, from docker/pins.toml."""
-    from deberta.host.images import definition, manage
+    from deberta.host.images import manage
 
-    settings = definition.settings(c.config.get("images"), PROJECT)
+    builds = image_builds(c)
     if options.lock:
         if options.base or options.dry:
             raise ConfigError("--lock is given alone, and writes docker/pins.toml")
         return manage.lock(PROJECT)
     if options.base:
         manage.replace_bases(PROJECT, options.base, options.dry)
-    manage.make(PROJECT, workspace(c), settings, options.force, options.dry)
+    manage.make(PROJECT, workspace(c), builds, options.force, options.dry)
 
 
 @command("tag", "force", "dry")
 def ci_image(c: Context, options: Options) -> None:
     """Build the image that holds all of an acceptance run but the checkpoint and the data."""
-    from deberta.host.images import ci, definition
+    from deberta.host.images import ci
 
     name = ci.check_name(options.tag) if options.tag else ""
-    builds = definition.settings(c.config.get("images"), PROJECT)
-    ci.make(PROJECT, workspace(c), builds, name, options.force, options.dry)
+    ci.make(PROJECT, workspace(c), image_builds(c), name, options.force, options.dry)
 
 
 @command("profile")

@@ -8,12 +8,11 @@ from typing import Any
 from invoke.config import Config
 from invoke.context import Context
 
-from deberta import PROJECT
 from deberta.core.errors import ConfigError
 from deberta.host.cli import auto
 from deberta.host.cli.command import command
 from deberta.host.cli.options import Options
-from deberta.host.cli.settings import cann_script, plan_of, session_of, workspace
+from deberta.host.cli.settings import cann_script, image_builds, plan_of, session_of, workspace
 from deberta.host.run import runner
 from deberta.host.workflows import reproduce as workflow
 from deberta.host.workflows.reproduce import ReproductionRun
@@ -22,8 +21,6 @@ from deberta.host.workflows.reproduce import ReproductionRun
 @command("profile", "backend", "limit", "executors", "images", "in_", "keep_places", "compare", "dry", sizes="1,8")
 def reproduce(c: Context, options: Options) -> None:
     """Make everything twice, in two fresh workspaces, and compare all that was made."""
-    from deberta.host.images import definition  # tomlkit is not loaded for the list of tasks
-
     plan, folder = plan_of(c, options), workspace(c)
     if options.compare:
         run = ReproductionRun(plan, options.sizes, tuple(plan.profile.rows))
@@ -37,7 +34,7 @@ def reproduce(c: Context, options: Options) -> None:
         raise ConfigError("--images needs a place that runs in containers. Add --executor local,docker")
     run = ReproductionRun(plan, options.sizes, workflow.present_versions(folder, plan))
     workflow.check_inputs(folder, run)
-    builds = definition.settings(c.config.get("images"), PROJECT) if options.images else None
+    builds = image_builds(c) if options.images else None
     session = session_of(c, options, executor="local")
     with runner.exclusive(session):
         workflow.run(session, run, places, _settings(c), builds, options.keep_places)

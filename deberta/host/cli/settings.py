@@ -6,7 +6,7 @@ import functools
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Optional
+from typing import TYPE_CHECKING, Any, Callable, Optional
 
 from invoke.context import Context
 
@@ -26,6 +26,9 @@ from deberta.host.run.local import LocalExecutor
 from deberta.host.run.runner import Session
 from deberta.host.workflows import explain
 
+if TYPE_CHECKING:
+    from deberta.host.images.definition import BuildSettings
+
 
 def workspace(c: Context) -> Path:
     return (PROJECT / Path(str(c.config.get("workspace") or ".")).expanduser()).resolve()
@@ -35,6 +38,19 @@ def prepared_python(c: Context) -> Optional[Path]:
     """The setting `stages_python`, relative to the project. A link is kept: its target is outside the environment."""
     setting = str(c.config.get("stages_python") or "")
     return Path(os.path.abspath(PROJECT / Path(setting).expanduser())) if setting else None
+
+
+def stages_environment(c: Context) -> Callable[[], Path]:
+    """What makes sure of the stages' environment when a step first needs it, and returns its Python."""
+    prepared = prepared_python(c)
+    return functools.cache(lambda: stages.ensure(PROJECT, python=prepared))
+
+
+def image_builds(c: Context) -> BuildSettings:
+    """How images are built. Raises ConfigError."""
+    from deberta.host.images import definition  # tomlkit is not loaded for the list of tasks
+
+    return definition.settings(c.config.get("images"), PROJECT)
 
 
 def profile_of(c: Context, name: str = "") -> profiles.Profile:
@@ -110,7 +126,7 @@ def session_of(c: Context, options: Options, executor: str = "", usual: str = ""
 
 
 def _local(c: Context, folder: Path, options: Options) -> Executor:
-    prepared, script = prepared_python(c), cann_script(c)
+    script = cann_script(c)
 
     def installed() -> cann.Cann:
         home = folder / ".cache" / "scratch" / "home"
@@ -120,8 +136,8 @@ def _local(c: Context, folder: Path, options: Options) -> Executor:
     return LocalExecutor(
         project=PROJECT,
         root=folder,
-        python=functools.cache(lambda: stages.ensure(PROJECT, python=prepared)),
-        python_name=str(prepared or PROJECT / stages.FOLDER / "bin" / "python"),
+        python=stages_environment(c),
+        python_name=str(prepared_python(c) or PROJECT / stages.FOLDER / "bin" / "python"),
         tools=programs.Tools(
             cann=functools.cache(installed),
             msame=msame_path(c, options.msame),
@@ -131,7 +147,6 @@ def _local(c: Context, folder: Path, options: Options) -> Executor:
 
 
 def _docker(c: Context, folder: Path, options: Options) -> Executor:
-    from deberta.host.images import definition
     from deberta.host.run.docker_executor import DockerExecutor
 
     if options.msame:
@@ -139,5 +154,4 @@ def _docker(c: Context, folder: Path, options: Options) -> Executor:
             "--msame is for the local executor: the runtime image holds docker/bin/msame. Put the binary there and "
             "run: invoke images --lock"
         )
-    builds = definition.settings(c.config.get("images"), PROJECT)
-    return DockerExecutor(PROJECT, folder, builds, npu_access.settings(c.config.get("npu")), options.keep)
+    return DockerExecutor(PROJECT, folder, image_builds(c), npu_access.settings(c.config.get("npu")), options.keep)
