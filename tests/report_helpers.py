@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -73,8 +74,10 @@ def example_job(
             write_timing_log(folder / log, 2.0 + 1.9 * size)
             where = {"batch_size": size, "version": version}
             stands = {"origin": "", "pinned": True, "place": f"on {backend}"}
-            cells.append({**where, "outputs": str(outputs), "evaluation": str(text), **stands})
-            performances.append({**where, "runner": "msame", "log": str(log), **stands})
+            of_cell = {"precision": "fp32", "outputs": {"256": str(outputs)}, "bins": {}, "evaluation": str(text)}
+            cells.append({**where, **of_cell, **stands})
+            run = {"precision": "fp32", "length": 256, "runner": "msame", "log": str(log)}
+            performances.append({**where, **run, **stands})
     brought = [CHECKPOINT, *data.values()]
     inputs = {path: {"sha256": files.sha256_of(folder / path)} for path in brought}
     made = [str(artifacts.onnx), *(cell["evaluation"] for cell in cells)]
@@ -93,6 +96,8 @@ def example_job(
         "references": {version: str(artifacts.reference(version)) for version in rows},
         "cells": cells,
         "performances": performances,
+        "throughputs": [],
+        "label_changes": [],
         "inputs": inputs,
         "artifacts": {path: {"sha256": files.sha256_of(folder / path)} for path in made},
         "gates": {
@@ -126,7 +131,9 @@ def example_job(
 
 def example_report(folder: Path, backend: str = "cpu") -> dict[str, Any]:
     """The report of such a workspace: on cpu it is checked, on ascend accepted."""
-    return assess.assess(assess.read_job(example_job(folder, backend=backend)), folder)
+    report = assess.assess(assess.read_job(example_job(folder, backend=backend)), folder)
+    content: dict[str, Any] = json.loads(msgspec.json.encode(report))
+    return content
 
 
 def edit(path: Path, **changes: Any) -> dict[str, Any]:
@@ -234,6 +241,10 @@ def measured(backend: str, limit: int) -> dict[str, Any]:
         "pins": {"pinned": True, "notes": []},
         "tools": {"atc": "", "msame": "ab" * 32 if backend == "ascend" else ""},
         "engines": [] if backend == "ascend" else ["openvino 2026.4.1, f32, 2 threads"],
+        "places": {
+            f"bs{size}_{version}": {"place": f"on {backend}", "pinned": True} for size in (1, 8) for version in ROWS
+        },
+        "buckets_markdown": "",
         "steps": [{"step": "infer_bs8_match", "executor": "local", "image": "", **took}],
         "artifacts": {f"models/demo/{backend}/deberta_bs8.xml": {"sha256": "cd" * 32}},
     }

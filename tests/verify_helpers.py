@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import rfc8785
 
-from deberta.core import files
+from deberta.core import files, schema
 from deberta.core.contract import LABELS, VERSIONS
 from deberta.core.paths import Artifacts
 from deberta.host.plan import profiles
@@ -97,7 +97,7 @@ def remake(root: Path, monkeypatch: pytest.MonkeyPatch, pages: bool = True) -> N
         vouch(root)
         job = read(root / JOB)
         for cell in job["cells"]:
-            given = ["--outputs", cell["outputs"], "--data", job["data"][cell["version"]], "--bs", "8"]
+            given = ["--outputs", *cell["outputs"].values(), "--data", job["data"][cell["version"]], "--bs", "8"]
             rows = ["--version", cell["version"], "--rows", str(ROWS)]
             postprocess.main([*given, *rows, "--output", cell["evaluation"]])
         vouch(root)
@@ -105,7 +105,7 @@ def remake(root: Path, monkeypatch: pytest.MonkeyPatch, pages: bool = True) -> N
         if pages:
             render.main(["--report", REPORT, "--markdown", str(ARTIFACTS.report("md")), "--html", PAGE])
         vouch(root)
-        files.write_text(root / BOM, bom.text(bom.of_tree(REPOSITORY, root, ARTIFACTS)))
+        files.write_text(root / BOM, schema.text(bom.of_tree(REPOSITORY, root, ARTIFACTS)))
         vouch(root)
 
 

@@ -1,17 +1,47 @@
-"""Settings and tables that people write, read as msgspec Structs: a mistake is a ConfigError that names its entry."""
+"""Settings, tables and JSON files read as msgspec Structs: a mistake is an error that names the file and the entry."""
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any, Type, TypeVar
 
 import msgspec
 
-from deberta.core.errors import ConfigError
+from deberta.core.errors import ConfigError, DataError, MissingError
 
 T = TypeVar("T")
 _PLACE = re.compile(r"(.*?)(?: - at `(?:key` in `)?\$\.?(.*)`)?\Z", re.DOTALL)
+
+
+class Schema(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """A JSON object with exactly these keys."""
+
+
+def read(path: Path, schema: Type[T], hint: str) -> T:
+    """Decode a JSON file. Raises MissingError and DataError, whose messages end with `hint`: what to run."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise MissingError(f"{path} is missing. {hint}") from None
+    try:
+        return msgspec.json.decode(content, type=schema)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise DataError(f"{path} {problem(error)}. {hint}") from None
+
+
+def problem(error: Exception) -> str:
+    """What is wrong with a file that cannot be decoded, and where in it."""
+    if not isinstance(error, msgspec.ValidationError):
+        return f"is not JSON ({error})"
+    reason, place = _PLACE.findall(str(error))[0]
+    return f"does not fit its schema, at $.{place}: {reason}" if place else f"does not fit its schema: {reason}"
+
+
+def text(content: Any) -> str:
+    """The content as we write JSON: indented by two, its keys in the order of the schema."""
+    return json.dumps(msgspec.to_builtins(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def convert(content: Any, schema: Type[T], source: str, hint: str = "") -> T:

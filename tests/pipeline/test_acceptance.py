@@ -211,7 +211,7 @@ def test_a_gate_that_is_not_met(workspace: Workspace) -> None:
     assert "verdict: failed - this is no acceptance: " in done.stdout
     gates.write_text(text.replace("near_tie_margin", "near_ties"))
     said = workspace.fail(2, *WHOLE, "--force")
-    assert f"{gates}: [defaults] has 'near_ties'" in said
+    assert f"{gates}: [defaults]: Object contains unknown field `near_ties`" in said
 
 
 def test_a_missing_cell_is_a_failed_gate(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:

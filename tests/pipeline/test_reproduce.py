@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from deberta.core import files
+from deberta.core.differences import differences
 from deberta.core.errors import ConfigError
 from deberta.host.cli.options import batch_sizes
 from deberta.host.workflows import reproduce
@@ -171,14 +172,14 @@ def test_a_dry_run_makes_nothing(workspace: Workspace) -> None:
 def test_the_paths_at_which_json_differs() -> None:
     one = {"a": [1, {"b": "x"}], "c": 1, "m bs8/x": True, "n": 1}
     other = {"a": [1, {"b": "y"}, 3], "c": 1.0, "m bs8/x": 1, "d": None, "n": 1}
-    assert list(reproduce.json_differences(one, other)) == [
-        "$.a: 2 and 3 entries",
-        '$.a[1].b: "x" and "y"',
-        "$.c: 1 and 1.0",
-        "$.d: only in the second",
-        '$["m bs8/x"]: true and 1',
+    assert list(differences(one, other, "$")) == [
+        ("$.a", "2 entries", "3 entries"),
+        ("$.a[1].b", '"x"', '"y"'),
+        ("$.c", "1", "1.0"),
+        ('$["m bs8/x"]', "true", "1"),
+        ("$.d", None, "null"),
     ]
-    assert list(reproduce.json_differences(one, dict(reversed(one.items())))) == []
+    assert list(differences(one, dict(reversed(one.items())))) == []
 
 
 def test_executors_and_batch_sizes() -> None:

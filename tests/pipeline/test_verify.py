@@ -195,7 +195,7 @@ def test_all_that_is_wrong_is_named_together(made: Workspace, tree: Path) -> Non
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
     for name in ("the checkpoint", "a gold label", "a timing log", "an output less", "the page"):
         assert re.search(ALTERED[name][1], done.stdout), name
-    assert re.search(rf"{JOB}: is not an object with", done.stdout)
+    assert re.search(rf"{JOB}: does not fit its schema: Object missing required field", done.stdout)
     assert re.search(r"eval_bs8_match\.txt\.record\.json: is not a record", done.stdout)
 
 
@@ -262,7 +262,7 @@ def test_reasons_that_were_struck_out_make_no_acceptance(
     remake(tree, monkeypatch, pages=False)  # none can be made: render refuses
     assert read(tree / REPORT)["verdict"]["verdict"] == "accepted"
     [line] = [line for line in wrong(tree, capsys) if "says accepted, against" in line]
-    assert "the report says accepted, against: backend cpu; fewer loops than the guide's; not every batch" in line
+    assert "the report says accepted, against: backend cpu: no NPU was used; 2 loops of a perf" in line
     assert "correct_rows is not this checkout's" in line and "agreement is left out" in line
 
 

@@ -10,13 +10,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
+from msgspec import structs
 
 from deberta.core import errors
 from deberta.core.contract import LABELS
 from deberta.core.paths import Artifacts
-from deberta.stages.report import assess
+from deberta.core.report import Percentiles
+from deberta.stages.report import assess, canonical
 from tests import report_helpers
 from tests.mnli_helpers import stage_command, stage_environment
 from tests.report_helpers import FOLDER, NEAR_TIE, edit, example_job, example_report
@@ -66,7 +69,7 @@ def nan_logits(job: Path) -> None:
 
 
 def no_outputs(job: Path) -> None:
-    edit(job, cells=[{**cell, "outputs": "results/none"} for cell in json.loads(job.read_bytes())["cells"]])
+    edit(job, cells=[{**cell, "outputs": {"256": "results/none"}} for cell in json.loads(job.read_bytes())["cells"]])
 
 
 def fewer_outputs(job: Path) -> None:
@@ -189,13 +192,13 @@ def unknown_fact(job: Path) -> None:
         (empty_log, 5, f"{LOG}: no throughput can be computed from an average of None ms"),
         (no_log, 3, f"{LOG} is missing. Run: invoke perf --bs 8"),
         (no_sentinel, 3, "sentinel_match.json is missing"),
-        (strange_sentinel, 5, "sentinel_match.json is not a JSON object"),
-        (cell_twice, 5, "the job names one of its cells twice"),
+        (strange_sentinel, 5, "sentinel_match.json does not fit its schema: Expected `object`, got `array`"),
+        (cell_twice, 5, "it names one of its cells twice"),
         (nothing_measured, 3, "nothing has been measured for profile demo. Run: invoke evaluate"),
-        (unknown_gate, 2, "there is no gate acuracy"),
-        (later_format, 5, "is of format 2"),
-        (half_a_job, 5, "it lacks cells, gates"),
-        (unknown_fact, 4, "does not fit report.schema.json, at $.measured: "),
+        (unknown_gate, 5, "at $.gates: Object contains unknown field `acuracy`"),
+        (later_format, 5, "at $.format: Expected `int` <= 1"),
+        (half_a_job, 5, "Object missing required field `cells`"),
+        (unknown_fact, 5, "does not fit its schema, at $.measured: Object contains unknown field `weather`"),
     ],
 )
 def test_what_does_not_hold_is_named_and_nothing_is_written(
@@ -260,19 +263,19 @@ def test_the_same_inputs_give_the_same_bytes_and_the_body_knows_no_machine(job: 
     report_helpers.write_timing_log(tmp_path / "elsewhere" / LOG, 99.0)
     measured = {**report_helpers.measured("cpu", 0), "made": "2027-05-05T00:00:00+02:00", "tools": {"atc": "6"}}
     edit(other, measured=measured)
-    second = assess.assess(assess.read_job(other), tmp_path / "elsewhere")
+    second = json.loads(msgspec.json.encode(assess.assess(assess.read_job(other), tmp_path / "elsewhere")))
     assert second["body"] == report["body"] and second["measured"] != report["measured"]
     # Read back from the file, the body still has its digest, and no other body has it.
-    assert report["body_sha256"] == second["body_sha256"] == assess.digest(report["body"])
+    assert report["body_sha256"] == second["body_sha256"] == canonical.digest(report["body"])
     report["body"]["cells"][0]["correct"] += 1
-    assert assess.digest(report["body"]) != second["body_sha256"]
+    assert canonical.digest(report["body"]) != second["body_sha256"]
 
 
 def test_canonical_json_is_that_of_the_rfc() -> None:
     # RFC 8785: keys sorted by UTF-16, ECMAScript's numbers, no spaces.
     body = {"b": 1.0, "a": [0.1, 1e21, 333333333.33333329], "\u20ac": "\u20ac", "\U0001f600": None, "\ufb33": True}
     text = '{"a":[0.1,1e+21,333333333.3333333],"b":1,"€":"€","\U0001f600":null,"\ufb33":true}'
-    assert assess.digest(body) == hashlib.sha256(text.encode()).hexdigest()
+    assert canonical.digest(body) == hashlib.sha256(text.encode()).hexdigest()
 
 
 def test_a_report_takes_what_there_is_and_judges_nothing(job: Path) -> None:
@@ -299,7 +302,7 @@ def test_flips_beyond_near_ties_come_first_and_long_lists_are_cut(tmp_path: Path
     logits = np.load(reference)
     report_helpers.write_reference(reference, np.roll(logits, 1, axis=1))
     edit(path, gates={"near_tie_margin": 3.0})
-    body = assess.assess(assess.read_job(path), tmp_path)["body"]
+    body = msgspec.to_builtins(assess.assess(assess.read_job(path), tmp_path))["body"]
     versus = body["cells"][0]["versus_reference"]
     margins = [flip["margin"] for flip in versus["flips"]]
     assert (versus["flips_total"], versus["same_labels"], len(margins)) == (900, 0, 50)
@@ -321,13 +324,13 @@ def test_ais_bench_has_its_own_warm_up_rule(job: Path) -> None:
     log = ARTIFACTS.timing_log(8, "match", "ais_bench")
     summary = {"npu_compute_time_list": times, "NPU_compute_time": {"mean": 1.25}, "throughput": 6400.0}
     report_helpers.write_json(Path(log), summary)
-    entry = {"batch_size": 8, "version": "match", "runner": "ais_bench", "log": str(log), "origin": ""}
-    found = assess.performance(entry)
-    assert (found["fps"], found["average_ms"], found["loops"]) == (6400.0, 1.25, 4)
-    assert found["percentiles_ms"] == {"p50": 1.0, "p90": 2.0, "p99": 2.0} and "4 times that count" in found["warning"]
+    first = assess.read_job(job).performances[1]
+    run = assess.performance(structs.replace(first, runner="ais_bench", log=str(log)))
+    assert (run.fps, run.average_ms, run.loops) == (6400.0, 1.25, 4)
+    assert run.percentiles_ms == Percentiles(p50=1.0, p90=2.0, p99=2.0) and "4 times that count" in run.warning
 
 
 def test_five_loops_are_too_few_to_conclude(job: Path) -> None:
     report_helpers.write_timing_log(Path(LOG), 17.0, loops=5)
-    found = assess.performance(json.loads(job.read_bytes())["performances"][1])
-    assert found["loops"] == 5 and "4 times that count: fewer than 20 say little" in found["warning"]
+    run = assess.performance(assess.read_job(job).performances[1])
+    assert run.loops == 5 and "4 times that count: fewer than 20 say little" in run.warning

@@ -13,12 +13,14 @@ import pytest
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
-from deberta.core import records
+from deberta.core import records, schema
 from deberta.core.contract import LABELS
 from deberta.core.errors import DataError, MissingError
 from deberta.core.paths import Artifacts
+from deberta.core.report import JobMeasured
 from deberta.host.environments import stages
 from deberta.host.report import bom, licences
+from tests import report_samples
 from tests.mnli_helpers import REPOSITORY
 
 NAMES = ("checkpoint", "config", "spm", "tsv", "onnx", "om", "msame")
@@ -38,26 +40,27 @@ WHEN = datetime(2026, 1, 1, tzinfo=timezone.utc)
 def _tree(tmp_path: Path) -> Path:
     """The JSON files of a report that was made with ATC and msame in containers. Nothing else is looked at."""
     artifacts = Artifacts("demo", "ascend")
-    counts = {"rows": 1200, "correct": 1189, "accuracy": 1189 / 1200, "interval": [0.9836, 0.9948]}
-    cell = {"batch_size": 8, "version": "match", "origin": "", **counts}
-    run = {"batch_size": 8, "version": "match", "origin": "", "fps": 4.639}
-    report = {
-        "body": {
-            **{"profile": "demo", "backend": "ascend", "limit": 0, "labels": list(LABELS)},
-            **{"reference": {"match": counts}, "cells": [cell]},
-        },
-        "body_sha256": "0" * 64,
-        "measured": {
-            **{"made": "2026-01-01T00:00:00+00:00", "deberta_ascend": "0.1.0", "performances": [run]},
-            "tools": {"atc": "CANN 5.1.RC2", "msame": SHA["msame"]},
-        },
-    }
+
+    def change(report: dict[str, Any]) -> None:
+        cell = report_samples.cell(8, "match", dict.fromkeys(report_samples.GENRES["match"], 240), (3, 2, 4, 1, 1))
+        counts = {name: cell[name] for name in ("rows", "correct", "accuracy", "interval")}
+        report["body"].update(profile="demo", cells=[cell], reference={"match": counts})
+        report["measured"].update(
+            performances=[{**report_samples.performance(8, 1609.2), "place": "on ascend", "fps": 4.639}],
+            tools={"atc": "CANN 5.1.RC2", "msame": SHA["msame"]},
+        )
+
+    report = report_samples.changed(report_samples.mnli(), change)
+    stands = {"batch_size": 8, "version": "match", "precision": "fp32", "origin": "", "pinned": True}
+    measured = {name: report["measured"][name] for name in JobMeasured.__struct_fields__}
     job = {
-        **{"purpose": "report", "profile": {}, "gates": {}, "limit": 0, "inputs": INPUTS, "artifacts": {}, "cells": []},
-        **{"batch_sizes": [8], "references": {}},
-        "measured": {"artifacts": {}},
+        **{"format": 1, "purpose": "report", "backend": "ascend", "limit": 0, "loops": 100, "batch_sizes": [8]},
+        "profile": {"name": "demo", "published": False, "labels": list(LABELS), "rows": {"match": None}},
+        **{"versions": ["match"], "sentinels": {}, "references": {}, "cells": [], "throughputs": []},
+        **{"label_changes": [], "inputs": INPUTS, "artifacts": {}, "gates": {}, "published": [], "note": ""},
+        **{"not_accepted": [], "measured": {**measured, "artifacts": {}}},
         "data": {"match": "data/demo/MNLI/dev_matched.tsv"},
-        "performances": [{"log": LOG, "batch_size": 8, "version": "match", "origin": ""}],
+        "performances": [{**stands, "length": 256, "runner": "msame", "log": LOG, "place": "on ascend"}],
     }
     for path, content in ((artifacts.report("json"), report), (artifacts.job(), job)):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
@@ -95,7 +98,7 @@ def _make(tree: Path) -> dict[str, Any]:
 
 
 def test_it_is_cyclonedx_1_6_by_its_own_schema(tree: Path) -> None:
-    made = bom.text(_make(tree))
+    made = schema.text(_make(tree))
     assert (error := JsonStrictValidator(SchemaVersion.V1_6).validate_str(made)) is None, error
     assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(made.replace('"library"', '"book"')) is not None
 
@@ -128,7 +131,7 @@ def test_packages_are_the_locks_own_with_all_hashes(tree: Path) -> None:
 
 def test_the_same_report_gives_the_same_bytes_and_another_one_another_serial_number(tree: Path) -> None:
     before = _make(tree)
-    assert bom.text(_make(tree)) == bom.text(before)
+    assert schema.text(_make(tree)) == schema.text(before)
     report = tree / REPORT
     report.write_text(report.read_text().replace("1189", "1188"))
     assert _make(tree)["serialNumber"] != before["serialNumber"]

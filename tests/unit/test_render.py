@@ -6,9 +6,11 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, Callable, Optional
 
+import msgspec
 import pytest
 
 from deberta.core.errors import run_stage
+from deberta.core.report import Report
 from deberta.stages.report import assess, charts, render
 from deberta.stages.report.charts import Dot, Series
 from deberta.stages.report.markdown import markdown
@@ -18,6 +20,14 @@ from tests.report_samples import changed
 
 HOSTILE = '<script>alert("1")</script>|\n</td>'
 VOID = {"meta", "link", "br", "img"}
+
+
+def html_of(report: dict[str, Any], data: str = "") -> str:
+    return html(msgspec.convert(report, Report), data)
+
+
+def markdown_of(report: dict[str, Any]) -> str:
+    return markdown(msgspec.convert(report, Report))
 
 
 class Page(HTMLParser):
@@ -76,7 +86,7 @@ class Page(HTMLParser):
 
 def test_the_page_says_what_the_report_says() -> None:
     report = report_samples.mnli()
-    page = Page(html(report))
+    page = Page(html_of(report))
     body, measured = report["body"], report["measured"]
     [head, *rows] = page.tables["t-guide"]
     assert head[3:] == ["measured accuracy", "baseline fps (published)", "310P fps (published)", "measured fps"]
@@ -130,7 +140,7 @@ def test_the_page_says_what_the_report_says() -> None:
 
 def test_the_page_stands_alone_and_holds_together() -> None:
     """No script, nothing to load, every link and label leads somewhere, and no id is there twice."""
-    text = html(report_samples.mnli(), "report.json")
+    text = html_of(report_samples.mnli(), "report.json")
     page = Page(text)
     assert not {"script", "img", "iframe", "object", "form"} & set(page.tags)
     assert not [name for _, name, _ in page.attributes if name.startswith("on") or name == "src"]
@@ -148,13 +158,13 @@ def test_the_page_stands_alone_and_holds_together() -> None:
 
 def test_both_forms_are_the_same_bytes_again() -> None:
     first, second = report_samples.mnli(), json.loads(json.dumps(report_samples.mnli()))
-    assert (markdown(first), html(first)) == (markdown(second), html(second))
+    assert (markdown_of(first), html_of(first)) == (markdown_of(second), html_of(second))
 
 
 @pytest.mark.parametrize("make", [report_samples.demo, report_samples.limited, report_samples.failed])
 def test_only_an_acceptance_reads_as_one(make: Callable[[], dict[str, Any]]) -> None:
     report = make()
-    page, text = Page(html(report)), markdown(report)
+    page, text = Page(html_of(report)), markdown_of(report)
     assert "accepted" not in (page.header + page.texts["title"][0]).lower()
     assert "accepted" not in " ".join(page.values("class")) and "accepted" not in text.lower()
     word = "Failed" if report["verdict"]["verdict"] == "failed" else "Checked"
@@ -170,24 +180,24 @@ def test_only_an_acceptance_reads_as_one(make: Callable[[], dict[str, Any]]) -> 
 
 
 def test_an_acceptance_and_a_report_without_a_verdict() -> None:
-    page = Page(html(report_samples.mnli()))
+    page = Page(html_of(report_samples.mnli()))
     assert page.texts["strong"] == ["Accepted"] and "All gates pass: 18 checks of 2 gates." in page.header
     bare = changed(report_samples.mnli(), lambda report: report.update(verdict=None))
-    page, text = Page(html(bare)), markdown(bare)
+    page, text = Page(html_of(bare)), markdown_of(bare)
     assert page.texts["strong"] == ["No verdict"] and "t-gates" not in page.tables
     assert "accepted" not in page.header.lower() and "Verdict" not in text and "| Deberta bs64 |" in text
 
 
 def test_a_limited_run_says_so_everywhere() -> None:
     said = "first 64 rows only, no result"
-    page, text = Page(html(report_samples.limited())), markdown(report_samples.limited())
+    page, text = Page(html_of(report_samples.limited())), markdown_of(report_samples.limited())
     assert page.texts["p"][1] == "First 64 rows only, no result." and said in page.texts["title"][0].lower()
     assert all(said in caption for caption in page.texts["caption"] + page.texts["figcaption"])
     assert "**First 64 rows only, no result.**" in text and f"| M=96.67 (58/60) on cpu, {said} |" in text
     assert page.tables["t-guide"][2][3] == f"M=96.67 (58/60) on cpu, {said}"
     headings = [line for line in text.splitlines() if line.startswith("## ")]
     assert len(headings) > 5 and all(said in line for line in headings if line != "## Environment")
-    assert "rows only" not in html(report_samples.demo()) + markdown(report_samples.demo())
+    assert "rows only" not in html_of(report_samples.demo()) + markdown_of(report_samples.demo())
 
 
 def test_names_from_data_stay_text() -> None:
@@ -200,7 +210,7 @@ def test_names_from_data_stay_text() -> None:
         report["measured"]["buckets_markdown"] = f"\n## Length buckets\n{HOSTILE}\n"
 
     report = changed(report_samples.demo(), change)
-    text, plain = html(report, '"><b>.json'), markdown(report).partition("## Length buckets")[0]
+    text, plain = html_of(report, '"><b>.json'), markdown_of(report).partition("## Length buckets")[0]
     assert "<script" not in text and "<b>" not in text
     page = Page(text)
     assert page.tables["t-genres-1"][-1][0] == HOSTILE
@@ -214,19 +224,21 @@ def test_what_stands_behind_a_figure() -> None:
         measured = report["measured"]
         measured["places"]["bs8_match"]["pinned"] = False
         report["body"]["cells"][2]["origin"] = "outdated: another model"
-        measured["performances"][0].update(runner="ais_bench", pinned=False)
+        measured["performances"][0].update(runner="ais_bench", place="on cpu (ais_bench)", pinned=False)
         measured["performances"][1].update(place="on another host", pinned=True)
 
     report = changed(report_samples.demo(), change)
-    text, page = markdown(report), Page(html(report))
+    text, page = markdown_of(report), Page(html_of(report))
     for table in (text, "\n".join(f"| {' | '.join(row)} |" for row in page.tables["t-guide"])):
         assert "| M=99.08 (1189/1200) on cpu | - | - |" in table  # bs 1
         assert "| M=99.08 (1189/1200) on cpu, not pinned, MM=96.42 (1157/1200) (outdated: another model) |" in table
         assert " on cpu (ais_bench), not pinned |" in table and "512.098 on another host |" in table
     assert "| 1 | match (ais_bench) | 100 |" in text and "its own throughput" in text
-    assert "Not pinned: made in an image" in text and "Not pinned" not in markdown(report_samples.demo())
+    assert "Not pinned: made in an image" in text and "Not pinned" not in markdown_of(report_samples.demo())
     assert "Measured on the CPU backend (x86_64; openvino 2026.4.1, f32, 2 threads). No Ascend device" in text
-    assert "CPU backend" not in markdown(report_samples.mnli()) and "90.6/MM=90.7" in markdown(report_samples.mnli())
+    assert "CPU backend" not in markdown_of(report_samples.mnli()) and "90.6/MM=90.7" in markdown_of(
+        report_samples.mnli()
+    )
 
 
 def test_parts_that_are_not_there() -> None:
@@ -235,19 +247,18 @@ def test_parts_that_are_not_there() -> None:
         report["measured"].update(performances=[], engines=[], steps=[], artifacts={}, places={})
 
     report = changed(report_samples.demo(), change)
-    page, text = Page(html(report)), markdown(report)
+    page, text = Page(html_of(report)), markdown_of(report)
     assert set(page.tables) == {"t-guide", "t-gates", "t-environment", "t-inputs"} and "svg" not in page.tags
     assert page.tables["t-guide"][1] == ["Deberta bs1", *["-"] * 6]
     assert "| Deberta bs8 | - | - | - | - | - | - |" in text and "Comparison" not in text
 
     def less(report: dict[str, Any]) -> None:
-        report["measured"].pop("places")
         for cell in report["body"]["cells"]:
             cell["versus_reference"] = None
         report["measured"]["performances"][0].update(loops=1, times_ms=[2.4], interval_ms=None)
 
     report = changed(report_samples.demo(), less)
-    assert "t-versus" not in Page(html(report)).tables and markdown(report).count(" on cpu |") == 4
+    assert "t-versus" not in Page(html_of(report)).tables and markdown_of(report).count(" on cpu |") == 4
 
 
 @pytest.mark.parametrize(
@@ -271,8 +282,8 @@ def test_what_assess_writes_can_be_read(
 def test_bucketed_runs_come_last_as_they_are() -> None:
     section = "\n## Length buckets\n\n| batch size | fps |\n|---|---|\n| 8 | 900.000 |\n"
     report = changed(report_samples.demo(), lambda report: report["measured"].update(buckets_markdown=section))
-    assert markdown(report).endswith(f"`\n{section}")
-    assert Page(html(report)).texts["pre"] == [section.strip()]
+    assert markdown_of(report).endswith(f"`\n{section}")
+    assert Page(html_of(report)).texts["pre"] == [section.strip()]
 
 
 def test_files_appear_together_or_not_at_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -301,11 +312,14 @@ def _accept(report: dict[str, Any], limit: int = 0) -> None:
     [
         (None, "report.json is missing. Run: invoke report"),
         ("{", "is not JSON"),
-        ('{"format": NaN}', "NaN is no number"),
-        ("[]", "is not a report of format 1 (its format: None)"),
-        ('{"format": 2}', "is not a report of format 1 (its format: 2)"),
-        ('{"format": 1}', "does not fit report.schema.json, at $"),
-        (lambda report: report["body"]["cells"][0].pop("genres"), "'genres' is a required property"),
+        ('{"format": NaN}', "is not JSON"),
+        ("[]", "does not fit its schema: Expected `object`, got `array`"),
+        ('{"format": 2}', "does not fit its schema, at $.format: Expected `int` <= 1"),
+        ('{"format": 1}', "does not fit its schema: Object missing required field `title`"),
+        (
+            lambda report: report["body"]["cells"][0].pop("genres"),
+            "at $.body.cells[0]: Object missing required field `genres`",
+        ),
         (lambda report: report["measured"].update(loops="many"), "at $.measured.loops"),
         (_accept, "says accepted, but: no NPU was used"),
         (lambda report: _accept(report, limit=64), "it is of the first rows only"),

@@ -13,7 +13,7 @@ from deberta.core import published, records
 from deberta.core.errors import DataError, MissingError
 from deberta.core.paths import record_of
 from deberta.host.plan.evaluation import Plan
-from deberta.host.report import measurements, request
+from deberta.host.report import measurements, reasons, request
 from deberta.host.report.request import ReportRequest
 from deberta.host.run.runner import Session
 from tests.mnli_helpers import REPOSITORY
@@ -67,15 +67,15 @@ def _record(
 
 
 def _origins(session: Session, plan: Plan) -> list[str]:
-    found = measurements.collect(session, plan, [8], ["match"])
-    return [one.origin for one in found.figures]
+    measured = measurements.collect(session, plan, [8], ["match"])
+    return [*(cell.origin for cell in measured.evaluations), *(run.origin for run in measured.performances)]
 
 
 def test_the_present_model_and_others(session: Session) -> None:
     plan = _plan()
     assert _origins(session, plan) == ["", ""]
     [cell] = measurements.collect(session, plan, [8], ["match"]).evaluations
-    assert (str(cell.outputs), cell.pinned) == (OUTPUTS, True)
+    assert (cell.outputs, cell.pinned) == ({"256": OUTPUTS}, True)
     (session.workspace / COMPILED).write_text("compiled again")
     assert _origins(session, plan) == ["outdated: another model"] * 2
     (session.workspace / COMPILED).write_text(COMPILED)
@@ -113,34 +113,34 @@ def test_what_cannot_be_counted_again_is_left_out_and_what_was_altered_is_an_err
 def test_the_job_names_every_file_and_says_what_is_no_acceptance(session: Session) -> None:
     _record(session, "build-om_bs8", [COMPILED], [ONNX], internal={"pins": UNPINNED})
     made = request.make(session, _plan(), replace(ASKED, purpose="acceptance", loops=5, auto=["backend"]))
-    [cell], [run] = made["cells"], made["performances"]
-    assert (cell["outputs"], cell["evaluation"], cell["origin"], cell["pinned"]) == (OUTPUTS, EVALUATION, "", False)
-    assert (run["log"], run["place"], run["pinned"]) == (LOG, "on cpu", False)
-    assert set(made["artifacts"]) == {ONNX, EVALUATION}
-    assert set(made["measured"]["artifacts"]) == {COMPILED, OUTPUTS, LOG}
-    assert set(made["inputs"]) == {DATA} and made["references"] == made["sentinels"] == {}
-    assert made["not_accepted"] == [
+    [cell], [run] = made.cells, made.performances
+    assert (cell.outputs, cell.evaluation, cell.origin, cell.pinned) == ({"256": OUTPUTS}, EVALUATION, "", False)
+    assert (run.log, run.place, run.pinned) == (LOG, "on cpu", False)
+    assert set(made.artifacts) == {ONNX, EVALUATION}
+    assert set(made.measured.artifacts) == {COMPILED, OUTPUTS, LOG}
+    assert set(made.inputs) == {DATA} and made.references == made.sentinels == {}
+    assert made.not_accepted == [
         "backend cpu (taken by auto): no NPU was used",
         "5 loops of a performance run: the guide's has 100",
         "the published table has batch sizes 1, 4, 16, 32 too",
         f"{UNPINNED} (build-om_bs8)",
     ]
-    assert made["measured"]["command"] == "invoke report (backend taken by auto)"
-    assert made["measured"]["host"]["system"].endswith(platform.machine())
-    assert [step["step"] for step in made["measured"]["steps"]] == [
+    assert made.measured.command == "invoke report (backend taken by auto)"
+    assert made.measured.host.system.endswith(platform.machine())
+    assert [step.step for step in made.measured.steps] == [
         *("build-om_bs8", "infer_bs8_match", "postprocess_bs8_match", "perf_bs8_match")
     ]
-    assert made["published"][2]["baseline_fps"] == 2.821 and published.NOTE in made["note"]
+    assert made.published[2].baseline_fps == 2.821 and published.NOTE in made.note
     own = request.make(session, _plan(published=False), ASKED)
-    assert own["published"] == [] and not set(request.OF_PUBLISHED) & set(own["gates"])
+    assert own.published == [] and not any(getattr(own.gates, name) for name in reasons.OF_PUBLISHED)
 
 
 def test_a_tool_of_this_machine_is_pinned_by_its_hash_alone(session: Session) -> None:
     _record(session, "perf_bs8_match", [LOG], [COMPILED], internal={"cann": "5.1.RC2"}, tool="msame", program="a" * 64)
     _record(session, "build-om_bs8", [COMPILED], [ONNX], internal={"cann": "5.1.RC2"}, tool="atc")
     said = request.make(session, _plan(), ASKED)
-    assert said["measured"]["tools"] == {"atc": "CANN 5.1.RC2", "msame": "a" * 64}
-    atc, msame = said["measured"]["pins"]["notes"]
+    assert said.measured.tools == {"atc": "CANN 5.1.RC2", "msame": "a" * 64}
+    atc, msame = said.measured.pins.notes
     assert "atc of CANN 5.1.RC2 on this machine: its SHA-256 is in no record" in atc
     assert f"SHA-256 {'a' * 64} is not in docker/pins.toml (perf_bs8_match)" in msame
 

@@ -3,59 +3,56 @@
 from __future__ import annotations
 
 from pathlib import PurePosixPath as Path
-from typing import Any, Mapping
+from typing import Optional
 
+from deberta.core.job import Job
 from deberta.core.paths import limited
 from deberta.host.plan.evaluation import Input, Plan, Step
 
-Json = Mapping[str, Any]
 
-
-def assess(plan: Plan, job: Json) -> Step:
+def assess(plan: Plan, job: Optional[Job]) -> Step:
     """Every evaluation counted again, compared and judged. Its inputs are all files that the report is about."""
     artifacts = plan.artifacts
-    name, title = _named(plan, "assess")
-    return Step(
-        name=name,
-        title=title,
-        stage="assess",
-        arguments=("--job", str(artifacts.job()), "--output", str(artifacts.report("json"))),
-        inputs=(Input(artifacts.job(), plan.command("report")), *_inputs(plan, job)),
-        outputs=(artifacts.report("json"),),
-        log=artifacts.log(name),
-        commands=plan.commands(),
-    )
+    report = artifacts.report("json")
+    arguments = ("--job", str(artifacts.job()), "--output", str(report))
+    inputs = (Input(artifacts.job(), plan.command("report")), *(_inputs(plan, job) if job else ()))
+    return _step(plan, "assess", arguments, inputs, (report,))
 
 
 def render(plan: Plan) -> Step:
     """report.json for people."""
-    artifacts = plan.artifacts
-    name, title = _named(plan, "render")
-    made = artifacts.report("json")
-    page, text = artifacts.report("html"), artifacts.report("md")
+    report, text, page = (plan.artifacts.report(kind) for kind in ("json", "md", "html"))
+    arguments = ("--report", str(report), "--markdown", str(text), "--html", str(page))
+    return _step(plan, "render", arguments, (Input(report, plan.command("report")),), (text, page))
+
+
+def _inputs(plan: Plan, job: Job) -> list[Input]:
+    """What a job names: what the user supplies, then what steps made."""
+    supplied = {*job.inputs, *job.data.values()}
+    paths = [*job.sentinels.values(), *job.references.values()]
+    for cell in job.cells:
+        counts = Path(cell.evaluation).with_suffix(".json")
+        paths += [*cell.outputs.values(), *cell.bins.values(), cell.evaluation, str(counts)]
+    paths += [run.log for run in job.performances]
+    for throughput in job.throughputs:
+        paths += [throughput.throughput, *throughput.logs.values(), throughput.tokens]
+    paths += [changes.label_changes for changes in job.label_changes]
+    again = plan.command("evaluate")
+    steps = [Input(Path(path), again) for path in dict.fromkeys(paths)]
+    return [*(plan.source(Path(path)) for path in sorted(supplied)), *steps]
+
+
+def _step(
+    plan: Plan, stage: str, arguments: tuple[str, ...], inputs: tuple[Input, ...], outputs: tuple[Path, ...]
+) -> Step:
+    name = limited(stage, plan.limit)
     return Step(
         name=name,
-        title=title,
-        stage="render",
-        arguments=("--report", str(made), "--markdown", str(text), "--html", str(page)),
-        inputs=(Input(made, plan.command("report")),),
-        outputs=(text, page),
-        log=artifacts.log(name),
+        title=f"{stage} first {plan.limit} rows" if plan.limit else stage,
+        stage=stage,
+        arguments=arguments,
+        inputs=inputs,
+        outputs=outputs,
+        log=plan.artifacts.log(name),
         commands=plan.commands(),
     )
-
-
-def _inputs(plan: Plan, job: Json) -> list[Input]:
-    """What a job names: what the user brings, then what steps made."""
-    brought = {*job.get("inputs", {}), *job.get("data", {}).values()}
-    made = [*job.get("sentinels", {}).values(), *job.get("references", {}).values()]
-    for cell in job.get("cells", ()):
-        text = Path(cell["evaluation"])
-        made += [cell["outputs"], str(text), str(text.with_suffix(".json"))]
-    made += [run["log"] for run in job.get("performances", ())]
-    again = plan.command("evaluate")
-    return [*(plan.source(Path(p)) for p in sorted(brought)), *(Input(Path(p), again) for p in dict.fromkeys(made))]
-
-
-def _named(plan: Plan, step: str) -> tuple[str, str]:
-    return limited(step, plan.limit), f"{step} first {plan.limit} rows" if plan.limit else step

@@ -11,14 +11,15 @@ import json
 import re
 import uuid
 from pathlib import Path, PurePosixPath
-from typing import Any, Iterable, Iterator, List, Mapping, Optional, Sequence
+from typing import Any, Iterable, Iterator, Mapping, Sequence
 from urllib.parse import quote
 
 import deberta
-from deberta.core import contract, files, records
+from deberta.core import contract, files, records, schema
 from deberta.core.errors import DataError
+from deberta.core.job import Job
 from deberta.core.paths import Artifacts, record_of
-from deberta.core.records import Record
+from deberta.core.report import EvaluationCell, PerformanceRun, Proportion, Report
 from deberta.host.environments import stages as stage_env
 from deberta.host.plan.evaluation import Plan
 from deberta.host.report import evidence, licences
@@ -29,6 +30,7 @@ STEP = "bom"
 PINS = "docker/pins.toml"
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "urn:deberta-ascend:bom")
 _ENTRY = re.compile(r"(?m)^([A-Za-z0-9._-]+)==([^\s;]+)[^\n]*\\\n((?: +--hash=[^\n]+\n)+)")  # of a lock
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _OURS = "deberta-ascend:"  # what our property names start with
 
 Json = Mapping[str, Any]
@@ -39,7 +41,7 @@ def write(session: Session, plan: Plan) -> PurePosixPath:
     """Write the bill beside the report, and its record; returns its path. Raises MissingError and DataError."""
     started, artifacts = records.now(), plan.artifacts
     path = artifacts.bom()
-    files.write_text(session.workspace / path, text(make(session, plan)))
+    files.write_text(session.workspace / path, schema.text(of_tree(session.project, session.workspace, artifacts)))
     report = artifacts.report("json")
     statement = records.statement(
         subjects=[records.resource(path, session.digests.of(path))],
@@ -55,141 +57,139 @@ def write(session: Session, plan: Plan) -> PurePosixPath:
     return path
 
 
-def make(session: Session, plan: Plan) -> dict[str, Any]:
-    """The bill of the plan's report. Raises MissingError (no report) and DataError."""
-    return of_tree(session.project, session.workspace, plan.artifacts)
-
-
 def sources(project: Path) -> dict[str, str]:
     """What of the project a bill is made of: the same three, and the same report, give the same bill."""
     digests = {name: files.sha256_of(project / name) for name in (stage_env.STAGES_LOCK, PINS)}
     return {"deberta-ascend": deberta.__version__, **digests}
 
 
-def text(bill: Json) -> str:
-    return json.dumps(bill, indent=2, ensure_ascii=False) + "\n"
-
-
-def of_tree(project: Path, root: Path, artifacts: Artifacts) -> dict[str, Any]:
+def of_tree(project: Path, root: Path, artifacts: Artifacts) -> Component:
     """The bill of a report in any tree; only JSON files are read in it. Raises MissingError and DataError."""
-    found = evidence.walk(root, artifacts)
-    try:
-        return _bill(project, found)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    tree = evidence.walk(root, artifacts)
+    if tree.report is None or tree.job is None:
         raise DataError(
-            f"no bill of materials can be made of {artifacts.report('json')} and {artifacts.job()} "
-            f"({type(error).__name__}: {error}). Run: invoke acceptance"
-        ) from error
+            f"no bill of materials can be made of {artifacts.report('json')} and {artifacts.job()}: "
+            f"{'; '.join(map(str, tree.findings[:2]))}. Run: invoke acceptance"
+        )
+    return _bill(project, tree, tree.report, tree.job)
 
 
-def _bill(project: Path, found: Evidence) -> dict[str, Any]:
-    report = found.report
-    packages = list(_packages(project))
-    models = _models(found)
-    data = list(_data(found))
-    others = [*_containers(project, found), *_tools(found)]
-    top = {
+def _bill(project: Path, tree: Evidence, report: Report, job: Job) -> Component:
+    components = [
+        *_models(tree, report, job),
+        *_data(tree, job),
+        *_containers(project, tree),
+        *_tools(tree, report),
+        *_packages(project),
+    ]
+    deployment = {
         "type": "application",
         "bom-ref": "deployment",
-        "name": f"DeBERTa on MNLI: profile {report['body']['profile']}, backend {report['body']['backend']}",
-        "properties": _properties({"body_sha256": report["body_sha256"], "limit": str(report["body"]["limit"])}),
+        "name": f"DeBERTa on MNLI: profile {report.body.profile}, backend {report.body.backend}",
+        "properties": _properties({"body_sha256": report.body_sha256, "limit": str(report.body.limit)}),
     }
     tool = {
-        **{"type": "application", "name": "deberta-ascend", "version": report["measured"]["deberta_ascend"]},
+        "type": "application",
+        "name": "deberta-ascend",
+        "version": report.measured.deberta_ascend,
         "licenses": [{"expression": "Apache-2.0"}],
     }
+    head = {"bomFormat": "CycloneDX", "specVersion": "1.6"}
     content = {
-        "bomFormat": "CycloneDX",
-        "specVersion": "1.6",
         "version": 1,
-        "metadata": {"timestamp": report["measured"]["made"], "tools": {"components": [tool]}, "component": top},
-        "components": [*models, *data, *others, *packages],
-        "dependencies": _dependencies(found, [*models, *data, *others, *packages]),
+        "metadata": {"timestamp": report.measured.made, "tools": {"components": [tool]}, "component": deployment},
+        "components": components,
+        "dependencies": _dependencies(tree, components),
     }
-    serial = uuid.uuid5(_NAMESPACE, json.dumps(content, sort_keys=True, ensure_ascii=False))
+    serial = uuid.uuid5(_NAMESPACE, json.dumps({**head, **content}, sort_keys=True, ensure_ascii=False))
     return {
         "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",
-        **{key: content.pop(key) for key in ("bomFormat", "specVersion")},
+        **head,
         "serialNumber": f"urn:uuid:{serial}",
         **content,
     }
 
 
-def _properties(values: Mapping[str, str]) -> List[dict[str, str]]:
+def _properties(values: Mapping[str, str]) -> list[dict[str, str]]:
     return [{"name": f"{_OURS}{name}", "value": value} for name, value in values.items() if value]
 
 
-def _hashes(found: Evidence, path: str) -> dict[str, Any]:
-    """A file's SHA-256, as the job or a record has it."""
-    digests = sorted({str(claim.digest["sha256"]) for claim in found.claims if claim.path == path})
+def _hashes(*digests: str) -> list[dict[str, str]]:
+    return [{"alg": "SHA-256", "content": digest} for digest in digests]
+
+
+def _claimed(tree: Evidence, path: str) -> list[dict[str, str]]:
+    """A file's SHA-256, as the job or a record has it. Raises DataError if none has."""
+    digests = sorted({str(claim.digest.get("sha256")) for claim in tree.claims if claim.path == path})
     if not digests:
-        raise KeyError(path)
-    return {"hashes": [{"alg": "SHA-256", "content": digest} for digest in digests]}
+        raise DataError(f"neither the job nor a record has the SHA-256 of {path}. Run: invoke acceptance")
+    return _hashes(*digests)
 
 
-def _sizes(report: Json) -> List[int]:
-    return sorted({entry["batch_size"] for entry in [*report["body"]["cells"], *report["measured"]["performances"]]})
+def _checkpoint(tree: Evidence, job: Job) -> str:
+    """The checkpoint's path, of the export's record, or by its name among the job's inputs."""
+    path = evidence.option(tree.record_for(str(tree.artifacts.onnx)), "--checkpoint")
+    named = (path for path in job.inputs if path.startswith(f"{tree.artifacts.models}/") and ".model" in path)
+    if not path and not (path := next(named, "")):
+        raise DataError(f"{tree.artifacts.job()} names no checkpoint among its inputs. Run: invoke acceptance")
+    return path
 
 
-def _models(found: Evidence) -> List[Component]:
+def _models(tree: Evidence, report: Report, job: Job) -> Iterator[Component]:
     """The checkpoint, the exported graph, and the compiled model of each batch size, with what was measured of them."""
-    report, artifacts = found.report, found.artifacts
-    exported = found.record_for(str(artifacts.onnx))
-    checkpoint = evidence.option(exported, "--checkpoint") or next(
-        path for path in found.job["inputs"] if path.startswith(f"{artifacts.models}/") and ".model" in path
-    )
-    labels = ", ".join(report["body"]["labels"])
-    reference = [_metric("accuracy", counts, f"PyTorch, {v}") for v, counts in report["body"]["reference"].items()]
-    made = [_model(found, checkpoint, "a PyTorch checkpoint", ("token ids",), labels, reference)]
-    if exported is not None:
-        dynamic = tuple(f"int32 {name} [batch, {contract.SEQUENCE_LENGTH}]" for name in contract.INPUTS)
-        made.append(_model(found, str(artifacts.onnx), "ONNX", dynamic, labels, []))
-    for size in _sizes(report):
-        path = str(artifacts.compiled(size))
-        if not any(claim.path == path for claim in found.claims):
+    artifacts, body = tree.artifacts, report.body
+    reference = [_accuracy(counts, f"PyTorch, {version}") for version, counts in body.reference.items()]
+    yield _model(tree, report, job, _checkpoint(tree, job), "a PyTorch checkpoint", ["token ids"], reference)
+    if tree.record_for(str(artifacts.onnx)) is not None:
+        yield _model(tree, report, job, str(artifacts.onnx), "ONNX", _inputs("batch"), [])
+    kind = "compiled by ATC" if artifacts.backend == "ascend" else "an OpenVINO model for a CPU"
+    claimed = {claim.path for claim in tree.claims}
+    for size in sorted(
+        {cell.batch_size for cell in body.cells} | {run.batch_size for run in report.measured.performances}
+    ):
+        model = artifacts.compiled(size)
+        if str(model) not in claimed:
             continue  # of an older model, which is gone
-        figures = [
-            _metric("accuracy", cell, f"{cell['version']}{_origin(cell)}")
-            for cell in report["body"]["cells"]
-            if cell["batch_size"] == size
-        ]
-        runs = [run for run in report["measured"]["performances"] if run["batch_size"] == size]
+        figures = [_accuracy(cell, _slice(cell)) for cell in body.cells if cell.batch_size == size]
         figures += [
-            {"type": "rows per second", "value": repr(run["fps"]), "slice": f"{run['version']}{_origin(run)}"}
-            for run in runs
+            {"type": "rows per second", "value": repr(run.fps), "slice": _slice(run)}
+            for run in report.measured.performances
+            if run.batch_size == size
         ]
-        kind = "compiled by ATC" if artifacts.backend == "ascend" else "an OpenVINO model for a CPU"
-        static = tuple(f"int32 {name} [{size}, {contract.SEQUENCE_LENGTH}]" for name in contract.INPUTS)
-        made.append(_model(found, path, kind, static, labels, figures))
+        yield _model(tree, report, job, str(model), kind, _inputs(str(size)), figures)
         if artifacts.backend != "ascend":
-            weights = str(PurePosixPath(path).with_suffix(".bin"))
-            made.append({"type": "file", "bom-ref": weights, "name": weights, **_hashes(found, weights)})
-    return made
+            weights = str(model.with_suffix(".bin"))
+            yield {"type": "file", "bom-ref": weights, "name": weights, "hashes": _claimed(tree, weights)}
 
 
-def _origin(entry: Json) -> str:
-    return f" ({entry['origin']})" if entry["origin"] else ""
+def _inputs(batch: str) -> list[str]:
+    return [f"int32 {name} [{batch}, {contract.SEQUENCE_LENGTH}]" for name in contract.INPUTS]
 
 
-def _metric(kind: str, counts: Json, piece: str) -> dict[str, Any]:
-    lower, upper = counts["interval"]
+def _slice(figure: EvaluationCell | PerformanceRun) -> str:
+    return figure.version + (f" ({figure.origin})" if figure.origin else "")
+
+
+def _accuracy(counts: Proportion | EvaluationCell, rows: str) -> Component:
+    lower, upper = counts.interval
     return {
-        "type": kind,
-        "value": repr(counts["accuracy"]),
-        "slice": f"{piece}: {counts['correct']} of {counts['rows']} rows",
+        "type": "accuracy",
+        "value": repr(counts.accuracy),
+        "slice": f"{rows}: {counts.correct} of {counts.rows} rows",
         "confidenceInterval": {"lowerBound": repr(lower), "upperBound": repr(upper)},
     }
 
 
 def _model(
-    found: Evidence, path: str, kind: str, inputs: Sequence[str], labels: str, figures: Sequence[Json]
+    tree: Evidence, report: Report, job: Job, path: str, kind: str, inputs: Sequence[str], figures: Sequence[Json]
 ) -> Component:
-    card: dict[str, Any] = {
+    labels = ", ".join(report.body.labels)
+    card: Component = {
         "modelParameters": {
             "task": "natural-language-inference",
             "architectureFamily": "transformer",
             "modelArchitecture": "DeBERTa v2",
-            "datasets": [{"ref": str(data)} for data in found.job["data"].values()],
+            "datasets": [{"ref": data} for data in job.data.values()],
             "inputs": [{"format": name} for name in inputs],
             "outputs": [{"format": f"float32 {contract.OUTPUT} [batch, {len(contract.LABELS)}]: {labels}"}],
         },
@@ -197,33 +197,38 @@ def _model(
     if figures:
         card["quantitativeAnalysis"] = {"performanceMetrics": list(figures)}
     return {
-        **{"type": "machine-learning-model", "bom-ref": path, "name": path, "description": kind},
-        **_hashes(found, path),
+        "type": "machine-learning-model",
+        "bom-ref": path,
+        "name": path,
+        "description": kind,
+        "hashes": _claimed(tree, path),
         "modelCard": card,
         "properties": _properties({"licence": "unknown"}),
     }
 
 
-def _data(found: Evidence) -> Iterator[Component]:
+def _data(tree: Evidence, job: Job) -> Iterator[Component]:
     """The tsv files, and of the other inputs those that are not the checkpoint: config and tokenizer."""
-    tsvs = {str(path): version for version, path in found.job["data"].items()}
-    checkpoint = evidence.option(found.record_for(str(found.artifacts.onnx)), "--checkpoint")
-    for path, digest in sorted(found.job["inputs"].items()):
-        if path == checkpoint or (not checkpoint and path not in tsvs and ".model" in path):
+    versions = {path: version for version, path in job.data.items()}
+    checkpoint = evidence.option(tree.record_for(str(tree.artifacts.onnx)), "--checkpoint")
+    for path, digest in sorted(job.inputs.items()):
+        if path == checkpoint or (not checkpoint and path not in versions and ".model" in path):
             continue
-        what, kind = (f"MNLI, {tsvs[path]}", "dataset") if path in tsvs else ("configuration", "configuration")
-        yield {
-            **{"type": "data", "bom-ref": path, "name": path},
-            **({"hashes": [{"alg": "SHA-256", "content": digest["sha256"]}]} if "sha256" in digest else {}),
-            "data": [{"type": kind, "name": what}],
-            "properties": _properties({"licence": "unknown", "dirHash": digest.get("dirHash", "")}),
-        }
+        data = {"type": "configuration", "name": "configuration"}
+        if path in versions:
+            data = {"type": "dataset", "name": f"MNLI, {versions[path]}"}
+        component: Component = {"type": "data", "bom-ref": path, "name": path}
+        if "sha256" in digest:
+            component["hashes"] = _hashes(digest["sha256"])
+        component["data"] = [data]
+        component["properties"] = _properties({"licence": "unknown", "dirHash": digest.get("dirHash", "")})
+        yield component
 
 
-def _containers(project: Path, found: Evidence) -> Iterator[Component]:
+def _containers(project: Path, tree: Evidence) -> Iterator[Component]:
     """The images that steps ran in, by id, and the bases that docker/pins.toml names for them."""
     images: dict[str, tuple[str, str]] = {}
-    for record in found.records.values():
+    for record in tree.records.values():
         for name, digest in record.dependencies.items():
             if name.startswith(IMAGE):
                 images[name[len(IMAGE) :]] = (digest["sha256"], str(record.internal.get("pins", "")))
@@ -232,43 +237,54 @@ def _containers(project: Path, found: Evidence) -> Iterator[Component]:
         name, _, version = tag.rpartition(":")
         stages.add(PurePosixPath(name).name)
         yield {
-            **{"type": "container", "bom-ref": tag, "name": name, "version": version},
-            "hashes": [{"alg": "SHA-256", "content": identity}],
+            "type": "container",
+            "bom-ref": tag,
+            "name": name,
+            "version": version,
+            "hashes": _hashes(identity),
             "properties": _properties({"hash": "of the image's configuration: its id", "pins": pins}),
         }
     if not stages:
         return
-    from deberta.host.images import pins as pinned
+    from deberta.host.images import pins as pinned  # tomlkit is not loaded for the list of tasks
 
     for stage, base in sorted(pinned.load(project).bases.items()):
         if stage in stages:
             yield {
-                **{"type": "container", "bom-ref": f"base.{stage}", "name": base.image, "version": base.digest},
-                "hashes": [{"alg": "SHA-256", "content": base.digest.partition(":")[2]}],
+                "type": "container",
+                "bom-ref": f"base.{stage}",
+                "name": base.image,
+                "version": base.digest,
+                "hashes": _hashes(base.digest.partition(":")[2]),
                 "properties": _properties({"hash": "of the manifest", "base-of": stage, "licence": "unknown"}),
             }
 
 
-def _tools(found: Evidence) -> Iterator[Component]:
-    """CANN, and what the user brought to run models with, as far as the records have them."""
+def _tools(tree: Evidence, report: Report) -> Iterator[Component]:
+    """CANN, and what the user supplied to run models with, as far as the records have them."""
     cann, programs = set(), set()
-    for record in found.records.values():
+    for record in tree.records.values():
         parameters = record.parameters
         if parameters.get("tool"):
             cann.add(str(record.internal.get("cann") or "unknown"))
-            brought = {key: value for key, value in parameters.items() if re.fullmatch(r"[0-9a-f]{64}", str(value))}
-            programs |= {(parameters["tool"] if key == "program" else key, value) for key, value in brought.items()}
-    if digest := str((found.report["measured"].get("tools") or {}).get("msame") or ""):
-        programs |= {("msame", digest)} if re.fullmatch(r"[0-9a-f]{64}", digest) else set()
+            digests = {key: value for key, value in parameters.items() if _SHA256.fullmatch(str(value))}
+            programs |= {(parameters["tool"] if key == "program" else key, value) for key, value in digests.items()}
+    if _SHA256.fullmatch(msame := report.measured.tools.get("msame", "")):
+        programs.add(("msame", msame))
     for version in sorted(cann):
         yield {
-            **{"type": "platform", "bom-ref": f"cann@{version}", "name": "CANN", "version": version},
+            "type": "platform",
+            "bom-ref": f"cann@{version}",
+            "name": "CANN",
+            "version": version,
             "properties": _properties({"licence": "unknown"}),
         }
     for name, digest in sorted(programs):
         yield {
-            **{"type": "application", "bom-ref": f"{name}@{digest[:12]}", "name": name},
-            "hashes": [{"alg": "SHA-256", "content": digest}],
+            "type": "application",
+            "bom-ref": f"{name}@{digest[:12]}",
+            "name": name,
+            "hashes": _hashes(digest),
             "properties": _properties({"licence": "unknown"}),
         }
 
@@ -281,10 +297,11 @@ def _packages(project: Path) -> Iterator[Component]:
         if versions.get(name) != version:
             continue  # for another platform
         purl = f"pkg:pypi/{name}@{quote(version, safe='')}"
-        digests = re.findall(r"sha256:([0-9a-f]{64})", hashes)
-        files_of_it = {
-            **{"type": "distribution", "url": purl, "comment": f"one of these files, by {lock.name}"},
-            "hashes": [{"alg": "SHA-256", "content": digest} for digest in digests],
+        distributions = {
+            "type": "distribution",
+            "url": purl,
+            "comment": f"one of these files, by {lock.name}",
+            "hashes": _hashes(*re.findall(r"sha256:([0-9a-f]{64})", hashes)),
         }
         component: Component = {"type": "library", "bom-ref": purl, "name": name, "version": version, "purl": purl}
         licence = licences.declared(name, version)
@@ -294,20 +311,20 @@ def _packages(project: Path) -> Iterator[Component]:
             component["licenses"] = [{"expression": licence[0], "acknowledgement": "declared"}]
         else:
             component["licenses"] = [{"license": {"name": licence[0], "acknowledgement": "declared"}}]
-        yield {**component, "externalReferences": [files_of_it]}
+        yield {**component, "externalReferences": [distributions]}
 
 
-def _dependencies(found: Evidence, components: Iterable[Json]) -> List[dict[str, Any]]:
+def _dependencies(tree: Evidence, components: Iterable[Json]) -> list[Component]:
     """What was made of what, by the records; the deployment needs everything else."""
     refs = [component["bom-ref"] for component in components]
-    made = []
+    dependencies: list[Component] = [{"ref": "deployment", "dependsOn": refs}]
     for ref in refs:
-        record = found.record_for(ref)
-        names = [name[len(IMAGE) :] if name.startswith(IMAGE) else name for name in _made_of(record)]
-        if needs := sorted(set(names) & set(refs) - {ref}):
-            made.append({"ref": ref, "dependsOn": needs})
-    return [{"ref": "deployment", "dependsOn": refs}, *made]
-
-
-def _made_of(record: Optional[Record]) -> List[str]:
-    return list(record.dependencies) if record else []
+        record = tree.record_for(ref)
+        names = (
+            {name[len(IMAGE) :] if name.startswith(IMAGE) else name for name in record.dependencies}
+            if record
+            else set()
+        )
+        if needs := sorted(names & set(refs) - {ref}):
+            dependencies.append({"ref": ref, "dependsOn": needs})
+    return dependencies

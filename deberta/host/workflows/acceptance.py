@@ -9,11 +9,12 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Iterable, Mapping, Optional
+from typing import Iterable, Mapping, Optional
 
 from deberta.core.contract import RUNNERS, batch_count
 from deberta.core.errors import GateError, some
 from deberta.core.paths import record_of
+from deberta.core.report import GateCheck, Report, ReportVerdict
 from deberta.host.plan import reference
 from deberta.host.plan.evaluation import Plan
 from deberta.host.report import request
@@ -22,7 +23,6 @@ from deberta.host.run import runner
 from deberta.host.run.runner import Session
 from deberta.host.workflows import evaluation
 
-Json = Mapping[str, Any]
 ACCURACY, PERFORMANCE = "accuracy", "performance"
 STATUSES = ("passed", "failed", "not judged")
 
@@ -90,33 +90,32 @@ def cells(asked: ReportRequest, rows: Mapping[str, int]) -> list[MatrixCell]:
     return found
 
 
-def conclude(plan: Plan, report: Json) -> None:
+def conclude(plan: Plan, report: Report) -> None:
     """Print what was measured, the verdict and why; GateError if a gate failed."""
-    body, measured, verdict = report["body"], report["measured"], report["verdict"]
+    body, measured, verdict = report.body, report.measured, report.verdict
+    assert verdict is not None  # of an acceptance
     partial = f", first {plan.limit} rows only" if plan.limit else ""
-    for size in body["batch_sizes"]:
-        said = [
-            f"{cell['version']} {cell['correct']}/{cell['rows']}{partial}"
-            for cell in body["cells"]
-            if cell["batch_size"] == size
+    for size in body.batch_sizes:
+        figures = [
+            f"{cell.version} {cell.correct}/{cell.rows}{partial}" for cell in body.cells if cell.batch_size == size
         ]
-        said += [
-            f"{run['version']} {run['fps']:.3f} fps ({run['loops']} loops)"
-            for run in measured["performances"]
-            if run["batch_size"] == size
+        figures += [
+            f"{run.version} {run.fps:.3f} fps ({run.loops} loops)"
+            for run in measured.performances
+            if run.batch_size == size
         ]
-        print(f"bs {size}: {'; '.join(said) or 'nothing'}")
-    gates = verdict["gates"]
-    counts = [f"{sum(gate['status'] == status for gate in gates)} {status}" for status in STATUSES]
+        print(f"bs {size}: {'; '.join(figures) or 'nothing'}")
+    gates = verdict.gates
+    counts = [f"{sum(gate.status == status for gate in gates)} {status}" for status in STATUSES]
     print(f"gates: {', '.join(counts)}")
-    failed = [gate for gate in gates if gate["status"] == "failed"]
+    failed = [gate for gate in gates if gate.status == "failed"]
     for gate in failed:
-        reason = f"; {gate['reason']}" if gate["reason"] else ""
-        print(f"  failed: {_name(gate)}: found {gate['found'] or 'nothing'}, required {gate['required']}{reason}")
+        reason = f"; {gate.reason}" if gate.reason else ""
+        print(f"  failed: {_name(gate)}: found {gate.found or 'nothing'}, required {gate.required}{reason}")
     unjudged: dict[tuple[str, str], list[str]] = {}
     for gate in gates:
-        if gate["status"] == "not judged":
-            unjudged.setdefault((gate["gate"], gate["reason"]), []).append(gate["of"])
+        if gate.status == "not judged":
+            unjudged.setdefault((gate.gate, gate.reason), []).append(gate.of)
     for (name, reason), about in unjudged.items():
         more = f"; {len(about) - 3} more" if len(about) > 3 else ""
         print(f"  not judged: {name} ({'; '.join(about[:3])}{more}): {reason}")
@@ -129,13 +128,13 @@ def conclude(plan: Plan, report: Json) -> None:
         raise GateError(f"{'a gate' if len(failed) == 1 else f'{len(failed)} gates'} failed: {names}. See the report")
 
 
-def statement(verdict: Json) -> str:
+def statement(verdict: ReportVerdict) -> str:
     """The verdict and what it means, in words that never take one for another."""
-    word, reasons = verdict["verdict"], "; ".join(verdict["why_not_accepted"])
+    word, reasons = verdict.verdict, "; ".join(verdict.why_not_accepted)
     if word == "accepted":
         return "accepted - every gate passes"
     if word == "checked":
-        judged = any(gate["status"] == "not judged" for gate in verdict["gates"])
+        judged = any(gate.status == "not judged" for gate in verdict.gates)
         passed = "the gates that were judged pass" if judged else "the gates pass"
         return f"checked - {passed}, and this is no acceptance: {reasons}"
     return f"failed - this is no acceptance: {reasons}"
@@ -148,8 +147,8 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
 
 
-def _name(gate: Json) -> str:
-    return f"{gate['gate']} ({gate['of']})"
+def _name(gate: GateCheck) -> str:
+    return f"{gate.gate} ({gate.of})"
 
 
 def _rows(session: Session, plan: Plan, version: str) -> int:

@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 from deberta.core import contract, files, records
+from deberta.core.differences import differences
 from deberta.core.errors import ConfigError, DataError, GateError, MissingError, some
 from deberta.core.paths import record_of
 from deberta.host.plan.evaluation import LATEST, Plan
@@ -285,24 +286,6 @@ def names(run: ReproductionRun) -> Iterator[Tuple[str, bool]]:
         yield str(artifacts.reference(version)), False
 
 
-def json_differences(one: Any, other: Any, path: str = "$") -> Iterator[str]:
-    """The paths at which two JSON values are not equal, with both values."""
-    if isinstance(one, dict) and isinstance(other, dict):
-        for key in sorted({*one, *other}):
-            here = f"{path}.{key}" if key.isidentifier() else f"{path}[{json.dumps(key)}]"
-            if key not in one or key not in other:
-                yield f"{here}: only in the {'second' if key not in one else 'first'}"
-            else:
-                yield from json_differences(one[key], other[key], here)
-    elif isinstance(one, list) and isinstance(other, list):
-        if len(one) != len(other):
-            yield f"{path}: {len(one)} and {len(other)} entries"
-        for index, (first, second) in enumerate(zip(one, other)):
-            yield from json_differences(first, second, f"{path}[{index}]")
-    elif type(one) is not type(other) or one != other:
-        yield f"{path}: {json.dumps(one)} and {json.dumps(other)}"
-
-
 def table(found: Sequence[Compared]) -> Iterator[str]:
     """A line for each artifact that is equal; for one that is not both hashes, and what differs in it."""
     for one in found:
@@ -358,7 +341,10 @@ def _report(one: Path, other: Path, run: ReproductionRun) -> Compared:
     """The bodies of both reports, by the hash that the stage made of them and value by value."""
     path = run.plan.artifacts.report("json")
     first, second = _read_report(one / path), _read_report(other / path)
-    details = tuple(json_differences(first["body"], second["body"], "$.body"))
+    details = tuple(
+        f"{difference.place}: {difference.first or 'nothing'} and {difference.second or 'nothing'}"
+        for difference in differences(first["body"], second["body"], "$.body")
+    )
     digests = (f"sha256  {first['body_sha256']}", f"sha256  {second['body_sha256']}")
     more = (f"and {len(details) - 20} more values",) if len(details) > 20 else ()
     return Compared(f"{path}: body", digests, details=(*details[:20], *more))

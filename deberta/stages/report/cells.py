@@ -11,13 +11,24 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from deberta.core import contract
+from deberta.core.differences import differences
 from deberta.core.errors import DataError, MissingError
+from deberta.core.job import EvaluationFiles
+from deberta.core.report import (
+    LISTED,
+    Agreement,
+    Disagreement,
+    EvaluationCell,
+    LabelChange,
+    LabelOrder,
+    Proportion,
+    ReferenceComparison,
+)
 from deberta.stages.inference import postprocess
 from deberta.stages.inference.logits import (
     Logits,
@@ -30,7 +41,6 @@ from deberta.stages.inference.logits import (
 from deberta.stages.inference.postprocess import Evaluation, Gold
 from deberta.stages.report import intervals
 
-LISTED = 50  # rows named in a list, those with the largest margins first; the totals count all
 MARGIN_DIGITS = 3
 Rows = npt.NDArray[np.int64]
 
@@ -41,9 +51,16 @@ class Cell:
 
     batch_size: int
     version: str
+    precision: str
+    lengths: dict[str, int]  # length -> rows
     origin: str
     counts: Evaluation
     logits: Logits
+
+    @property
+    def is_comparable(self) -> bool:
+        """Whether its predictions have to be those of the other batch sizes."""
+        return not self.origin and self.precision == contract.FP32
 
 
 @dataclass(frozen=True)
@@ -60,51 +77,43 @@ class Version:
         return np.array([label for _, label in self.gold], np.int64)
 
 
-def recount(entry: Mapping[str, Any], data: Path, gold: Sequence[Gold], limit: int, root: Path = Path()) -> Cell:
-    """Count a cell's outputs again; `entry` is the job's, its paths relative to `root`.
+def recount(source: EvaluationFiles, data: Path, gold: Sequence[Gold], limit: int, root: Path = Path()) -> Cell:
+    """Count a cell's outputs again; `source` is the job's, its paths relative to `root`.
 
     Raises MissingError; DataError if outputs are not whole or not finite, or if either of the evaluation's two files
     says something else than the logits do.
     """
-    batch_size, version = entry["batch_size"], entry["version"]
-    outputs = root / entry["outputs"]
-    run = postprocess.read_run({contract.SEQUENCE_LENGTH: outputs}, {}, data, len(gold), batch_size)
-    counts = postprocess.count(gold, run, version, batch_size, limit)
-    _check_evaluation(root / entry["evaluation"], outputs, counts)
-    return Cell(batch_size, version, entry["origin"], counts, run.logits)
+    outputs = _by_length(source.outputs, root)
+    run = postprocess.read_run(outputs, _by_length(source.bins, root), data, len(gold), source.batch_size)
+    counts = postprocess.count(gold, run, source.version, source.batch_size, limit)
+    _check_evaluation(root / source.evaluation, ", ".join(map(str, outputs.values())), counts)
+    lengths = run.buckets or {str(contract.SEQUENCE_LENGTH): len(gold)}
+    return Cell(source.batch_size, source.version, source.precision, lengths, source.origin, counts, run.logits)
 
 
-def _check_evaluation(text: Path, outputs: Path, counts: Evaluation) -> None:
+def _by_length(folders: Mapping[str, str], root: Path) -> dict[int, Path]:
+    return {int(length): root / folder for length, folder in folders.items()}
+
+
+def _check_evaluation(text: Path, outputs: str, counts: Evaluation) -> None:
     again = f"Run: invoke postprocess --bs {counts.batch_size} --version {counts.version} --force"
     path = text.with_suffix(".json")
     for needed in (text, path):
         if not needed.is_file():
             raise MissingError(f"{needed} is missing. {again}")
     try:
-        found = json.loads(path.read_bytes())
+        stored = json.loads(path.read_bytes())
     except ValueError as error:
         raise DataError(f"{path} is not JSON ({error}). {again}") from None
-    if said := _difference(found, counts.content(), ""):
-        raise DataError(f"{path}: {said} by the logits in {outputs}. {again}")
+    for place, value, counted in differences(stored, counts.content()):
+        what = f"is {value}, and {counted}"
+        if value is None:
+            what = f"is missing, and is {counted}"
+        elif counted is None:
+            what = "is there, and not expected"
+        raise DataError(f"{path}: {place or 'the whole'} {what} by the logits in {outputs}. {again}")
     if text.read_bytes() != postprocess.guide_text(counts).encode("utf-8"):
         raise DataError(f"{text} is not what the logits in {outputs} give. {again}")
-
-
-def _difference(found: Any, counted: Any, key: str) -> str:
-    """The first key whose value is not the counted one, with both; empty if all are."""
-    if not isinstance(counted, dict):
-        return "" if found == counted else f"{key} is {json.dumps(found)}, and {json.dumps(counted)}"
-    if not isinstance(found, dict):
-        return f"{key or 'the whole'} is no object, and has {len(counted)} keys"
-    for name in [*counted, *found]:
-        inner = f"{key}.{name}" if key else name
-        if name not in counted:
-            return f"{inner} is there, and not expected"
-        if name not in found:
-            return f"{inner} is missing, and is {json.dumps(counted[name])}"
-        if said := _difference(found[name], counted[name], inner):
-            return said
-    return ""
 
 
 def read_reference(path: Path, rows: int) -> Logits:
@@ -117,104 +126,110 @@ def read_reference(path: Path, rows: int) -> Logits:
     return logits
 
 
-def cell_body(cell: Cell, version: Version) -> dict[str, Any]:
+def report_cell(cell: Cell, version: Version) -> EvaluationCell:
     """The report's object of one cell."""
     counts = cell.counts
-    return {
-        "batch_size": cell.batch_size,
-        "version": cell.version,
-        "origin": cell.origin,
-        **proportion(counts.correct, counts.rows),
-        "genres": {genre: proportion(tally.correct, tally.rows) for genre, tally in counts.genres.items()},
-        "labels_predicted": counts.labels_predicted,
-        "labels_gold": counts.labels_gold,
-        "confusion": counts.confusion,
-        "permutations": permutations(counts.confusion),
-        "versus_reference": None if version.reference is None else versus(cell.logits, version.reference, version),
-    }
+    correct = proportion(counts.correct, counts.rows)
+    return EvaluationCell(
+        batch_size=cell.batch_size,
+        version=cell.version,
+        precision=cell.precision,
+        lengths=cell.lengths,
+        origin=cell.origin,
+        rows=correct.rows,
+        correct=correct.correct,
+        accuracy=correct.accuracy,
+        interval=correct.interval,
+        genres={genre: proportion(tally.correct, tally.rows) for genre, tally in counts.genres.items()},
+        labels_predicted=counts.labels_predicted,
+        labels_gold=counts.labels_gold,
+        confusion=counts.confusion,
+        permutations=permutations(counts.confusion),
+        versus_reference=None if version.reference is None else versus(cell.logits, version.reference, version),
+    )
 
 
-def proportion(correct: int, rows: int) -> dict[str, Any]:
-    return {
-        "rows": rows,
-        "correct": correct,
-        "accuracy": correct / rows,
-        "interval": list(intervals.wilson(correct, rows)),
-    }
+def proportion(correct: int, rows: int) -> Proportion:
+    return Proportion(rows=rows, correct=correct, accuracy=correct / rows, interval=intervals.wilson(correct, rows))
 
 
-def permutations(confusion: Mapping[str, Mapping[str, int]]) -> list[dict[str, Any]]:
-    """Correct rows if the model's outputs meant each of the six orders of labels; best first, then the given order.
+def permutations(confusion: Mapping[str, Mapping[str, int]]) -> list[LabelOrder]:
+    """Correct rows if the model's outputs meant each of the six orders of labels; best first, then the usual order.
 
     `confusion`: by gold label, then by predicted label. order[i]: the label that output i is read as.
     """
     rows = sum(sum(counts.values()) for counts in confusion.values())
-    found = []
+    orders = []
     for order in itertools.permutations(contract.LABELS):
-        correct = sum(confusion[meant][label] for label, meant in zip(contract.LABELS, order, strict=True))
-        found.append({"order": list(order), "correct": correct, "accuracy": correct / rows})
-    return sorted(found, key=lambda entry: -entry["correct"])
+        correct = sum(confusion[meaning][label] for label, meaning in zip(contract.LABELS, order, strict=True))
+        orders.append(LabelOrder(order=list(order), correct=correct, accuracy=correct / rows))
+    return sorted(orders, key=lambda order: -order.correct)
 
 
-def reference_body(reference: Logits, version: Version) -> dict[str, Any]:
+def reference_counts(reference: Logits, version: Version) -> Proportion:
     return proportion(int((predicted(reference) == version.labels).sum()), len(version.gold))
 
 
-def versus(logits: Logits, reference: Logits, version: Version) -> dict[str, Any]:
+def versus(logits: Logits, reference: Logits, version: Version) -> ReferenceComparison:
     """A run beside PyTorch on the same rows; the margins are PyTorch's."""
     difference, gold = compare_logits(reference, logits), version.labels
     expected, this = difference.labels
     only_reference = int(((expected == gold) & (this != gold)).sum())
     only_this = int(((this == gold) & (expected != gold)).sum())
-    margin = np.round(difference.margins[0], MARGIN_DIGITS)  # what is listed is what is judged
-    return {
-        "same_labels": len(gold) - len(difference.changed),
-        "only_reference_correct": only_reference,
-        "only_this_correct": only_this,
-        "p_value": intervals.mcnemar(only_reference, only_this),
-        "flips": [
-            {
-                **_place(row, margin),
-                "gold": contract.LABELS[gold[row]],
-                "reference": contract.LABELS[expected[row]],
-                "this": contract.LABELS[this[row]],
-            }
-            for row in _listed(difference.changed, margin)
+    changed, margin = difference.changed, _rounded(difference.margins[0])
+    return ReferenceComparison(
+        same_labels=len(gold) - len(changed),
+        only_reference_correct=only_reference,
+        only_this_correct=only_this,
+        p_value=intervals.mcnemar(only_reference, only_this),
+        flips=[
+            LabelChange(
+                row=row,
+                line=row + 2,
+                margin=float(margin[row]),
+                gold=contract.LABELS[gold[row]],
+                reference=contract.LABELS[expected[row]],
+                this=contract.LABELS[this[row]],
+            )
+            for row in _listed(changed, margin)
         ],
-        "flips_total": len(difference.changed),
-        "beyond_near_ties": int((margin[difference.changed] >= version.near_tie_margin).sum()),
-    }
+        flips_total=len(changed),
+        beyond_near_ties=int((margin[changed] >= version.near_tie_margin).sum()),
+    )
 
 
-def agreement(cells: Sequence[Cell], version: Version) -> dict[str, Any]:
+def agreement(cells: Sequence[Cell], version: Version) -> Agreement:
     """Whether all batch sizes predict the same labels; the margins are the smallest batch size's.
 
-    `cells`: at least one, all of `version` and of the present model.
+    `cells`: at least one, all of `version` and comparable.
     """
     ordered = sorted(cells, key=lambda cell: cell.batch_size)
     labels = np.stack([predicted(cell.logits) for cell in ordered])
     differ = np.flatnonzero((labels != labels[0]).any(axis=0))
-    margin = np.round(margins(ordered[0].logits), MARGIN_DIGITS)
-    return {
-        "batch_sizes": [cell.batch_size for cell in ordered],
-        "rows_that_differ": len(differ),
-        "beyond_near_ties": int((margin[differ] >= version.near_tie_margin).sum()),
-        "near_tie_margin": version.near_tie_margin,
-        "differences": [
-            {
-                **_place(row, margin),
-                "labels": {
+    margin = _rounded(margins(ordered[0].logits))
+    return Agreement(
+        batch_sizes=[cell.batch_size for cell in ordered],
+        rows_that_differ=len(differ),
+        beyond_near_ties=int((margin[differ] >= version.near_tie_margin).sum()),
+        near_tie_margin=version.near_tie_margin,
+        differences=[
+            Disagreement(
+                row=row,
+                line=row + 2,
+                margin=float(margin[row]),
+                labels={
                     str(cell.batch_size): contract.LABELS[label]
                     for cell, label in zip(ordered, labels[:, row], strict=True)
                 },
-            }
+            )
             for row in _listed(differ, margin)
         ],
-    }
+    )
 
 
-def _place(row: int, margin: npt.NDArray[np.float64]) -> dict[str, Any]:
-    return {"row": row, "line": row + 2, "margin": float(margin[row])}
+def _rounded(margin: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """What is listed is what is judged."""
+    return np.round(margin, MARGIN_DIGITS)
 
 
 def _listed(rows: npt.NDArray[np.intp], margin: npt.NDArray[np.float64]) -> list[int]:

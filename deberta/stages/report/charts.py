@@ -66,8 +66,8 @@ def whiskers(name: str, title: str, dots: Sequence[Dot], marked: Mapping[str, fl
         _line("axis", left, bottom, right, bottom),
         _text((left + right) / 2, bottom + 36, "accuracy, %", "middle"),
     ]
-    for said, value in marked.items():
-        parts += [_line("marked", x(value), top - 6, x(value), bottom), _text(x(value), top - 11, said, "middle")]
+    for mark, value in marked.items():
+        parts += [_line("marked", x(value), top - 6, x(value), bottom), _text(x(value), top - 11, mark, "middle")]
     for place, dot in enumerate(dots):
         y = top + row * (place + 0.5)
         weight = " strong" if dot.strong else ""
@@ -78,17 +78,17 @@ def whiskers(name: str, title: str, dots: Sequence[Dot], marked: Mapping[str, fl
             f'<circle class="dot" cx="{x(dot.value):.1f}" cy="{y:.1f}" r="{5 if dot.strong else 4}"/>',
             _text(width - 2, y + _BASE, f"{dot.value:.2f}", "end", weight),
         ]
-    said = "; ".join(f"{dot.label} {dot.value:.2f}, interval {dot.low:.2f} to {dot.high:.2f}" for dot in dots)
-    return _svg(name, title, f"Accuracy in percent: {said}.", width, bottom + 42, parts)
+    values = "; ".join(f"{dot.label} {dot.value:.2f}, interval {dot.low:.2f} to {dot.high:.2f}" for dot in dots)
+    return _svg(name, title, f"Accuracy in percent: {values}.", width, bottom + 42, parts)
 
 
 def throughput(name: str, title: str, series: Sequence[Series]) -> str:
     """Throughput against batch size: the size by its logarithm, the throughput from zero."""
     width, left, right, top = 400, 52.0, 400 - 22.0, 14 + 20 * len(series) + 14
     bottom = top + 210
-    sizes = sorted({size for one in series for size, _ in one.points})
-    most = max(fps for one in series for _, fps in one.points)
-    ends = [interval[1] for one in series for interval in one.intervals if interval]
+    sizes = sorted({size for line in series for size, _ in line.points})
+    most = max(fps for line in series for _, fps in line.points)
+    ends = [interval[1] for line in series for interval in line.intervals if interval]
     levels = ticks(0, min(max([most, *ends]), 1.5 * most))  # an interval of very few loops may leave the chart
 
     def x(size: int) -> float:
@@ -105,23 +105,23 @@ def throughput(name: str, title: str, series: Sequence[Series]) -> str:
     parts += [_text(x(size), bottom + 18, str(size), "middle") for size in sizes]
     parts += [_text((left + right) / 2, bottom + 38, "batch size (logarithmic)", "middle")]
     parts += [_text(left - 44, top - 12, "samples per second", "start")]
-    for place, one in enumerate(series):
+    for place, line in enumerate(series):
         height = 12 + 20 * place
-        key = [_line("line", 8, height, 36, height), _marker(one.style, 22, height)]
+        key = [_line("line", 8, height, 36, height), _marker(line.style, 22, height)]
         parts += [
-            f'<g class="{one.style}">{"".join(key)}</g>',
-            _text(46, height + _BASE, _short(one.label, 56), "start"),
+            f'<g class="{line.style}">{"".join(key)}</g>',
+            _text(46, height + _BASE, _short(line.label, 56), "start"),
         ]
-        path = " L".join(f"{x(size):.1f} {y(fps):.1f}" for size, fps in one.points)
+        path = " L".join(f"{x(size):.1f} {y(fps):.1f}" for size, fps in line.points)
         drawn = [f'<path class="line" d="M{path}"/>']
-        for (size, _), interval in zip(one.points, one.intervals or (None,) * len(one.points), strict=True):
+        for (size, _), interval in zip(line.points, line.intervals or (None,) * len(line.points), strict=True):
             drawn += [_line("whisker", x(size), y(interval[0]), x(size), y(interval[1]))] if interval else []
-        drawn += [_marker(one.style, x(size), y(fps)) for size, fps in one.points]
-        parts.append(f'<g class="{one.style}">{"".join(drawn)}</g>')
-        if one.labelled:
-            parts += [_text(x(size), y(fps) - 11, rate(fps), "middle", " value") for size, fps in one.points]
-    said = "; ".join(f"{o.label}: {', '.join(f'bs {s} {rate(fps)}' for s, fps in o.points)}" for o in series)
-    return _svg(name, title, f"Samples per second by batch size. {said}.", width, bottom + 44, parts)
+        drawn += [_marker(line.style, x(size), y(fps)) for size, fps in line.points]
+        parts.append(f'<g class="{line.style}">{"".join(drawn)}</g>')
+        if line.labelled:
+            parts += [_text(x(size), y(fps) - 11, rate(fps), "middle", " value") for size, fps in line.points]
+    values = "; ".join(f"{o.label}: {', '.join(f'bs {s} {rate(fps)}' for s, fps in o.points)}" for o in series)
+    return _svg(name, title, f"Samples per second by batch size. {values}.", width, bottom + 44, parts)
 
 
 def distribution(name: str, title: str, times_ms: Sequence[float], marks: Mapping[str, float]) -> str:
@@ -153,8 +153,8 @@ def distribution(name: str, title: str, times_ms: Sequence[float], marks: Mappin
             f'<circle class="dot" cx="{x(time):.1f}" cy="{y(percent):.1f}" r="3.5"/>',
             _text(right + 16, label + _BASE, f"{mark} {time:.3f}", "start", " value"),
         ]
-    said = ", ".join(f"{mark} {time:.3f} ms" for mark, time in marks.items())
-    about = f"{len(times)} times from {times[0]} to {times[-1]} ms; {said}."
+    percentiles = ", ".join(f"{mark} {time:.3f} ms" for mark, time in marks.items())
+    about = f"{len(times)} times from {times[0]} to {times[-1]} ms; {percentiles}."
     return _svg(name, title, about, width, bottom + 42, [f'<g class="measured-1">{"".join(parts)}</g>'])
 
 

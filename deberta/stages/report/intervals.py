@@ -40,8 +40,8 @@ class Latency:
 
 def wilson(correct: int, rows: int) -> Interval:
     """The 95 % interval of a proportion: Wilson's score interval without continuity correction (JASA 22, 1927)."""
-    found = stats.binomtest(correct, rows).proportion_ci(CONFIDENCE, method="wilson")
-    return round(float(found.low), DIGITS), round(float(found.high), DIGITS)
+    interval = stats.binomtest(correct, rows).proportion_ci(CONFIDENCE, method="wilson")
+    return round(float(interval.low), DIGITS), round(float(interval.high), DIGITS)
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
@@ -52,8 +52,8 @@ def mcnemar(only_first: int, only_second: int) -> float:
     The McNemar test for binary matched-pairs data, BMC Medical Research Methodology 13:91 (2013).
     """
     rows, fewer = only_first + only_second, min(only_first, only_second)
-    found = 2 * stats.binom.cdf(fewer, rows, 0.5) - stats.binom.pmf(fewer, rows, 0.5)
-    return round(min(1.0, float(found)), DIGITS)
+    p_value = 2 * stats.binom.cdf(fewer, rows, 0.5) - stats.binom.pmf(fewer, rows, 0.5)
+    return round(min(1.0, float(p_value)), DIGITS)
 
 
 def more_often_right(first: int, second: int) -> float:

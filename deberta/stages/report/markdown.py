@@ -4,24 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from deberta.core.report import Report
 from deberta.stages.report import tables
-from deberta.stages.report.tables import Cell, Report, Table
+from deberta.stages.report.tables import Cell, Table
 
 
 def markdown(report: Report) -> str:
     """The whole report as Markdown. On a limited run every part of it says so."""
     partial = tables.limited(report)
-    lines = [f"# {_text(report['title'])}", ""]
+    lines = [f"# {_text(report.title)}", ""]
     if partial:
         lines += [f"**{partial[0].upper()}{partial[1:]}.**", ""]
-    said = tables.headline(report)
-    if report["verdict"] is not None:
-        lines += [f"**{said.word}.** {_text(said.statement)}", "", *(f"- {_text(reason)}" for reason in said.reasons)]
-        lines += [""] if said.reasons else []
+    headline = tables.headline(report)
+    if report.verdict is not None:
+        reasons = [f"- {_text(reason)}" for reason in headline.reasons]
+        lines += [f"**{headline.word}.** {_text(headline.statement)}", "", *reasons, *([""] if reasons else [])]
     lines += [*_table(tables.guide(report)), ""]
     for note in tables.notes(report):
         lines += [_text(note), ""]
-    if report["verdict"] is not None:
+    if report.verdict is not None:
         lines += _section("Verdict", partial, [tables.gates(report)])
     lines += _section("Accuracy by genre", partial, [_genres(report)])
     lines += _section("Performance runs", partial, [tables.performances(report)])
@@ -30,24 +31,24 @@ def markdown(report: Report) -> str:
     lines += _section("Checks of data and labels", partial, [tables.data_checks(report), tables.orders(report)])
     lines += _section("Environment", "", [tables.environment(report), tables.steps(report)])
     lines += _section("Artifacts", partial, tables.artifacts(report))
-    lines.append(f"SHA-256 of the body, which holds no time and no machine: `{report['body_sha256']}`")
+    lines.append(f"SHA-256 of the body, which holds no time and no machine: `{report.body_sha256}`")
     text = "\n".join(lines) + "\n"
-    return text + (report["measured"].get("buckets_markdown") or "")
+    return text + report.measured.buckets_markdown
 
 
 def _genres(report: Report) -> Table:
     rows = [
-        (f"{cell['batch_size']}", cell["version"], genre, *tables.counted(one))
-        for cell in report["body"]["cells"]
-        for genre, one in {"all": cell, **cell["genres"]}.items()
+        (tables.size_of(cell), cell.version, genre, *tables.counted(counts))
+        for cell in report.body.cells
+        for genre, counts in tables.counts_of(cell).items()
     ]
     heads = ("batch size", "version", "genre", "correct / rows", "accuracy", tables.INTERVAL)
     return Table("genres", "", heads, ("", "", "", "number", "number", "number"), tuple(rows))
 
 
-def _section(title: str, partial: str, found: Iterable[Table | None]) -> list[str]:
+def _section(title: str, partial: str, tables: Iterable[Table]) -> list[str]:
     """A heading and its tables; several tables say which is which. No heading without a table."""
-    present = [table for table in found if table is not None and table.rows]
+    present = [table for table in tables if table.rows]
     if not present:
         return []
     lines = [f"## {title}{f' ({partial})' if partial else ''}", ""]

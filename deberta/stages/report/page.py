@@ -5,18 +5,18 @@ The page's look is report.html.jinja beside this module; here its numbers are pu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jinja2
+import msgspec
 from markupsafe import Markup
 
 from deberta.core.contract import VERSIONS
+from deberta.core.report import PerformanceRun, Report
 from deberta.stages.report import charts, tables
 from deberta.stages.report.charts import Dot, Series
-from deberta.stages.report.tables import Group, Report, Table
+from deberta.stages.report.tables import Group, Table
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 ABOUT_ACCURACY = (
@@ -58,49 +58,49 @@ def html(report: Report, data: str = "") -> str:
     )
     partial = tables.limited(report)
     return environment.from_string(source).render(
-        kind="Report" if report["verdict"] is None else "Acceptance report",
-        title=report["title"],
+        kind="Report" if report.verdict is None else "Acceptance report",
+        title=report.title,
         headline=tables.headline(report),
         partial=f"{partial[0].upper()}{partial[1:]}." if partial else "",
         captioned=f" ({partial})" if partial else "",
-        made=report["measured"]["made"],
-        command=report["measured"]["command"],
-        body_sha256=report["body_sha256"],
+        made=report.measured.made,
+        command=report.measured.command,
+        body_sha256=report.body_sha256,
         data=data,
         sections=[section for section in _sections(report) if section.figures or section.tables or section.text],
     )
 
 
 def _sections(report: Report) -> list[Section]:
-    found = tables.groups(report)
-    judged = [tables.gates(report)] if report["verdict"] is not None else []
-    confusions = tuple(_confusion(number, group) for number, group in enumerate(found, 1))
+    groups = tables.groups(report)
+    judged = [tables.gates(report)] if report.verdict is not None else []
+    confusions = tuple(_confusion(number, group) for number, group in enumerate(groups, 1))
     performances = tables.performances(report)
     return [
         Section("results", "Published and measured", (), (tables.guide(report),), tuple(tables.notes(report))),
         Section("gates", "Gates", tables=tuple(judged)),
         Section(
-            "accuracy", "Accuracy by genre", _accuracy(report, found), _genres(found), (ABOUT_ACCURACY,), beside=True
+            "accuracy", "Accuracy by genre", _accuracy(report, groups), _genres(groups), (ABOUT_ACCURACY,), beside=True
         ),
         Section("confusion", "Confusion", (), confusions, (ABOUT_CONFUSION,), beside=True),
-        Section("throughput", "Throughput", _throughput(report), (performances,) if performances.rows else ()),
+        Section("throughput", "Throughput", _throughput(report), _filled(performances)),
         Section("latency", "Latency", _latencies(report), notes=(ABOUT_LATENCY,), small=True),
         Section("agreement", "Agreement between batch sizes", (), tuple(tables.agreement(report))),
         Section("reference", "Comparison with the reference", (), tuple(tables.reference(report))),
-        Section("data", "Checks of data and labels", (), _present(tables.data_checks(report), tables.orders(report))),
-        Section("environment", "Environment", (), _present(tables.environment(report), tables.steps(report))),
+        Section("data", "Checks of data and labels", (), _filled(tables.data_checks(report), tables.orders(report))),
+        Section("environment", "Environment", (), _filled(tables.environment(report), tables.steps(report))),
         Section("artifacts", "Artifacts", (), tuple(tables.artifacts(report))),
-        Section("buckets", "Length buckets", text=(report["measured"].get("buckets_markdown") or "").strip()),
+        Section("buckets", "Length buckets", text=report.measured.buckets_markdown.strip()),
     ]
 
 
-def _present(*found: Table | None) -> tuple[Table, ...]:
-    return tuple(table for table in found if table is not None)
+def _filled(*all_tables: Table) -> tuple[Table, ...]:
+    return tuple(table for table in all_tables if table.rows)
 
 
-def _accuracy(report: Report, found: list[Group]) -> tuple[PageFigure, ...]:
+def _accuracy(report: Report, groups: list[Group]) -> tuple[PageFigure, ...]:
     """A chart for each group of cells, all on one axis."""
-    ends = [end for group in found for one in _counted(group).values() for end in one["interval"]]
+    ends = [end for group in groups for counts in group.counts.values() for end in counts.interval]
     if not ends:
         return ()
     official = {version: _official(report, version) for version in VERSIONS}
@@ -108,10 +108,10 @@ def _accuracy(report: Report, found: list[Group]) -> tuple[PageFigure, ...]:
     # 0 and 100 are ticks of any step, so that an axis that reaches them ends there.
     domain = [tick for tick in charts.ticks(100 * min(ends), 100 * max(ends)) if 0 <= tick <= 100]
     figures = []
-    for number, group in enumerate(found, 1):
+    for number, group in enumerate(groups, 1):
         dots = [
-            Dot(name, 100 * one["accuracy"], 100 * one["interval"][0], 100 * one["interval"][1], name == "all")
-            for name, one in _counted(group).items()
+            Dot(name, 100 * counts.accuracy, 100 * counts.interval[0], 100 * counts.interval[1], name == "all")
+            for name, counts in group.counts.items()
         ]
         value = official[group.version]
         marked = {f"official {value}": value} if value is not None else {}
@@ -120,17 +120,13 @@ def _accuracy(report: Report, found: list[Group]) -> tuple[PageFigure, ...]:
     return tuple(figures)
 
 
-def _counted(group: Group) -> dict[str, Mapping[str, Any]]:
-    return {"all": group.cell, **group.cell["genres"]}
-
-
 def _official(report: Report, version: str) -> float | None:
     """The accuracy that is published as official, in percent, if all batch sizes have the same."""
-    values = {row[f"official_{version}"] for row in report["measured"]["published"]}
+    values = {getattr(row, f"official_{version}") for row in report.measured.published}
     return float(values.pop()) if len(values) == 1 else None
 
 
-def _genres(found: list[Group]) -> tuple[Table, ...]:
+def _genres(groups: list[Group]) -> tuple[Table, ...]:
     heads, kinds = ("genre", "correct / rows", "accuracy", tables.INTERVAL), ("", "number", "number", "number")
     return tuple(
         Table(
@@ -138,22 +134,22 @@ def _genres(found: list[Group]) -> tuple[Table, ...]:
             group.title,
             heads,
             kinds,
-            tuple((name, *tables.counted(one)) for name, one in _counted(group).items()),
+            tuple((name, *tables.counted(counts)) for name, counts in group.counts.items()),
         )
-        for number, group in enumerate(found, 1)
+        for number, group in enumerate(groups, 1)
     )
 
 
 def _confusion(number: int, group: Group) -> Table:
     """Gold labels down, predictions across, totals at the ends; a cell is shaded by its share of the gold label."""
     cell = group.cell
-    labels = tuple(cell["confusion"])
+    labels = tuple(cell.confusion)
     rows, shares = [], []
     for gold in labels:
-        counts, total = [cell["confusion"][gold][label] for label in labels], cell["labels_gold"][gold]
+        counts, total = [cell.confusion[gold][label] for label in labels], cell.labels_gold[gold]
         rows.append((gold, *map(str, counts), f"{total}"))
         shares.append((*(count / total if total else 0.0 for count in counts), 0.0))
-    rows.append(("predicted", *(f"{cell['labels_predicted'][label]}" for label in labels), f"{cell['rows']}"))
+    rows.append(("predicted", *(f"{cell.labels_predicted[label]}" for label in labels), f"{cell.rows}"))
     shares.append((0.0,) * (len(labels) + 1))
     heads, kinds = ("gold", *labels, "gold rows"), ("", *["number"] * (len(labels) + 1))
     return Table(f"confusion-{number}", group.title, heads, kinds, tuple(rows), tuple(shares))
@@ -161,54 +157,52 @@ def _confusion(number: int, group: Group) -> Table:
 
 def _throughput(report: Report) -> tuple[PageFigure, ...]:
     """Measured throughput by batch size; the published lines too, where there are any."""
-    measured = report["measured"]
-    lines: dict[str, list[Mapping[str, Any]]] = {}
-    for run in sorted(measured["performances"], key=lambda run: (VERSIONS.index(run["version"]), run["batch_size"])):
-        lines.setdefault(f"measured, {run['version']}, {tables.where(report, run, run['runner'])}", []).append(run)
+    lines: dict[str, list[PerformanceRun]] = {}
+    for run in sorted(tables.padded_runs(report), key=lambda run: (VERSIONS.index(run.version), run.batch_size)):
+        lines.setdefault(f"measured, {run.version}, {tables.where_timed(run)}", []).append(run)
     if not lines:
         return ()
     series = [
         Series(
             label,
             f"measured-{min(number, 3)}",
-            tuple((run["batch_size"], run["fps"]) for run in runs),
+            tuple((run.batch_size, run.fps) for run in runs),
             tuple(_fps_interval(run) for run in runs),
             labelled=number == 1,
         )
         for number, (label, runs) in enumerate(lines.items(), 1)
     ]
-    published = sorted(measured["published"], key=lambda row: row["batch_size"])
-    for label, style, key in (
-        ("310P, published", "published", "ascend_fps"),
-        ("baseline (T4), published", "baseline", "baseline_fps"),
-    ):
-        if published:
-            series.append(Series(label, style, tuple((row["batch_size"], row[key]) for row in published)))
+    if rows := sorted(report.measured.published, key=lambda row: row.batch_size):
+        published = tuple((row.batch_size, row.ascend_fps) for row in rows)
+        baseline = tuple((row.batch_size, row.baseline_fps) for row in rows)
+        series += [
+            Series("310P, published", "published", published),
+            Series("baseline (T4), published", "baseline", baseline),
+        ]
     caption = "Throughput against batch size; the vertical lines are intervals of the average"
     return (PageFigure(caption, Markup(charts.throughput("throughput-1", caption, series))),)
 
 
-def _fps_interval(run: Mapping[str, Any]) -> tuple[float, float] | None:
+def _fps_interval(run: PerformanceRun) -> tuple[float, float] | None:
     """The interval of the average time on the chart's axis, by the formula that made fps of the average itself."""
-    interval = run.get("interval_ms")
+    interval = run.interval_ms
     if not interval or interval[0] <= 0:
         return None
-    return run["batch_size"] * 1000 / interval[1], run["batch_size"] * 1000 / interval[0]
+    return run.batch_size * 1000 / interval[1], run.batch_size * 1000 / interval[0]
 
 
 def _latencies(report: Report) -> tuple[PageFigure, ...]:
     figures = []
-    for number, run in enumerate(report["measured"]["performances"], 1):
-        times = _times(run)
-        if times:
-            said = tables.where(report, run, run["runner"])
-            title = f"bs {run['batch_size']}, {run['version']}{' ' if said.startswith('on ') else ', '}{said}"
-            svg = charts.distribution(f"latency-{number}", f"Latency: {title}", times, run["percentiles_ms"])
+    for number, run in enumerate(tables.padded_runs(report), 1):
+        if times := _times(run):
+            stands = tables.where_timed(run)
+            title = f"bs {run.batch_size}, {run.version}{' ' if stands.startswith('on ') else ', '}{stands}"
+            percentiles = msgspec.structs.asdict(run.percentiles_ms)
+            svg = charts.distribution(f"latency-{number}", f"Latency: {title}", times, percentiles)
             figures.append(PageFigure(title, Markup(svg)))
     return tuple(figures)
 
 
-def _times(run: Mapping[str, Any]) -> list[float]:
+def _times(run: PerformanceRun) -> list[float]:
     """Times in ms, msame's without the first, which warms up; ais_bench's own warm-up is none of them."""
-    times: list[float] = run["times_ms"]
-    return times[1:] or times if run["runner"] == "msame" else times
+    return run.times_ms[1:] or run.times_ms if run.runner == "msame" else run.times_ms

@@ -7,9 +7,7 @@ result is a JSON file: {"findings": [{"where": file, "what": text}], "files": n,
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import hashlib
 import io
 import json
 import shutil
@@ -19,14 +17,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import rfc8785
-
 from deberta.core import files
+from deberta.core.differences import differences, shown
 from deberta.core.errors import DebertaError, one_line, run_stage
+from deberta.core.job import Job
 from deberta.core.progress import Progress
+from deberta.stages import arguments
 from deberta.stages.data import check_data
-from deberta.stages.inference import postprocess
-from deberta.stages.report import assess, render
+from deberta.stages.inference import label_changes, postprocess, throughput
+from deberta.stages.report import assess, canonical, render
 
 SHOWN = 20  # differences of one file that are named; the others are counted
 UNRECORDED = "no record"  # of a cell: nothing says of which outputs its accuracy text is
@@ -41,28 +40,10 @@ class Result:
     files: int = 0
     numbers: int = 0
 
-    def add(self, where: object, differences: Sequence[str]) -> None:
-        self.findings += [{"where": str(where), "what": text} for text in differences[:SHOWN]]
-        if len(differences) > SHOWN:
-            self.findings.append({"where": str(where), "what": f"and {len(differences) - SHOWN} more differences"})
-
-
-def differences(stored: Any, recomputed: Any, path: str = "") -> Iterator[str]:
-    """Every place where two parsed JSON values differ, by its path, as in `body.cells[3].correct`."""
-    if isinstance(stored, dict) and isinstance(recomputed, dict):
-        for key in dict.fromkeys([*recomputed, *stored]):
-            place = f"{path}.{key}" if path else str(key)
-            if key not in stored or key not in recomputed:
-                yield f"{place}: only {'recomputed' if key in recomputed else 'stored'}"
-            else:
-                yield from differences(stored[key], recomputed[key], place)
-    elif isinstance(stored, list) and isinstance(recomputed, list):
-        if len(stored) != len(recomputed):
-            yield f"{path}: stored {len(stored)} entries, recomputed {len(recomputed)}"
-        for index, (before, after) in enumerate(zip(stored, recomputed, strict=False)):
-            yield from differences(before, after, f"{path}[{index}]")
-    elif type(stored) is not type(recomputed) or stored != recomputed:
-        yield f"{path}: stored {_short(stored)}, recomputed {_short(recomputed)}"
+    def add(self, where: object, texts: Sequence[str]) -> None:
+        self.findings += [{"where": str(where), "what": text} for text in texts[:SHOWN]]
+        if len(texts) > SHOWN:
+            self.findings.append({"where": str(where), "what": f"and {len(texts) - SHOWN} more differences"})
 
 
 def numbers(content: Any) -> int:
@@ -74,57 +55,69 @@ def numbers(content: Any) -> int:
     return int(isinstance(content, (int, float)) and not isinstance(content, bool))
 
 
-def compare_text(stored: Path, made: Path) -> list[str]:
+def compare_text(stored: Path, recomputed: Path) -> list[str]:
     """The lines in which two text files differ; empty if their bytes are the same."""
-    before, after = stored.read_bytes(), made.read_bytes()
+    before, after = stored.read_bytes(), recomputed.read_bytes()
     if before == after:
         return []
-    ours, theirs = (text.decode("utf-8", errors="replace").split("\n") for text in (before, after))
-    found = [
+    old_lines, new_lines = (text.decode("utf-8", errors="replace").split("\n") for text in (before, after))
+    texts = [
         f"line {number}: stored {_near(old, new)}, recomputed {_near(new, old)}"
-        for number, (old, new) in enumerate(zip(ours, theirs, strict=False), 1)
+        for number, (old, new) in enumerate(zip(old_lines, new_lines, strict=False), 1)
         if old != new
     ]
-    if len(ours) != len(theirs):
-        found.append(f"stored {len(ours)} lines, recomputed {len(theirs)}")
-    return found or ["other bytes for the same text"]
+    if len(old_lines) != len(new_lines):
+        texts.append(f"stored {len(old_lines)} lines, recomputed {len(new_lines)}")
+    return texts or ["other bytes for the same text"]
 
 
-def _near(text: str, other: str) -> str:
-    """A text, of a long one the part from shortly before it differs from another."""
-    pairs = enumerate(zip(text, other, strict=False))
-    same = next((at for at, (ours, theirs) in pairs if ours != theirs), min(len(text), len(other)))
-    return _short(text if len(text) <= 100 else f"...{text[max(0, same - 30) : same + 70]}...")
+def _near(text: str, compared: str) -> str:
+    """A text, of a long one the part from shortly before it differs from the compared one."""
+    pairs = enumerate(zip(text, compared, strict=False))
+    same = next((at for at, (left, right) in pairs if left != right), min(len(text), len(compared)))
+    return shown(text if len(text) <= 100 else f"...{text[max(0, same - 30) : same + 70]}...")
 
 
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 120 else f"{text[:120]}..."
-
-
-def _compare_json(result: Result, stored: Path, made: Path) -> None:
-    kept, again = (json.loads(path.read_text(encoding="utf-8")) for path in (stored, made))
-    found = list(differences(kept, again))
-    if not found and stored.read_bytes() != made.read_bytes():
-        found = ["the same content written otherwise"]
-    result.add(stored, found)
+def compare_json(result: Result, stored: Path, recomputed: Path) -> None:
+    old, new = (json.loads(path.read_text(encoding="utf-8")) for path in (stored, recomputed))
+    texts = [difference.describe("stored", "recomputed") for difference in differences(old, new)]
+    if not texts and stored.read_bytes() != recomputed.read_bytes():
+        texts = ["the same content written otherwise"]
+    result.add(stored, texts)
     result.files += 1
-    result.numbers += numbers(again)
+    result.numbers += numbers(new)
 
 
-def _again(result: Result, where: Path, stage: Stage, arguments: Sequence[object], compare: Callable[[], None]) -> None:
-    """Run a stage's main, which may not take part in the comparison at all if what it reads is damaged."""
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stdout(said):
-            stage([str(argument) for argument in arguments])
-        compare()
-    except DebertaError as error:
-        result.add(where, [f"cannot be made again: {one_line(str(error))}"])
-    except OSError as error:
-        result.add(where, [f"cannot be made again: {error.filename}: {error.strerror}"])
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:  # JSON of another shape
-        result.add(where, [f"cannot be made again: {type(error).__name__}: {one_line(str(error))}"])
+@dataclass(frozen=True)
+class Recomputation:
+    """A stage's main, run again: each file that it writes is compared with the stored one. `where`: the first."""
+
+    stage: Stage
+    arguments: Sequence[object]
+    pairs: Sequence[tuple[Path, Path]]  # stored, recomputed
+
+    def run(self, result: Result) -> None:
+        """The comparison does not take place if what the stage reads is damaged: that is a finding too."""
+        where, reason = self.pairs[0][0], ""
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):
+                self.stage([str(argument) for argument in self.arguments])
+            for stored, recomputed in self.pairs:
+                if stored.suffix == ".json":
+                    compare_json(result, stored, recomputed)
+                    continue
+                result.add(stored, compare_text(stored, recomputed))
+                result.files += 1
+                if stored.suffix == ".txt":
+                    result.numbers += len(recomputed.read_text(encoding="utf-8").splitlines())  # a number a line
+        except DebertaError as error:
+            reason = one_line(str(error))
+        except OSError as error:
+            reason = f"{error.filename}: {error.strerror}"
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:  # JSON of another shape
+            reason = f"{type(error).__name__}: {one_line(str(error))}"
+        if reason:
+            result.add(where, [f"cannot be made again: {reason}"])
 
 
 def recompute(
@@ -136,110 +129,115 @@ def recompute(
     """
     result = Result()
     try:
-        job = json.loads(job_path.read_text(encoding="utf-8"))
-        jobs = list(_jobs(result, job, tokenizer, config, scratch))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        result.add(job_path, [f"cannot be read: {type(error).__name__}: {one_line(str(error))}"])
+        job = assess.read_job(job_path)
+    except DebertaError as error:
+        result.add(job_path, [f"cannot be read: {one_line(str(error))}"])
         return result
-    made, pages = scratch / "again.json", scratch / "pages"
-    made_markdown, made_html = pages / markdown.name, pages / html.name
+    again, pages = scratch / "again.json", scratch / "pages"
     pages.mkdir()
-    beside = Path(shutil.copyfile(report, pages / report.name))  # a page names the report.json that lies beside it
-    jobs.append(
-        lambda: _again(
-            *(result, report, assess.main, ["--job", job_path, "--output", made]),
-            lambda: _compare_json(result, report, made),
-        )
-    )
-    jobs.append(lambda: check_body(result, report))
-
-    def compare_pages() -> None:
-        for stored, again in ((markdown, made_markdown), (html, made_html)):
-            result.add(stored, compare_text(stored, again))
-            result.files += 1
-
-    # Of the report that is kept, so that each file is judged for itself.
-    rendering = ["--report", beside, "--markdown", made_markdown, "--html", made_html]
-    jobs.append(lambda: _again(result, markdown, render.main, rendering, compare_pages))
-    progress = Progress("recomputing", len(jobs), "files")
-    for index, one in enumerate(jobs, 1):
-        one()
+    # Of the stored report, so that each file is judged for itself; a page names the report.json that lies beside it.
+    beside = Path(shutil.copyfile(report, pages / report.name))
+    page_pairs = [(markdown, pages / markdown.name), (html, pages / html.name)]
+    rendering = ["--report", beside, "--markdown", page_pairs[0][1], "--html", page_pairs[1][1]]
+    recomputations = [
+        *(_data_checks(job, tokenizer, config, scratch) if tokenizer and config else ()),
+        *_evaluations(job, scratch),
+        *_comparisons(job, scratch),
+        Recomputation(assess.main, ["--job", job_path, "--output", again], [(report, again)]),
+        Recomputation(render.main, rendering, page_pairs),
+    ]
+    progress = Progress("recomputing", len(recomputations), "files")
+    for index, recomputation in enumerate(recomputations, 1):
+        recomputation.run(result)
         progress.update(index)
+    check_body(result, report)
     return result
 
 
-def _jobs(
-    result: Result, job: Mapping[str, Any], tokenizer: Path | None, config: Path | None, scratch: Path
-) -> Iterator[Callable[[], None]]:
-    """What is to be made again of the data and the outputs."""
-    limit, expected = job["limit"], job["profile"]["rows"]
+def _row_options(job: Job, version: str) -> list[object]:
+    limit, rows = job.limit, job.profile.rows.get(version)
+    return [
+        "--version",
+        version,
+        *(["--limit", limit] if limit else []),
+        *(["--rows", rows] if rows is not None else []),
+    ]
 
-    def counts(version: str) -> list[object]:
-        rows = ["--rows", expected[version]] if expected.get(version) is not None else []
-        return [*(["--limit", limit] if limit else []), *rows]
 
-    for version, stored in job["sentinels"].items() if tokenizer and config else ():
-        made = scratch / f"sentinel_{version}.json"
-        given = ["--data", job["data"][version], "--tokenizer", tokenizer, "--config", config, "--version", version]
-        arguments = [*given, "--output", made, *counts(version)]
-        yield _later(result, Path(stored), check_data.main, arguments, [(Path(stored), made)])
-    for index, cell in enumerate(job["cells"]):
-        if cell["origin"] == UNRECORDED:
+def _data_checks(job: Job, tokenizer: Path, config: Path, scratch: Path) -> Iterator[Recomputation]:
+    for version, stored in job.sentinels.items():
+        output = scratch / f"sentinel_{version}.json"
+        paths = ["--data", job.data[version], "--tokenizer", tokenizer, "--config", config, "--output", output]
+        yield Recomputation(check_data.main, [*paths, *_row_options(job, version)], [(Path(stored), output)])
+
+
+def _evaluations(job: Job, scratch: Path) -> Iterator[Recomputation]:
+    for index, cell in enumerate(job.cells):
+        if cell.origin == UNRECORDED:
             continue
-        text, version = Path(cell["evaluation"]), cell["version"]
-        made = scratch / f"eval_{index}.txt"
-        given = ["--outputs", cell["outputs"], "--data", job["data"][version], "--bs", cell["batch_size"]]
-        arguments = [*given, "--output", made, "--version", version, *counts(version)]
-        pairs = [(text, made), (text.with_suffix(".json"), made.with_suffix(".json"))]
-        yield _later(result, text, postprocess.main, arguments, pairs)
+        text, output = Path(cell.evaluation), scratch / f"eval_{index}.txt"
+        pairs = [(text, output), (text.with_suffix(".json"), output.with_suffix(".json"))]
+        command = [*_run_options(cell.outputs, cell.bins), "--data", job.data[cell.version], "--output", output]
+        outputs = ["--outputs", ",".join(cell.outputs.values()), "--bs", cell.batch_size]
+        yield Recomputation(postprocess.main, [*command, *outputs, *_row_options(job, cell.version)], pairs)
 
 
-def _later(
-    result: Result, where: Path, stage: Stage, arguments: Sequence[object], pairs: Sequence[tuple[Path, Path]]
-) -> Callable[[], None]:
-    def compare() -> None:
-        for stored, made in pairs:
-            if stored.suffix == ".json":
-                _compare_json(result, stored, made)
-            else:
-                result.add(stored, compare_text(stored, made))
-                result.files += 1
-                result.numbers += len(made.read_text(encoding="utf-8").splitlines())  # a number a line
+def _comparisons(job: Job, scratch: Path) -> Iterator[Recomputation]:
+    """The throughputs over the data, and the label changes of int8 runs."""
+    for index, files_of in enumerate(job.throughputs):
+        output = scratch / f"throughput_{index}.json"
+        lengths, logs = ",".join(files_of.logs), ",".join(files_of.logs.values())
+        command = ["--lengths", lengths, "--logs", logs, "--tokens", files_of.tokens, "--bs", files_of.batch_size]
+        stored = Path(files_of.throughput)
+        yield Recomputation(throughput.main, [*command, "--output", output], [(stored, output)])
+    for index, changes in enumerate(job.label_changes):
+        output = scratch / f"label_changes_{index}.json"
+        command = [*_run_options(changes.fp32, changes.bins), "--data", job.data[changes.version], "--output", output]
+        outputs = ["--fp32", ",".join(changes.fp32.values()), "--int8", ",".join(changes.int8.values())]
+        options = ["--bs", changes.batch_size, *_row_options(job, changes.version)]
+        yield Recomputation(label_changes.main, [*command, *outputs, *options], [(Path(changes.label_changes), output)])
 
-    return lambda: _again(result, where, stage, arguments, compare)
+
+def _run_options(outputs: Mapping[str, str], bins: Mapping[str, str]) -> list[object]:
+    return ["--lengths", ",".join(outputs), *(["--bins", ",".join(bins.values())] if bins else [])]
 
 
 def check_body(result: Result, report: Path) -> None:
     """`body_sha256` must be that of the body in RFC 8785's canonical form."""
     try:
         content = json.loads(report.read_text(encoding="utf-8"))
-        found = hashlib.sha256(rfc8785.dumps(content["body"])).hexdigest()
-        if content["body_sha256"] != found:
-            result.add(report, [f"body_sha256: stored {_short(content['body_sha256'])}, of the stored body {found}"])
+        digest = canonical.digest(content["body"])
+        if content["body_sha256"] != digest:
+            result.add(report, [f"body_sha256: stored {shown(content['body_sha256'])}, of the stored body {digest}"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         result.add(report, [f"body_sha256 cannot be checked: {type(error).__name__}: {one_line(str(error))}"])
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m deberta.stages.verify.recompute", description="a report, made again"
+    options = arguments.parse(
+        argv,
+        __doc__,
+        "output",
+        optional=("tokenizer", "config"),
+        job=arguments.file("report_job.json"),
+        report=arguments.file("the report.json that is kept"),
+        markdown=arguments.file("its report.md"),
+        html=arguments.file("its report.html"),
+        stored_bom=arguments.file("a bill of materials", required=False),
+        recomputed_bom=arguments.file("the same, made again", required=False),
+        scratch=arguments.file("an empty folder"),
     )
-    parser.add_argument("--job", type=Path, required=True, help="report_job.json")
-    parser.add_argument("--report", type=Path, required=True, help="the report.json that is kept")
-    parser.add_argument("--markdown", type=Path, required=True, help="its report.md")
-    parser.add_argument("--html", type=Path, required=True, help="its report.html")
-    parser.add_argument("--tokenizer", type=Path, help="with --config: look at the data again too")
-    parser.add_argument("--config", type=Path, help="the model's config")
-    parser.add_argument("--also", type=Path, nargs=2, action="append", default=[], help="compare JSON: KEPT MADE")
-    parser.add_argument("--scratch", type=Path, required=True, help="an empty folder")
-    parser.add_argument("--output", type=Path, required=True, help="the result, JSON")
-    options = parser.parse_args(argv)
     result = recompute(
-        *(options.job, options.report, options.markdown, options.html),
-        *(options.tokenizer, options.config, options.scratch),
+        options.job,
+        options.report,
+        options.markdown,
+        options.html,
+        options.tokenizer,
+        options.config,
+        options.scratch,
     )
-    for kept, made in options.also:
-        _compare_json(result, kept, made)
+    if options.stored_bom and options.recomputed_bom:
+        compare_json(result, options.stored_bom, options.recomputed_bom)
     files.write_text(options.output, json.dumps(asdict(result), indent=2, ensure_ascii=False) + "\n")
 
 

@@ -1,0 +1,185 @@
+"""A report's job: all that the host knows of what was measured, for the stages that turn it into report.json.
+
+It names every file by its path in the workspace; the stages read nothing that it does not name. What depends on the
+machine, on times and on tools is in `measured`. The gates are those of one profile, from a TOML file.
+"""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+from typing import Annotated, Optional
+
+from msgspec import Meta
+
+from deberta.core.report import (
+    FORMAT,
+    Backend,
+    BatchSize,
+    Count,
+    Digests,
+    JobMeasured,
+    Label,
+    Length,
+    Origin,
+    Precision,
+    PublishedRow,
+    Runner,
+    Sha256,
+    Text,
+    Version,
+)
+from deberta.core.schema import Schema
+
+Points = Annotated[float, Meta(ge=0, le=100)]
+Margin = Annotated[float, Meta(ge=0, le=1e6)]  # an upper bound refuses infinity, and any bound NaN
+Paths = dict[Version, Text]
+PathsByLength = dict[Length, Text]
+
+
+class ExpectedRows(Schema):
+    """Rows of one version that are right, less the number that may be wrong, of all its rows."""
+
+    expected: Count
+    allowed: Count
+    of: Count
+
+    def __post_init__(self) -> None:
+        if not self.allowed <= self.expected <= self.of:
+            raise ValueError(f"allowed {self.allowed}, expected {self.expected}, of {self.of} do not increase")
+
+
+class OfficialGate(Schema):
+    points: Points
+
+
+class AllowedRows(Schema):
+    allowed: Count
+
+
+class FpsGate(Schema):
+    at_least: Annotated[str, Meta(pattern="^(baseline|ascend)$")]  # a column of the published table
+
+
+class SentinelGate(Schema):
+    """Nothing to set."""
+
+
+class VersionRows(Schema, omit_defaults=True):
+    match: Optional[ExpectedRows] = None
+    mismatch: Optional[ExpectedRows] = None
+
+
+class Gates(Schema, omit_defaults=True):
+    """What a profile's runs must meet; a gate that is absent is not judged."""
+
+    near_tie_margin: Optional[Margin] = None  # of two gates, and none itself
+    official: Optional[OfficialGate] = None
+    agreement: Optional[AllowedRows] = None
+    reference: Optional[AllowedRows] = None
+    fps: Optional[FpsGate] = None
+    sentinel: Optional[SentinelGate] = None
+    correct_rows: Optional[VersionRows] = None
+    inputs: Optional[dict[str, Sha256]] = None
+
+    def __post_init__(self) -> None:
+        for name in self.inputs or ():
+            path = PurePosixPath(name)
+            if path.is_absolute() or ".." in path.parts or str(path) != name:
+                raise ValueError(f"inputs names {name!r}, which is no path in the workspace as records have it")
+
+
+class JobProfile(Schema):
+    name: Text
+    published: bool
+    labels: Annotated[list[Label], Meta(min_length=3, max_length=3)]
+    rows: dict[Version, Optional[int]]
+
+
+class EvaluationFiles(Schema):
+    """One evaluation; its text is `evaluation`, its counts are in the .json of the same name.
+
+    `outputs` are by sequence length, and so are `bins`, the folders with order.json: empty for 256 alone, whose rows
+    are in the tsv's order.
+    """
+
+    batch_size: BatchSize
+    version: Version
+    precision: Precision
+    outputs: PathsByLength
+    bins: PathsByLength
+    evaluation: Text
+    origin: Origin
+    pinned: bool
+    place: Text
+
+
+class PerformanceFiles(Schema):
+    """The timing log of one performance run."""
+
+    batch_size: BatchSize
+    version: Version
+    precision: Precision
+    length: Annotated[int, Meta(ge=1)]
+    runner: Runner
+    log: Text
+    origin: Origin
+    pinned: bool
+    place: Text
+
+
+class ThroughputFiles(Schema):
+    """What several lengths come to over the data: the throughput stage's file, and what it was made of."""
+
+    batch_size: BatchSize
+    version: Version
+    precision: Precision
+    throughput: Text
+    logs: PathsByLength
+    tokens: Text
+    origin: Origin
+    pinned: bool
+    place: Text
+
+
+class LabelChangeFiles(Schema):
+    """The label-changes stage's file on an int8 run, and the outputs that it compared."""
+
+    batch_size: BatchSize
+    version: Version
+    label_changes: Text
+    fp32: PathsByLength
+    int8: PathsByLength
+    bins: PathsByLength
+    origin: Origin
+
+
+class Job(Schema):
+    format: Annotated[int, Meta(ge=FORMAT, le=FORMAT)]
+    purpose: Annotated[str, Meta(pattern="^(acceptance|report)$")]
+    profile: JobProfile
+    backend: Backend
+    limit: Count
+    loops: Count
+    batch_sizes: list[BatchSize]
+    versions: list[Version]
+    data: Paths
+    sentinels: Paths
+    references: Paths
+    cells: list[EvaluationFiles]
+    performances: list[PerformanceFiles]
+    throughputs: list[ThroughputFiles]
+    label_changes: list[LabelChangeFiles]
+    inputs: Digests
+    artifacts: Digests
+    gates: Gates
+    published: list[PublishedRow]
+    note: str
+    not_accepted: list[Text]
+    measured: JobMeasured
+
+    def __post_init__(self) -> None:
+        cells = [(cell.batch_size, cell.version, cell.precision) for cell in self.cells]
+        runs = [(run.batch_size, run.version, run.precision, run.length, run.runner) for run in self.performances]
+        for name, places in (("cells", cells), ("performances", runs)):
+            if len(set(places)) < len(places):
+                raise ValueError(f"it names one of its {name} twice")
