@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 from deberta.core import contract, files, records
-from deberta.core.differences import differences
+from deberta.core.differences import differences as json_differences
 from deberta.core.errors import ConfigError, DataError, GateError, MissingError, some
 from deberta.core.paths import record_of
 from deberta.host.plan.evaluation import LATEST, Plan
@@ -343,7 +343,7 @@ def _report(one: Path, other: Path, run: ReproductionRun) -> Compared:
     first, second = _read_report(one / path), _read_report(other / path)
     details = tuple(
         f"{difference.place}: {difference.first or 'nothing'} and {difference.second or 'nothing'}"
-        for difference in differences(first["body"], second["body"], "$.body")
+        for difference in json_differences(first["body"], second["body"], "$.body")
     )
     digests = (f"sha256  {first['body_sha256']}", f"sha256  {second['body_sha256']}")
     more = (f"and {len(details) - 20} more values",) if len(details) > 20 else ()
