@@ -1,7 +1,7 @@
 """DeBERTa v2/v3 for sequence classification, written so that it exports to a clean, static graph.
 
-Attribute names follow Microsoft's checkpoints, so a state dict loads as it is. The mathematics is DeBERTa's (He et al.,
-https://arxiv.org/abs/2006.03654, sections 3.1 and 3.2); where it is written differently, the reason stands there.
+Attribute names follow Microsoft's checkpoints, so their state dicts load unchanged. The mathematics is DeBERTa's (He et
+al., https://arxiv.org/abs/2006.03654, sections 3.1 and 3.2); comments give the reason for each different form.
 
 Shapes: B batch, L length, H heads, D head size, E hidden size. Activations are [B * L, E], so that the batch appears in
 the exported graph only as the -1 of a reshape.
@@ -20,7 +20,7 @@ from torch.nn import functional
 from deberta.stages.model import exact
 from deberta.stages.model.config import ModelConfig
 
-# Added to the scores of padded keys. exp(-10000) is 0 in float32 and float16 both, and a score plus this stays far from
+# Added to the scores of padded keys. exp(-10000) is 0 in float32 and in float16, and a score plus this stays far from
 # float16's largest value (65504); -inf and -3.4e38 do not survive a conversion to float16.
 MASKED = -10000.0
 
@@ -59,16 +59,20 @@ def relative_rows(config: ModelConfig, length: int) -> list[int]:
 def shift(scores: Tensor, heads: int, length: int) -> Tensor:
     """From scores by distance to scores by position: out[..., i, j] = scores[..., i, length - 1 - i + j].
 
-    [B, heads, length, 2 * length] -> [B, heads, length, length]. The same as a gather by i - j alone, but
-    only by reshaping: in row-major order the wanted element of row i lies 2 * length - 1 behind that of row i - 1.
+    [B, heads, length, 2 * length] -> [B, heads, length, length]. This is a gather by i - j, done by reshaping alone:
+    in row-major order the element of row i lies 2 * length - 1 behind that of row i - 1.
     """
     flat = scores.reshape(-1, heads, 2 * length * length)
     rows = flat[:, :, length - 1 : length - 1 + length * (2 * length - 1)]
     return rows.reshape(-1, heads, length, 2 * length - 1)[:, :, :, :length]
 
 
+# A layer's constants for scores by relative position: keys for c2p and queries for p2c, None where it has no such part.
+Tables = tuple[Tensor | None, Tensor | None]
+
+
 class Relative(NamedTuple):
-    """What the layers need to make their position tables when they are not folded."""
+    """Relative embeddings, from which the layers compute their position tables."""
 
     embeddings: Tensor  # [2 * span, E]
     rows: list[int]  # see relative_rows
@@ -127,7 +131,7 @@ class SelfAttention(nn.Module):
         self.dropout = nn.Dropout(config.attention_probs_dropout_prob)
         self.pos_dropout = nn.Dropout(config.hidden_dropout_prob)
         self.folded = False
-        self.longest = 0  # above 0: folded for this length and every shorter one
+        self.longest = 0  # above 0: folded for this length and all shorter ones
         self.register_buffer("c2p_table", None, persistent=False)
         self.register_buffer("p2c_table", None, persistent=False)
 
@@ -138,39 +142,37 @@ class SelfAttention(nn.Module):
             return (self.key_proj if self.c2p else None), (self.query_proj if self.p2c else None)
         return (self.pos_key_proj if self.c2p else None), (self.pos_query_proj if self.p2c else None)
 
-    def arrange(
-        self, key: Tensor | None, query: Tensor | None, rows: list[int], first_only: bool
-    ) -> tuple[Tensor | None, Tensor | None]:
+    def arrange(self, key: Tensor | None, query: Tensor | None, rows: list[int], first_only: bool) -> Tables:
         """Relative keys and queries by distance: two of [2 * span, H * D] -> two of [1, H, D, 2 * L], for `shift`.
 
         The last column is padding, never read: an even width suits matrix units. For the first position alone:
         [1, H, D, L] for c2p and [1, H, L, D] for p2c, by key position, because key j meets one distance only, 0 - j.
         """
 
-        def by_head(projected: Tensor, order: list[int]) -> Tensor:
-            return projected[torch.tensor(order)].reshape(1, -1, self.heads, self.head_size)
+        def by_head(projected: Tensor | None, order: list[int], *axes: int) -> Tensor | None:
+            if projected is None:
+                return None
+            return projected[torch.tensor(order)].reshape(1, -1, self.heads, self.head_size).permute(*axes)
 
         if first_only:
             order = rows[: len(rows) // 2 + 1][::-1]
-            return (
-                None if key is None else by_head(key, order).permute(0, 2, 3, 1),
-                None if query is None else by_head(query, order).permute(0, 2, 1, 3),
-            )
-        return (
-            None if key is None else by_head(key, [*rows[::-1], rows[0]]).permute(0, 2, 3, 1),
-            None if query is None else by_head(query, [*rows, rows[-1]]).permute(0, 2, 3, 1),
+            return by_head(key, order, 0, 2, 3, 1), by_head(query, order, 0, 2, 1, 3)
+        return by_head(key, [*rows[::-1], rows[0]], 0, 2, 3, 1), by_head(query, [*rows, rows[-1]], 0, 2, 3, 1)
+
+    def project(self, relative: Relative, linear: Callable[[Tensor, nn.Linear], Tensor], first_only: bool) -> Tables:
+        """The two tables, computed from the relative embeddings."""
+        key, query = self.position_projections
+        return self.arrange(
+            None if key is None else linear(relative.embeddings, key),
+            None if query is None else linear(relative.embeddings, query) * self.scale,
+            relative.rows,
+            first_only,
         )
 
     def fold(self, relative: Relative | None, first_only: bool) -> None:
-        """Compute what no input can change: the position tables, and the queries' scale inside their weights."""
+        """Compute what no input changes: the position tables, and the queries' scale as part of their weights."""
         if relative is not None:
-            key, query = self.position_projections
-            c2p, p2c = self.arrange(
-                None if key is None else exact.linear(relative.embeddings, key),
-                None if query is None else exact.linear(relative.embeddings, query) * self.scale,
-                relative.rows,
-                first_only,
-            )
+            c2p, p2c = self.project(relative, exact.linear, first_only)
             self.c2p_table = None if c2p is None else c2p.float().contiguous()
             self.p2c_table = None if p2c is None else p2c.float().contiguous()
         weight, bias = self.query_proj.weight.detach(), self.query_proj.bias.detach()
@@ -178,9 +180,9 @@ class SelfAttention(nn.Module):
         self.query_proj.bias = nn.Parameter((bias.double() * self.scale).float(), requires_grad=False)
         self.folded = True
 
-    def cut(self, length: int, first_only: bool) -> tuple[Tensor | None, Tensor | None]:
-        """The stored tables for a shorter length: its distances are the ones in the middle, and column 2 * length - 1,
-        which `shift` never reads, is the distance beyond.
+    def cut(self, length: int, first_only: bool) -> Tables:
+        """The stored tables for a shorter length: the columns in the middle. The last column, which `shift` never
+        reads, belongs to the next distance.
         """
         c2p, p2c = self.c2p_table, self.p2c_table
         middle = slice(self.longest - length, self.longest + length)
@@ -188,28 +190,20 @@ class SelfAttention(nn.Module):
             return None if c2p is None else c2p[..., :length], None if p2c is None else p2c[:, :, :length]
         return None if c2p is None else c2p[..., middle], None if p2c is None else p2c[..., middle]
 
-    def tables(self, relative: Relative | None, length: int, first_only: bool) -> tuple[Tensor | None, Tensor | None]:
-        """The two tables: the stored ones once folded, else computed so that gradients flow."""
+    def tables(self, relative: Relative | None, length: int, first_only: bool) -> Tables:
+        """The two tables: the stored ones once folded, else computed with gradients."""
         if self.longest:
             return self.cut(length, first_only)
         if self.folded or relative is None:
             return self.c2p_table, self.p2c_table
-        embeddings = self.pos_dropout(relative.embeddings)
-        key, query = self.position_projections
-        return self.arrange(
-            None if key is None else key(embeddings),
-            None if query is None else query(embeddings) * self.scale,
-            relative.rows,
-            first_only,
-        )
+        dropped = Relative(self.pos_dropout(relative.embeddings), relative.rows)
+        return self.project(dropped, lambda embeddings, layer: layer(embeddings), first_only)
 
     def split(self, x: Tensor, length: int) -> Tensor:
         """[B * length, H * D] -> [B, H, length, D]."""
         return x.reshape(-1, length, self.heads, self.head_size).permute(0, 2, 1, 3)
 
-    def add_relative(
-        self, scores: Tensor, query: Tensor, key: Tensor, tables: tuple[Tensor | None, Tensor | None], length: int
-    ) -> Tensor:
+    def add_relative(self, scores: Tensor, query: Tensor, key: Tensor, tables: Tables, length: int) -> Tensor:
         """Add the scores by relative position to those by content, [B, H, L, L]; query and key are [B, H, L, D]."""
         c2p_table, p2c_table = tables
         if c2p_table is not None:
@@ -220,7 +214,7 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, bias: Tensor, length: int, relative: Relative | None, first_only: bool) -> Tensor:
         """x [B * L, E] and additive key bias [B, 1, 1, L] -> [B * L, H * D], or [B, H * D] for the first position."""
-        c2p_table, p2c_table = self.tables(relative, length, first_only)
+        tables = self.tables(relative, length, first_only)
         key = self.split(self.key_proj(x), length)  # [B, H, L, D]
         value = self.split(self.value_proj(x), length)
         if first_only:
@@ -228,8 +222,9 @@ class SelfAttention(nn.Module):
         query = self.query_proj(x) if self.folded else self.query_proj(x) * self.scale
         query = self.split(query, 1 if first_only else length)  # [B, H, L or 1, D]
         scores = query @ key.permute(0, 1, 3, 2)  # [B, H, L or 1, L]
+        c2p_table, p2c_table = tables
         if not first_only:
-            scores = self.add_relative(scores, query, key, (c2p_table, p2c_table), length)
+            scores = self.add_relative(scores, query, key, tables, length)
         else:
             if c2p_table is not None:
                 scores = scores + query @ c2p_table
@@ -279,7 +274,7 @@ class Layer(nn.Module):
         self.size = config.hidden_size
 
     def forward(self, x: Tensor, bias: Tensor, length: int, relative: Relative | None, first_only: bool) -> Tensor:
-        """[B * L, E] -> [B * L, E], or [B, E] when only the first position is wanted."""
+        """[B * L, E] -> [B * L, E], or [B, E] for the first position alone."""
         context = self.attention.self(x, bias, length, relative, first_only)
         x = self.attention.output(context, first_position(x, length, self.size) if first_only else x)
         out: Tensor = self.output(self.intermediate(x), x)
@@ -287,7 +282,7 @@ class Layer(nn.Module):
 
 
 class Convolution(nn.Module):
-    """DeBERTa v2's convolution beside the first layer: it sees the embeddings and joins that layer's output."""
+    """DeBERTa v2's convolution beside the first layer: over the embeddings, added to that layer's output."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -317,20 +312,23 @@ class Encoder(nn.Module):
             self.LayerNorm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.conv = Convolution(config) if config.conv_kernel_size else None
         self.folded_length = 0
-        self.every_position = False  # compute all positions in the last layer too, see relative_gather
+        self.every_position = False  # compute all positions in the last layer too, see gather_attention
         self.any_length = False
 
     def only_first(self, index: int) -> bool:
-        """The logits need the last layer's first position alone, unless the convolution has to see its neighbours."""
+        """Whether layer `index` computes the first position alone: the last one, unless the convolution follows it."""
         return index == len(self.layer) - 1 and not (index == 0 and self.conv is not None) and not self.every_position
 
+    def relative(self, normalise: Callable[[Tensor, nn.LayerNorm], Tensor], length: int) -> Relative | None:
+        if not self.config.relative_attention:
+            return None
+        embeddings = self.rel_embeddings.weight
+        if self.config.norm_rel_ebd:
+            embeddings = normalise(embeddings, self.LayerNorm)
+        return Relative(embeddings, relative_rows(self.config, length))
+
     def fold(self, length: int, shorter: bool) -> None:
-        relative = None
-        if self.config.relative_attention:
-            embeddings = self.rel_embeddings.weight.detach()
-            if self.config.norm_rel_ebd:
-                embeddings = exact.layer_norm(embeddings, self.LayerNorm)
-            relative = Relative(embeddings, relative_rows(self.config, length))
+        relative = self.relative(exact.layer_norm, length)
         for i, layer in enumerate(self.layer):
             assert isinstance(layer, Layer)
             layer.attention.self.fold(relative, self.only_first(i))
@@ -339,12 +337,7 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor, bias: Tensor, length: int) -> Tensor:
         """x [B * L, E], mask [B * L, 1], additive key bias [B, 1, 1, L] -> the first position's output [B, E]."""
-        relative = None
-        if self.config.relative_attention and not self.folded_length:
-            embeddings = self.rel_embeddings.weight
-            if self.config.norm_rel_ebd:
-                embeddings = self.LayerNorm(embeddings)
-            relative = Relative(embeddings, relative_rows(self.config, length))
+        relative = None if self.folded_length else self.relative(lambda rows, norm: norm(rows), length)
         embedded = x
         for i, layer in enumerate(self.layer):
             x = layer(x, bias, length, relative, self.only_first(i))
@@ -385,16 +378,16 @@ class Deberta(nn.Module):
     def fold(self, length: int, shorter: bool = False) -> None:
         """Compute everything that no input changes, for one sequence length, in place and for good.
 
-        `shorter`: for every shorter length too; the graph then holds the cuts of the tables, and shapes of the inputs.
-        The results do not depend on the CPU: float64 sums that are exact in any order, rounded once to float32.
-        Afterwards the model runs at these lengths only, and its state dict is no longer a checkpoint's.
+        `shorter`: for every shorter length too; the graph then cuts the tables by the shape of its inputs. The results
+        do not depend on the CPU: float64 sums that are exact in any order, rounded once to float32. Afterwards the
+        model runs at these lengths only, and its state dict is no longer a checkpoint's.
         """
         self.eval()
         self.deberta.encoder.fold(length, shorter)
 
     def forward(self, input_ids: Tensor, input_mask: Tensor) -> Tensor:
         """int32 [B, L] token ids and mask (1 token, 0 padding) -> float32 logits [B, labels]."""
-        # A plain number: under tracing the shape's entry would become nodes of the graph.
+        # A plain number unless the graph is of any length: under tracing a shape's entry becomes nodes of the graph.
         encoder = self.deberta.encoder
         length = input_ids.shape[1] if encoder.any_length else encoder.folded_length or int(input_ids.shape[1])
         mask = input_mask.to(torch.float32)

@@ -1,9 +1,9 @@
-"""The reference form of the attention: relative scores picked by GatherElements, as the guide's own graph has them.
+"""The attention with relative scores picked by GatherElements, as in the guide's own graph, for comparison.
 
-It is there to be measured against `model.shift` on a device, so it keeps what shift replaces: per layer one Expand of
-int64 indices and one GatherElements for each of c2p and p2c, in the shapes of Microsoft's code ([B * H, L, 2 * span] by
-[B * H, L, L]), and all positions in the last layer. The rest is that of `model.py`, so that the two files differ in
-this alone: relative keys and queries are constants, and the mask is finite (the guide's is -inf, in a Where).
+It is measured on a device against `deberta.shift`, so it keeps what shift replaces: in each layer an Expand of int64
+indices and a GatherElements for c2p and for p2c each, in the shapes of Microsoft's code ([B * H, L, 2 * span] by
+[B * H, L, L]), and all positions in the last layer. Everything else is that of deberta.py, so that the two graphs
+differ in this alone: relative keys and queries are constants, and the mask is finite (the guide's is -inf in a Where).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from deberta.stages.model.config import ModelConfig
-from deberta.stages.model.deberta import Deberta, Layer, SelfAttention, relative_rows
+from deberta.stages.model.deberta import Deberta, Layer, SelfAttention, Tables, relative_rows
 
 
 class GatherAttention(SelfAttention):
@@ -29,9 +29,7 @@ class GatherAttention(SelfAttention):
         self.register_buffer("c2p_index", index, persistent=False)
         self.register_buffer("p2c_index", index.permute(0, 2, 1).contiguous(), persistent=False)
 
-    def arrange(
-        self, key: Tensor | None, query: Tensor | None, rows: list[int], first_only: bool
-    ) -> tuple[Tensor | None, Tensor | None]:
+    def arrange(self, key: Tensor | None, query: Tensor | None, rows: list[int], first_only: bool) -> Tables:
         """Relative keys and queries as they are: two of [2 * span, H * D] -> two of [1, H, D, 2 * span]."""
         assert not first_only
 
@@ -40,16 +38,14 @@ class GatherAttention(SelfAttention):
 
         return None if key is None else by_head(key), None if query is None else by_head(query)
 
-    def add_relative(
-        self, scores: Tensor, query: Tensor, key: Tensor, tables: tuple[Tensor | None, Tensor | None], length: int
-    ) -> Tensor:
+    def add_relative(self, scores: Tensor, query: Tensor, key: Tensor, tables: Tables, length: int) -> Tensor:
         c2p_table, p2c_table = tables
-        # An Expand's size must come from a tensor, since the batch is dynamic: the scores by content have it.
-        like = scores.reshape(-1, length, length)
+        # The batch is dynamic, so the Expand takes its size from a tensor: the scores by content.
+        by_content = scores.reshape(-1, length, length)
         if c2p_table is not None:
-            scores = scores + self.gather(query @ c2p_table, self.c2p_index.expand_as(like))
+            scores = scores + self.gather(query @ c2p_table, self.c2p_index.expand_as(by_content))
         if p2c_table is not None:
-            by_key = self.gather(key @ p2c_table, self.p2c_index.expand_as(like))
+            by_key = self.gather(key @ p2c_table, self.p2c_index.expand_as(by_content))
             scores = scores + by_key.permute(0, 1, 3, 2)
         return scores
 
@@ -61,7 +57,7 @@ class GatherAttention(SelfAttention):
 
 
 def fold(model: Deberta, length: int) -> None:
-    """What `Deberta.fold` does, but into the gathered form. In place and for good."""
+    """`Deberta.fold` into the gathered form: in place and for good."""
     encoder = model.deberta.encoder
     encoder.every_position = True
     for layer in encoder.layer:
