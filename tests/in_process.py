@@ -18,12 +18,13 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 from unittest import mock
 
+from deberta import PROJECT
 from deberta.core import errors
 from deberta.host.environments import stages
-from deberta.host.run import local
+from deberta.host.run import local, source_digest
 
 _execute_process, _installed = local.execute, stages.installed
 _installed_here = functools.cache(lambda: _installed(Path(sys.executable)))
@@ -36,10 +37,9 @@ def run_invoke(
     from invoke.program import Program
 
     tasks, output, error = sys.modules.get("tasks"), _text(), _text()
+    program = Program(name="Invoke", binary="inv[oke]")
     try:
-        with stages_in_process():
-            program = Program(name="Invoke", binary="inv[oke]")
-            code = _run(lambda: program.run(["invoke", *arguments]), folder, variables, output, error)
+        code = _run(lambda: program.run(["invoke", *arguments]), folder, variables, output, error)
     finally:
         sys.modules.pop("tasks", None)
         if tasks is not None:
@@ -58,17 +58,27 @@ def run_stage(
     return subprocess.CompletedProcess([module, *arguments], code, _content(output), _content(error))
 
 
+def _of_ours_once(function: Callable[[Path, str], Any]) -> Callable[[Path, str], Any]:
+    cached = functools.cache(function)
+    return lambda project, module: cached(project, module) if project == PROJECT else function(project, module)
+
+
 @contextlib.contextmanager
 def stages_in_process() -> Iterator[None]:
     """Within this, `deberta.host.run.local` runs a stage in this process; other programs stay processes.
 
-    This interpreter is asked once for its packages, and not by every command.
+    This interpreter is asked for its packages, and our code digested, once and not by every command.
     """
 
     def installed(python: Path) -> dict[str, str]:
         return _installed_here() if str(python) == sys.executable else _installed(python)
 
-    with mock.patch.object(local, "execute", execute), mock.patch.object(stages, "installed", installed):
+    with (
+        mock.patch.object(local, "execute", execute),
+        mock.patch.object(stages, "installed", installed),
+        mock.patch.object(source_digest, "digest", _of_ours_once(source_digest.digest)),
+        mock.patch.object(source_digest, "sources", _of_ours_once(source_digest.sources)),
+    ):
         yield
 
 

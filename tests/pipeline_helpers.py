@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -38,6 +39,19 @@ class Workspace:
 
     def arguments(self, *arguments: str) -> list[str]:
         return ["-f", str(self.root / "settings.yaml"), *arguments]
+
+    def copy(self, root: Path) -> Workspace:
+        """A copy in a new folder, modification times included, so that what is up to date stays so."""
+        shutil.copytree(self.root, root)
+        workspace = Workspace(root)
+        workspace.configure(workspace=str(root))
+        return workspace
+
+    def configure(self, **settings: object) -> None:
+        """Change settings; one with None is removed."""
+        path = self.root / "settings.yaml"
+        changed = {**json.loads(path.read_text(encoding="utf-8")), **settings}
+        path.write_text(json.dumps({name: value for name, value in changed.items() if value is not None}))
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run a command in this process; see `in_process`."""
@@ -89,6 +103,11 @@ class Workspace:
 def environment() -> dict[str, str]:
     # An engine may answer here: where a test means the docker executor, it says so.
     return {**os.environ, "PYTHONPATH": str(REPOSITORY), "PYTHONUNBUFFERED": "1", "INVOKE_EXECUTOR": "local"}
+
+
+def steps_that_ran(output: str) -> list[str]:
+    """Titles of the steps that a command ran, in order."""
+    return [line[1 : line.index("]")] for line in output.splitlines() if "] running: " in line]
 
 
 def make(root: Path) -> Workspace:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import signal
@@ -63,12 +62,8 @@ class Place(Workspace):
         """Everything as it is here, owners included, in a new folder; `settings` are changed."""
         subprocess.run(["cp", "-a", str(self.root), str(root)], check=True)
         copied = replace(self, root=root)
-        copied.set(workspace=str(root), **settings)
+        copied.configure(workspace=str(root), **settings)
         return copied
-
-    def set(self, **settings: object) -> None:
-        path = self.root / "settings.yaml"
-        path.write_text(json.dumps({**json.loads(path.read_text()), **settings}))  # JSON is YAML
 
     def containers(self, client: Any) -> list[Any]:
         wanted = {engine.LABEL: "container", engine.OF_WORKSPACE: engine.workspace_label(self.root)}
@@ -93,7 +88,7 @@ def make_place(root: Path, project: Path, caller: tuple[int, int] = (0, 0), **se
         shutil.copyfile(REPOSITORY / name, root / name)
     (root / "settings.yaml").write_text("{}")
     place = Place(root, project, caller)
-    place.set(**{"workspace": str(root), "executor": "docker", "profile": "demo", **settings})
+    place.configure(**{"workspace": str(root), "executor": "docker", "profile": "demo", **settings})
     own(root, caller)
     return place
 

@@ -148,7 +148,7 @@ def test_an_interrupted_tool_is_killed_though_its_container_is_kept(place: Place
 def test_what_is_missing_is_named(place: Place, finished: Place, tmp_path: Path) -> None:
     files.remove(place.root / f"{FEW_OUTPUTS}/mismatch")
     before = place.files()
-    place.set(npu={"nodes": str(tmp_path), "driver": str(tmp_path)})
+    place.configure(npu={"nodes": str(tmp_path), "driver": str(tmp_path)})
     said = place.fail(3, *INFER)
     assert all(f"{tmp_path}/{name}" in said for name in (*NODES, "lib64")) and "no davinci device" in said
     assert "docker/bin/msame" in place.fail(2, *INFER, "--msame", "/bin/true")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import signal
 import sys
 from pathlib import Path
@@ -22,7 +21,7 @@ from deberta.host.workflows import acceptance
 from tests import pipeline_helpers as helpers
 from tests.mnli_helpers import REPOSITORY
 from tests.pipeline.test_demo import copy_demo
-from tests.pipeline_helpers import Workspace
+from tests.pipeline_helpers import Workspace, steps_that_ran
 
 RESULTS = "results/demo/cpu"
 TSV = "data/demo/MNLI/dev_matched.tsv"
@@ -49,7 +48,7 @@ def _accepted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Workspace, str,
     profile = {"rows": {"match": ROWS, "mismatch": 1200}}
     settings = {"stages_python": sys.executable, "executor": "local", "profile": "demo", "profiles": {"demo": profile}}
     (workspace.root / "settings.yaml").write_text(json.dumps(settings))
-    _set(workspace, workspace=str(workspace.root), gates=str(gates))
+    workspace.configure(workspace=str(workspace.root), gates=str(gates))
     return workspace, workspace.succeed(*ACCEPT, "--bs", "8"), workspace.succeed(*WHOLE)
 
 
@@ -59,19 +58,7 @@ def _gate(expected: int) -> str:
 
 @pytest.fixture(name="workspace")
 def _workspace(accepted: tuple[Workspace, str, str], tmp_path: Path) -> Workspace:
-    shutil.copytree(accepted[0].root, tmp_path / "copy")
-    copy = Workspace(tmp_path / "copy")
-    _set(copy, workspace=str(copy.root))
-    return copy
-
-
-def _set(place: Workspace, **values: str) -> None:
-    path = place.root / "settings.yaml"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
-
-
-def _ran(output: str) -> list[str]:
-    return [line[1 : line.index("]")] for line in output.splitlines() if "] running: " in line]
+    return accepted[0].copy(tmp_path / "copy")
 
 
 def _report(workspace: Workspace, name: str = "report.json") -> Any:
@@ -89,12 +76,12 @@ def _failed(report: Any) -> dict[str, set[str]]:
 
 def test_all_is_well_and_never_called_accepted(accepted: tuple[Workspace, str, str]) -> None:
     workspace, first, said = accepted
-    assert _ran(first) == [
+    assert steps_that_ran(first) == [
         *("sentinel match", "reference match", "export-onnx", "build-om bs=8", "preprocess bs=8 match"),
         *("infer bs=8 match", "postprocess bs=8 match", "perf bs=8 match", "assess", "render"),
     ]
     assert "not judged: agreement (match): it takes evaluations of two batch sizes" in first
-    assert _ran(said) == [
+    assert steps_that_ran(said) == [
         *("build-om bs=16", "preprocess bs=16 match", "infer bs=16 match", "postprocess bs=16 match"),
         *("perf bs=16 match", "assess", "render"),
     ]
@@ -134,7 +121,7 @@ def test_the_demo_as_it_is_committed(accepted: tuple[Workspace, str, str], tmp_p
 def test_nothing_runs_twice_and_the_report_stays_the_same(workspace: Workspace) -> None:
     """Its time is that of the last measurement, so the same records give the same bytes."""
     before = {name: (workspace.root / RESULTS / f"report.{name}").read_bytes() for name in ("json", "md", "html")}
-    assert _ran(workspace.succeed(*WHOLE)) == ["assess", "render"]
+    assert steps_that_ran(workspace.succeed(*WHOLE)) == ["assess", "render"]
     assert {name: (workspace.root / RESULTS / f"report.{name}").read_bytes() for name in before} == before
     said = workspace.succeed("report", "--backend", "cpu")
     assert _report(workspace)["verdict"] is None and "verdict:" not in said
@@ -202,7 +189,7 @@ def test_swapped_labels_in_the_data(workspace: Workspace) -> None:
 def test_a_gate_that_is_not_met(workspace: Workspace) -> None:
     """A file of the user's own: what it demands counts, and what it misspells is found out before anything runs."""
     gates = workspace.root / "gates.toml"
-    _set(workspace, gates=str(gates))
+    workspace.configure(gates=str(gates))
     text = gates.read_text()
     gates.write_text(text.replace(_gate(CORRECT), f"expected = {ROWS}\nallowed = 0"))
     done = workspace.run(*WHOLE)
@@ -241,7 +228,7 @@ def test_killed_and_started_again(workspace: Workspace) -> None:
             break
     running.communicate(timeout=helpers.TIMEOUT)
     said = workspace.succeed(*limited)
-    assert _ran(said) == [
+    assert steps_that_ran(said) == [
         *("infer bs=16 match first 24 rows", "postprocess bs=16 match first 24 rows", "perf bs=16 match"),
         *("assess first 24 rows", "render first 24 rows"),
     ]

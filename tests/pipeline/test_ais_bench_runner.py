@@ -30,11 +30,9 @@ def _installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(name="finished", scope="module")
-def _finished(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    workspace = helpers.make(tmp_path_factory.mktemp("finished"))
-    settings = json.loads((workspace.root / "settings.yaml").read_text())
-    settings.update(cann=str(installed / "ascend-toolkit"), msame=str(installed / fake_cann.MSAME))
-    (workspace.root / "settings.yaml").write_text(json.dumps(settings))
+def _finished(installed: Path, evaluated: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    workspace = evaluated.copy(tmp_path_factory.mktemp("finished") / "workspace")
+    workspace.configure(cann=str(installed / "ascend-toolkit"), msame=str(installed / fake_cann.MSAME))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", f"{(installed / fake_cann.NPU_SMI).parent}:{os.environ['PATH']}")
         workspace.succeed(*EVALUATE, "--backend", "ascend")
@@ -45,10 +43,7 @@ def _finished(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Work
 def _workspace(finished: Workspace, installed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     fake_cann.force(installed)
     monkeypatch.setenv("PATH", f"{(installed / fake_cann.NPU_SMI).parent}:{os.environ['PATH']}")
-    shutil.copytree(finished.root, tmp_path / "copy")
-    settings = json.loads((tmp_path / "copy/settings.yaml").read_text())
-    (tmp_path / "copy/settings.yaml").write_text(json.dumps({**settings, "workspace": str(tmp_path / "copy")}))
-    return Workspace(tmp_path / "copy")
+    return finished.copy(tmp_path / "copy")
 
 
 FAILURES = {

@@ -19,7 +19,7 @@ from deberta.core.errors import ConfigError
 from deberta.host.cli import settings
 from tests import fake_cann
 from tests import pipeline_helpers as helpers
-from tests.pipeline_helpers import Workspace
+from tests.pipeline_helpers import Workspace, steps_that_ran
 
 ASCEND = ("--backend", "ascend")
 EVALUATE = ("evaluate", "--bs", "4", "--version", "match", *ASCEND)
@@ -48,14 +48,13 @@ def _on_path(installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(name="finished", scope="module")
-def _finished(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+def _finished(installed: Path, evaluated: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """A workspace in which one evaluation has run on either backend; tests copy it."""
-    workspace = helpers.make(tmp_path_factory.mktemp("finished"))
-    _set(workspace, cann=str(installed / "ascend-toolkit"), msame=str(installed / fake_cann.MSAME))
+    workspace = evaluated.copy(tmp_path_factory.mktemp("finished") / "workspace")
+    workspace.configure(cann=str(installed / "ascend-toolkit"), msame=str(installed / fake_cann.MSAME))
     fake_cann.force(installed)
     with pytest.MonkeyPatch.context() as patch:
         _on_path(installed, patch)
-        workspace.succeed("evaluate", "--bs", "4", "--version", "match", "--backend", "cpu")
         said = workspace.succeed(*EVALUATE)
     assert "soc_version: Ascend310P3 (auto; npu-smi info)" in said
     assert "[infer bs=4 match] device 0 (310P3, NPU 24 chip 0): idle" in said
@@ -64,21 +63,7 @@ def _finished(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Work
 
 @pytest.fixture(name="workspace")
 def _workspace(finished: Workspace, cann: Path, tmp_path: Path) -> Workspace:
-    shutil.copytree(finished.root, tmp_path / "copy")
-    copy = Workspace(tmp_path / "copy")
-    _set(copy, workspace=str(copy.root))
-    return copy
-
-
-def _set(there: Workspace, **values: object) -> None:
-    """Change settings; a name with None is taken out."""
-    path = there.root / "settings.yaml"
-    settings = {**json.loads(path.read_text()), **values}
-    path.write_text(json.dumps({name: value for name, value in settings.items() if value is not None}))
-
-
-def _ran(output: str) -> list[str]:
-    return [line[1 : line.index("]")] for line in output.splitlines() if "] running: " in line]
+    return finished.copy(tmp_path / "copy")
 
 
 def _oms(workspace: Workspace) -> set[str]:
@@ -95,7 +80,7 @@ def test_counts_equal_the_cpu_backends(workspace: Workspace) -> None:
         else:
             assert ours == cpus
     said = workspace.succeed(*EVALUATE)
-    assert _ran(said) == [] and "accuracy match bs=4 on ascend: " in said
+    assert steps_that_ran(said) == [] and "accuracy match bs=4 on ascend: " in said
     assert not _oms(workspace)
     assert [path.name for path in (workspace.root / ".cache/scratch").iterdir()] == ["home"]  # no kernel_meta ...
 
@@ -115,7 +100,7 @@ def test_records_say_what_made_what(workspace: Workspace) -> None:
 def test_performance_run_and_report(workspace: Workspace, cann: Path) -> None:
     said = workspace.succeed(*PERF)
     assert "perf bs=4 match on ascend: " in said and "(5 loops" in said
-    assert "p99" in said and _ran(said) == ["perf bs=4 match"]
+    assert "p99" in said and steps_that_ran(said) == ["perf bs=4 match"]
     assert (workspace.root / RESULTS / "msame_bs4_match.txt").read_text().count("Inference time: ") == 5
     [row] = [line for line in workspace.succeed("report", *ASCEND).splitlines() if "| Deberta bs4 |" in line]
     assert row.count("on ascend") == 2
@@ -129,12 +114,12 @@ def test_performance_run_and_report(workspace: Workspace, cann: Path) -> None:
 def test_what_makes_a_step_run_again(workspace: Workspace) -> None:
     said = workspace.succeed("build-om", "--bs", "4", *ASCEND, "--soc-version", "Ascend310P1")
     assert "[build-om bs=4] running: its arguments changed" in said
-    _set(workspace, atc={"precision_mode": "force_fp32", "extra": ["--fusion_switch_file="]})
+    workspace.configure(atc={"precision_mode": "force_fp32", "extra": ["--fusion_switch_file="]})
     assert "--fusion_switch_file has a key of its own" in workspace.fail(2, *EVALUATE)
-    _set(workspace, atc={"precision_mode": "force_fp32"})
-    assert _ran(workspace.succeed("infer", *EVALUATE[1:]))[0] == "build-om bs=4"
+    workspace.configure(atc={"precision_mode": "force_fp32"})
+    assert steps_that_ran(workspace.succeed("infer", *EVALUATE[1:]))[0] == "build-om bs=4"
     # Counted again without CANN, on whatever machine; but not once the model is another one.
-    _set(workspace, cann="/nowhere", msame=None)
+    workspace.configure(cann="/nowhere", msame=None)
     workspace.succeed("postprocess", *EVALUATE[1:])
     (workspace.root / OM).write_bytes(b"another")
     said = workspace.fail(5, "postprocess", *EVALUATE[1:])
@@ -144,9 +129,9 @@ def test_what_makes_a_step_run_again(workspace: Workspace) -> None:
 def test_gears(workspace: Workspace) -> None:
     """A model with several batch sizes: msame is told which, and the counts are the same."""
     before = (workspace.root / RESULTS / "eval_bs4_match.txt").read_text()
-    _set(workspace, atc={"dynamic_dims": "1,1;4,4"})
+    workspace.configure(atc={"dynamic_dims": "1,1;4,4"})
     assert "the largest gear of dynamic_dims is 4 and the batch size is 2" in workspace.fail(2, *BUILD)
-    assert _ran(workspace.succeed(*EVALUATE))[:2] == ["build-om bs=4", "infer bs=4 match"]
+    assert steps_that_ran(workspace.succeed(*EVALUATE))[:2] == ["build-om bs=4", "infer bs=4 match"]
     assert (workspace.root / RESULTS / "eval_bs4_match.txt").read_text() == before
     workspace.succeed(*PERF)
 
@@ -159,8 +144,8 @@ def test_a_brought_model_is_used_as_it_is(workspace: Workspace, cann: Path) -> N
     fake_cann.force(cann, atc="failed-exit0")
     said = workspace.succeed(*EVALUATE)
     assert f"{OM} was not made here and is used as it is" in said
-    assert _ran(said) == ["preprocess bs=4 match", "infer bs=4 match", "postprocess bs=4 match"]
-    assert _ran(workspace.succeed(*EVALUATE)) == []
+    assert steps_that_ran(said) == ["preprocess bs=4 match", "infer bs=4 match", "postprocess bs=4 match"]
+    assert steps_that_ran(workspace.succeed(*EVALUATE)) == []
     assert "/10) (on ascend, .om brought)" in workspace.succeed("report", *ASCEND)
     workspace.fail(4, "build-om", "--bs", "4", *ASCEND, "--force")
     assert (workspace.root / OM).read_bytes() == compiled
@@ -168,7 +153,7 @@ def test_a_brought_model_is_used_as_it_is(workspace: Workspace, cann: Path) -> N
     # Ours, from a run that was killed between the rename and the record: never taken for the user's.
     marker = workspace.root / f"models/tiny/ascend/.deberta_bs4.om{files.TEMPORARY}unrecorded"
     marker.touch()
-    assert "build-om bs=4" in _ran(workspace.succeed("build-om", "--bs", "4", *ASCEND))
+    assert "build-om bs=4" in steps_that_ran(workspace.succeed("build-om", "--bs", "4", *ASCEND))
     assert not marker.exists() and (workspace.root / f"{OM}.record.json").exists()
     (workspace.root / f"{OM}.record.json").unlink()
     marker.touch()
@@ -201,7 +186,7 @@ def test_atc_that_does_not_do_what_it_says(workspace: Workspace, cann: Path, for
     assert forced == "needs-hal" or (workspace.root / ".cache/scratch/build-om_bs2/home/ascend/log").is_dir()
     assert _oms(workspace) == set()
     fake_cann.force(cann)
-    assert _ran(workspace.succeed(*BUILD)) == ["build-om bs=2"]
+    assert steps_that_ran(workspace.succeed(*BUILD)) == ["build-om bs=2"]
 
 
 MSAME_FAILURES = {
@@ -296,9 +281,9 @@ def test_what_is_missing_or_wrong_is_said(workspace: Workspace, cann: Path, monk
     assert "missing or not executable" in workspace.fail(3, *PERF, "--msame", str(workspace.root / "none"))
     with pytest.raises(ConfigError, match="not a mapping"):
         settings.atc_options(["--log=error"])
-    _set(workspace, cann=str(workspace.root))
+    workspace.configure(cann=str(workspace.root))
     assert "no set_env.sh is there" in workspace.fail(2, *BUILD)
-    _set(workspace, cann=None)
+    workspace.configure(cann=None)
     assert "CANN was not found" in workspace.fail(3, *BUILD)
     fake_cann.force(cann, npu_smi="vnpu")
     assert "part of a chip" in workspace.fail(2, *BUILD)
@@ -308,8 +293,8 @@ def test_what_is_missing_or_wrong_is_said(workspace: Workspace, cann: Path, monk
 
 def test_auto_says_what_it_took(workspace: Workspace, cann: Path) -> None:
     said = workspace.succeed("build-om", "--bs", "4")
-    assert f"backend: ascend (auto; CANN is here: {cann / 'ascend-toolkit'})" in said and _ran(said) == []
-    _set(workspace, cann=None)
+    assert f"backend: ascend (auto; CANN is here: {cann / 'ascend-toolkit'})" in said and steps_that_ran(said) == []
+    workspace.configure(cann=None)
     assert "backend: cpu (auto; no CANN is here, so no .om is made)" in workspace.succeed("build-om", "--bs", "4")
     assert "backend: cpu (auto; no NPU is here" in workspace.succeed("evaluate", "--bs", "4", "--version", "match")
 
@@ -342,7 +327,7 @@ def test_interrupted_at_work(workspace: Workspace, cann: Path, tool: str) -> Non
     # The check before ATC is done, and its report true, whatever comes after it.
     assert {name for name in workspace.files() - before if "/logs/" not in name and "/lint_" not in name} == set()
     fake_cann.force(cann)
-    assert len(_ran(workspace.succeed(*command))) == 1
+    assert len(steps_that_ran(workspace.succeed(*command))) == 1
 
 
 def test_a_killed_run_leaves_nothing_that_looks_finished(workspace: Workspace, cann: Path) -> None:
@@ -355,7 +340,7 @@ def test_a_killed_run_leaves_nothing_that_looks_finished(workspace: Workspace, c
     _appears(running, workspace, "models/tiny/ascend/.deberta_bs2.om.tmp-*.om")
     assert not (workspace.root / "models/tiny/ascend/deberta_bs2.om").exists()
     fake_cann.force(cann)
-    assert _ran(workspace.succeed(*BUILD)) == ["build-om bs=2"]
+    assert steps_that_ran(workspace.succeed(*BUILD)) == ["build-om bs=2"]
     assert _oms(workspace) == {f"models/tiny/ascend/deberta_bs2.om{end}" for end in ("", ".record.json")}
 
 

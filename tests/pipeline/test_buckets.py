@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from deberta.core import contract, files, records
 from deberta.stages.data import row_order
 from tests import fake_cann
 from tests import pipeline_helpers as helpers
-from tests.pipeline_helpers import Workspace
+from tests.pipeline_helpers import Workspace, steps_that_ran
 
 PADDED = ("evaluate", "--bs", "4", "--version", "match")
 LENGTHS = "32,64,128"  # rows of 27 to 81 tokens: 1, 6 and 3 of them
@@ -37,10 +36,10 @@ def _cann(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(name="finished", scope="module")
-def _finished(cann: Path, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+def _finished(cann: Path, evaluated: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """A workspace with the padded and the bucketed evaluation on both backends; tests copy it."""
-    workspace = helpers.make(tmp_path_factory.mktemp("finished"))
-    _set(workspace, cann=str(cann / "ascend-toolkit"), msame=str(cann / fake_cann.MSAME))
+    workspace = evaluated.copy(tmp_path_factory.mktemp("finished") / "workspace")
+    workspace.configure(cann=str(cann / "ascend-toolkit"), msame=str(cann / fake_cann.MSAME))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", f"{(cann / fake_cann.NPU_SMI).parent}:{os.environ['PATH']}")
         for backend in contract.BACKENDS:
@@ -53,19 +52,7 @@ def _finished(cann: Path, tmp_path_factory: pytest.TempPathFactory) -> Workspace
 def _workspace(finished: Workspace, cann: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     monkeypatch.setenv("PATH", f"{(cann / fake_cann.NPU_SMI).parent}:{os.environ['PATH']}")
     monkeypatch.setenv("INVOKE_BACKEND", "cpu")
-    shutil.copytree(finished.root, tmp_path / "copy")
-    copy = Workspace(tmp_path / "copy")
-    _set(copy, workspace=str(copy.root))
-    return copy
-
-
-def _set(there: Workspace, **values: object) -> None:
-    path = there.root / "settings.yaml"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
-
-
-def _ran(output: str) -> list[str]:
-    return [line[1 : line.index("]")] for line in output.splitlines() if "] running: " in line]
+    return finished.copy(tmp_path / "copy")
 
 
 def _logits(workspace: Workspace, backend: str, lengths: tuple[int, ...]) -> np.ndarray:
@@ -95,7 +82,7 @@ def test_buckets_give_what_padding_gives(workspace: Workspace, backend: str) -> 
         assert counts[0][name] == counts[1][name]
     assert counts[1]["buckets"] == {"32": 1, "64": 6, "128": 3} and "buckets" not in counts[0]
     said = workspace.succeed(*BUCKETED, "--backend", backend)
-    assert _ran(said) == [] and f"accuracy match bs=4 on {backend}, buckets 32,64,128: " in said
+    assert steps_that_ran(said) == [] and f"accuracy match bs=4 on {backend}, buckets 32,64,128: " in said
 
 
 def test_models_of_either_backend(workspace: Workspace) -> None:
@@ -118,7 +105,7 @@ def test_256_is_a_length_too(workspace: Workspace) -> None:
     for backend in contract.BACKENDS:
         before = {name: (workspace.root / name).read_bytes() for name in workspace.files() if "bs4_om/" in name}
         said = workspace.succeed(*PADDED, "--buckets", "32,256", "--backend", backend)
-        assert "build-om bs=4" not in "".join(_ran(said)) and "export" not in "".join(_ran(said))
+        assert "build-om bs=4" not in "".join(steps_that_ran(said)) and "export" not in "".join(steps_that_ran(said))
         assert np.abs(_logits(workspace, backend, (32, 256)) - _logits(workspace, backend, ())).max() < 1e-5
         assert all((workspace.root / name).read_bytes() == content for name, content in before.items())
 
@@ -126,16 +113,16 @@ def test_256_is_a_length_too(workspace: Workspace) -> None:
 def test_auto_says_what_it_took_and_another_set_is_never_mixed_in(workspace: Workspace) -> None:
     said = workspace.succeed(*PADDED, "--buckets", "auto")
     assert "buckets: 88 (auto; rows 10); 1056 tokens to run for 540, padded 3072" in said
-    assert _ran(said) == list(STEPS[3:])
+    assert steps_that_ran(said) == list(STEPS[3:])
     said = workspace.succeed(*PADDED, "--buckets", "64,128,256")
-    assert "buckets: 64,128 (rows 7, 3); no row needs 256" in said and _ran(said) == list(STEPS[3:])
+    assert "buckets: 64,128 (rows 7, 3); no row needs 256" in said and steps_that_ran(said) == list(STEPS[3:])
     said = workspace.fail(5, *("postprocess", *BUCKETED[1:]))  # its folders of 64 and 128 hold other rows now
     assert "the outputs of 32,64,128 are not of the present inputs (preprocess bs=4 match buckets: " in said
     assert "Run: invoke evaluate --bs 4 --version match --buckets 32,64,128 --profile tiny" in said
-    assert _ran(workspace.succeed(*BUCKETED)) == list(STEPS[3:])
+    assert steps_that_ran(workspace.succeed(*BUCKETED)) == list(STEPS[3:])
     assert (_logits(workspace, "cpu", (32, 64, 128)).argmax(1) == _logits(workspace, "cpu", ()).argmax(1)).all()
     said = workspace.succeed(*BUCKETED, *ASCEND)  # the same bins again: nothing there is out of date
-    assert _ran(said) == []
+    assert steps_that_ran(said) == []
 
 
 @pytest.mark.parametrize("backend", contract.BACKENDS)
@@ -188,9 +175,9 @@ def test_a_lost_output_is_made_again(workspace: Workspace, backend: str) -> None
     output.unlink()
     assert "outputs_bs4_s128_om" in workspace.fail(5, *("postprocess", *BUCKETED[1:]), "--backend", backend)
     again = {"cpu": ["infer bs=4 match buckets"], "ascend": ["infer bs=4 s=128 match"]}[backend]
-    assert _ran(workspace.succeed(*BUCKETED, "--backend", backend))[:1] == again
+    assert steps_that_ran(workspace.succeed(*BUCKETED, "--backend", backend))[:1] == again
     (workspace.root / "data/tiny/pre_mnli_bs4_s64/match/order.json").unlink()
-    assert _ran(workspace.succeed(*BUCKETED, "--backend", backend))[:1] == ["preprocess bs=4 match buckets"]
+    assert steps_that_ran(workspace.succeed(*BUCKETED, "--backend", backend))[:1] == ["preprocess bs=4 match buckets"]
 
 
 def test_a_limited_run_shares_no_file_with_a_whole_one(workspace: Workspace) -> None:
@@ -203,13 +190,13 @@ def test_a_limited_run_shares_no_file_with_a_whole_one(workspace: Workspace) -> 
 
 def test_preprocess_of_both_versions(workspace: Workspace) -> None:
     said = workspace.succeed("preprocess", "--bs", "2", "--buckets", LENGTHS)
-    assert [step for step in _ran(said) if step.startswith("preprocess")] == [
+    assert [step for step in steps_that_ran(said) if step.startswith("preprocess")] == [
         "preprocess bs=2 match buckets",
         "preprocess bs=2 mismatch buckets",
     ]
     workspace.data("mismatch").unlink()
     said = workspace.succeed("preprocess", "--bs", "2", "--buckets", LENGTHS)
-    assert "dev_mismatched.tsv is missing, so mismatch is left out" in said and _ran(said) == []
+    assert "dev_mismatched.tsv is missing, so mismatch is left out" in said and steps_that_ran(said) == []
 
 
 def test_clean_removes_every_length(workspace: Workspace) -> None:
@@ -254,17 +241,17 @@ def test_interrupted_in_each_step(workspace: Workspace, step: str) -> None:
     assert not [name for name in workspace.files() if files.TEMPORARY in name]
     done = STEPS[: STEPS.index(step)]
     assert len([name for name in workspace.files() if name.endswith(".record.json")]) == len(done)
-    assert _ran(workspace.succeed(*BUCKETED)) == list(STEPS[len(done) :])
+    assert steps_that_ran(workspace.succeed(*BUCKETED)) == list(STEPS[len(done) :])
 
 
 def test_ais_bench_runs_them_too(workspace: Workspace, tmp_path: Path) -> None:
     cann = fake_cann.install(tmp_path / "Ascend", python=sys.executable)
     fake_cann.add_ais_bench(cann, python=sys.executable)
-    _set(workspace, cann=str(cann / "ascend-toolkit"))
+    workspace.configure(cann=str(cann / "ascend-toolkit"))
     runner = (*ASCEND, "--runner", "ais_bench")
     before = (workspace.root / "results/tiny/ascend/eval_bs4_match_buckets.txt").read_text()
     said = workspace.succeed(*BUCKETED, *runner)
-    assert [step for step in _ran(said) if step.startswith("infer")] == [
+    assert [step for step in steps_that_ran(said) if step.startswith("infer")] == [
         f"infer bs=4 s={length} match" for length in (32, 64, 128)
     ]
     assert (workspace.root / "results/tiny/ascend/eval_bs4_match_buckets.txt").read_text() == before

@@ -15,28 +15,16 @@ import pytest
 from deberta.core import files, records
 from tests import pipeline_helpers as helpers
 from tests.mnli_helpers import small_disk
-from tests.pipeline_helpers import Workspace
+from tests.pipeline_helpers import Workspace, steps_that_ran
 
 EVALUATE = ("evaluate", "--bs", "4", "--version", "match")
 STEPS = ("export-onnx", "build-om bs=4", "preprocess bs=4 match", "infer bs=4 match", "postprocess bs=4 match")
 
 
-@pytest.fixture(name="finished", scope="module")
-def _finished(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    """A workspace in which one evaluation has run; tests copy it."""
-    workspace = helpers.make(tmp_path_factory.mktemp("finished"))
-    workspace.succeed(*EVALUATE)
-    return workspace
-
-
 @pytest.fixture(name="workspace")
-def _workspace(finished: Workspace, tmp_path: Path) -> Workspace:
-    """A copy of the finished workspace, modification times included, so that everything is up to date."""
-    shutil.copytree(finished.root, tmp_path / "copy")
-    copy = Workspace(tmp_path / "copy")
-    settings = copy.root / "settings.yaml"
-    settings.write_text(settings.read_text().replace(str(finished.root), str(copy.root)))
-    return copy
+def _workspace(evaluated: Workspace, tmp_path: Path) -> Workspace:
+    """One evaluation has run, and everything is up to date."""
+    return evaluated.copy(tmp_path / "copy")
 
 
 @pytest.fixture(name="fresh")
@@ -44,10 +32,6 @@ def _fresh(workspace: Workspace) -> Workspace:
     """A workspace that holds what the user brings and nothing else."""
     workspace.succeed("clean", "--profile", "tiny")
     return workspace
-
-
-def _ran(output: str) -> list[str]:
-    return [line[1 : line.index("]")] for line in output.splitlines() if "] running: " in line]
 
 
 def test_evaluate_counts_what_the_model_predicted(workspace: Workspace) -> None:
@@ -70,21 +54,21 @@ def test_evaluate_counts_what_the_model_predicted(workspace: Workspace) -> None:
 
 
 def test_nothing_runs_twice_and_the_one_reason_is_said(workspace: Workspace) -> None:
-    assert _ran(workspace.succeed(*EVALUATE)) == []
+    assert steps_that_ran(workspace.succeed(*EVALUATE)) == []
 
     lines = workspace.data("match").read_bytes().replace(b"A ship.", b"A whale.", 1)
     workspace.data("match").write_bytes(lines)
     said = workspace.succeed(*EVALUATE)
-    assert _ran(said) == ["preprocess bs=4 match", "infer bs=4 match", "postprocess bs=4 match"]
+    assert steps_that_ran(said) == ["preprocess bs=4 match", "infer bs=4 match", "postprocess bs=4 match"]
     assert "[preprocess bs=4 match] running: data/tiny/MNLI/dev_matched.tsv changed" in said
     assert "[infer bs=4 match] running: data/tiny/pre_mnli_bs4/match changed" in said
 
     [output, *_] = sorted((workspace.root / "results/tiny/cpu/outputs_bs4_om/match").glob("*/*.bin"))
     output.write_bytes(bytes(48))
     said = workspace.succeed(*EVALUATE)
-    assert _ran(said)[0] == "infer bs=4 match" and "was changed after it was made" in said
+    assert steps_that_ran(said)[0] == "infer bs=4 match" and "was changed after it was made" in said
 
-    assert _ran(workspace.succeed(*EVALUATE, "--force")) == list(STEPS)
+    assert steps_that_ran(workspace.succeed(*EVALUATE, "--force")) == list(STEPS)
 
 
 def test_records_are_in_toto_statements_of_what_is_there(workspace: Workspace) -> None:
@@ -196,7 +180,7 @@ def test_a_failed_run_leaves_the_one_before_in_force(workspace: Workspace) -> No
     assert workspace.files() == before
     assert "Run: invoke evaluate" in workspace.fail(5, "postprocess", "--bs", "4", "--version", "match")
     workspace.checkpoint.write_bytes(checkpoint)
-    assert _ran(workspace.succeed(*EVALUATE)) == []
+    assert steps_that_ran(workspace.succeed(*EVALUATE)) == []
     workspace.succeed(*EVALUATE, "--force")
     assert len(list((workspace.root / "results/tiny/cpu/outputs_bs4_om/match").iterdir())) == 1
 
@@ -258,7 +242,7 @@ def test_bad_data_keeps_the_old_bins(workspace: Workspace, content: bytes, says:
     assert says in workspace.fail(5, *EVALUATE)
     assert workspace.files() == before
     workspace.data("match").write_bytes(good)
-    assert _ran(workspace.succeed(*EVALUATE)) == []
+    assert steps_that_ran(workspace.succeed(*EVALUATE)) == []
 
 
 def test_a_row_count_that_the_profile_does_not_expect(workspace: Workspace) -> None:
@@ -278,7 +262,7 @@ def test_preprocess_without_a_version_names_the_missing_one(fresh: Workspace) ->
     fresh.data("mismatch").unlink()
     said = fresh.succeed("preprocess", "--bs", "2")
     assert "dev_mismatched.tsv is missing, so mismatch is left out" in said
-    assert _ran(said) == ["preprocess bs=2 match"]
+    assert steps_that_ran(said) == ["preprocess bs=2 match"]
     fresh.data("match").unlink()
     assert "dev_matched.tsv and data/tiny/MNLI/dev_mismatched.tsv are missing" in fresh.fail(3, "preprocess")
 
@@ -336,7 +320,7 @@ def test_interrupted_in_each_step(fresh: Workspace, step: str) -> None:
     assert not [name for name in fresh.files() if files.TEMPORARY in name]
     done = STEPS[: STEPS.index(step)]
     assert len([name for name in fresh.files() if name.endswith(".record.json")]) == len(done)
-    assert _ran(fresh.succeed(*EVALUATE)) == list(STEPS[len(done) :])
+    assert steps_that_ran(fresh.succeed(*EVALUATE)) == list(STEPS[len(done) :])
 
 
 @pytest.mark.parametrize(("spare", "stopped"), [(100, "export-onnx"), (700, "build-om bs=4")])
@@ -367,4 +351,4 @@ def test_a_killed_run_leaves_nothing_that_looks_finished(fresh: Workspace) -> No
             os.kill(running.pid, signal.SIGKILL)
             break
     running.communicate(timeout=helpers.TIMEOUT)
-    assert _ran(fresh.succeed(*EVALUATE))[0] == "build-om bs=4"
+    assert steps_that_ran(fresh.succeed(*EVALUATE))[0] == "build-om bs=4"

@@ -9,18 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests import pipeline_helpers as helpers
 from tests.pipeline_helpers import Workspace
 
 BS = ("--bs", "4")
 
 
 @pytest.fixture(name="workspace", scope="module")
-def _workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+def _workspace(evaluated: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """One in which the model's outputs are there already."""
-    workspace = helpers.make(tmp_path_factory.mktemp("compare"))
-    workspace.succeed("infer", *BS, "--version", "match")
-    return workspace
+    return evaluated.copy(tmp_path_factory.mktemp("compare") / "workspace")
 
 
 def report(workspace: Workspace, name: str) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,29 +14,17 @@ from deberta.host.images import definition as images
 from deberta.host.images import pins
 from deberta.host.workflows import explain
 from tests import fake_cann
-from tests import pipeline_helpers as helpers
 from tests.mnli_helpers import REPOSITORY
-from tests.pipeline_helpers import Workspace
+from tests.pipeline_helpers import Workspace, steps_that_ran
 
 EVALUATE = ("evaluate", "--bs", "4", "--version", "match")
 STEPS = ("export-onnx", "build-om bs=4", "preprocess bs=4 match", "infer bs=4 match", "postprocess bs=4 match")
 RESULTS = "results/tiny/cpu"
 
 
-@pytest.fixture(name="finished", scope="module")
-def _finished(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    workspace = helpers.make(tmp_path_factory.mktemp("finished"))
-    workspace.succeed(*EVALUATE)
-    return workspace
-
-
 @pytest.fixture(name="workspace")
-def _workspace(finished: Workspace, tmp_path: Path) -> Workspace:
-    shutil.copytree(finished.root, tmp_path / "copy")
-    copy = Workspace(tmp_path / "copy")
-    settings = copy.root / "settings.yaml"
-    settings.write_text(settings.read_text().replace(str(finished.root), str(copy.root)))
-    return copy
+def _workspace(evaluated: Workspace, tmp_path: Path) -> Workspace:
+    return evaluated.copy(tmp_path / "copy")
 
 
 def explained(workspace: Workspace, *arguments: str) -> dict[str, str]:
@@ -52,10 +39,6 @@ def explained(workspace: Workspace, *arguments: str) -> dict[str, str]:
 
 def state(workspace: Workspace) -> dict[str, int]:
     return {str(path): path.lstat().st_mtime_ns for path in workspace.root.rglob("*")}
-
-
-def ran(output: str) -> list[str]:
-    return [line[1 : line.index("]")] for line in output.splitlines() if "] running: " in line]
 
 
 def edit_record(workspace: Workspace, artifact: str, parameters: dict[str, Any], **internal: Any) -> None:
@@ -98,7 +81,7 @@ def test_a_changed_input_and_what_follows_of_it(workspace: Workspace) -> None:
         STEPS[3]: "may run: data/tiny/pre_mnli_bs4/match would be made again",
         STEPS[4]: "would run: data/tiny/MNLI/dev_matched.tsv changed",
     }
-    assert ran(workspace.succeed(*EVALUATE)) == list(STEPS[2:])
+    assert steps_that_ran(workspace.succeed(*EVALUATE)) == list(STEPS[2:])
     assert not outputs.exists()
 
 
@@ -109,7 +92,7 @@ def test_what_is_made_again_and_comes_out_the_same_makes_nothing_else_run(worksp
     assert found[STEPS[1]] == "may run: models/tiny/dynamic.onnx would be made again"
     assert found[STEPS[3]] == "may run: models/tiny/cpu/deberta_bs4.xml may be made again"
     assert found[STEPS[4]].startswith(f"may run: {RESULTS}/outputs_bs4_om/match/") and "may be made" in found[STEPS[4]]
-    assert ran(workspace.succeed(*EVALUATE)) == ["export-onnx"]
+    assert steps_that_ran(workspace.succeed(*EVALUATE)) == ["export-onnx"]
 
 
 def test_a_run_is_another_folder_each_time(workspace: Workspace) -> None:
@@ -118,7 +101,7 @@ def test_a_run_is_another_folder_each_time(workspace: Workspace) -> None:
     found = explained(workspace, *EVALUATE)
     assert "was changed after it was made" in found[STEPS[3]]
     assert found[STEPS[4]] == f"would run: {RESULTS}/outputs_bs4_om/match would have a new folder"
-    assert ran(workspace.succeed(*EVALUATE)) == list(STEPS[3:])
+    assert steps_that_ran(workspace.succeed(*EVALUATE)) == list(STEPS[3:])
 
 
 def test_changed_options_are_named_with_both_values(workspace: Workspace) -> None:

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests import pipeline_helpers as helpers
 from tests.pipeline_helpers import Workspace
 
 EVALUATE = ("evaluate", "--bs", "4", "--version", "match", "--backend", "cpu", "--precision", "int8")
 
 
 @pytest.fixture(name="finished", scope="module")
-def _finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Workspace, str]:
-    workspace = helpers.make(tmp_path_factory.mktemp("int8"))
+def _finished(tiny: Workspace, tmp_path_factory: pytest.TempPathFactory) -> tuple[Workspace, str]:
+    workspace = tiny.copy(tmp_path_factory.mktemp("int8") / "workspace")
     return workspace, workspace.succeed(*EVALUATE)
 
 
@@ -76,8 +74,8 @@ def test_a_second_run_makes_nothing_and_perf_has_a_log_of_its_own(finished: tupl
     ("options", "said"),
     [(("--precision", "int4"), "fp32, int8"), (("--precision", "int8", "--backend", "ascend"), "Add --backend cpu")],
 )
-def test_what_is_not_there_is_refused(options: tuple[str, ...], said: str, tmp_path: Path) -> None:
-    workspace = helpers.make(tmp_path)
+def test_what_is_not_there_is_refused(options: tuple[str, ...], said: str, tiny: Workspace) -> None:
+    workspace = tiny
     before = workspace.files()
     assert said in workspace.fail(2, "build-om", "--bs", "4", *options)
     assert workspace.files() == before

@@ -28,9 +28,9 @@ FIRST, SECOND = reproduce.NAMES
 
 
 @pytest.fixture(name="made", scope="module")
-def _made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Workspace, Path, str]:
+def _made(tiny: Workspace, tmp_path_factory: pytest.TempPathFactory) -> tuple[Workspace, Path, str]:
     """A workspace with one version in which reproduce has run, the folder of both places, and what it said."""
-    workspace = helpers.make(tmp_path_factory.mktemp("brought"))
+    workspace = tiny.copy(tmp_path_factory.mktemp("brought") / "workspace")
     workspace.data("mismatch").unlink()
     folder = tmp_path_factory.mktemp("places")
     brought = workspace.files()
@@ -41,11 +41,7 @@ def _made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Workspace, Path, st
 
 @pytest.fixture(name="workspace")
 def _workspace(tmp_path: Path, made: tuple[Workspace, Path, str]) -> Workspace:
-    workspace = made[0]
-    shutil.copytree(workspace.root, tmp_path / "copy")
-    settings = tmp_path / "copy/settings.yaml"
-    settings.write_text(settings.read_text().replace(str(workspace.root), str(tmp_path / "copy")))
-    return Workspace(tmp_path / "copy")
+    return made[0].copy(tmp_path / "copy")
 
 
 def places(workspace: Workspace) -> list[str]:
