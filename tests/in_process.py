@@ -53,9 +53,14 @@ def run_stage(
     module: str, arguments: Sequence[str], folder: Path, variables: Mapping[str, str]
 ) -> subprocess.CompletedProcess[str]:
     """`python -m MODULE ARGUMENTS` of a stage, in `folder` with these environment variables alone."""
+    return run_main(lambda: _main(module, arguments), folder, variables)
+
+
+def run_main(main: Callable[[], int], folder: Path, variables: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    """A Python program's main, which returns the exit code, as if it were a process."""
     output, error = _text(), _text()
-    code = _run(lambda: _main(module, arguments), folder, variables, output, error)
-    return subprocess.CompletedProcess([module, *arguments], code, _content(output), _content(error))
+    code = _run(main, folder, variables, output, error)
+    return subprocess.CompletedProcess([], code, _content(output), _content(error))
 
 
 def _of_ours_once(function: Callable[[Path, str], Any]) -> Callable[[Path, str], Any]:

@@ -17,6 +17,13 @@ from tests.mnli_helpers import REPOSITORY, SPM_MODEL, dev_line, write_dev
 
 ROWS = {"match": 10, "mismatch": 7}
 GENRES = {"match": ("fiction", "travel"), "mismatch": ("oup", "letters")}
+DEMO = (  # what is committed of the demo profile
+    "models/demo/pytorch.model-demo.bin",
+    "models/demo/model_config.json",
+    "models/demo/spm.model",
+    "data/demo/MNLI/dev_matched.tsv",
+    "data/demo/MNLI/dev_mismatched.tsv",
+)
 # Long enough to be seen running, short enough not to be waited for.
 TIMEOUT = 180
 
@@ -103,6 +110,21 @@ class Workspace:
 def environment() -> dict[str, str]:
     # An engine may answer here: where a test means the docker executor, it says so.
     return {**os.environ, "PYTHONPATH": str(REPOSITORY), "PYTHONUNBUFFERED": "1", "INVOKE_EXECUTOR": "local"}
+
+
+def copy_demo(workspace: Path) -> None:
+    """Copy what is committed of the demo profile."""
+    for name in DEMO:
+        (workspace / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(REPOSITORY / name, workspace / name)
+
+
+def invoke(workspace: Path, *arguments: str) -> str:
+    """Run a command with the project's own settings in a workspace; returns its stdout."""
+    variables = {**environment(), "INVOKE_WORKSPACE": str(workspace), "INVOKE_STAGES_PYTHON": sys.executable}
+    done = in_process.run_invoke(arguments, REPOSITORY, variables)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 def steps_that_ran(output: str) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -17,17 +16,9 @@ from typing import Any, Callable, TypeVar
 from urllib.parse import urlsplit
 
 from deberta.host.engine import engine
-from tests.mnli_helpers import REPOSITORY
-from tests.pipeline_helpers import Workspace
+from tests.pipeline_helpers import Workspace, copy_demo
 
 CALLER = (12345, 23456)  # a user and a group that nothing here belongs to
-DEMO = (
-    "models/demo/pytorch.model-demo.bin",
-    "models/demo/model_config.json",
-    "models/demo/spm.model",
-    "data/demo/MNLI/dev_matched.tsv",
-    "data/demo/MNLI/dev_mismatched.tsv",
-)
 SECONDS = 60.0  # until something that has to happen has happened
 
 _Found = TypeVar("_Found")
@@ -83,9 +74,7 @@ class Place(Workspace):
 
 def make_place(root: Path, project: Path, caller: tuple[int, int] = (0, 0), **settings: object) -> Place:
     """A workspace of the caller's that holds what is committed of the demo."""
-    for name in DEMO:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(REPOSITORY / name, root / name)
+    copy_demo(root)
     (root / "settings.yaml").write_text("{}")
     place = Place(root, project, caller)
     place.configure(**{"workspace": str(root), "executor": "docker", "profile": "demo", **settings})

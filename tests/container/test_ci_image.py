@@ -23,8 +23,9 @@ from deberta.host.images.ci import YAML
 from tests import fake_cann
 from tests.container import container_helpers as helpers
 from tests.container.bases import BULLSEYE
-from tests.container.container_helpers import CALLER, DEMO
+from tests.container.container_helpers import CALLER
 from tests.mnli_helpers import REPOSITORY
+from tests.pipeline_helpers import copy_demo
 
 BASE = "deberta-ascend-test/has-cann:ci"
 NAME = "deberta-ci:1"  # as in the documentation
@@ -96,9 +97,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def demo(folder: Path) -> Path:
     """A workspace of somebody who is not root, with what is committed of the demo."""
-    for name in DEMO:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(REPOSITORY / name, folder / name)
+    copy_demo(folder)
     helpers.own(folder, CALLER)
     return folder
 

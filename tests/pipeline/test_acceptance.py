@@ -20,8 +20,7 @@ from deberta.host.report import gates as gate_file
 from deberta.host.workflows import acceptance
 from tests import pipeline_helpers as helpers
 from tests.mnli_helpers import REPOSITORY
-from tests.pipeline.test_demo import copy_demo
-from tests.pipeline_helpers import Workspace, steps_that_ran
+from tests.pipeline_helpers import Workspace, copy_demo, steps_that_ran
 
 RESULTS = "results/demo/cpu"
 TSV = "data/demo/MNLI/dev_matched.tsv"

@@ -16,8 +16,7 @@ import pytest
 from deberta.host.images.ci import YAML
 from tests.bootstrap_helpers import script
 from tests.mnli_helpers import REPOSITORY
-from tests.pipeline.test_demo import copy_demo
-from tests.pipeline_helpers import environment
+from tests.pipeline_helpers import copy_demo, environment
 
 CI = REPOSITORY / "docs/ci"
 OPTIONS = "--version match --limit 16 --bs 1 --loops 5"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 from functools import cache
 from pathlib import Path
 
@@ -11,8 +12,7 @@ import pytest
 
 from tests import in_process
 from tests.mnli_helpers import REPOSITORY
-from tests.pipeline.test_demo import copy_demo, invoke
-from tests.pipeline_helpers import environment
+from tests.pipeline_helpers import environment, invoke
 
 PAGES = sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md"), REPOSITORY / "docker/README.md"])
 # Not to be run inside the tests: they would fetch, train for minutes, or be this very run.
@@ -56,19 +56,19 @@ def test_command_exists_with_its_options(page: str, line: str) -> None:
             assert re.search(rf"(?<![\w-]){re.escape(word.split('=')[0])}(?![\w-])", known), f"{page}: {line}"
 
 
-def test_blocks_run(tmp_path: Path) -> None:
-    """In a workspace with the demo's inputs: as they stand, but those of the real model on the demo profile."""
-    copy_demo(tmp_path)
+def test_blocks_run(demonstrated: Path, tmp_path: Path) -> None:
+    """Each once, after the demo: as they stand, but those of the real model on the demo profile."""
+    shutil.copytree(demonstrated, tmp_path / "workspace")
+    commands = dict.fromkeys(tuple(shlex.split(line)[1:]) for _, line in blocks())
     ran = 0
-    for _, line in blocks():
-        words = shlex.split(line)[1:]
+    for words in map(list, commands):
         if words[0] in ONLY_PARSED or words[0].startswith("-"):
             continue
         if words[0] != "demo" and "--profile" not in words:
             words += ["--profile", "demo"]
         if "--remake" in words:
             words += ["--dry"]
-        invoke(tmp_path, *words)
+        invoke(tmp_path / "workspace", *words)
         ran += 1
     assert ran >= 6
 
