@@ -11,18 +11,18 @@ import functools
 import importlib
 import io
 import os
-import shlex
 import signal
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 from unittest import mock
 
 from deberta import PROJECT
 from deberta.core import errors
+from deberta.host.engine.transcript import transcript
 from deberta.host.environments import stages
 from deberta.host.run import local, source_digest
 
@@ -93,10 +93,8 @@ def execute(
     """As `local.execute`, and by it if this is no stage of this interpreter."""
     if [*command[:2]] != [sys.executable, "-m"] or not command[2].startswith("deberta.stages."):
         return _execute_process(command, folder, variables, log, show)
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with open(log, "w", encoding="utf-8") as file:
-        file.write(f"$ {shlex.join(command)}\n")
-        lines = _Lines(file, show)
+    with transcript(log, command, show) as record:
+        lines = _Lines(record)
         code = _run(lambda: _main(command[2], command[3:]), folder, variables, lines, lines)
         lines.end()
     if code == errors.INTERRUPTED:
@@ -105,32 +103,29 @@ def execute(
 
 
 class _Lines(io.StringIO):
-    """A stage's stdout and stderr: each whole line goes to the log and, unless it is our error, to `show`."""
+    """A stage's stdout and stderr, given to `record` a line at a time."""
 
-    def __init__(self, log: TextIO, show: Callable[[str], None]) -> None:
+    def __init__(self, record: Callable[[Iterable[str]], list[str]]) -> None:
         super().__init__()
         self.lines: list[str] = []
-        self._log, self._show, self._open = log, show, ""
+        self._record, self._unfinished = record, ""
         self._newlines = io.IncrementalNewlineDecoder(None, translate=True)
         self._host_output, self._host_error = sys.stdout, sys.stderr
 
     def write(self, text: str, /) -> int:
-        *whole, self._open = (self._open + self._newlines.decode(text)).split("\n")
-        for line in whole:
+        *lines, self._unfinished = (self._unfinished + self._newlines.decode(text)).split("\n")
+        for line in lines:
             self._add(f"{line}\n")
         return len(text)
 
     def end(self) -> None:
-        if self._open:
-            self._add(self._open)
+        if self._unfinished:
+            self._add(self._unfinished)
 
     def _add(self, line: str) -> None:
-        self.lines.append(line)
-        self._log.write(line)
-        if not line.startswith(errors.ERROR_PREFIX):
-            # What the host prints meanwhile is not the stage's output.
-            with contextlib.redirect_stdout(self._host_output), contextlib.redirect_stderr(self._host_error):
-                self._show(line.rstrip("\n"))
+        # What the host prints of it is not the stage's output.
+        with contextlib.redirect_stdout(self._host_output), contextlib.redirect_stderr(self._host_error):
+            self.lines += self._record([line])
 
 
 def _text() -> io.TextIOWrapper:
