@@ -6,8 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -18,9 +16,9 @@ from deberta.core.differences import differences
 from deberta.core.errors import ConfigError
 from deberta.host.cli.options import batch_sizes
 from deberta.host.workflows import reproduce
-from tests import pipeline_helpers as helpers
+from tests import in_process
 from tests.mnli_helpers import REPOSITORY, small_disk
-from tests.pipeline_helpers import Workspace
+from tests.pipeline_helpers import Workspace, environment
 
 OPTIONS = ("--backend", "cpu", "--limit", "6")
 REPRODUCE = ("reproduce", *OPTIONS, "--executor", "local", "--bs", "4")
@@ -123,12 +121,10 @@ def test_another_model_in_one_place_is_named(made: tuple[Workspace, Path, str], 
     torch.save(state, checkpoint)
     settings = other / reproduce.SETTINGS
     settings.write_text(json.dumps({**json.loads(settings.read_text()), "workspace": str(other)}))
-    line = [sys.executable, "-m", "invoke", "-f", str(settings)]
-    line += ["acceptance", "--bs", "4", "--version", "match", "--limit", "6", "--loops", "2"]
-    done = subprocess.run(line, cwd=REPOSITORY, env=helpers.environment(), capture_output=True, text=True, check=False)
+    command = ["-f", str(settings), "acceptance", "--bs", "4", "--version", "match", "--limit", "6", "--loops", "2"]
+    done = in_process.run_invoke(command, REPOSITORY, environment())
     assert done.returncode in (0, 6), done.stdout + done.stderr
-    command = ("reproduce", *OPTIONS, "--bs", "4", "--compare", f"{folder / FIRST},{other}")
-    ended = workspace.run(*command)
+    ended = workspace.run("reproduce", *OPTIONS, "--bs", "4", "--compare", f"{folder / FIRST},{other}")
     assert ended.returncode == 6 and ended.stderr.count("\n") == 1, ended.stdout + ended.stderr
     named = {line.split()[1] for line in ended.stdout.splitlines() if line.startswith("DIFFERS")}
     results = "results/tiny/cpu"
