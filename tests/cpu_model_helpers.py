@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from deberta.host.plan.evaluation import STAGES
+from deberta.host.plan.plan import STAGES
 
 REPOSITORY = Path(__file__).parents[1]
 VOCABULARY = 50

@@ -13,7 +13,7 @@ from typing import Iterator, Sequence
 import pytest
 
 from deberta.core.contract import LABELS
-from deberta.host.plan.evaluation import STAGES
+from deberta.host.plan.plan import STAGES
 from tests import in_process
 
 REPOSITORY = Path(__file__).parent.parent

@@ -65,7 +65,7 @@ def example_job(
         write_dev(folder / data[version], lines)
         logits = pytorch(gold, version)[: limit or None]
         write_reference(folder / artifacts.reference(version), logits[:, list(order)])
-        write_json(folder / artifacts.sentinel(version), sentinel(version, limit or count, limit))
+        write_json(folder / artifacts.data_check(version), sentinel(version, limit or count, limit))
         for size in batch_sizes:
             outputs, text = artifacts.outputs(size, version) / FOLDER, artifacts.evaluation(size, version)
             write_outputs(folder / outputs, compiled(logits, version, size)[:, list(order)], size)
@@ -92,7 +92,7 @@ def example_job(
         "batch_sizes": list(batch_sizes),
         "versions": list(rows),
         "data": data,
-        "sentinels": {version: str(artifacts.sentinel(version)) for version in rows},
+        "sentinels": {version: str(artifacts.data_check(version)) for version in rows},
         "references": {version: str(artifacts.reference(version)) for version in rows},
         "cells": cells,
         "performances": performances,

@@ -1,4 +1,4 @@
-"""Length buckets: at which sequence lengths rows run, given how many rows have how many tokens.
+"""Length buckets: the sequence lengths at which rows run, chosen by how many rows have how many tokens.
 
 A row runs at the smallest length that holds it; the batches of each length are filled up with all-zero rows.
 """
@@ -26,11 +26,12 @@ AUTO_STEP = {"ascend": 16, "cpu": 8}
 AUTO_MOST = {"ascend": 8, "cpu": 16}
 
 Histogram = Mapping[int, int]  # number of tokens, specials included -> rows
-Buckets = tuple[int, ...]  # increasing lengths
-Asked = Union[Buckets, str]  # what --buckets says: (), lengths or auto
+Lengths = tuple[int, ...]  # increasing sequence lengths
+Choice = Union[Lengths, str]  # what --buckets says: () for nothing, lengths or auto
+PADDED: Lengths = (SEQUENCE_LENGTH,)  # the guide's padded run
 
 
-def parse(value: Optional[str]) -> Asked:
+def parse(value: Optional[str]) -> Choice:
     """`--buckets`: increasing lengths, "auto", or () if not given. Raises ConfigError."""
     if value is None:
         return ()
@@ -51,19 +52,19 @@ def parse(value: Optional[str]) -> Asked:
     return lengths
 
 
-def lengths(value: str) -> Buckets:
+def lengths(value: str) -> Lengths:
     """`--buckets` of a stage, which takes the lengths themselves. Raises ConfigError."""
-    found = parse(value)
-    if isinstance(found, str) or not found:
-        raise ConfigError(f"--buckets {value!r}: a stage takes the lengths themselves")
-    return found
+    parsed = parse(value)
+    if isinstance(parsed, str) or not parsed:
+        raise ConfigError(f"--lengths {value!r}: a stage takes the lengths themselves")
+    return parsed
 
 
-def folders(lengths: Sequence[int], given: str, option: str) -> dict[int, Path]:
+def folders(lengths: Sequence[int], listed: str, option: str) -> dict[int, Path]:
     """Length -> folder, of a list with commas between that has one folder for each length. Raises ConfigError."""
-    paths = given.split(",")
+    paths = listed.split(",")
     if len(paths) != len(lengths) or not all(paths):
-        raise ConfigError(f"{option} names {len(paths)} folders, and --buckets has {len(lengths)} lengths")
+        raise ConfigError(f"{option} names {len(paths)} folders, and --lengths has {len(lengths)} lengths")
     return dict(zip(lengths, map(Path, paths)))
 
 
@@ -76,12 +77,12 @@ def read_histogram(path: Path) -> Histogram:
     """The tokens that token_counts counted. Raises DataError."""
     try:
         tokens = json.loads(path.read_text(encoding="utf-8"))["tokens"]
-        found = {int(length): int(rows) for length, rows in tokens.items()}
+        histogram = {int(length): int(rows) for length, rows in tokens.items()}
     except (ValueError, KeyError, TypeError, AttributeError):
-        found = {}
-    if not found or min(found) < 1 or min(found.values()) < 1 or max(found) > SEQUENCE_LENGTH:
+        histogram = {}
+    if not histogram or min(histogram) < 1 or min(histogram.values()) < 1 or max(histogram) > SEQUENCE_LENGTH:
         raise DataError(f"{path} does not hold counts of tokens. Remove it and run the same command again")
-    return found
+    return histogram
 
 
 def rows_by_length(histogram: Histogram, lengths: Sequence[int], what: str) -> dict[int, int]:
@@ -105,7 +106,7 @@ def cost(counted: Mapping[int, int], batch_size: int) -> int:
     return running + LENGTH_TOKENS * len(counted)
 
 
-def choose(histogram: Histogram, batch_size: int, backend: str) -> Buckets:
+def choose(histogram: Histogram, batch_size: int, backend: str) -> Lengths:
     """The cheapest lengths for these rows by `cost`; of equally cheap ones those with the fewest lengths.
 
     Dynamic programming: best[j] are the cheapest lengths, with the j-th candidate as the last, for the rows up to it.
@@ -115,20 +116,20 @@ def choose(histogram: Histogram, batch_size: int, backend: str) -> Buckets:
     last = next(j for j, length in enumerate(candidates) if length >= max(histogram))
     candidates = candidates[: last + 1]
     rows_up_to = [sum(rows for tokens, rows in histogram.items() if tokens <= length) for length in candidates]
-    best: list[tuple[int, Buckets]] = [
+    best: list[tuple[int, Lengths]] = [
         (cost({length: rows_up_to[j]}, batch_size) if rows_up_to[j] else 0, (length,) if rows_up_to[j] else ())
         for j, length in enumerate(candidates)
     ]
-    found = best[-1]
+    cheapest = best[-1]
     for _ in range(most - 1):
         best = [_extended(best, j, candidates, rows_up_to, batch_size) for j in range(len(candidates))]
-        found = min(found, best[-1], key=lambda entry: (entry[0], len(entry[1])))
-    return found[1]
+        cheapest = min(cheapest, best[-1], key=lambda entry: (entry[0], len(entry[1])))
+    return cheapest[1]
 
 
 def _extended(
-    best: Sequence[tuple[int, Buckets]], j: int, candidates: Sequence[int], rows_up_to: Sequence[int], batch_size: int
-) -> tuple[int, Buckets]:
+    best: Sequence[tuple[int, Lengths]], j: int, candidates: Sequence[int], rows_up_to: Sequence[int], batch_size: int
+) -> tuple[int, Lengths]:
     """The cheapest of best[j] and of best[i], i < j, with candidate j behind it."""
     options = [best[j]]
     for i in range(j):

@@ -23,16 +23,16 @@ def limited(name: str, limit: int) -> str:
 class Artifacts:
     """Artifact paths of one profile and backend. `limit` > 0: a run over the first `limit` rows.
 
-    `buckets`: what belongs to `length` in a bucketed run. Its rows and figures are not those of the padded run, so
-    their names have the length also at 256; models of 256 are the padded run's own. The cpu backend's one model for
-    all lengths is named for none. `precision` int8: of the cpu backend's quantized model, and of its runs.
+    `bucketed`: rows run at several lengths, or at one below 256; these are the paths of `length`. Its rows and figures
+    are not those of the padded run, so their names have the length also at 256; models of 256 are the padded run's own.
+    The cpu backend's one model for all lengths has none in its name. `precision` int8: of that model and its runs.
     """
 
     profile: str
     backend: str = "cpu"
     limit: int = 0
     length: int = SEQUENCE_LENGTH
-    buckets: bool = False
+    bucketed: bool = False
     precision: str = FP32
 
     @property
@@ -78,16 +78,12 @@ class Artifacts:
         return self.results / f"{self._run('perf', batch_size)}_om" / version
 
     def evaluation(self, batch_size: int, version: str) -> Path:
-        """The guide's accuracy text; exact counts are in the .json of the same name."""
-        if self.buckets:  # of all lengths together
-            name = limited(f"eval_bs{batch_size}{self._of_precision}", self.limit)
-            return self.results / f"{name}_{version}_buckets.txt"
-        return self.results / f"{limited(self._run('eval', batch_size), self.limit)}_{version}.txt"
+        """The guide's accuracy text, whatever the lengths; exact counts are in the .json of the same name."""
+        return self.results / f"{limited(f'eval_bs{batch_size}{self._of_precision}', self.limit)}_{version}.txt"
 
-    def flips(self, batch_size: int, version: str) -> Path:
+    def label_changes(self, batch_size: int, version: str) -> Path:
         """An int8 run beside the float32 one."""
-        of_lengths = "_buckets" if self.buckets else ""
-        return self.results / f"{limited(f'int8_bs{batch_size}', self.limit)}_{version}{of_lengths}.json"
+        return self.results / f"{limited(f'int8_bs{batch_size}', self.limit)}_{version}.json"
 
     def timing_log(self, batch_size: int, version: str, runner: str = "msame") -> Path:
         """What msame printed, or the summary that ais_bench wrote."""
@@ -114,9 +110,9 @@ class Artifacts:
         """PyTorch's logits of all rows, float32 [rows, 3]; they are of the checkpoint, whatever backend runs it."""
         return self.results.parent / f"{limited('reference', self.limit)}_{version}.npy"
 
-    def sentinel(self, version: str) -> Path:
-        """What a look at the data itself found."""
-        return self.results.parent / f"{limited('sentinel', self.limit)}_{version}.json"
+    def data_check(self, version: str) -> Path:
+        """What a look at the data itself shows."""
+        return self.results.parent / f"{limited('data_check', self.limit)}_{version}.json"
 
     def job(self) -> Path:
         """What the report is made of, as the host found it."""
@@ -137,7 +133,7 @@ class Artifacts:
         return self.results / "logs" / f"{step}.log"
 
     def _named(self, what: str, batch_size: int) -> str:
-        return f"{what}_bs{batch_size}{f'_s{self.length}' if self.buckets else self._of_length}"
+        return f"{what}_bs{batch_size}{f'_s{self.length}' if self.bucketed else self._of_length}"
 
     def _run(self, what: str, batch_size: int) -> str:
         """The name of something that the compiled model made."""
@@ -149,7 +145,7 @@ class Artifacts:
 
     @property
     def _any_length(self) -> bool:
-        return self.buckets and self.backend == "cpu"
+        return self.bucketed and self.backend == "cpu"
 
     @property
     def _of_length(self) -> str:

@@ -15,7 +15,7 @@ import pytest
 from deberta.core import files
 from deberta.core.errors import GateError
 from deberta.host.plan import profiles
-from deberta.host.plan.evaluation import Plan
+from deberta.host.plan.plan import Plan
 from deberta.host.report import gates as gate_file
 from deberta.host.workflows import acceptance
 from tests import pipeline_helpers as helpers

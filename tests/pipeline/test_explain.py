@@ -12,6 +12,7 @@ import pytest
 
 from deberta.host.images import definition as images
 from deberta.host.images import pins
+from deberta.host.run import changes
 from deberta.host.workflows import explain
 from tests import fake_cann
 from tests.mnli_helpers import REPOSITORY
@@ -163,10 +164,10 @@ def test_other_tasks_are_explained_by_their_own_plan(workspace: Workspace) -> No
 
 
 def test_options_of_command_lines() -> None:
-    changes = explain.option_changes(["--a", "1", "--b"], ["--a", "2", "--c=3"])
-    assert changes == ["--a 1 -> 2", "--c 3 is new", "--b is gone"]
-    changes = explain.option_changes(["--input", "x,y", "--loop", "5"], ["--loop", "5", "--input", "x,y"])
-    assert changes == ["their order"]
+    listed = changes.option_changes(["--a", "1", "--b"], ["--a", "2", "--c=3"])
+    assert listed == ["--a 1 -> 2", "--c 3 is new", "--b is gone"]
+    listed = changes.option_changes(["--input", "x,y", "--loop", "5"], ["--loop", "5", "--input", "x,y"])
+    assert listed == ["their order"]
 
 
 def test_a_gate_runs_with_its_step(workspace: Workspace, tmp_path: Path) -> None:

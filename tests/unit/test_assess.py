@@ -134,11 +134,11 @@ def no_log(job: Path) -> None:
 
 
 def no_sentinel(job: Path) -> None:
-    Path(ARTIFACTS.sentinel("match")).unlink()
+    Path(ARTIFACTS.data_check("match")).unlink()
 
 
 def strange_sentinel(job: Path) -> None:
-    Path(ARTIFACTS.sentinel("match")).write_text("[]", encoding="utf-8")
+    Path(ARTIFACTS.data_check("match")).write_text("[]", encoding="utf-8")
 
 
 def cell_twice(job: Path) -> None:

@@ -11,8 +11,8 @@ import pytest
 from deberta.core import buckets
 from deberta.core.contract import BACKENDS
 from deberta.core.errors import ConfigError, DataError
-from deberta.host.plan import bucket_steps, evaluation, profiles
-from deberta.host.plan.evaluation import Plan
+from deberta.host.plan import evaluation, profiles
+from deberta.host.plan.plan import Case, Plan
 from tests.unit.test_steps import MNLI
 
 
@@ -97,48 +97,61 @@ def test_counts_that_are_none(tmp_path: Path) -> None:
             buckets.read_histogram(path)
 
 
-def _plan(backend: str, lengths: buckets.Buckets = (), limit: int = 0) -> Plan:
-    return Plan(profiles.load("mnli", {"mnli": MNLI}), backend, limit, buckets=lengths)
+def _case(backend: str, lengths: buckets.Lengths = buckets.PADDED, limit: int = 0) -> Case:
+    return Case(Plan(profiles.load("mnli", {"mnli": MNLI}), backend, limit, lengths=lengths), 8, "match")
 
 
 def test_nothing_of_a_bucketed_run_has_a_name_of_the_padded_one() -> None:
-    """Models of 256 alone are the padded run's own; its bins, outputs and logs hold other rows."""
+    """But for the evaluation, which is one of a case; models of 256 alone are the padded run's own."""
     for backend, limit in itertools.product(BACKENDS, (0, 5)):
-        padded = _plan(backend, limit=limit).artifacts
-        bucketed = bucket_steps.at(_plan(backend, (64, 256), limit), 256).artifacts
-        for name in ("bins", "outputs", "performance", "evaluation", "timing_log"):
-            assert getattr(padded, name)(8, "match") != getattr(bucketed, name)(8, "match")
-        assert (padded.compiled(8) == bucketed.compiled(8)) == (backend == "ascend") == (padded.onnx == bucketed.onnx)
+        padded, bucketed = _case(backend, limit=limit), _case(backend, (64, 256), limit).lengths[1]
+        for name in ("bins", "outputs", "timing_log"):
+            assert getattr(padded, name) != getattr(bucketed, name)
+        assert padded.artifacts.performance(8, "match") != bucketed.artifacts.performance(8, "match")
+        assert padded.evaluation == bucketed.evaluation
+        same_onnx = padded.artifacts.onnx == bucketed.artifacts.onnx
+        assert (padded.compiled == bucketed.compiled) == (backend == "ascend") == same_onnx
 
 
 def test_names_and_lines_of_a_length_on_ascend() -> None:
-    plan = bucket_steps.at(_plan("ascend", (64, 256)), 64)
-    exported, built = evaluation.export_onnx(plan), evaluation.build_om(plan, 8)
+    case = _case("ascend", (64, 256))
+    exported, built = evaluation.export_onnx(case.lengths[0].plan), evaluation.build_om(case.lengths[0])
     assert exported.outputs == (PurePosixPath("models/mnli/dynamic_s64.onnx"),)
     assert exported.arguments[-2:] == ("--sequence-length", "64")
     assert built.outputs == (PurePosixPath("models/mnli/ascend/deberta_bs8_s64.om"),)
     assert "--input_shape=input_ids:8,64;input_mask:8,64" in built.arguments
     assert built.compilation is not None and built.compilation.length == 64
-    run = evaluation.infer(plan, 8, "match", 20).inference
-    assert run is not None and (run.bin_bytes, run.times) == (8 * 64 * 4, 3)
+    short, _ = evaluation.infer(case, {64: 20, 256: 3})
+    assert short.inference is not None
+    [run] = short.inference.runs
+    assert (run.bin_bytes, run.times) == (8 * 64 * 4, 3)
     assert run.bins[0] == PurePosixPath("data/mnli/pre_mnli_bs8_s64/match/input_ids")
-    assert evaluation.build_om(bucket_steps.at(plan, 256), 8).outputs == evaluation.build_om(_plan("ascend"), 8).outputs
+    assert evaluation.build_om(case.lengths[1]).outputs == evaluation.build_om(_case("ascend")).outputs
     command = built.inputs[0].command  # export-onnx makes the padded model alone
     assert command == "invoke build-om --bs 8 --buckets 64,256 --profile mnli --backend ascend"
 
 
+def test_one_process_runs_all_lengths_on_cpu() -> None:
+    [step] = evaluation.infer(_case("cpu", (64, 256)), {64: 20, 256: 3})
+    bins, outputs = "data/mnli/pre_mnli_bs8_s", "results/mnli/cpu/outputs_bs8_s"
+    assert step.arguments == (
+        "--model",
+        "models/mnli/cpu/deberta_bs8_lengths.xml",
+        *(f"--input {bins}64/match/input_ids/,{bins}64/match/input_mask/ --output {outputs}64_om/match".split()),
+        *(f"--input {bins}256/match/input_ids/,{bins}256/match/input_mask/ --output {outputs}256_om/match".split()),
+        "--lengths",
+        "64,256",
+    )
+    assert step.inference is not None and [run.times for run in step.inference.runs] == [3, 1]
+
+
 def test_steps_of_one_run_have_names_of_their_own() -> None:
     for backend in BACKENDS:
-        plan, names = _plan(backend, (64, 128, 256)), []
-        for length in plan.buckets if backend == "ascend" else (256,):
-            names += [
-                evaluation.export_onnx(bucket_steps.at(plan, length)).name,
-                evaluation.build_om(bucket_steps.at(plan, length), 8).name,
-            ]
-        for length in plan.buckets:
-            names += [evaluation.infer(bucket_steps.at(plan, length), 8, "match", 9).name]
-            names += [evaluation.perf(bucket_steps.at(plan, length), 8, "match", 9).name]
-        names += [bucket_steps.token_counts(plan, "match").name]
-        for step in (bucket_steps.preprocess, bucket_steps.infer, bucket_steps.throughput):
-            names.append(step(plan, 8, "match").name)
+        case, names = _case(backend, (64, 128, 256)), []
+        for plan in case.plan.models:
+            names += [evaluation.export_onnx(plan).name, evaluation.build_om(Case(plan, 8)).name]
+        names += [step.name for step in evaluation.infer(case, {})]
+        names += [evaluation.perf(part, 9).name for part in case.lengths]
+        names += [evaluation.token_counts(case.plan, "match").name]
+        names += [evaluation.preprocess(case).name, evaluation.throughput(case).name]
         assert len(set(names)) == len(names)

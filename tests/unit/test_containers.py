@@ -15,7 +15,7 @@ from deberta.ascend import atc
 from deberta.host.engine import containers
 from deberta.host.engine.containers import Access, Container, Mount, User
 from deberta.host.plan import evaluation, profiles
-from deberta.host.plan.evaluation import Plan, Step
+from deberta.host.plan.plan import Case, Plan, Step
 from deberta.host.run import docker_executor, local
 
 PROFILE = profiles.load("demo", {"demo": {"checkpoint": "p.bin", "config": "c.json", "tokenizer": "spm.model",
@@ -72,14 +72,14 @@ def test_a_stage_writes_to_its_folder_and_not_over_its_inputs(tmp_path: Path) ->
 
 
 def test_outputs_of_an_earlier_step_in_the_same_folder_are_read_only(tmp_path: Path) -> None:
-    made = binds(of(evaluation.postprocess(CPU, 1, "match", OUTPUTS), tmp_path), tmp_path)
+    made = binds(of(evaluation.postprocess(Case(CPU, 1, "match"), [OUTPUTS]), tmp_path), tmp_path)
     assert made["/workspace/results/demo/cpu"] == ("results/demo/cpu", True)
     assert made[f"/workspace/{OUTPUTS}"] == (str(OUTPUTS), False)
 
 
 def test_a_tool_works_in_its_scratch_folder_without_our_code(tmp_path: Path) -> None:
     access = Access(mounts=(Mount(Path("/driver/lib64"), PurePosixPath("/usr/local/Ascend/driver/lib64")),))
-    step = evaluation.infer(ASCEND, 1, "match", 10)
+    [step] = evaluation.infer(Case(ASCEND, 1, "match"), {256: 10})
     made = of(step, tmp_path, access)
     assert binds(made, tmp_path) == {
         **KINDS,
@@ -92,7 +92,7 @@ def test_a_tool_works_in_its_scratch_folder_without_our_code(tmp_path: Path) -> 
     assert step.arguments[-2:] == ("--device", "2")
     assert docker_executor.without_device(step.arguments) == step.arguments[:-2]
     options = atc.options({"fusion_switch_file": "models/demo/fusion.cfg"})
-    built = of(evaluation.build_om(Plan(PROFILE, "ascend", soc_version="Ascend310P3", atc=options), 1), tmp_path)
+    built = of(evaluation.build_om(Case(Plan(PROFILE, "ascend", soc_version="Ascend310P3", atc=options), 1)), tmp_path)
     assert binds(built, tmp_path)["/workspace/models/demo/ascend"] == ("models/demo/ascend", True)
 
 
@@ -106,7 +106,7 @@ def test_links_and_paths_elsewhere_have_mounts_of_their_own(tmp_path: Path) -> N
     made = binds(of(evaluation.export_onnx(CPU), workspace), workspace)
     assert made["/workspace/models/demo/p.bin"] == (str(elsewhere / "p.bin"), False)
     assert made["/workspace/results"] == (str(elsewhere / "results"), False)
-    step = evaluation.postprocess(CPU, 1, "match", PurePosixPath(elsewhere / "out"))
+    step = evaluation.postprocess(Case(CPU, 1, "match"), [PurePosixPath(elsewhere / "out")])
     made = binds(of(step, workspace), workspace)
     assert made[str(elsewhere / "out")] == (str(elsewhere / "out"), False)
     assert made["/workspace/results/demo/cpu"] == (str(elsewhere / "results/demo/cpu"), True)
@@ -133,7 +133,7 @@ def test_the_line_to_paste_means_what_the_engine_is_asked_for(tmp_path: Path, ru
         else Access(nodes, groups=(7, 8))
     )
     workspace = tmp_path / 'a, b "c"'
-    made = of(evaluation.infer(ASCEND, 1, "match", 10), workspace, access)
+    made = of(evaluation.infer(Case(ASCEND, 1, "match"), {256: 10})[0], workspace, access)
     asked: dict[str, Any] = containers.create_arguments(made, "sha256:1", "name", {"label": "x"})
     options, command = parsed(containers.command_line(made))
     assert command == ["image:tag", *asked["command"]]

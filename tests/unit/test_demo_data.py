@@ -14,7 +14,7 @@ import pytest
 
 from deberta.core import contract, mnli, paths
 from deberta.host.plan import demo, profiles
-from deberta.host.plan.evaluation import Plan
+from deberta.host.plan.plan import Plan
 from deberta.stages.demo import demo_data, demo_text
 from deberta.stages.model import config
 from deberta.stages.model import tokenizer as tokenizers_of_guide

@@ -11,12 +11,12 @@ import pytest
 
 from deberta.core import records
 from deberta.core.errors import ConfigError, GateError
-from deberta.host.plan import checks, evaluation
-from deberta.host.plan.evaluation import Plan, Step
+from deberta.host.plan import evaluation
+from deberta.host.plan.plan import Case, Plan, Step
 from deberta.host.plan.profiles import Profile
 from deberta.host.run import runner
 from deberta.host.run.executor import Ground, Show
-from deberta.host.run.runner import Session
+from deberta.host.run.session import Session
 from tests.mnli_helpers import REPOSITORY
 
 PLAN = Plan(
@@ -71,7 +71,7 @@ def _executor(tmp_path: Path) -> Recorder:
 
 def _run(executor: Recorder, plan: Plan = PLAN) -> records.Record:
     session = Session(REPOSITORY, executor.root, executor, lambda: "Ascend310P3")
-    record = runner.run(session, checks.build_om(plan, 8))
+    record = runner.run(session, evaluation.build_om(Case(plan, 8))).record
     assert record is not None
     return record
 
@@ -104,5 +104,5 @@ def test_a_model_runs_on_the_cann_that_compiled_it(executor: Recorder) -> None:
     bins.mkdir(parents=True)
     session = Session(REPOSITORY, executor.root, executor, lambda: "Ascend310P3")
     with pytest.raises(ConfigError, match=r"compiled with CANN 5\.1\.RC2, and CANN 6\.0\.1 would run it"):
-        runner.run(session, evaluation.infer(PLAN, 8, "match", 3))
+        runner.run_all(session, evaluation.infer(Case(PLAN, 8, "match"), {256: 3}))
     assert "infer_bs8_match" not in executor.ran

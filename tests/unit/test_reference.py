@@ -14,9 +14,8 @@ import torch
 
 from deberta.core import contract, errors, mnli
 from deberta.core.machine import effective_cpus
-from deberta.host.plan import profiles
-from deberta.host.plan import reference as reference_steps
-from deberta.host.plan.evaluation import Plan
+from deberta.host.plan import checks, profiles
+from deberta.host.plan.plan import Plan
 from deberta.stages.data import preprocess
 from deberta.stages.inference import pytorch_reference
 from deberta.stages.model import checkpoint, config
@@ -216,7 +215,7 @@ def test_an_interrupt_leaves_nothing_and_progress_is_said(workspace: Workspace, 
 def test_the_planned_step_is_what_the_stage_takes() -> None:
     profile = {"checkpoint": "m.bin", "config": "c.json", "tokenizer": "spm.model", "dataset": "MNLI"}
     own = profiles.load("own", {"own": {**profile, "labels": ["neutral", "entailment", "contradiction"]}})
-    step = reference_steps.reference(Plan(own, "ascend"), "mismatch")
+    step = checks.reference(Plan(own, "ascend"), "mismatch")
     assert (step.name, step.title, step.module) == (
         "reference_mismatch",
         "reference mismatch",
@@ -231,7 +230,7 @@ def test_the_planned_step_is_what_the_stage_takes() -> None:
     assert {str(needed.path) for needed in step.inputs} == {
         *("models/own/m.bin", "models/own/c.json", "models/own/spm.model", "data/own/MNLI/dev_mismatched.tsv")
     }
-    cpu, limited = (reference_steps.reference(Plan(own, "cpu", limit), "match") for limit in (0, 3))
+    cpu, limited = (checks.reference(Plan(own, "cpu", limit), "match") for limit in (0, 3))
     assert cpu.outputs != limited.outputs and cpu.name != limited.name and "--labels" in cpu.arguments
     unlabelled = profiles.load("own", {"own": profile})
-    assert "--labels" not in reference_steps.reference(Plan(unlabelled, "cpu"), "match").arguments
+    assert "--labels" not in checks.reference(Plan(unlabelled, "cpu"), "match").arguments

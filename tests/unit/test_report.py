@@ -12,10 +12,10 @@ import pytest
 from deberta.core import published, records
 from deberta.core.errors import DataError, MissingError
 from deberta.core.paths import record_of
-from deberta.host.plan.evaluation import Plan
+from deberta.host.plan.plan import Plan
 from deberta.host.report import measurements, reasons, request
 from deberta.host.report.request import ReportRequest
-from deberta.host.run.runner import Session
+from deberta.host.run.session import Session
 from tests.mnli_helpers import REPOSITORY
 from tests.unit.test_steps import _plan
 

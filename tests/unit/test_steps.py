@@ -11,7 +11,7 @@ from invoke.config import DataProxy
 from deberta.core.errors import ConfigError
 from deberta.core.published import GUIDE
 from deberta.host.plan import evaluation, profiles
-from deberta.host.plan.evaluation import Inference, Input, Plan, Step
+from deberta.host.plan.plan import Case, Inference, Input, ModelRun, Plan, Step
 
 MNLI: dict[str, Any] = {
     "checkpoint": "pytorch.model-073631.bin",
@@ -30,7 +30,8 @@ def _plan(limit: int = 0, **changes: Any) -> Plan:
 
 def test_guides_names_are_kept() -> None:
     """The inference over 9815 rows at batch size 8, whole: every path is one of the guide's or lies beside it."""
-    assert evaluation.infer(_plan(), 8, "match", 9815) == Step(
+    [step] = evaluation.infer(Case(_plan(), 8, "match"), {256: 9815})
+    assert step == Step(
         name="infer_bs8_match",
         title="infer bs=8 match",
         stage="run-cpu",
@@ -60,20 +61,24 @@ def test_guides_names_are_kept() -> None:
             "report": "invoke report --profile mnli",
         },
         inference=Inference(
-            output=Path("results/mnli/cpu/outputs_bs8_om/match"),
-            expected={f"input_{i}_output_0.bin": 96 for i in range(1227)},
-            times=1227,
-            bins=(
-                Path("data/mnli/pre_mnli_bs8/match/input_ids"),
-                Path("data/mnli/pre_mnli_bs8/match/input_mask"),
-            ),
-            bin_bytes=8192,
+            (
+                ModelRun(
+                    output=Path("results/mnli/cpu/outputs_bs8_om/match"),
+                    expected={f"input_{i}_output_0.bin": 96 for i in range(1227)},
+                    times=1227,
+                    bins=(
+                        Path("data/mnli/pre_mnli_bs8/match/input_ids"),
+                        Path("data/mnli/pre_mnli_bs8/match/input_mask"),
+                    ),
+                    bin_bytes=8192,
+                ),
+            )
         ),
     )
 
 
 def test_performance_run_is_the_guides() -> None:
-    step = evaluation.perf(_plan(), 1, "mismatch", 100)
+    step = evaluation.perf(Case(_plan(), 1, "mismatch"), 100)
     assert step.arguments[2:] == (
         "--input",
         "data/mnli/pre_mnli_bs1/mismatch/input_ids/input_0.bin,data/mnli/pre_mnli_bs1/mismatch/input_mask/input_0.bin",
@@ -84,20 +89,21 @@ def test_performance_run_is_the_guides() -> None:
     )
     assert step.outputs[0] == Path("results/mnli/cpu/msame_bs1_mismatch.txt")
     assert step.inference is not None
-    assert (step.inference.expected, step.inference.times) == ({"deberta_bs1_output_0.bin": 12}, 100)
+    [run] = step.inference.runs
+    assert (run.expected, run.times) == ({"deberta_bs1_output_0.bin": 12}, 100)
 
 
 def test_a_limit_changes_every_path_behind_it() -> None:
-    whole, limited = _plan(), _plan(limit=64)
-    outputs = Path("results/o")
-    for one, other in (
-        (evaluation.preprocess(whole, 8, "match"), evaluation.preprocess(limited, 8, "match")),
-        (evaluation.infer(whole, 8, "match", 64), evaluation.infer(limited, 8, "match", 64)),
-        (evaluation.postprocess(whole, 8, "match", outputs), evaluation.postprocess(limited, 8, "match", outputs)),
+    whole, limited = (Case(_plan(limit=limit), 8, "match") for limit in (0, 64))
+    for step, limited_step in (
+        (evaluation.preprocess(whole), evaluation.preprocess(limited)),
+        (evaluation.infer(whole, {256: 64})[0], evaluation.infer(limited, {256: 64})[0]),
+        (evaluation.postprocess(whole, [Path("o")]), evaluation.postprocess(limited, [Path("o")])),
     ):
-        assert not {*one.outputs, one.log, one.title} & {*other.outputs, other.log, other.title}
-    assert "--limit" in evaluation.preprocess(limited, 8, "match").arguments
-    assert evaluation.export_onnx(whole).arguments == evaluation.export_onnx(limited).arguments
+        of_limited = {*limited_step.outputs, limited_step.log, limited_step.title}
+        assert not {*step.outputs, step.log, step.title} & of_limited
+    assert "--limit" in evaluation.preprocess(limited).arguments
+    assert evaluation.export_onnx(whole.plan).arguments == evaluation.export_onnx(limited.plan).arguments
 
 
 @pytest.mark.parametrize(
@@ -151,16 +157,16 @@ def test_profile_that_is_not_there(name: Any, known: Any, says: str) -> None:
 
 def test_profile_with_one_version() -> None:
     plan = _plan(rows={"match": None})
-    assert "--rows" not in evaluation.preprocess(plan, 1, "match").arguments
+    assert "--rows" not in evaluation.preprocess(Case(plan, 1, "match")).arguments
     with pytest.raises(ConfigError, match="has no version 'mismatch', only: match"):
-        evaluation.preprocess(plan, 1, "mismatch")
+        evaluation.preprocess(Case(plan, 1, "mismatch"))
 
 
 def test_a_folder_that_msame_takes_for_a_file() -> None:
-    plan = Plan(profiles.load("my.binary", {"my.binary": MNLI}), "ascend")
-    for plan_step in (evaluation.infer, evaluation.perf):
+    case = Case(Plan(profiles.load("my.binary", {"my.binary": MNLI}), "ascend"), 8, "match")
+    for plan_step in (lambda: evaluation.infer(case, {256: 100}), lambda: evaluation.perf(case, 100)):
         with pytest.raises(ConfigError, match=r"its name has no \.bin"):
-            plan_step(plan, 8, "match", 100)
+            plan_step()
 
 
 def test_published_figures_are_the_guides_table() -> None:

@@ -17,19 +17,26 @@ from deberta.core.paths import Artifacts
 from deberta.host.cli.auto import AUTO
 from deberta.host.cli.command import DEVICE, RUN, command
 from deberta.host.cli.options import Options
-from deberta.host.cli.settings import plan_of, prepared_python, profile_of, session_of, stages_environment, workspace
+from deberta.host.cli.settings import (
+    buckets_of,
+    plan_of,
+    prepared_python,
+    profile_of,
+    session_of,
+    stages_environment,
+    workspace,
+)
 from deberta.host.engine import containers
-from deberta.host.plan.evaluation import Plan
-from deberta.host.report import bucket_report, verification
+from deberta.host.plan.plan import Plan
+from deberta.host.report import verification
 from deberta.host.report.request import ReportRequest
 from deberta.host.report.verification import VerificationRequest
-from deberta.host.run import runner
-from deberta.host.run.runner import Session
+from deberta.host.run.session import Session, exclusive
 from deberta.host.workflows import acceptance as workflow
-from deberta.host.workflows import evaluation
+from deberta.host.workflows import making
 
 
-@command("sizes", "version", "limit", "loops", "profile", "backend", *DEVICE, *RUN)
+@command("sizes", "version", "limit", "loops", "buckets", "profile", "backend", *DEVICE, *RUN)
 def acceptance(c: Context, options: Options) -> None:
     """Measure every batch size and version, judge all gates, and write the report with its verdict."""
     sizes, plan = _batch_sizes(c, options), plan_of(c, options)
@@ -51,16 +58,16 @@ def acceptance(c: Context, options: Options) -> None:
         in_image=c.config.get("image_unpinned") is not None and Path(containers.CODE) == PROJECT,
     )
     strict = replace(session, strict=True)
-    with runner.exclusive(strict):
-        workflow.run(strict, plan, request)
+    with exclusive(strict):
+        workflow.run(strict, plan, request, buckets_of(c, options))
 
 
 @command("profile", "backend", "executor", "keep", "dry")
 def report(c: Context, options: Options) -> None:
     """Write report.md, .html and .json of what has been measured: published figures beside measured ones."""
     plan, session, sizes = plan_of(c, options), session_of(c, options, usual="local"), _batch_sizes(c, options)
-    with runner.exclusive(session):
-        evaluation.write_report(session, plan, sizes, bucket_report.section(session, plan), _gates(c))
+    with exclusive(session):
+        making.write_report(session, plan, sizes, _gates(c))
 
 
 @command("profile", "backend", "limit", "tree", "replay", "seed", "key", "dry")
@@ -97,7 +104,7 @@ def sign(c: Context, options: Options) -> None:
         verification.show(request)
         print(f"# then {request.artifacts.attestation()} is written")
         return
-    with runner.exclusive(session_of(c, options, executor="local")):
+    with exclusive(session_of(c, options, executor="local")):
         verification.sign(request, Path(options.key), passphrase_env)
 
 

@@ -12,10 +12,10 @@ from deberta.host.cli.options import Options
 from deberta.host.cli.settings import atc_options, cpu_plan, session_of
 from deberta.host.plan import comparison
 from deberta.host.plan.comparison import ComparisonRequest
-from deberta.host.plan.evaluation import Plan
-from deberta.host.run import runner
+from deberta.host.plan.plan import Case, StageOptions
+from deberta.host.run.session import exclusive
 from deberta.host.workflows import compare as workflow
-from deberta.host.workflows import evaluation
+from deberta.host.workflows import making
 
 SIDES = ("side_a", "side_b", "a_file", "b_file", "outputs")
 TOLERANCES = ("tolerance", "layer_tolerance", "all_layers")
@@ -24,42 +24,47 @@ TOLERANCES = ("tolerance", "layer_tolerance", "all_layers")
 @command("model", "format", "output", "severity", "stats", "batch_sizes", "profile", *RUN)
 def lint_onnx(c: Context, options: Options) -> None:
     """Check an ONNX file against what ATC of CANN 5.1.RC2 and the 310P take."""
-    arguments = ["--format", options.format, "--severity", options.severity, "--batch-sizes", options.batch_sizes]
-    arguments += ["--stats"] if options.stats else []
+    arguments: StageOptions = {
+        "--format": options.format,
+        "--severity": options.severity,
+        "--batch-sizes": options.batch_sizes,
+        "--stats": options.stats,
+    }
     session, plan = session_of(c, options), cpu_plan(c, options)
-    with runner.exclusive(session):
-        evaluation.lint(session, plan, options.model or None, options.output or None, arguments)
+    with exclusive(session):
+        making.lint(session, plan, options.model or None, options.output or None, arguments)
 
 
 @command("bs", "limit", "rows", "margin", "profile", *RUN, version="match")
 def check_fp16(c: Context, options: Options) -> None:
     """Run the graph with float16 storage on the CPU: overflows, changed labels, nodes to keep in float32."""
-    session, plan = session_of(c, options), _plan_with_atc(c, options)
-    with runner.exclusive(session):
-        evaluation.check_fp16(session, plan, options.bs, options.version, _rows(options), options.margin)
+    session, case = session_of(c, options), _case_with_atc(c, options)
+    with exclusive(session):
+        making.check_fp16(session, case, _rows(options), options.margin)
 
 
 @command(*SIDES, *TOLERANCES, "bs", "limit", "rows", "profile", *RUN, version="match")
 def compare(c: Context, options: Options) -> None:
     """Compare two ways of running the model: logits, labels, and the first layer where they part."""
-    session, plan = session_of(c, options), _plan_with_atc(c, options)
+    session, case = session_of(c, options), _case_with_atc(c, options)
     kinds = (options.side_a, options.side_b)
     if options.outputs and "om" not in kinds:
         raise ConfigError(f"--outputs is for om, and this compares {kinds[0]} with {kinds[1]}")
     sides = [
-        comparison.side(plan, options.bs, options.version, kind, file or (options.outputs if kind == "om" else ""))
+        comparison.side(case, kind, file or (options.outputs if kind == "om" else ""))
         for kind, file in zip(kinds, (options.a_file, options.b_file))
     ]
     if sides[0] == sides[1]:
         raise ConfigError(f"{kinds[0]} would be compared with itself. Name another file for one: --b-file FILE")
     request = ComparisonRequest(_rows(options), options.tolerance, options.layer_tolerance, options.all_layers)
-    with runner.exclusive(session):
-        workflow.compare(session, plan, options.bs, options.version, sides, request)
+    with exclusive(session):
+        workflow.compare(session, case, sides, request)
 
 
-def _plan_with_atc(c: Context, options: Options) -> Plan:
-    """A plan for the CPU that has ATC's options, which name the nodes that stay in float32."""
-    return replace(cpu_plan(c, options), atc=atc_options(c.config.get("atc")))
+def _case_with_atc(c: Context, options: Options) -> Case:
+    """A case for the CPU that has ATC's options, which name the nodes that stay in float32."""
+    plan = replace(cpu_plan(c, options), atc=atc_options(c.config.get("atc")))
+    return Case(plan, options.bs, options.version)
 
 
 def _rows(options: Options) -> str:

@@ -9,83 +9,68 @@ from invoke.context import Context
 from deberta.core.errors import ConfigError
 from deberta.host.cli.command import DEVICE, RUN, command
 from deberta.host.cli.options import Options
-from deberta.host.cli.settings import cpu_plan, plan_of, session_of
-from deberta.host.run import runner
-from deberta.host.workflows import bucketing, evaluation
+from deberta.host.cli.settings import buckets_of, case_of, cpu_plan, plan_of, session_of
+from deberta.host.run.session import exclusive
+from deberta.host.workflows import evaluation, making
 
 
 @command("relative", "profile", *RUN)
 def export_onnx(c: Context, options: Options) -> None:
     """Export the checkpoint to models/<profile>/dynamic.onnx, validated against PyTorch."""
     session, plan = session_of(c, options), cpu_plan(c, options)
-    with runner.exclusive(session):
-        evaluation.export(session, plan, options.relative)
+    with exclusive(session):
+        making.export(session, plan, options.relative)
 
 
 @command("bs", "version", "limit", "buckets", "profile", *RUN)
 def preprocess(c: Context, options: Options) -> None:
     """Turn MNLI's tsv into the guide's bins; without --version, every version whose tsv is there."""
-    session, plan, version = session_of(c, options), cpu_plan(c, options), options.version or None
-    with runner.exclusive(session):
-        if options.buckets:
-            bucketing.preprocess(session, plan, options.bs, version, options.buckets)
-        else:
-            evaluation.preprocess(session, plan, options.bs, version)
+    session, plan = session_of(c, options), cpu_plan(c, options)
+    with exclusive(session):
+        evaluation.preprocess(session, plan, options.bs, options.version, options.buckets)
 
 
 @command("bs", "buckets", "precision", "profile", "backend", "soc_version", "no_lint", *RUN)
 def build_om(c: Context, options: Options) -> None:
     """Compile the model for one batch size; exports it first if need be."""
     plan, session = plan_of(c, options, compiles=True), session_of(c, options)
-    with runner.exclusive(session):
-        if options.buckets:
-            bucketing.build(session, plan, options.bs, options.buckets)
-        else:
-            evaluation.build(session, plan, options.bs)
+    with exclusive(session):
+        evaluation.build(session, plan, options.bs, options.buckets)
 
 
 @command("bs", "version", "limit", "buckets", "precision", "profile", "backend", *DEVICE, *RUN, needed=["version"])
 def infer(c: Context, options: Options) -> None:
     """Run the compiled model over one version's bins; makes what it needs first."""
-    plan, session = plan_of(c, options), session_of(c, options)
-    with runner.exclusive(session):
-        if options.buckets:
-            bucketing.infer(session, plan, options.bs, options.version, options.buckets)
-        else:
-            evaluation.infer(session, plan, options.bs, options.version)
+    case, session = case_of(c, options), session_of(c, options)
+    with exclusive(session):
+        evaluation.infer(session, case, buckets_of(c, options))
 
 
 @command("bs", "version", "outputs", "limit", "buckets", "precision", "profile", "backend", *RUN, needed=["version"])
 def postprocess(c: Context, options: Options) -> None:
     """Work out accuracy, overall and by genre, from the model's outputs."""
-    plan, session, outputs = plan_of(c, options), session_of(c, options), options.outputs or None
-    with runner.exclusive(session):
-        if options.buckets:
-            bucketing.postprocess(session, plan, options.bs, options.version, outputs, options.buckets)
+    case, session = case_of(c, options), session_of(c, options)
+    with exclusive(session):
+        if options.outputs:
+            evaluation.postprocess(session, case, options.outputs, options.buckets)
         else:
-            evaluation.postprocess(session, plan, options.bs, options.version, outputs)
+            evaluation.postprocess(session, case, choice=buckets_of(c, options))
 
 
 @command("bs", "version", "limit", "buckets", "precision", "profile", "backend", *DEVICE, *RUN, needed=["version"])
 def evaluate(c: Context, options: Options) -> None:
     """Run the whole chain for one version and print its accuracy."""
-    plan, session = plan_of(c, options), session_of(c, options)
-    with runner.exclusive(session):
-        if options.buckets:
-            bucketing.evaluate(session, plan, options.bs, options.version, options.buckets)
-        else:
-            evaluation.evaluate(session, plan, options.bs, options.version)
+    case, session = case_of(c, options), session_of(c, options)
+    with exclusive(session):
+        evaluation.evaluate(session, case, buckets_of(c, options))
 
 
 @command("bs", "loops", "buckets", "precision", "profile", "backend", *DEVICE, *RUN, version="match")
 def perf(c: Context, options: Options) -> None:
     """The guide's performance run: one batch, 100 times; prints fps and percentiles."""
-    plan, session = plan_of(c, options), session_of(c, options)
-    with runner.exclusive(session):
-        if options.buckets:
-            bucketing.perf(session, plan, options.bs, options.version, options.loops, options.buckets)
-        else:
-            evaluation.perf(session, plan, options.bs, options.version, options.loops)
+    case, session = case_of(c, options), session_of(c, options)
+    with exclusive(session):
+        evaluation.perf(session, case, options.loops, options.buckets)
 
 
 @command("init", "epochs", "steps", "batch_size", "learning_rate", "warmup", "seed", "profile", *RUN)
@@ -93,18 +78,18 @@ def finetune(c: Context, options: Options) -> None:
     """Train the profile's model on train.tsv; a stopped run goes on where it was."""
     if options.epochs and options.steps:
         raise ConfigError("--epochs and --steps say the same in two ways. Give one of them")
-    stage = ("epochs", "steps", "batch-size", "learning-rate", "warmup", "seed")
-    arguments = [part for name in stage if name in options.typed for part in (f"--{name}", options.typed[name])]
+    names = ("epochs", "steps", "batch-size", "learning-rate", "warmup", "seed")
+    stage_options = {f"--{name}": options.typed.get(name) for name in names}
     session, plan = session_of(c, options), cpu_plan(c, options)
-    with runner.exclusive(session):
-        evaluation.finetune(session, plan, options.init or None, arguments)
+    with exclusive(session):
+        making.finetune(session, plan, options.init or None, stage_options)
 
 
 @command("remake", *RUN)
 def demo(c: Context, options: Options) -> None:
     """The whole chain on the bundled tiny profile: accuracy of both versions, throughput and the table."""
     session, plan = session_of(c, options, usual="local"), cpu_plan(c, replace(options, profile="demo"))
-    with runner.exclusive(session):
+    with exclusive(session):
         if options.remake:
-            evaluation.remake_demo(session, plan)
-        evaluation.demo(session, plan)
+            making.remake_demo(session, plan)
+        making.run_demo(session, plan)

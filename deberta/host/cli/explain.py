@@ -32,7 +32,8 @@ def explain(c: Context, options: Options) -> None:
     typed = {name: value for name, value in options.typed.items() if name != "task"}
     if foreign := sorted(set(typed) - {entry.name for entry in explained.options.values()}):
         raise ConfigError(f"{options.task} takes no --{foreign[0]}. See: invoke --help {options.task}")
-    steps = workflow.plan(lambda: explained.run(c, explained.read(c, typed)))
+    steps: workflow.Planned = []
+    explained.run(c, replace(explained.read(c, typed), planned=steps))
     if not steps:
         print(f"{options.task} runs no step")
         return

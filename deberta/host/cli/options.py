@@ -200,6 +200,7 @@ class Options:
     path: str = Option("a test file or folder", default="tests").field
 
     typed: Mapping[str, Any] = field(default_factory=dict)  # name -> text or flag, of every option that was typed
+    planned: Optional[list[Any]] = None  # explain's: takes the steps and their sessions in place of running them
 
 
 OPTIONS: Mapping[str, Option] = {  # by field of Options

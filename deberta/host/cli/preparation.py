@@ -21,7 +21,7 @@ from deberta.host.cli.settings import (
     session_of,
     workspace,
 )
-from deberta.host.run import runner
+from deberta.host.run.session import exclusive
 from deberta.host.workflows import clean as workflow
 from deberta.host.workflows import doctor as checkup
 
@@ -95,7 +95,7 @@ def clean(c: Context, options: Options) -> None:
     """Remove what the commands made, of all profiles or one; checkpoints, tokenizers, data and foreign files stay."""
     profiles = [profile_of(c, name) for name in ([options.profile] if options.profile else sorted(c.config.profiles))]
     session = session_of(c, options, executor="local")
-    with runner.exclusive(session):
+    with exclusive(session):
         if options.images or options.containers:
             workflow.clean_engine(session, options.images, options.containers)
         else:

@@ -13,7 +13,7 @@ from deberta.host.cli import auto
 from deberta.host.cli.command import command
 from deberta.host.cli.options import Options
 from deberta.host.cli.settings import cann_script, image_builds, plan_of, session_of, workspace
-from deberta.host.run import runner
+from deberta.host.run.session import exclusive
 from deberta.host.workflows import reproduce as workflow
 from deberta.host.workflows.reproduce import ReproductionRun
 
@@ -36,7 +36,7 @@ def reproduce(c: Context, options: Options) -> None:
     workflow.check_inputs(folder, run)
     builds = image_builds(c) if options.images else None
     session = session_of(c, options, executor="local")
-    with runner.exclusive(session):
+    with exclusive(session):
         workflow.run(session, run, places, _settings(c), builds, options.keep_places)
 
 

@@ -13,18 +13,18 @@ from invoke.context import Context
 from deberta import PROJECT
 from deberta.ascend import atc, cann, programs
 from deberta.ascend.atc import AtcOptions
-from deberta.core import contract
+from deberta.core import buckets, contract
+from deberta.core.buckets import Choice
 from deberta.core.errors import ConfigError
 from deberta.host.cli import auto
 from deberta.host.cli.options import Options
 from deberta.host.engine import npu_access
 from deberta.host.environments import stages
 from deberta.host.plan import profiles
-from deberta.host.plan.evaluation import Plan
+from deberta.host.plan.plan import Case, Plan
 from deberta.host.run.executor import Executor
 from deberta.host.run.local import LocalExecutor
-from deberta.host.run.runner import Session
-from deberta.host.workflows import explain
+from deberta.host.run.session import Session
 
 if TYPE_CHECKING:
     from deberta.host.images.definition import BuildSettings
@@ -102,6 +102,17 @@ def plan_of(c: Context, options: Options, compiles: bool = False) -> Plan:
     )
 
 
+def case_of(c: Context, options: Options) -> Case:
+    """The case of a task about one batch size and version."""
+    return Case(plan_of(c, options), options.bs, options.version)
+
+
+def buckets_of(c: Context, options: Options) -> Choice:
+    """--buckets of an accuracy run, or the setting; nothing where neither names lengths. Raises ConfigError."""
+    setting = str(c.config.get("buckets") or "")
+    return options.buckets or (buckets.parse(setting) if setting else ())
+
+
 def device_of(c: Context, options: Options) -> int:
     """--device, or the setting. Raises ConfigError."""
     if options.device is not None:
@@ -113,15 +124,15 @@ def session_of(c: Context, options: Options, executor: str = "", usual: str = ""
     """`executor`: this one whatever the options say. `usual`: what auto means for this task. Raises ConfigError."""
     name = auto.executor(executor or options.executor or c.config.executor, cann_script(c), usual)
     soc_version, device = options.soc_version or str(c.config.get("soc_version") or auto.AUTO), device_of(c, options)
-    folder, note = workspace(c), explain.note()
+    folder = workspace(c)
     return Session(
         project=PROJECT,
         workspace=folder,
         executor=(_docker if name == "docker" else _local)(c, folder, options),
         soc_version=functools.cache(lambda: auto.soc_version(soc_version, device)),
         force=options.force,
-        dry=options.dry or note is not None,
-        note=note,
+        dry=options.dry or options.planned is not None,
+        planned=options.planned,
     )
 
 

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Mapping, Sequence
 
 from deberta.ascend import programs
-from deberta.host.plan.evaluation import Step
+from deberta.host.plan.plan import Step
 
 ROOT = PurePosixPath("/workspace")  # the workspace in a container
 CODE = PurePosixPath("/opt/deberta-ascend")  # our package's folder there

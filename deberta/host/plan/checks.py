@@ -1,82 +1,102 @@
-"""Steps that check and make nothing: lint-onnx and check-fp16. Planned like those of steps.py."""
+"""Steps that check and make nothing: a look at the data, lint-onnx and check-fp16; and PyTorch's own logits."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import PurePosixPath as Path
-from typing import Sequence
 
 from deberta.core.contract import SEQUENCE_LENGTH
-from deberta.host.plan import evaluation
-from deberta.host.plan.evaluation import Input, Plan, Step, bins_of
+from deberta.host.plan.plan import Case, Input, Plan, StageOptions, Step, stage
 
 
-def build_om(plan: Plan, batch_size: int) -> Step:
-    """The compilation, which for ATC has lint-onnx as its gate unless the plan does without."""
-    gated = plan.backend == "ascend" and plan.lint
-    return replace(evaluation.build_om(plan, batch_size), gate=lint(plan, batch_size) if gated else None)
-
-
-def lint(plan: Plan, batch_size: int) -> Step:
+def lint(case: Case) -> Step:
     """The check that comes before ATC: an error stops, what else it finds goes to the compilation's record."""
-    artifacts = plan.artifacts
-    made = artifacts.lint(batch_size)
+    plan = case.plan
     suffix, length = plan.model_length
-    other = ("--sequence-length", str(plan.length)) if plan.length != SEQUENCE_LENGTH else ()
-    return Step(
-        name=f"lint-onnx_bs{batch_size}{suffix}",
-        title=f"lint-onnx bs={batch_size}{length}",
-        stage="lint-onnx",
-        arguments=(
-            *("--model", str(artifacts.onnx), "--batch-sizes", str(batch_size)),
-            *("--format", "json", "--output", str(made), *other),
-        ),
-        inputs=(Input(artifacts.onnx, plan.command("export-onnx")),),
-        outputs=(made,),
-        log=artifacts.log(f"lint-onnx_bs{batch_size}{suffix}"),
-        commands=plan.commands(batch_size),
+    return stage(
+        "lint-onnx",
+        (f"lint-onnx_bs{case.batch_size}{suffix}", f"lint-onnx bs={case.batch_size}{length}"),
+        Case(plan, case.batch_size),
+        reads={"--model": Input(plan.artifacts.onnx, plan.command("export-onnx"))},
+        writes={"--output": plan.artifacts.lint(case.batch_size)},
+        options={
+            "--batch-sizes": case.batch_size,
+            "--format": "json",
+            "--sequence-length": plan.length if plan.length != SEQUENCE_LENGTH else None,
+        },
     )
 
 
-def lint_file(plan: Plan, model: Path, output: Path, options: Sequence[str]) -> Step:
+def lint_file(plan: Plan, model: Path, output: Path, options: StageOptions) -> Step:
     """The same check of any ONNX file, as a user asks for it."""
-    return Step(
-        name="lint-onnx",
-        title="lint-onnx",
-        stage="lint-onnx",
-        arguments=("--model", str(model), "--output", str(output), *options),
-        inputs=(Input(model, plan.command("export-onnx") if model == plan.artifacts.onnx else "Check --model"),),
-        outputs=(output,),
-        log=plan.artifacts.log("lint-onnx"),
-        commands=plan.commands(),
+    own = model == plan.artifacts.onnx
+    return stage(
+        "lint-onnx",
+        ("lint-onnx", "lint-onnx"),
+        plan,
+        reads={"--model": Input(model, plan.command("export-onnx") if own else "Check --model")},
+        writes={"--output": output},
+        options=options,
     )
 
 
-def check_fp16(plan: Plan, batch_size: int, version: str, rows: str, margin: str) -> Step:
-    """The fp16 gate on real rows: `rows` of them, evenly spread (0: all); `margin` of a flip that counts, in logits."""
-    artifacts, kept = plan.artifacts, plan.atc.keep_dtype
-    name, title = plan.named("check-fp16", batch_size, version)
-    report = artifacts.check_fp16(batch_size, version)
-    chosen = "0" if plan.limit else rows
-    already = (Input(Path(kept), "check keep_dtype under atc in invoke.yaml"),) if kept else ()
-    return Step(
-        name=name,
-        title=title,
-        stage="check-fp16",
-        arguments=(
-            *("--model", str(artifacts.onnx), "--bins", str(artifacts.bins(batch_size, version))),
-            *("--bs", str(batch_size), "--report", str(report)),
-            *("--keep", str(artifacts.keep_dtype(batch_size, version))),
-            *(("--rows", chosen) if chosen else ()),
-            *(("--margin", margin) if margin else ()),
-            *(("--kept", kept) if kept else ()),
-        ),
-        inputs=(
-            Input(artifacts.onnx, plan.command("export-onnx")),
-            bins_of(plan, batch_size, version),
-            *already,
-        ),
-        outputs=(report,),
-        log=artifacts.log(name),
-        commands=plan.commands(batch_size, version),
+def check_fp16(case: Case, rows: str, margin: str) -> Step:
+    """The fp16 gate on real rows: `rows` of them, evenly spread (0: all); `margin` of a changed label, in logits."""
+    plan = case.plan
+    return stage(
+        "check-fp16",
+        case.named("check-fp16"),
+        case,
+        reads={
+            "--model": Input(plan.artifacts.onnx, plan.command("export-onnx")),
+            "--bins": Input(case.bins, case.command("preprocess")),
+            "--kept": kept_nodes(plan),
+        },
+        writes={"--report": plan.artifacts.check_fp16(case.batch_size, case.version)},
+        options={
+            "--keep": str(plan.artifacts.keep_dtype(case.batch_size, case.version)),
+            "--bs": case.batch_size,
+            "--rows": "0" if plan.limit else rows or None,
+            "--margin": margin or None,
+        },
+    )
+
+
+def kept_nodes(plan: Plan) -> list[Input]:
+    """The user's own file of nodes that stay in float32, if atc's settings name one."""
+    kept = plan.atc.keep_dtype
+    return [Input(Path(kept), "check keep_dtype under atc in invoke.yaml")] if kept else []
+
+
+def reference(plan: Plan, version: str) -> Step:
+    """checkpoint and MNLI's tsv -> PyTorch's logits of every row, whatever backend runs the model."""
+    profile = plan.profile
+    return stage(
+        "pytorch-reference",
+        plan.named("reference", version),
+        Case(plan, 0, version),
+        reads={
+            "--checkpoint": plan.source(profile.checkpoint_path),
+            "--config": plan.source(profile.config_path),
+            "--data": plan.source(profile.data_path(version)),
+            "--tokenizer": plan.source(profile.tokenizer_path),
+        },
+        writes={"--output": plan.artifacts.reference(version)},
+        options={**plan.labels, **plan.row_counts(version)},
+    )
+
+
+def check_data(plan: Plan, version: str) -> Step:
+    """MNLI's tsv -> what a look at the data itself shows."""
+    profile = plan.profile
+    return stage(
+        "check-data",
+        plan.named("check-data", version),
+        Case(plan, 0, version),
+        reads={
+            "--data": plan.source(profile.data_path(version)),
+            "--tokenizer": plan.source(profile.tokenizer_path),
+            "--config": plan.source(profile.config_path),
+        },
+        writes={"--output": plan.artifacts.data_check(version)},
+        options={"--version": version, **plan.row_counts(version)},
     )

@@ -7,7 +7,7 @@ from typing import Optional
 
 from deberta.core.job import Job
 from deberta.core.paths import limited
-from deberta.host.plan.evaluation import Input, Plan, Step
+from deberta.host.plan.plan import Input, Plan, Step
 
 
 def assess(plan: Plan, job: Optional[Job]) -> Step:

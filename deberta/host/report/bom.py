@@ -21,10 +21,11 @@ from deberta.core.job import Job
 from deberta.core.paths import Artifacts, record_of
 from deberta.core.report import EvaluationCell, PerformanceRun, Proportion, Report
 from deberta.host.environments import stages as stage_env
-from deberta.host.plan.evaluation import Plan
+from deberta.host.plan.plan import Plan
 from deberta.host.report import evidence, licences
 from deberta.host.report.evidence import IMAGE, Evidence
-from deberta.host.run.runner import BUILDER, Session
+from deberta.host.run.runner import BUILDER
+from deberta.host.run.session import Session
 
 STEP = "bom"
 PINS = "docker/pins.toml"

@@ -18,7 +18,7 @@ from deberta.core.paths import Artifacts, record_of
 from deberta.core.progress import Progress
 from deberta.core.records import Record
 from deberta.core.report import Report
-from deberta.host.plan.evaluation import STAGES
+from deberta.host.plan.plan import STAGES
 from deberta.host.plan.profiles import Profile
 from deberta.host.report import reasons
 from deberta.host.run import source_digest

@@ -15,9 +15,9 @@ from deberta.core.errors import DataError, MissingError
 from deberta.core.job import EvaluationFiles, PerformanceFiles
 from deberta.core.paths import record_of
 from deberta.core.records import Record
-from deberta.host.plan.evaluation import Plan
-from deberta.host.run import runner
-from deberta.host.run.runner import Session
+from deberta.host.plan.plan import Plan
+from deberta.host.run import freshness
+from deberta.host.run.session import Session
 
 ABSENT = "-"
 OTHER_MODEL = "outdated: another model"
@@ -102,7 +102,11 @@ def _add_evaluation(session: Session, plan: Plan, size: int, version: str, measu
         folder, origin, pinned = str(parent / folders[0]), "no record", _is_pinned(session, plan, size)
     else:
         dependencies = record.dependencies
-        [(folder, digest)] = [entry for entry in dependencies.items() if "dirHash" in entry[1]]
+        folders_read = [entry for entry in dependencies.items() if "dirHash" in entry[1]]
+        if len(folders_read) != 1:
+            measured.left_out.append(f"{text}: its rows ran at several lengths")
+            return
+        [(folder, digest)] = folders_read
         for path, expected in ((folder, digest), (str(data), dependencies.get(str(data)))):
             if not (session.workspace / path).exists():
                 measured.left_out.append(f"{text}: it counted {path}, which is gone")
@@ -136,7 +140,7 @@ def _origin(session: Session, plan: Plan, batch_size: int, run: Record) -> str:
     """Empty if a run used the present compiled model, and that was made of the present dynamic.onnx."""
     model, onnx = plan.artifacts.compiled(batch_size), plan.artifacts.onnx
     dependencies = run.dependencies
-    if plan.backend == "ascend" and runner.is_brought(session, model):
+    if plan.backend == "ascend" and freshness.is_user_supplied(session, model):
         return BROUGHT_MODEL if dependencies.get(str(model)) == session.digests.of(model) else OTHER_MODEL
     compilation = records.read(session.workspace / record_of(model))
     weights = model.with_suffix(".bin")

@@ -19,13 +19,13 @@ from deberta.core.job import Gates, Job, JobProfile
 from deberta.core.paths import record_of
 from deberta.core.records import Record
 from deberta.core.report import CellPlace, HostFacts, JobMeasured, PinFacts, PublishedRow, Report, StepFacts
-from deberta.host.plan import reference
+from deberta.host.plan import checks
 from deberta.host.plan import report as report_steps
-from deberta.host.plan.evaluation import Plan, Step
+from deberta.host.plan.plan import Plan, Step
 from deberta.host.report import bom, measurements, reasons
 from deberta.host.report.measurements import Measured
-from deberta.host.run import runner
-from deberta.host.run.runner import Session
+from deberta.host.run import freshness, runner
+from deberta.host.run.session import Session
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,7 @@ class ReportRequest:
     buckets_markdown: str = ""
 
 
-def of_report(
-    session: Session, plan: Plan, usual: Sequence[int], buckets_markdown: str, gates: Optional[Path]
-) -> ReportRequest:
+def of_report(session: Session, plan: Plan, usual: Sequence[int], gates: Optional[Path]) -> ReportRequest:
     """The report of everything that was measured so far, at the `usual` batch sizes and any other."""
     return ReportRequest(
         purpose="report",
@@ -61,7 +59,6 @@ def of_report(
         loops=contract.PERFORMANCE_LOOPS,
         command=plan.command("report"),
         gates=gates,
-        buckets_markdown=buckets_markdown,
     )
 
 
@@ -95,8 +92,8 @@ def make(session: Session, plan: Plan, request: ReportRequest) -> Job:
         batch_sizes=list(request.batch_sizes),
         versions=list(request.versions),
         data={version: str(path) for version, path in data.items()},
-        sentinels=_current(session, plan, data, reference.sentinel),
-        references=_current(session, plan, data, reference.reference),
+        sentinels=_current(session, plan, data, checks.check_data),
+        references=_current(session, plan, data, checks.reference),
         cells=measured.evaluations,
         performances=measured.performances,
         throughputs=[],
@@ -204,7 +201,7 @@ def _current(
     for version in versions:
         step = plan_step(plan, version)
         [output] = step.outputs
-        if (session.workspace / output).exists() and not runner.outdated(session, step):
+        if (session.workspace / output).exists() and not freshness.outdated(session, step):
             outputs[version] = str(output)
     return outputs
 
@@ -234,7 +231,7 @@ def _of_this_machine(plan: Plan, request: ReportRequest, measured: Measured) -> 
 def _way(plan: Plan, request: ReportRequest) -> list[PurePosixPath]:
     """What was made on the way, in that order; the performance runs' bins are those of all rows."""
     artifacts, whole = plan.artifacts, replace(plan, limit=0).artifacts
-    paths = [path(version) for version in request.versions for path in (artifacts.sentinel, artifacts.reference)]
+    paths = [path(version) for version in request.versions for path in (artifacts.data_check, artifacts.reference)]
     paths.append(artifacts.onnx)
     for size in request.batch_sizes:
         paths.append(artifacts.compiled(size))

@@ -22,7 +22,7 @@ from deberta.host.engine.engine import DockerEngine
 from deberta.host.engine.npu_access import NpuSettings
 from deberta.host.images import build, contents, definition, pins
 from deberta.host.images.definition import BuildSettings, Image
-from deberta.host.plan.evaluation import Step
+from deberta.host.plan.plan import Step
 from deberta.host.run.executor import Ground, Show
 from deberta.host.run.local import script
 

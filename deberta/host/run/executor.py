@@ -9,7 +9,7 @@ from typing import Any, Callable, Mapping, Protocol, Sequence
 
 from deberta.core.errors import ERROR_PREFIX, StageError, from_exit_code
 from deberta.core.records import Resource
-from deberta.host.plan.evaluation import Step
+from deberta.host.plan.plan import Step
 
 Show = Callable[[str], None]
 

@@ -17,7 +17,7 @@ from deberta.core import files
 from deberta.core.errors import INTERRUPTED
 from deberta.host.engine.transcript import transcript
 from deberta.host.environments.stages import STAGES_LOCK
-from deberta.host.plan.evaluation import LATEST, Step
+from deberta.host.plan.plan import LATEST, Step
 from deberta.host.run.executor import Ground, Show
 
 GRACE_SECONDS = 120.0  # for an interrupted command to end and remove unfinished files, before it is killed
@@ -91,7 +91,7 @@ def script(
     lines.append(prefix + " ".join(map(_quoted, command)))
     if step.tool == ais_bench.MODULE and step.inference is not None:
         rename = """-exec sh -c 'mv "$1" "${1%_0.bin}_output_0.bin"' sh {} \\;"""
-        output = shlex.quote(str(step.inference.output))
+        output = shlex.quote(str(step.inference.runs[0].output))
         lines.append(f"find {output} -name 'input_*_0.bin' ! -name '*_output_0.bin' {rename}")
     return lines
 

@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 from typing import Sequence
 
 from deberta.core.errors import DataError, MissingError
-from deberta.host.plan.evaluation import Input, Step
+from deberta.host.plan.plan import Input, Step
 
 
 def completed(step: Step, message: str) -> str:
@@ -31,13 +31,14 @@ def altered(step: Step, output: PurePosixPath, reason: str, workspace: Path) -> 
     """For an output that is not what its record says, where nothing may be remade unasked."""
     command = step.commands.get(step.name.partition("_")[0])
     again = f"Run: {command} --force" if command else "To make everything again, add --force to this command"
-    return DataError(f"{reason}{_odd_files(step, workspace / output)}, so nothing is concluded from it. {again}")
+    return DataError(
+        f"{reason}{_odd_files(step, output, workspace / output)}, so nothing is concluded from it. {again}"
+    )
 
 
-def _odd_files(step: Step, folder: Path) -> str:
+def _odd_files(step: Step, output: PurePosixPath, folder: Path) -> str:
     """The files of a run's folder that are missing or not as long as they must be: a folder's digest names none."""
-    if step.inference is None or not folder.is_dir():
-        return ""
-    expected = step.inference.expected
+    runs = step.inference.runs if step.inference and folder.is_dir() else ()
+    expected = {name: size for run in runs if run.output == output.parent for name, size in run.expected.items()}
     odd = [n for n in expected if not (folder / n).is_file() or (folder / n).stat().st_size != expected[n]]
     return f" ({', '.join(odd[:3])}{' and others' if len(odd) > 3 else ''})" if odd else ""

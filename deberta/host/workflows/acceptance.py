@@ -1,26 +1,25 @@
 """Acceptance: a look at the data, PyTorch's own logits, every batch size and version measured, then all gates judged.
 
-Nothing is measured twice: what is up to date is skipped, so that a run that was stopped goes on where it was. What was
-altered after it was made is an error and not made again (pipeline.Session.strict).
+Nothing is measured twice: what is up to date is skipped, so that a run that was stopped goes on where it was. An
+artifact that was modified is an error and not made again (Session.strict).
 """
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Iterable, Mapping, Optional
+from typing import Iterable, Mapping
 
-from deberta.core.contract import RUNNERS, batch_count
+from deberta.core.buckets import Choice
+from deberta.core.contract import batch_count
 from deberta.core.errors import GateError, some
-from deberta.core.paths import record_of
 from deberta.core.report import GateCheck, Report, ReportVerdict
-from deberta.host.plan import reference
-from deberta.host.plan.evaluation import Plan
+from deberta.host.plan import checks
+from deberta.host.plan.plan import Case, Plan
 from deberta.host.report import request
 from deberta.host.report.request import ReportRequest
 from deberta.host.run import runner
-from deberta.host.run.runner import Session
+from deberta.host.run.session import Session
 from deberta.host.workflows import evaluation
 
 ACCURACY, PERFORMANCE = "accuracy", "performance"
@@ -58,35 +57,36 @@ class Pace:
         return f"; about {duration(self.seconds / self.rows * sum(cell.rows for cell in cells))} left"
 
 
-def run(session: Session, plan: Plan, asked: ReportRequest) -> None:
-    """Measure, report and judge. Raises GateError if a gate fails; MissingError, StageError and DataError before."""
-    looks = [reference.sentinel(plan, version) for version in asked.versions]
-    looks += [reference.reference(plan, version) for version in asked.versions]
-    request.gates(session, plan, asked)  # a bad file is not to be found out at the end
-    runner.check_sources(session, looks)  # together they read all that the user brings
-    for step in looks:
-        runner.run(session, step)
-    matrix = cells(asked, {version: _rows(session, plan, version) for version in asked.versions})
+def run(session: Session, plan: Plan, wanted: ReportRequest, choice: Choice = ()) -> None:
+    """Measure, report and judge; `choice` is of the lengths of the accuracy runs.
+
+    Raises GateError if a gate fails; MissingError, StageError and DataError before.
+    """
+    looks = [checks.check_data(plan, version) for version in wanted.versions]
+    looks += [checks.reference(plan, version) for version in wanted.versions]
+    request.gates(session, plan, wanted)  # a bad file is reported before anything slow
+    runner.run_all(session, looks)  # together they read all that the user brings
+    matrix = cells(wanted, {version: _rows(session, plan, version) for version in wanted.versions})
     started, pace = time.monotonic(), Pace()
     for number, cell in enumerate(matrix):
         if not session.dry:
             left = pace.left(matrix[number:])
             print(f"[acceptance] {number + 1} of {len(matrix)}: {cell.text}{left}", flush=True)
-        _measure(session, plan, cell, asked.loops, pace)
+        _measure(session, plan, cell, wanted.loops, choice, pace)
     if session.dry:
         request.show(session, plan)
         return
     print(f"[acceptance] {len(matrix)} of {len(matrix)} measured in {duration(time.monotonic() - started)}", flush=True)
-    conclude(plan, request.publish(session, plan, request.make(session, plan, asked)))
+    conclude(plan, request.publish(session, plan, request.make(session, plan, wanted)))
 
 
-def cells(asked: ReportRequest, rows: Mapping[str, int]) -> list[MatrixCell]:
+def cells(wanted: ReportRequest, rows: Mapping[str, int]) -> list[MatrixCell]:
     """The matrix, batch size by batch size; `rows` of each version."""
     found = []
-    for size in asked.batch_sizes:
-        for version in asked.versions:
+    for size in wanted.batch_sizes:
+        for version in wanted.versions:
             found.append(MatrixCell(ACCURACY, size, version, batch_count(rows[version], size) * size))
-        found += [MatrixCell(PERFORMANCE, size, version, asked.loops * size) for version in asked.versions]
+        found += [MatrixCell(PERFORMANCE, size, version, wanted.loops * size) for version in wanted.versions]
     return found
 
 
@@ -158,21 +158,12 @@ def _rows(session: Session, plan: Plan, version: str) -> int:
     return min(rows, plan.limit) if plan.limit else rows
 
 
-def _measure(session: Session, plan: Plan, cell: MatrixCell, loops: int, pace: Pace) -> None:
+def _measure(session: Session, plan: Plan, cell: MatrixCell, loops: int, choice: Choice, pace: Pace) -> None:
     """One cell; what was up to date tells no pace."""
-    artifacts = plan.artifacts
-    made = artifacts.evaluation(cell.batch_size, cell.version)
+    case, before, clock = Case(plan, cell.batch_size, cell.version), len(session.ran), time.monotonic()
     if cell.kind == PERFORMANCE:
-        made = artifacts.timing_log(cell.batch_size, cell.version, plan.tool or RUNNERS[0])
-    record = session.workspace / record_of(made)
-    before, clock = _written(record), time.monotonic()
-    if cell.kind == PERFORMANCE:
-        evaluation.perf(session, plan, cell.batch_size, cell.version, loops)
+        evaluation.perf(session, case, loops)
     else:
-        evaluation.evaluate(session, plan, cell.batch_size, cell.version)
-    if _written(record) != before:
+        evaluation.evaluate(session, case, choice)
+    if len(session.ran) > before:
         pace.add(time.monotonic() - clock, cell.rows)
-
-
-def _written(path: Path) -> Optional[int]:
-    return path.stat().st_mtime_ns if path.exists() else None

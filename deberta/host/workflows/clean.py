@@ -9,7 +9,8 @@ from deberta.core import files, records
 from deberta.core.errors import DataError
 from deberta.host.environments import stages
 from deberta.host.plan.profiles import Profile
-from deberta.host.run.runner import UNRECORDED, Session
+from deberta.host.run.freshness import UNRECORDED
+from deberta.host.run.session import Session
 
 RECORD = ".record.json"
 

@@ -4,53 +4,38 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 from deberta.host.plan import comparison
 from deberta.host.plan.comparison import ComparisonRequest, PlannedSide
-from deberta.host.plan.evaluation import LATEST, Plan
+from deberta.host.plan.plan import LATEST, Case
 from deberta.host.run import runner
-from deberta.host.run.runner import Session
+from deberta.host.run.session import Session
 from deberta.host.workflows import evaluation
+from deberta.host.workflows.lengths import FittedCase
 
 
-def compare(
-    session: Session,
-    plan: Plan,
-    batch_size: int,
-    version: str,
-    sides: list[PlannedSide],
-    request: ComparisonRequest,
-) -> None:
+def compare(session: Session, case: Case, sides: list[PlannedSide], request: ComparisonRequest) -> None:
     """Compare two ways of running the model on the same rows. Raises GateError if they differ too much."""
-    before = comparison.before(plan, batch_size, version, sides)
+    before = comparison.before(case, sides)
     runner.check_sources(session, before)
-    first, second = (_with_outputs(session, plan, batch_size, version, side) for side in sides)
-    step = comparison.compare(plan, batch_size, version, first, second, request)
+    first, second = (_with_outputs(session, case, side) for side in sides)
+    step = comparison.compare(case, first, second, request)
     if not session.dry:  # a dry run names the latest outputs in a form for the shell, which is no path
         runner.check_sources(session, [*before, step])
-    for needed in before:
-        runner.run(session, needed)
-    path = session.workspace / step.outputs[0]
-    written = _modified(path)
-    runner.run(session, step)
+    result = [runner.run(session, needed) for needed in (*before, step)][-1]
     if session.dry:
         return
-    if _modified(path) == written:  # the step was skipped and has printed nothing
-        print("\n".join(json.loads(path.read_text(encoding="utf-8"))["summary"]))
+    if not result.ran:  # it has printed nothing
+        print("\n".join(json.loads((session.workspace / step.outputs[0]).read_text(encoding="utf-8"))["summary"]))
     print(step.outputs[0])
 
 
-def _with_outputs(session: Session, plan: Plan, batch_size: int, version: str, side: PlannedSide) -> PlannedSide:
+def _with_outputs(session: Session, case: Case, side: PlannedSide) -> PlannedSide:
     """An om's side with the folder of its last outputs. Raises DataError if they are not of the present inputs."""
-    if side.kind != "om" or side.brought:
+    if side.kind != "om" or side.user_supplied:
         return side
     if session.dry:
         return replace(side, file=type(side.file)(f"{side.file}{LATEST}"))
-    ascend = replace(plan, backend="ascend")
-    return replace(side, file=evaluation.known_outputs(session, ascend, batch_size, version))
-
-
-def _modified(path: Path) -> int:
-    """The time of the last change in nanoseconds, 0 if the file is absent."""
-    return path.stat().st_mtime_ns if path.exists() else 0
+    ascend = replace(case, plan=replace(case.plan, backend="ascend"))
+    [folder] = evaluation.known_outputs(session, FittedCase(ascend, None))
+    return replace(side, file=folder)

@@ -19,7 +19,7 @@ from deberta.ascend.programs import MSAME
 from deberta.core import machine
 from deberta.core.errors import DebertaError
 from deberta.host.environments import stages
-from deberta.host.plan.evaluation import Plan
+from deberta.host.plan.plan import Plan
 
 OK, MISSING, UNKNOWN = "ok", "missing", "unknown"
 GIB = 1 << 30

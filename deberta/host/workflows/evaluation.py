@@ -1,254 +1,264 @@
-"""What each task does: the steps it needs, in order, and the numbers that it prints at the end."""
+"""The chain for one case: bins, model, outputs, accuracy, throughput; and the numbers that are printed at the end."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
-from typing import Optional, Sequence
+from pathlib import PurePosixPath
+from typing import Any, Mapping, Optional, Sequence
 
 from deberta.ascend import timing
-from deberta.core import records
-from deberta.core.contract import FP32, PERFORMANCE_LOOPS
+from deberta.core import buckets, records
+from deberta.core.buckets import Choice
+from deberta.core.contract import FP32
 from deberta.core.errors import ConfigError, DataError, MissingError
 from deberta.core.paths import record_of
-from deberta.host.plan import checks, evaluation
-from deberta.host.plan.demo import remake_steps
-from deberta.host.plan.evaluation import Plan, Step
-from deberta.host.report import measurements, request
-from deberta.host.run import runner
-from deberta.host.run.runner import Session
-from deberta.host.workflows import precision
+from deberta.core.records import Record
+from deberta.host.plan import evaluation
+from deberta.host.plan.plan import LATEST, Case, Plan, Step
+from deberta.host.report import measurements
+from deberta.host.run import freshness, runner
+from deberta.host.run.session import Session
+from deberta.host.workflows import lengths
+from deberta.host.workflows.lengths import FittedCase
+
+FORMULA = "fps over the data = rows / sum over the lengths of (its batches * average time of one batch)"
 
 
-def export(session: Session, plan: Plan, relative: str = "shift") -> None:
-    """checkpoint -> dynamic.onnx, or dynamic_gather.onnx."""
-    run_all(session, [evaluation.export_onnx(plan, relative)])
+def build(session: Session, plan: Plan, batch_size: int, choice: Choice = ()) -> None:
+    """checkpoint -> compiled model, or one a length on ascend; the export runs first if need be."""
+    case = Case(lengths.of_model(plan, choice), batch_size)
+    runner.run_all(session, compiling(session, case))
 
 
-def lint(session: Session, plan: Plan, model: Optional[str], output: Optional[str], options: Sequence[str]) -> None:
-    """Check an ONNX file, the profile's unless another is named; the report is printed, or written to `output`."""
-    path = PurePosixPath(model) if model else plan.artifacts.onnx
-    kind = options[options.index("--format") + 1]
-    target = PurePosixPath(output) if output else plan.artifacts.results.parent / f"lint-onnx.{kind}"
-    before = [] if model else [evaluation.export_onnx(plan)]
-    step = checks.lint_file(plan, path, target, options)
-    runner.check_sources(session, [*before, step])
-    for one in before:
-        runner.run(session, one)
-    try:
+def preprocess(session: Session, plan: Plan, batch_size: int, version: str = "", choice: Choice = ()) -> None:
+    """MNLI's tsv -> bins, the guide's unless lengths are named.
+
+    Without a version: every one whose tsv is there; one that is not is named.
+    """
+    if choice == buckets.AUTO:
+        session.say("buckets: auto is cpu's choice here; infer and evaluate on ascend choose for themselves")
+    versions = [version] if version else present_versions(session, plan)
+    for present in versions:
+        fitted = lengths.fit(session, Case(plan, batch_size, present), choice or buckets.PADDED)
+        runner.run_all(session, [evaluation.preprocess(fitted.case)])
+
+
+def present_versions(session: Session, plan: Plan) -> list[str]:
+    """The profile's versions whose tsv is there; the others are named. All of them if none is."""
+    present = [v for v in plan.profile.rows if (session.workspace / plan.profile.data_path(v)).exists()]
+    for absent in [v for v in plan.profile.rows if present and v not in present]:
+        needed = plan.source(plan.profile.data_path(absent))
+        session.say(f"{needed.path} is missing, so {absent} is left out. To have it: {needed.command}")
+    return present or list(plan.profile.rows)
+
+
+def infer(session: Session, case: Case, choice: Choice = ()) -> tuple[Case, list[PurePosixPath]]:
+    """Everything up to the model's outputs; returns the case with its lengths, and their folders of outputs."""
+    fitted = lengths.fit(session, case, choice or lengths.default(case.plan))
+    case = fitted.case
+    results = runner.run_all(session, [*compiling(session, case), evaluation.preprocess(case)])
+    steps = _inference(fitted, results[-1].summary)
+    inferred = [runner.run(session, step) for step in steps]
+    for result in inferred:
+        if result.ran and case.plan.any_length:
+            seconds, rows = result.summary["inference_ms"] / 1000, results[-1].summary["rows"]
+            print(f"inference of {rows} rows: {seconds:.2f} s, {rows / seconds:.3f} rows per s")
+    return case, _run_folders(steps, [result.record for result in inferred])
+
+
+def postprocess(session: Session, case: Case, outputs: str = "", choice: Choice = ()) -> None:
+    """Outputs -> accuracy. Without `outputs`: those of infer, or the only ones that are there."""
+    if outputs and choice:
+        raise ConfigError("--outputs names one folder, and --buckets has one for each length. Give one of them")
+    if outputs:
+        # They may be any machine's, so no backend is named.
+        return _count(session, case.padded, [PurePosixPath(outputs)], f"of {outputs}")
+    fitted = lengths.fit(session, case, choice or lengths.default(case.plan))
+    _count(session, fitted.case, known_outputs(session, fitted), origin(case.plan))
+
+
+def evaluate(session: Session, case: Case, choice: Choice = ()) -> None:
+    """The whole chain for one version; of an int8 model the float32 run's too, and the labels that changed."""
+    folders: dict[str, list[PurePosixPath]] = {}
+    fitted = case
+    for precision in dict.fromkeys((FP32, case.plan.precision)):
+        of_precision = replace(case, plan=replace(case.plan, precision=precision))
+        fitted, folders[precision] = infer(session, of_precision, choice)
+        _count(session, fitted, folders[precision], origin(fitted.plan))
+    if case.plan.precision != FP32:
+        step = evaluation.label_changes(fitted, folders[FP32], folders[case.plan.precision])
         runner.run(session, step)
-    finally:  # a report that a gate refuses is there as well
-        if not session.dry and not output and (session.workspace / target).exists():
-            print((session.workspace / target).read_text(encoding="utf-8"), end="")
+        if not session.dry:
+            _print_label_changes(session, fitted, step.outputs[0])
 
 
-def finetune(session: Session, plan: Plan, init: Optional[str], options: Sequence[str]) -> None:
-    """train.tsv -> the profile's checkpoint. A checkpoint that we did not train is never replaced, --force or not."""
-    profile = plan.profile
-    there = session.workspace / profile.checkpoint_path
-    if there.exists() and not (session.workspace / record_of(profile.checkpoint_path)).exists() and not session.dry:
+def perf(session: Session, case: Case, loops: int, choice: Choice = ()) -> None:
+    """The guide's performance run, padded; with lengths each one's first batch too, and what they come to."""
+    case = replace(case, plan=replace(case.plan, limit=0))
+    padded = case.padded
+    step = evaluation.perf(padded, loops)
+    runner.run_all(session, [*compiling(session, padded), evaluation.preprocess(padded), step])
+    if not session.dry:
+        _print_performance(session, padded, loops)
+    fitted = lengths.fit(session, case, choice or buckets.PADDED).case
+    if fitted.plan.is_padded:
+        return
+    timed = [evaluation.perf(part, loops) for part in fitted.lengths]
+    before = [*compiling(session, fitted), evaluation.preprocess(fitted)]
+    runner.run_all(session, [*before, *timed, evaluation.throughput(fitted)])
+    if not session.dry:
+        _print_throughput(session, fitted)
+
+
+def compiling(session: Session, case: Case) -> list[Step]:
+    """The exports and compilations for a case's lengths; none for an .om that the user supplied."""
+    steps = []
+    for plan in case.plan.models:
+        part = replace(case, plan=plan)
+        if uses_supplied_om(session, part):
+            session.say(f"{part.compiled} was not made here and is used as it is (--force compiles it anew)")
+            continue
+        chip = replace(plan, soc_version=session.soc_version()) if plan.backend == "ascend" else plan
+        steps += [evaluation.export_onnx(chip), evaluation.build_om(replace(part, plan=chip))]
+    return steps
+
+
+def uses_supplied_om(session: Session, case: Case) -> bool:
+    """Whether an .om of the user's is used: it stays as it is until --force."""
+    if case.plan.backend != "ascend" or session.force:
+        return False
+    return freshness.is_user_supplied(session, case.compiled)
+
+
+def outdated(session: Session, fitted: FittedCase) -> str:
+    """Why the outputs that are there are not of the present model and bins; empty if they are."""
+    case = fitted.case
+    before: list[Step] = []
+    for plan in case.plan.models:
+        part = replace(case, plan=plan)
+        if not uses_supplied_om(session, part):
+            before += [evaluation.export_onnx(plan), evaluation.build_om(part)]
+    for step in (*before, evaluation.preprocess(case), *_inference(fitted, {})):
+        if reason := freshness.outdated(session, step):
+            return f"{step.title}: {reason}"
+    return ""
+
+
+def known_outputs(session: Session, fitted: FittedCase) -> list[PurePosixPath]:
+    """Each length's folder of outputs, of the present inputs. Raises MissingError, DataError, ConfigError."""
+    case, steps = fitted.case, _inference(fitted, {})
+    known = [records.read(session.workspace / record_of(step.outputs[0])) for step in steps]
+    if session.dry and None in known:
+        return _run_folders(steps, [None] * len(steps))
+    if all(record is not None for record in known):
+        if reason := outdated(session, fitted):
+            raise DataError(
+                f"the outputs in {case.outputs} are not of the present inputs ({reason}). Run: "
+                f"{case.command('evaluate')}, or name outputs to be counted as they are: --outputs DIR"
+            )
+        return _run_folders(steps, known)
+    folder = session.workspace / case.outputs
+    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else []
+    if not names or not case.plan.is_padded:
+        raise MissingError(f"there are no outputs in {case.outputs}. Run: {case.command('infer')}")
+    if len(names) > 1:
         raise ConfigError(
-            f"{profile.checkpoint_path} is there and was not made by finetune. Move it away, "
-            f"or give the training a profile of its own in invoke.yaml"
+            f"{case.outputs} holds {len(names)} folders ({', '.join(names)}) and no record. Name one: --outputs DIR"
         )
-    present = [v for v in profile.rows if (session.workspace / profile.data_path(v)).exists()]
-    start = PurePosixPath(init) if init else None
-    run_all(session, [evaluation.finetune(plan, present, start, options)])
+    return [case.outputs / names[0]]
 
 
-def check_fp16(session: Session, plan: Plan, batch_size: int, version: str, rows: str, margin: str) -> None:
-    """checkpoint and data -> what the graph would do in float16, as ATC compiles it."""
-    before = [evaluation.export_onnx(plan), evaluation.preprocess(plan, batch_size, version)]
-    run_all(session, [*before, checks.check_fp16(plan, batch_size, version, rows, margin)])
+def _inference(fitted: FittedCase, preprocessed: Mapping[str, Any]) -> list[Step]:
+    rows = fitted.rows if fitted.rows is not None else {buckets.PADDED[0]: int(preprocessed.get("rows", 0))}
+    return evaluation.infer(fitted.case, rows)
 
 
-def build(session: Session, plan: Plan, batch_size: int) -> None:
-    """checkpoint -> compiled model; the export runs first if need be."""
-    run_all(session, compiling(session, for_chip(session, plan, batch_size), batch_size))
+def _run_folders(steps: Sequence[Step], known: Sequence[Optional[Record]]) -> list[PurePosixPath]:
+    """The folder of each run of some steps, by their records; its placeholder where there is none, in a dry run."""
+    folders = []
+    for step, record in zip(steps, known):
+        for output in step.outputs:
+            # Of several lengths the parent folder: postprocess takes the run in it.
+            unknown = PurePosixPath(f"{output}{LATEST}") if len(steps) * len(step.outputs) == 1 else output
+            folders.append(freshness.run_folder(record, output) if record else unknown)
+    return folders
 
 
-def preprocess(session: Session, plan: Plan, batch_size: int, version: Optional[str]) -> None:
-    """MNLI's tsv -> bins. Without a version: every one whose tsv is there; one that is not is named."""
-    wanted = [version] if version else list(plan.profile.rows)
-    present = [v for v in wanted if (session.workspace / plan.profile.data_path(v)).exists()]
-    if version is None and present:
-        for absent in sorted(set(wanted) - set(present)):
-            needed = plan.source(plan.profile.data_path(absent))
-            print(f"{needed.path} is missing, so {absent} is left out. To have it: {needed.command}")
-        wanted = present
-    run_all(session, [evaluation.preprocess(plan, batch_size, v) for v in wanted])
-
-
-def infer(session: Session, plan: Plan, batch_size: int, version: str) -> PurePosixPath:
-    """Everything up to the model's outputs; returns their folder."""
-    plan = for_chip(session, plan, batch_size)
-    before = _before_inference(session, plan, batch_size, version)
-    runner.check_sources(session, before)
-    made = [runner.run(session, step) for step in before]
-    counted = made[-1].summary.get("rows", 0) if made[-1] else 0
-    step = evaluation.infer(plan, batch_size, version, int(counted))
-    record = runner.run(session, step)
-    if not record:
-        return PurePosixPath(f"{plan.artifacts.outputs(batch_size, version)}{evaluation.LATEST}")
-    assert step.inference is not None
-    return runner.outputs_folder(record, step.inference)
-
-
-def postprocess(session: Session, plan: Plan, batch_size: int, version: str, outputs: Optional[str]) -> None:
-    """Outputs -> accuracy. Without `outputs`: the folder of infer's record, or the only one that is there."""
-    folder = PurePosixPath(outputs) if outputs else known_outputs(session, plan, batch_size, version)
-    runner.run(session, evaluation.postprocess(plan, batch_size, version, folder))
+def _count(session: Session, case: Case, outputs: Sequence[PurePosixPath], place: str) -> None:
+    runner.run(session, evaluation.postprocess(case, outputs))
     if not session.dry:
-        # Outputs that the user names may be any machine's: then no backend is named.
-        print_evaluation(session, plan, batch_size, version, f"of {outputs}" if outputs else origin(plan))
-
-
-def evaluate(session: Session, plan: Plan, batch_size: int, version: str) -> None:
-    """The whole chain for one version; of an int8 model the float32 run's too, and what changed."""
-    other = plan.precision != FP32
-    fp32 = [_evaluate(session, replace(plan, precision=FP32), batch_size, version)] if other else []
-    made = _evaluate(session, plan, batch_size, version)
-    if other:
-        precision.show(session, plan, batch_size, version, fp32, [made])
-
-
-def _evaluate(session: Session, plan: Plan, batch_size: int, version: str) -> PurePosixPath:
-    folder = infer(session, plan, batch_size, version)
-    runner.run(session, evaluation.postprocess(plan, batch_size, version, folder))
-    if not session.dry:
-        print_evaluation(session, plan, batch_size, version, origin(plan))
-    return folder
+        print_evaluation(session, case, place)
 
 
 def origin(plan: Plan) -> str:
     """Where a figure is measured, as messages say it."""
-    return f"on {plan.backend}{other_precision(plan)}"
+    return f"on {plan.backend}{_of_precision(plan)}"
 
 
-def other_precision(plan: Plan) -> str:
+def _of_precision(plan: Plan) -> str:
     return "" if plan.precision == FP32 else f" in {plan.precision}"
 
 
-def perf(session: Session, plan: Plan, batch_size: int, version: str, loops: int) -> None:
-    """The guide's performance run: the first bin, `loops` times, and throughput from the average without the first."""
-    whole = for_chip(session, replace(plan, limit=0), batch_size)
-    step = evaluation.perf(whole, batch_size, version, loops)
-    run_all(session, [*_before_inference(session, whole, batch_size, version), step])
-    if session.dry:
-        return
-    timing_log = whole.artifacts.timing_log(batch_size, version, plan.tool or "msame")
-    found = timing.read(session.workspace / timing_log, batch_size)
-    times = ", ".join(f"{name} {value:.3f} ms" for name, value in found.percentiles_ms.items())
-    average = "average" if found.runner == "ais_bench" else "average without first"
-    print(
-        f"perf bs={batch_size} {version} {measurements.place(plan, found.runner)}"
-        f"{other_precision(plan)}: {found.fps:.3f} fps "
-        f"({loops} loops, {average} {found.average_ms} ms, {times})\n  {timing_log}"
-    )
+def _partial(plan: Plan) -> str:
+    return f" (only the first {plan.limit} rows: no result)" if plan.limit else ""
 
 
-def write_report(
-    session: Session, plan: Plan, usual: Sequence[int], bucketed: str = "", gates: Optional[Path] = None
-) -> None:
-    """results/.../report.{json,md,html} of what has been measured so far; the text is printed too.
-
-    `bucketed`: its last part, Markdown. `gates`: a file in the place of ours, for what counts as a near tie.
-    """
-    if session.dry:
-        request.show(session, plan)
-        return
-    asked = request.of_report(session, plan, usual, bucketed, gates)
-    request.publish(session, plan, request.make(session, plan, asked))
-    text = (session.workspace / plan.artifacts.report()).read_text(encoding="utf-8")
-    print("\n".join([text, *(str(plan.artifacts.report(kind)) for kind in ("json", "md", "html"))]))
-
-
-def remake_demo(session: Session, plan: Plan) -> None:
-    """Make the demo's data, tokenizer and model again, in the place of the committed ones."""
-    run_all(session, remake_steps(plan))
-
-
-def demo(session: Session, plan: Plan) -> None:
-    """Both versions and two batch sizes of the demo profile, then the report."""
-    for version in plan.profile.rows:
-        evaluate(session, plan, 8, version)
-    for batch_size in (1, 8):
-        perf(session, plan, batch_size, "match", PERFORMANCE_LOOPS)
-    write_report(session, plan, (1, 8))
-
-
-def run_all(session: Session, planned: Sequence[Step]) -> None:
-    runner.check_sources(session, planned)
-    for step in planned:
-        runner.run(session, step)
-
-
-def for_chip(session: Session, plan: Plan, batch_size: int) -> Plan:
-    """The plan with the chip to compile for, if this will compile. Says so if the user's own .om is used instead."""
-    if plan.backend != "ascend":
-        return plan
-    if uses_brought(session, plan, batch_size):
-        said = (
-            f"{plan.artifacts.compiled(batch_size)} was not made here and is used as it is (--force compiles it anew)"
-        )
-        print(f"# {said}" if session.dry else said)
-        return plan
-    return replace(plan, soc_version=session.soc_version())
-
-
-def uses_brought(session: Session, plan: Plan, batch_size: int) -> bool:
-    """An .om that the user brought stays as it is until --force."""
-    if plan.backend != "ascend" or session.force:
-        return False
-    return runner.is_brought(session, plan.artifacts.compiled(batch_size))
-
-
-def compiling(session: Session, plan: Plan, batch_size: int) -> list[Step]:
-    """Nothing for an .om that the user brought."""
-    if uses_brought(session, plan, batch_size):
-        return []
-    return [evaluation.export_onnx(plan), checks.build_om(plan, batch_size)]
-
-
-def _before_inference(session: Session, plan: Plan, batch_size: int, version: str) -> list[Step]:
-    """The bins' step comes last: its record counts the rows."""
-    return [*compiling(session, plan, batch_size), evaluation.preprocess(plan, batch_size, version)]
-
-
-def known_outputs(session: Session, plan: Plan, batch_size: int, version: str) -> PurePosixPath:
-    parent = plan.artifacts.outputs(batch_size, version)
-    command = plan.command("infer", f" --bs {batch_size} --version {version}")
-    record = records.read(session.workspace / record_of(parent))
-    if record is not None:
-        step = evaluation.infer(plan, batch_size, version, 0)
-        for before in (*_before_inference(session, plan, batch_size, version), step):
-            if reason := runner.outdated(session, before):
-                again = plan.command("evaluate", f" --bs {batch_size} --version {version}")
-                raise DataError(
-                    f"the outputs in {parent} are not of the present inputs ({before.title}: {reason}). Run: {again}, "
-                    "or name outputs to be counted as they are: --outputs DIR"
-                )
-        assert step.inference is not None
-        return runner.outputs_folder(record, step.inference)
-    folder = session.workspace / parent
-    found = sorted(entry.name for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else []
-    if not found:
-        raise MissingError(f"there are no outputs in {parent}. Run: {command}")
-    if len(found) > 1:
-        raise ConfigError(
-            f"{parent} holds {len(found)} folders ({', '.join(found)}) and no record. Name one: --outputs DIR"
-        )
-    return parent / found[0]
-
-
-def print_evaluation(session: Session, plan: Plan, batch_size: int, version: str, origin: str) -> None:
-    path = plan.artifacts.evaluation(batch_size, version)
+def print_evaluation(session: Session, case: Case, place: str) -> None:
+    path = case.evaluation
     result = measurements.read_evaluation(session.workspace / path.with_suffix(".json"))
-    partial = f" (only the first {plan.limit} rows: no result)" if plan.limit else ""
     print(
-        f"accuracy {version} bs={batch_size} {origin}: "
-        f"{result['accuracy']} = {result['correct']}/{result['rows']}{partial}"
+        f"accuracy {case.version} bs={case.batch_size} {place}: "
+        f"{result['accuracy']} = {result['correct']}/{result['rows']}{_partial(case.plan)}"
     )
     for genre, counts in result["genres"].items():
         print(f"  {genre}: {counts['accuracy']} = {counts['correct']}/{counts['rows']}")
     print(f"  {path}\n  {path.with_suffix('.json')}")
+
+
+def _print_label_changes(session: Session, case: Case, path: PurePosixPath) -> None:
+    changes = json.loads((session.workspace / path).read_text(encoding="utf-8"))
+    int8, fp32 = (
+        f"{changes[name]['accuracy']} = {changes[name]['correct']}/{changes['rows']}" for name in ("int8", FP32)
+    )
+    details = (
+        f" ({changes['right_before']} right in fp32, {changes['right_now']} right in int8; "
+        f"the largest fp32 margin among them is {changes['largest_margin_changed']:.3f})"
+        if changes["labels_changed"]
+        else ""
+    )
+    print(
+        f"int8 beside fp32, {case.version} bs={case.batch_size}: accuracy {int8} against {fp32}{_partial(case.plan)}\n"
+        f"  {changes['labels_changed']} labels differ{details}\n"
+        f"  logits: max |difference| {changes['max_abs_difference']:.3f}, mean {changes['mean_abs_difference']:.4f}\n"
+        f"  {path}"
+    )
+
+
+def _print_performance(session: Session, case: Case, loops: int) -> None:
+    measured = timing.read(session.workspace / case.timing_log, case.batch_size)
+    times = ", ".join(f"{name} {value:.3f} ms" for name, value in measured.percentiles_ms.items())
+    average = "average" if measured.runner == "ais_bench" else "average without first"
+    place = f"{measurements.place(case.plan, measured.runner)}{_of_precision(case.plan)}"
+    print(
+        f"perf bs={case.batch_size} {case.version} {place}: {measured.fps:.3f} fps "
+        f"({loops} loops, {average} {measured.average_ms} ms, {times})\n  {case.timing_log}"
+    )
+
+
+def _print_throughput(session: Session, case: Case) -> None:
+    measured = json.loads((session.workspace / case.throughput).read_text(encoding="utf-8"))
+    log = case.padded.timing_log
+    padded = timing.read(session.workspace / log, case.batch_size).fps
+    place = f"{measurements.place(case.plan, case.plan.tool)}{_of_precision(case.plan)}"
+    print(
+        f"perf bs={case.batch_size} {case.version} {place}, buckets {buckets.text(case.plan.lengths)}: "
+        f"{measured['fps']:.3f} fps over {measured['rows']} rows, {measured['fps'] / padded:.2f} times the padded "
+        f"{padded:.3f}"
+    )
+    for length, part in measured["buckets"].items():
+        print(
+            f"  length {length}: {part['fps']:.3f} fps (average without first {part['average_ms']:.3f} ms), "
+            f"{part['rows']} rows in {part['batches']} batches"
+        )
+    print(f"  {FORMULA}\n  {case.throughput}")

@@ -20,10 +20,10 @@ from deberta.core import contract, files, records
 from deberta.core.differences import differences as json_differences
 from deberta.core.errors import ConfigError, DataError, GateError, MissingError, some
 from deberta.core.paths import record_of
-from deberta.host.plan.evaluation import LATEST, Plan
+from deberta.host.plan.plan import LATEST, Plan
 from deberta.host.run import local, messages
 from deberta.host.run.executor import judge_stage
-from deberta.host.run.runner import Session
+from deberta.host.run.session import Session
 
 if TYPE_CHECKING:
     from deberta.host.images.definition import BuildSettings  # tomlkit is not loaded for the list of tasks
@@ -282,7 +282,7 @@ def names(run: ReproductionRun) -> Iterator[Tuple[str, bool]]:
             yield str(evaluation), True
             yield str(evaluation.with_suffix(".json")), True
     for version in run.versions:
-        yield str(artifacts.sentinel(version)), True
+        yield str(artifacts.data_check(version)), True
         yield str(artifacts.reference(version)), False
 
 

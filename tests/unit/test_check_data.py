@@ -9,8 +9,8 @@ from typing import Any, Callable, Sequence
 import pytest
 
 from deberta.core import contract, errors
-from deberta.host.plan import profiles, reference
-from deberta.host.plan.evaluation import Plan
+from deberta.host.plan import checks, profiles
+from deberta.host.plan.plan import Plan
 from deberta.stages.data import check_data, encoding, preprocess
 from tests.mnli_helpers import REPOSITORY, SPM_MODEL, dev_line, write_dev
 
@@ -222,13 +222,13 @@ def test_preprocess_says_it_too(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 def test_the_planned_step_is_what_the_stage_takes() -> None:
-    step = reference.sentinel(Plan(profiles.load("own", {"own": PROFILE}), "ascend", limit=4), "match")
-    assert (step.name, step.title) == ("sentinel_match_limit4", "sentinel match first 4 rows")
+    step = checks.check_data(Plan(profiles.load("own", {"own": PROFILE}), "ascend", limit=4), "match")
+    assert (step.name, step.title) == ("check-data_match_limit4", "check-data match first 4 rows")
     assert " ".join(step.arguments) == (
         "--data data/own/MNLI/dev_matched.tsv --tokenizer models/own/spm.model --config models/own/c.json"
-        " --version match --output results/own/sentinel_limit4_match.json --limit 4 --rows 9"
+        " --version match --output results/own/data_check_limit4_match.json --limit 4 --rows 9"
     )
-    assert [str(path) for path in step.outputs] == ["results/own/sentinel_limit4_match.json"]
+    assert [str(path) for path in step.outputs] == ["results/own/data_check_limit4_match.json"]
     assert {str(needed.path) for needed in step.inputs} == {
         *("data/own/MNLI/dev_matched.tsv", "models/own/spm.model", "models/own/c.json")
     }

@@ -1,0 +1,362 @@
+"""What a plan is made of: a Plan names a run, a Case one batch size and version of it, a Step one command.
+
+Nothing here touches a file. All paths are relative to the workspace.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import PurePosixPath as Path
+from typing import Mapping, Optional, Sequence, Union
+
+from deberta.ascend import ais_bench, atc
+from deberta.ascend.atc import AtcOptions
+from deberta.core import buckets
+from deberta.core.buckets import Lengths
+from deberta.core.contract import FP32, SEQUENCE_LENGTH
+from deberta.core.paths import Artifacts, limited
+from deberta.host.plan.profiles import Profile
+
+STAGES = {  # the id of a stage, which records name, and the module that is it now
+    "assess": "deberta.stages.report.assess",
+    "check-data": "deberta.stages.data.check_data",
+    "check-fp16": "deberta.stages.fp16.check_fp16",
+    "compare": "deberta.stages.compare.compare",
+    "compile-cpu": "deberta.stages.compile.compile_cpu",
+    "demo-data": "deberta.stages.demo.demo_data",
+    "export-onnx": "deberta.stages.compile.export_onnx",
+    "finetune": "deberta.stages.train.finetune",
+    "label-changes": "deberta.stages.inference.label_changes",
+    "lint-onnx": "deberta.stages.lint.lint_onnx",
+    "postprocess": "deberta.stages.inference.postprocess",
+    "preprocess": "deberta.stages.data.preprocess",
+    "pytorch-reference": "deberta.stages.inference.pytorch_reference",
+    "render": "deberta.stages.report.render",
+    "run-cpu": "deberta.stages.inference.run_cpu",
+    "throughput": "deberta.stages.inference.throughput",
+    "token-counts": "deberta.stages.data.token_counts",
+}
+LATEST = "/$T"  # stands for the folder that a run names after its time, where the run has not been yet
+_OF_PRECISION = ("infer", "perf", "postprocess", "throughput")  # steps that a model of another precision has of its own
+_UNLIMITED = ("export-onnx", "build-om", "perf", "report")  # tasks that know no --limit
+
+
+@dataclass(frozen=True)
+class Input:
+    """Something a step reads, and the command that makes or gets it."""
+
+    path: Path
+    command: str
+
+
+@dataclass(frozen=True)
+class ModelRun:
+    """Inference at one length: it writes `<output>/<T>/`, which is judged before it counts.
+
+    `expected` maps output file names to bytes; `times` is the number of inferences. `bins`: what is given as --input,
+    folders or files, each file of `bin_bytes` bytes.
+    """
+
+    output: Path
+    expected: Mapping[str, int]
+    times: int
+    bins: tuple[Path, ...]
+    bin_bytes: int
+
+
+@dataclass(frozen=True)
+class Inference:
+    """What a step that runs the model leaves: a run of msame's or ais_bench's, or the cpu backend's of all lengths.
+
+    `log_copy` keeps the runner's output.
+    """
+
+    runs: tuple[ModelRun, ...]  # by increasing length
+    device: int = 0
+    log_copy: Optional[Path] = None
+
+
+@dataclass(frozen=True)
+class Compilation:
+    """A step that ATC runs: it writes one .om, which is judged before it gets its name."""
+
+    model: Path
+    om: Path
+    batch_size: int
+    soc_version: str
+    options: AtcOptions
+    length: int = SEQUENCE_LENGTH
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command: a stage of ours, `python -m <module> <arguments>`, or a tool of CANN's, `<tool> <arguments>`.
+
+    A tool runs in a scratch folder that links to the workspace's.
+    """
+
+    name: str  # unique in a profile and backend; names the log
+    title: str
+    stage: str  # its id, a key of STAGES; empty for a tool
+    arguments: tuple[str, ...]
+    inputs: tuple[Input, ...]
+    outputs: tuple[Path, ...]  # the first one's name carries the record
+    log: Path
+    commands: Mapping[str, str]  # task -> the command line that runs it for this run, to complete a stage's hints
+    inference: Optional[Inference] = None
+    tool: str = ""  # atc, msame or ais_bench
+    compilation: Optional[Compilation] = None
+    gate: Optional[Step] = None  # a check that runs first when this step has to run
+
+    @property
+    def module(self) -> str:
+        """What Python runs as the stage; empty for a tool."""
+        return STAGES[self.stage] if self.stage else ""
+
+    @property
+    def program(self) -> tuple[str, ...]:
+        """What a tool's command line begins with."""
+        return ("python3", "-m", self.tool) if self.tool == ais_bench.MODULE else (self.tool,)
+
+    @property
+    def on_device(self) -> bool:
+        """Whether the command needs an NPU."""
+        return self.inference is not None and bool(self.tool)
+
+    @property
+    def device(self) -> int:
+        return self.inference.device if self.inference else 0
+
+    @property
+    def writes(self) -> tuple[Path, ...]:
+        """The folders in which the command makes files: those that hold its outputs."""
+        paths = [run.output for run in self.inference.runs] if self.inference else self.outputs
+        return tuple(dict.fromkeys(path.parent for path in paths))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that names a run: paths, profile and options. The five from `soc_version` are the ascend backend's.
+
+    `lengths`: the sequence lengths that rows run at, 256 alone for the padded run; `length` is the one that a step is
+    about, if it is about one.
+    """
+
+    profile: Profile
+    backend: str
+    limit: int = 0
+    soc_version: str = ""
+    device: int = 0
+    atc: AtcOptions = atc.DEFAULTS
+    runner: str = "msame"
+    lint: bool = True
+    lengths: Lengths = buckets.PADDED
+    length: int = SEQUENCE_LENGTH
+    precision: str = FP32
+
+    @property
+    def tool(self) -> str:
+        """What runs the model, empty for the cpu backend's stage."""
+        return self.runner if self.backend == "ascend" else ""
+
+    @property
+    def is_padded(self) -> bool:
+        """Whether all rows run at 256 tokens, as in the guide."""
+        return self.lengths == buckets.PADDED
+
+    @property
+    def artifacts(self) -> Artifacts:
+        name, bucketed = self.profile.name, not self.is_padded
+        return Artifacts(name, self.backend, self.limit, self.length, bucketed, self.precision)
+
+    @property
+    def any_length(self) -> bool:
+        """Whether one model runs all lengths, as the cpu backend's does."""
+        return not self.is_padded and self.backend == "cpu"
+
+    @property
+    def model_length(self) -> tuple[str, str]:
+        """What names and titles of steps that make a model say about its length."""
+        if self.any_length:
+            return "_lengths", " any length"
+        return ("", "") if self.length == SEQUENCE_LENGTH else (f"_s{self.length}", f" s={self.length}")
+
+    @property
+    def models(self) -> list[Plan]:
+        """A plan for each model that runs the lengths: one on cpu, one a length on ascend."""
+        if self.any_length or self.is_padded:
+            return [self]
+        return [replace(self, length=length) for length in self.lengths]
+
+    def command(self, task: str, options: str = "") -> str:
+        """The command that runs one of our tasks for this profile, to be named in messages."""
+        limit = f" --limit {self.limit}" if self.limit and task not in _UNLIMITED else ""
+        backend = " --backend ascend" if self.backend == "ascend" and task not in ("export-onnx", "preprocess") else ""
+        runner = ""
+        if self.tool == ais_bench.MODULE and task in ("infer", "evaluate", "perf"):
+            runner = f" --runner {self.tool}"
+        lengths = ""
+        if not self.is_padded and task not in ("export-onnx", "report"):
+            lengths = f" --buckets {buckets.text(self.lengths)}"
+        precision = ""
+        if self.precision != FP32 and task not in ("export-onnx", "preprocess"):
+            precision = f" --precision {self.precision}"
+        return f"invoke {task}{options}{lengths} --profile {self.profile.name}{backend}{runner}{precision}{limit}"
+
+    def commands(self, batch_size: Optional[int] = None, version: str = "") -> dict[str, str]:
+        """The command line of each task that a stage may name in a message."""
+        size = f" --bs {batch_size}" if batch_size else ""
+        split = f" --version {version}" if version else ""
+        of_data = ("preprocess", "infer", "postprocess", "evaluate", "perf")
+        commands = {task: self.command(task, size + split) for task in of_data}
+        commands.update({"build-om": self.command("build-om", size), "report": self.command("report")})
+        # What export-onnx itself makes is the padded model.
+        commands["export-onnx"] = commands["build-om"] if self.model_length[0] else self.command("export-onnx")
+        return commands
+
+    def source(self, path: Path) -> Input:
+        """A file that the user brings."""
+        commands = {"mnli": "invoke fetch --profile mnli", "demo": "invoke demo --remake"}
+        return Input(
+            path, commands.get(self.profile.name, f"put it there, or change profile {self.profile.name} in invoke.yaml")
+        )
+
+    def named(self, step: str, version: str) -> tuple[str, str]:
+        """Name and title of a step on the data alone."""
+        first = f" first {self.limit} rows" if self.limit else ""
+        return limited(f"{step}_{version}", self.limit), f"{step} {version}{first}"
+
+    def row_counts(self, version: str) -> dict[str, Optional[int]]:
+        """The options by which a stage knows how many rows there are: of this run, and of the whole tsv."""
+        return {"--limit": self.limit or None, "--rows": self.profile.rows[version]}
+
+    @property
+    def labels(self) -> dict[str, Optional[str]]:
+        """The option for the checkpoint's label order."""
+        return {"--labels": ",".join(self.profile.labels) if self.profile.labels else None}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One batch size and version of a plan: what an evaluation or a performance run is about."""
+
+    plan: Plan
+    batch_size: int
+    version: str = ""
+
+    @property
+    def artifacts(self) -> Artifacts:
+        return self.plan.artifacts
+
+    @property
+    def lengths(self) -> list[Case]:
+        """A case for each length, in increasing order."""
+        return [replace(self, plan=replace(self.plan, length=length)) for length in self.plan.lengths]
+
+    @property
+    def padded(self) -> Case:
+        """The same with all rows at 256 tokens."""
+        return replace(self, plan=replace(self.plan, lengths=buckets.PADDED, length=SEQUENCE_LENGTH))
+
+    @property
+    def data(self) -> Path:
+        return self.plan.profile.data_path(self.version)
+
+    @property
+    def bins(self) -> Path:
+        return self.artifacts.bins(self.batch_size, self.version)
+
+    @property
+    def outputs(self) -> Path:
+        return self.artifacts.outputs(self.batch_size, self.version)
+
+    @property
+    def compiled(self) -> Path:
+        return self.artifacts.compiled(self.batch_size)
+
+    @property
+    def evaluation(self) -> Path:
+        return self.artifacts.evaluation(self.batch_size, self.version)
+
+    @property
+    def timing_log(self) -> Path:
+        return self.artifacts.timing_log(self.batch_size, self.version, self.plan.tool or "msame")
+
+    @property
+    def throughput(self) -> Path:
+        return self.artifacts.throughput(self.batch_size, self.version)
+
+    @property
+    def label_changes(self) -> Path:
+        return self.artifacts.label_changes(self.batch_size, self.version)
+
+    @property
+    def commands(self) -> dict[str, str]:
+        return self.plan.commands(self.batch_size, self.version)
+
+    def command(self, task: str) -> str:
+        """The command that runs a task for this case."""
+        return self.plan.command(task, f" --bs {self.batch_size}{f' --version {self.version}' * bool(self.version)}")
+
+    def named(self, step: str, of_all_lengths: bool = False) -> tuple[str, str]:
+        """Name and title of a step; a limited run, one of int8 and one of another length have names of their own."""
+        plan = self.plan
+        precision = plan.precision if plan.precision != FP32 and step in _OF_PRECISION else ""
+        part = length = lengths = ""
+        if not plan.is_padded:
+            part = "lengths" if of_all_lengths else f"s{plan.length}"
+            length = "" if of_all_lengths else f" s={plan.length}"
+            lengths = f" at {len(plan.lengths)} lengths" if of_all_lengths else ""
+        name = limited(f"{step}_bs{self.batch_size}_{self.version}", plan.limit)
+        first = f" first {plan.limit} rows" if plan.limit else ""
+        spaced = f" {precision}" if precision else ""
+        title = f"{step} bs={self.batch_size}{spaced}{length} {self.version}{lengths}{first}"
+        return "_".join(filter(None, (name, precision, part))), title
+
+
+Reads = Mapping[str, Union[Input, Sequence[Input]]]
+Writes = Mapping[str, Union[Path, Sequence[Path]]]
+StageOptions = Mapping[str, Union[str, int, bool, None]]
+
+
+def stage(
+    stage: str,
+    named: tuple[str, str],
+    about: Union[Plan, Case],
+    reads: Reads,
+    writes: Writes,
+    options: StageOptions,
+    also_reads: Sequence[Input] = (),
+    also_writes: Sequence[Path] = (),
+    log: str = "",
+) -> Step:
+    """A step that a stage of ours does. Each path is named once, by the flag that gives it to the stage.
+
+    Several paths of a flag are joined by commas. Options that are None or False are left out; True is a flag alone.
+    `also_reads` and `also_writes` lie beside what a flag names.
+    """
+    name, title = named
+    inputs = {flag: [value] if isinstance(value, Input) else list(value) for flag, value in reads.items()}
+    outputs = {flag: [value] if isinstance(value, Path) else list(value) for flag, value in writes.items()}
+    arguments: list[str] = []
+    for flag, paths in [
+        *((flag, [needed.path for needed in value]) for flag, value in inputs.items()),
+        *outputs.items(),
+    ]:
+        if paths:
+            arguments += [flag, ",".join(map(str, paths))]
+    for flag, value in options.items():
+        if value is True:
+            arguments.append(flag)
+        elif value is not None and value is not False:
+            arguments += [flag, str(value)]
+    return Step(
+        name=name,
+        title=title,
+        stage=stage,
+        arguments=tuple(arguments),
+        inputs=(*(needed for value in inputs.values() for needed in value), *also_reads),
+        outputs=(*(path for value in outputs.values() for path in value), *also_writes),
+        log=about.artifacts.log(log or name),
+        commands=about.commands if isinstance(about, Case) else about.commands(),
+    )

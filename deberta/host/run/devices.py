@@ -1,0 +1,124 @@
+"""Steps that compile or run the model: into a temporary place, judged by what they leave, and only then named."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path, PurePosixPath
+from typing import Callable, Sequence
+
+from deberta.ascend import ais_bench, atc, msame, programs
+from deberta.core import files
+from deberta.core.errors import DebertaError, StageError
+from deberta.host.plan.plan import Compilation, Inference, ModelRun, Step
+from deberta.host.run import freshness
+from deberta.host.run.console import Console
+from deberta.host.run.executor import judge_stage
+from deberta.host.run.session import Session
+
+
+def run_stage(session: Session, step: Step, arguments: Sequence[str], show: Callable[[str], None]) -> str:
+    """Run a stage and return what it printed. Raises the error that it reported."""
+    lines, code = session.executor.run(step, arguments, show)
+    judge_stage(step.module, lines, code, session.workspace / step.log)
+    return "".join(lines)
+
+
+def compile_om(
+    session: Session, step: Step, compilation: Compilation, summary: Path, console: Console
+) -> list[PurePosixPath]:
+    """Run ATC to a temporary name, judge what it left, and only then give it its name."""
+    model, final = session.workspace / compilation.model, session.workspace / compilation.om
+    root = session.executor.root
+    atc.check_paths(
+        [root / path for path in (compilation.model, compilation.om, *atc.option_files(compilation.options))]
+    )
+    final.parent.mkdir(parents=True, exist_ok=True)
+    marker = freshness.unrecorded(session, compilation.om)
+    if marker.exists():
+        files.remove(final)  # ours, of a run that was killed before its record was written
+    files.remove_leftovers(final)
+    clock = files.temporary_beside(final)
+    compiled = clock.with_name(clock.name + ".om")  # ATC adds it
+    options = atc.rooted(compilation.options, root)
+    output = compiled.relative_to(session.workspace)
+    command = atc.command(
+        compilation.model, output, compilation.batch_size, compilation.soc_version, options, compilation.length
+    )
+    try:
+        clock.touch()
+        started = clock.stat().st_mtime  # the file system's clock, which the .om's age is told by
+        lines, status = session.executor.run(step, command[1:], console.line)
+        outcome = atc.parse("".join(lines))
+        atc.judge(outcome, status, compiled, started, atc.least_bytes(model.stat().st_size), step.log)
+        marker.touch()
+        os.replace(compiled, final)
+    finally:
+        files.remove(clock)
+        files.remove(compiled)
+    files.write_text(summary, json.dumps({**atc.summary(outcome), "soc_version": compilation.soc_version}))
+    return [compilation.om]
+
+
+def infer(
+    session: Session, step: Step, inference: Inference, arguments: Sequence[str], console: Console
+) -> list[PurePosixPath]:
+    """Run msame or its twin into temporary folders, judge what it left, and only then give the folders their names."""
+    temporary: dict[PurePosixPath, Path] = {}
+    for run in inference.runs:
+        final = session.workspace / run.output
+        final.parent.mkdir(parents=True, exist_ok=True)
+        files.remove_leftovers(final)
+        temporary[run.output] = files.temporary_beside(final)
+    moved = {str(output): str(path.relative_to(session.workspace)) for output, path in temporary.items()}
+    arguments = [moved.get(argument, argument) for argument in arguments]
+    status = 0
+    try:
+        if step.tool:
+            [run] = inference.runs
+            programs.check_bins(session.workspace, run.bins, run.bin_bytes, run.times)
+            programs.check_device(inference.device, console.say)
+            lines, status = session.executor.run(step, arguments, console.quiet)
+            logs = ["".join(lines)]
+        else:
+            logs = _logs(run_stage(session, step, arguments, console.quiet))[::-1]  # the longest length comes first
+        try:
+            if len(logs) != len(inference.runs):
+                raise StageError(f"{step.title} printed {len(logs)} logs for {len(inference.runs)} lengths")
+            judged = [_judged(session, step, run, log, temporary[run.output]) for run, log in zip(inference.runs, logs)]
+        except DebertaError as error:
+            raise type(error)(f"{error} (its output: {step.log})") from error
+        if status:  # all its files are there, and something went wrong
+            raise StageError(f"{step.tool} did all its work, but ended with exit code {status}. See {step.log}")
+        for run, (folder, _) in zip(inference.runs, judged):
+            (session.workspace / run.output).mkdir(exist_ok=True)
+            os.replace(folder, session.workspace / run.output / folder.name)
+    finally:
+        for path in temporary.values():
+            files.remove(path)
+    subjects = [run.output / folder.name for run, (folder, _) in zip(inference.runs, judged)]
+    if inference.log_copy:
+        files.write_text(session.workspace / inference.log_copy, judged[0][1])
+        subjects.insert(0, inference.log_copy)
+    return subjects
+
+
+def _logs(stdout: str) -> list[str]:
+    """The logs that the cpu backend printed, one for each length."""
+    _, *logs = re.split(r"(?m)^(?=\[INFO\] load model )", stdout)
+    return logs
+
+
+def _judged(session: Session, step: Step, run: ModelRun, stdout: str, temporary: Path) -> tuple[Path, str]:
+    """The folder that a complete run left, its files under our names, and the text that has its times."""
+    if step.tool != ais_bench.MODULE:
+        outcome = msame.parse(stdout)
+        folder = session.workspace / outcome.folder if outcome.folder else temporary
+        msame.judge(outcome, folder, run.expected, run.times)
+        return folder, stdout
+    report = ais_bench.read(stdout, session.workspace)
+    folder = session.workspace / report.folder if report.folder else temporary
+    ais_bench.judge(report, folder, run.expected, run.times)
+    ais_bench.settle(folder)
+    return folder, ais_bench.summary_of(folder).read_text(encoding="utf-8")

@@ -1,0 +1,76 @@
+"""One invocation: where things are and how steps run; and the lock that keeps two of them apart."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shlex
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Callable, Iterator, Optional
+
+from deberta.core import records
+from deberta.core.errors import StageError
+from deberta.host.plan.plan import Step
+from deberta.host.run.executor import Executor
+
+
+@dataclass(frozen=True)
+class Session:
+    """`soc_version` tells the chip when one is compiled for.
+
+    `strict`: a modified artifact raises DataError instead of being rebuilt. `ran`: names of steps; each is forced, or
+    shown in a dry run, once. `planned` takes the steps of a dry run, instead of the executor, which prints them.
+    """
+
+    project: Path
+    workspace: Path
+    executor: Executor
+    soc_version: Callable[[], str]
+    force: bool = False
+    why_forced: str = "--force"
+    dry: bool = False
+    strict: bool = False
+    planned: Optional[list[tuple[Session, Step]]] = None
+    digests: records.Digests = field(init=False)
+    ran: set[str] = field(init=False, default_factory=set, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "digests", records.Digests(self.workspace))
+
+    def say(self, line: str) -> None:
+        """Tell what was decided; in a dry run as a comment among the lines to paste, and nothing in a planned one."""
+        if self.planned is None:
+            print(f"# {line}" if self.dry else line, flush=True)
+
+
+@contextlib.contextmanager
+def exclusive(session: Session) -> Iterator[None]:
+    """Hold the workspace's lock: two invocations never write the same artifacts. Tidy up afterwards."""
+    if session.dry:
+        if session.planned is None:
+            print(f"cd {shlex.quote(str(session.workspace))}")
+        yield
+        return
+    path = session.workspace / ".cache" / "lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            holder = lock.read().strip() or "?"
+            raise StageError(
+                f"another invoke (process {holder}) works in {session.workspace}. Run this again when it is done"
+            ) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        try:
+            yield
+        finally:
+            try:
+                session.digests.save()
+            finally:  # last: it hands over what root made, that file among it
+                session.executor.close()

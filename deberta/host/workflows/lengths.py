@@ -1,0 +1,84 @@
+"""Which sequence lengths the rows of a case run at: those that the user names, or the cheapest ones for the data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Mapping, Optional
+
+from deberta.core import buckets
+from deberta.core.buckets import Choice
+from deberta.core.contract import batch_count
+from deberta.core.errors import ConfigError
+from deberta.host.plan import evaluation
+from deberta.host.plan.plan import Case, Plan
+from deberta.host.run import runner
+from deberta.host.run.session import Session
+
+
+@dataclass(frozen=True)
+class FittedCase:
+    """A case whose plan has its lengths, and the rows of each; None where only the bins' record will tell."""
+
+    case: Case
+    rows: Optional[Mapping[int, int]]
+
+
+def default(plan: Plan) -> Choice:
+    """The lengths of accuracy runs: no work on padding on cpu, the guide's files on ascend."""
+    return buckets.PADDED
+
+
+def with_lengths(case: Case, lengths: buckets.Lengths) -> Case:
+    return replace(case, plan=replace(case.plan, lengths=lengths, length=lengths[-1]))
+
+
+def fit(session: Session, case: Case, choice: Choice) -> FittedCase:
+    """Count the rows' tokens and settle the lengths: those that any row needs, of the ones named or of auto's.
+
+    A dry run in which nothing was counted shows the padded run in place of auto's lengths, and says so.
+    """
+    if choice == buckets.PADDED:
+        return FittedCase(case.padded, None)
+    plan, version = case.plan, case.version
+    step = evaluation.token_counts(plan, version)
+    runner.run_all(session, [step])
+    [counts] = step.outputs
+    if session.dry and not (session.workspace / counts).exists():
+        if isinstance(choice, str):
+            session.say(f"--buckets auto: the lengths are known once {counts} is there; shown is the padded run")
+            return FittedCase(case.padded, None)
+        return FittedCase(with_lengths(case, choice), dict.fromkeys(choice, 0))
+    histogram = buckets.read_histogram(session.workspace / counts)
+    lengths = buckets.choose(histogram, case.batch_size, plan.backend) if isinstance(choice, str) else choice
+    rows = buckets.rows_by_length(histogram, lengths, version)
+    _tell(session, case, choice, lengths, histogram, rows)
+    return FittedCase(with_lengths(case, tuple(rows)), rows)
+
+
+def _tell(
+    session: Session,
+    case: Case,
+    choice: Choice,
+    lengths: buckets.Lengths,
+    histogram: buckets.Histogram,
+    rows: Mapping[int, int],
+) -> None:
+    tokens = sum(count * length for length, count in histogram.items())
+    run = sum(batch_count(count, case.batch_size) * case.batch_size * length for length, count in rows.items())
+    counts = f" ({'auto; ' if isinstance(choice, str) else ''}rows {', '.join(map(str, rows.values()))})"
+    unused = [length for length in lengths if length not in rows]
+    left_out = f"; no row needs {buckets.text(unused)}" if unused else ""
+    padded = batch_count(sum(rows.values()), case.batch_size) * case.batch_size * buckets.PADDED[0]
+    session.say(
+        f"buckets: {buckets.text(list(rows))}{counts}{left_out}; {run} tokens to run for {tokens}, padded {padded}"
+    )
+
+
+def of_model(plan: Plan, choice: Choice) -> Plan:
+    """The plan of a compilation, which has no data to choose lengths by. Raises ConfigError."""
+    if isinstance(choice, str):
+        if plan.backend == "ascend":
+            raise ConfigError("--buckets auto needs data, and build-om has none. Give the lengths: --buckets 32,64,256")
+        # One model of the cpu backend runs any lengths, so any that are not 256 alone name it.
+        return replace(plan, lengths=(buckets.SHORTEST, *buckets.PADDED))
+    return replace(plan, lengths=choice or buckets.PADDED)

@@ -1,0 +1,81 @@
+"""What tasks do beside the chain: export, checks of the model, training, the report so far, the demo."""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath
+from typing import Optional, Sequence
+
+from deberta.core.contract import PERFORMANCE_LOOPS
+from deberta.core.errors import ConfigError
+from deberta.core.paths import record_of
+from deberta.host.plan import checks, demo, evaluation
+from deberta.host.plan.plan import Case, Plan, StageOptions
+from deberta.host.report import request
+from deberta.host.run import runner
+from deberta.host.run.session import Session
+from deberta.host.workflows.evaluation import evaluate, perf
+
+
+def export(session: Session, plan: Plan, relative: str = "shift") -> None:
+    """checkpoint -> dynamic.onnx, or dynamic_gather.onnx."""
+    runner.run_all(session, [evaluation.export_onnx(plan, relative)])
+
+
+def lint(session: Session, plan: Plan, model: Optional[str], output: Optional[str], options: StageOptions) -> None:
+    """Check an ONNX file, the profile's unless another is named; the report is printed, or written to `output`."""
+    path = PurePosixPath(model) if model else plan.artifacts.onnx
+    target = PurePosixPath(output) if output else plan.artifacts.results.parent / f"lint-onnx.{options['--format']}"
+    export = [] if model else [evaluation.export_onnx(plan)]
+    try:
+        runner.run_all(session, [*export, checks.lint_file(plan, path, target, options)])
+    finally:  # a report that a gate refuses is there as well
+        if not session.dry and not output and (session.workspace / target).exists():
+            print((session.workspace / target).read_text(encoding="utf-8"), end="")
+
+
+def finetune(session: Session, plan: Plan, init: Optional[str], options: StageOptions) -> None:
+    """train.tsv -> the profile's checkpoint. A checkpoint that we did not train is never replaced, --force or not."""
+    profile = plan.profile
+    exists = (session.workspace / profile.checkpoint_path).exists()
+    if exists and not (session.workspace / record_of(profile.checkpoint_path)).exists() and not session.dry:
+        raise ConfigError(
+            f"{profile.checkpoint_path} is there and was not made by finetune. Move it away, "
+            f"or give the training a profile of its own in invoke.yaml"
+        )
+    versions = [v for v in profile.rows if (session.workspace / profile.data_path(v)).exists()]
+    start = PurePosixPath(init) if init else None
+    runner.run_all(session, [evaluation.finetune(plan, versions, start, options)])
+
+
+def check_fp16(session: Session, case: Case, rows: str, margin: str) -> None:
+    """checkpoint and data -> what the graph would do in float16, as ATC compiles it."""
+    before = [evaluation.export_onnx(case.plan), evaluation.preprocess(case)]
+    runner.run_all(session, [*before, checks.check_fp16(case, rows, margin)])
+
+
+def write_report(session: Session, plan: Plan, usual: Sequence[int], gates: Optional[Path] = None) -> None:
+    """results/.../report.{json,md,html} of what has been measured so far; the text is printed too.
+
+    `gates`: a file in the place of ours, for what counts as a near tie.
+    """
+    if session.dry:
+        request.show(session, plan)
+        return
+    asked = request.of_report(session, plan, usual, gates)
+    request.publish(session, plan, request.make(session, plan, asked))
+    text = (session.workspace / plan.artifacts.report()).read_text(encoding="utf-8")
+    print("\n".join([text, *(str(plan.artifacts.report(kind)) for kind in ("json", "md", "html"))]))
+
+
+def remake_demo(session: Session, plan: Plan) -> None:
+    """Make the demo's data, tokenizer and model again, in the place of the committed ones."""
+    runner.run_all(session, demo.remake_steps(plan))
+
+
+def run_demo(session: Session, plan: Plan) -> None:
+    """Both versions and two batch sizes of the demo profile, then the report."""
+    for version in plan.profile.rows:
+        evaluate(session, Case(plan, 8, version))
+    for batch_size in (1, 8):
+        perf(session, Case(plan, batch_size, "match"), PERFORMANCE_LOOPS)
+    write_report(session, plan, (1, 8))
