@@ -226,7 +226,7 @@ def test_the_planned_step_is_what_the_stage_takes() -> None:
     assert (step.name, step.title) == ("check-data_match_limit4", "check-data match first 4 rows")
     assert " ".join(step.arguments) == (
         "--data data/own/MNLI/dev_matched.tsv --tokenizer models/own/spm.model --config models/own/c.json"
-        " --version match --output results/own/data_check_limit4_match.json --limit 4 --rows 9"
+        " --output results/own/data_check_limit4_match.json --version match --limit 4 --rows 9"
     )
     assert [str(path) for path in step.outputs] == ["results/own/data_check_limit4_match.json"]
     assert {str(needed.path) for needed in step.inputs} == {

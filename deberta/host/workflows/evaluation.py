@@ -39,9 +39,8 @@ def preprocess(session: Session, plan: Plan, batch_size: int, version: str = "",
     if choice == buckets.AUTO:
         session.say("buckets: auto is cpu's choice here; infer and evaluate on ascend choose for themselves")
     versions = [version] if version else present_versions(session, plan)
-    for present in versions:
-        fitted = lengths.fit(session, Case(plan, batch_size, present), choice or buckets.PADDED)
-        runner.run_all(session, [evaluation.preprocess(fitted.case)])
+    fitted = [lengths.fit(session, Case(plan, batch_size, each), choice or buckets.PADDED) for each in versions]
+    runner.run_all(session, [evaluation.preprocess(each.case) for each in fitted])
 
 
 def present_versions(session: Session, plan: Plan) -> list[str]:
