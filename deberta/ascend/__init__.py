@@ -1,1 +1,1 @@
-"""CANN's tools, read and judged: atc, msame, ais_bench, npu-smi."""
+"""CANN's tools (atc, msame, ais_bench, npu-smi): their command lines, output and outcome."""

@@ -1,9 +1,9 @@
-"""ATC, which compiles dynamic.onnx for the Ascend chip: its command line, and reading and judging what it did.
+"""ATC, which compiles dynamic.onnx for the Ascend chip: its command line, reading its output, judging its outcome.
 
-A compilation counts only if the success line was printed and no failure, the exit code is 0, and the .om is there,
-was written by this run and is large enough for its weights.
+A compilation counts only if the success line and no failure was printed, the exit code is 0, and this run wrote an .om
+that is large enough for its weights. atc_codes.py explains failures.
 Sources: ge/offline/main.cc, ge/ir_build/option_utils.cc and ge/graph/preprocess/multi_batch_options.cc of graphengine
-v1.8.0, the published source nearest to CANN 5.1.RC2. Why it fails stands in atc_codes.py.
+v1.8.0, the published source nearest to CANN 5.1.RC2.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ CLOCK_GRAIN_SECONDS = 1.0  # file systems that keep whole seconds round a file's
 _PRECISIONS = ("force_fp16", "force_fp32", "allow_fp32_to_fp16", "allow_mix_precision", "must_keep_origin_dtype")
 _VALUES: Mapping[str, Sequence[str]] = {
     "precision_mode": _PRECISIONS,
-    "op_select_implmode": [f"high_{aim}{scope}" for scope in ("", "_for_all") for aim in ("performance", "precision")],
+    "op_select_implmode": ("high_performance", "high_precision", "high_performance_for_all", "high_precision_for_all"),
     "buffer_optimize": ("l2_optimize", "l1_optimize", "off_optimize"),
     "log": ("null", "debug", "info", "warning", "error"),
 }
 _FILES = ("op_precision_mode", "keep_dtype", "modify_mixlist", "fusion_switch_file")
-# What --extra may not hold: what we set from the profile and --bs, and what makes ATC do something else.
+# Not allowed under extra: options that we set from the profile and --bs, or that make ATC do something else.
 _OURS = ("framework", "model", "output", "input_format", "input_shape", "soc_version", "mode", "om", "json", "singleop")
 _OTHER_DYNAMIC = ("dynamic_batch_size", "dynamic_image_size", "input_shape_range")
 _FEWEST_GEARS, _MOST_GEARS = 2, 100  # ATC's limits
@@ -40,13 +40,13 @@ _OUTPUT_TYPE = re.compile(r"(?:[^:;\s]+:\d+:)?FP32")
 # `E10016: ...`, and with newer builds `EC0010: [PID: 129520] 2025-07-08-10:25:28.680.962 ...`.
 _MESSAGE = re.compile(r"([EW][0-9A-Z]\d{4}): *(?:\[PID: *\d+\] *[\d:.-]+ *)?(.*)")
 _DETAIL = re.compile(r"(?:E[0-9A-Z]\d{4})? +(.*)")  # the line below, indented or after the code again
-_PATH = re.compile(r"[\u4e00-\u9fa5A-Za-z0-9./_-]+")  # common/util.cc: what ATC takes of a file's real path
+_PATH = re.compile(r"[\u4e00-\u9fa5A-Za-z0-9./_-]+")  # common/util.cc: characters that ATC allows in a file's real path
 _SLOW_OP = re.compile(r"Op \[([^\]]+)\]")
 
 
 @dataclass(frozen=True)
 class AtcOptions:
-    """What invoke.yaml's `atc` passes through to ATC, under ATC's own names; an empty value leaves ATC's default.
+    """Options that invoke.yaml's `atc` passes to ATC, under ATC's own names; an empty value leaves ATC's default.
 
     Values of `op_precision_mode`, `keep_dtype`, `modify_mixlist` and `fusion_switch_file` are files, relative to the
     workspace or absolute. `dynamic_dims` are gears of the batch axis: "1,1;8,8", one number for each of the model's two
@@ -192,7 +192,7 @@ def command(
 
 
 def dym_dims(batch_size: int, settings: AtcOptions, length: int = SEQUENCE_LENGTH) -> tuple[str, ...]:
-    """msame's options that pick the gear: it does not run a model with gears without them."""
+    """msame's options that select the gear; without them it does not run a model that has gears."""
     if not settings.dynamic_dims:
         return ()
     return ("--dymDims", ";".join(f"{name}:{batch_size},{length}" for name in INPUTS))
@@ -209,7 +209,7 @@ class Message:
 
 @dataclass(frozen=True)
 class AtcOutcome:
-    """What a run printed. `lines` are its last ones."""
+    """What a run printed: whether its success and failure lines, its messages, and its last 50 lines."""
 
     success: bool
     failed: bool
@@ -263,20 +263,21 @@ def judge(
 
     `started`: Unix time before the run, or the st_mtime of a file written then beside `om` where a file server's clock
     may differ. `minimum_bytes`: less cannot hold the weights. `log` is named where ATC itself gives no reason.
-    Raises ConfigError, MissingError, DataError or StageError as atc_codes.py has it for ATC's error code; StageError
-    for other failures and for an .om that was not written, DataError for one that is empty, too small or older.
+    Raises the error that atc_codes.py has for ATC's error code; StageError for other failures and for an .om that was
+    not written, DataError for an .om that is empty, too small or older.
     """
     see = f". Its output is in {log}" if log else ""
     if outcome.errors or outcome.failed or exit_code != 0 or not outcome.success:
         raise _explained(outcome) or _unexplained(outcome, exit_code, see)
+    contradiction, minimum_bytes = f"atc printed its success line, but {om}", max(1, minimum_bytes)
     if not om.is_file():
-        raise StageError(f"atc printed its success line, but {om} is not there{see}")
+        raise StageError(f"{contradiction} is not there{see}")
     state = om.stat()
     if state.st_mtime < started - CLOCK_GRAIN_SECONDS:
-        raise DataError(f"atc printed its success line, but {om} is older than the run: it was not written{see}")
-    if state.st_size < max(1, minimum_bytes):
+        raise DataError(f"{contradiction} is older than the run: it was not written{see}")
+    if state.st_size < minimum_bytes:
         size = "is empty" if state.st_size == 0 else f"has {state.st_size:,} bytes, too few for the model's weights"
-        raise DataError(f"atc printed its success line, but {om} {size} (at least {max(1, minimum_bytes):,}){see}")
+        raise DataError(f"{contradiction} {size} (at least {minimum_bytes:,}){see}")
 
 
 def _explained(outcome: AtcOutcome) -> Optional[DebertaError]:
@@ -293,7 +294,7 @@ def _by_code(code: str, text: str, see: str = "") -> DebertaError:
 
 
 def _unexplained(outcome: AtcOutcome, exit_code: int, see: str) -> DebertaError:
-    """What is left: codes that are shown as they are, and runs that gave none."""
+    """The error of a code without an explanation, or of a run without a code."""
     if outcome.errors:
         # "Inner Error" alone says nothing: the reason is below it, or in a second message of the same code.
         first = min(

@@ -34,8 +34,8 @@ set_env=$1; shift
 exec {_ENV} -0"""
 _BASHS_OWN = ("_", "SHLVL", "PWD", "OLDPWD")
 
-# Where the version stands, below ASCEND_TOOLKIT_HOME: first where it is the product's (5.1.RC2). `Version=` of a
-# component's version.info is another number (1.83.10.1.238) and is not taken.
+# Files below ASCEND_TOOLKIT_HOME with the product's version (5.1.RC2). `Version=` of a component's version.info is
+# another number (1.83.10.1.238) and is not read.
 _VERSIONS = (
     ("*-linux/ascend_*_install.info", re.compile(r"(?m)^version=(\S+)\s*$")),
     ("version.cfg", re.compile(r"(?m)^(?:toolkit|runtime)_(?:running|installed)_version=\[[^:\]]*:([^\]]+)\]")),
@@ -55,7 +55,7 @@ class Cann:
 
 
 def load(setting: str, scratch: Path, scripts: Sequence[Path] = SCRIPTS) -> Cann:
-    """The installation that `cann` in invoke.yaml names, or that stands in one of the known places.
+    """The installation that `cann` in invoke.yaml names, or that is in one of the known places.
 
     `scratch`: an existing folder for HOME. Raises ConfigError, MissingError (no CANN) or StageError (its script fails).
     """
@@ -125,7 +125,7 @@ def environment(script: Path, scratch: Path) -> dict[str, str]:
 
 
 def version(home: Path) -> str:
-    """CANN's version as its files below ASCEND_TOOLKIT_HOME tell it, e.g. 5.1.RC2; empty if none does."""
+    """CANN's version by the files below ASCEND_TOOLKIT_HOME, e.g. 5.1.RC2; empty if none has it."""
     for pattern, expression in _VERSIONS:
         for path in sorted(home.glob(pattern)):
             if match := expression.search(path.read_text(encoding="utf-8", errors="replace")):
@@ -145,5 +145,5 @@ def tool(cann: Cann, name: str) -> Path:
 
 
 def with_home(cann: Cann, home: Path) -> dict[str, str]:
-    """The environment for one run: what atc and msame write to $HOME/ascend and $HOME/atc_data goes below `home`."""
+    """The environment of one run: $HOME is `home`, where atc and msame write ascend/ and atc_data/."""
     return {**cann.environment, "HOME": str(home)}

@@ -6,8 +6,8 @@ Its table has several widths and forms. Seen with drivers 22.0.2 to 25.5 on 310P
     | 0       0                     | 0000:04:00.0    | 0            1832 / 21527                            |
 
 that is NPU, name | health | power, temperature, huge pages; then chip, device | bus | AI cores in %, memory in MB.
-A table of processes follows, but not with the drivers of CANN 5.1's time. The device in the second row is the logical
-one, which msame's --device takes; NPU numbers are others, with gaps, and shared by the chips of one card.
+A table of processes follows, but not with drivers as old as CANN 5.1. The device in the second row is the logical
+number that msame's --device takes; NPU numbers differ from it, have gaps, and are shared by the chips of one card.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class DeviceProcess:
 
 @dataclass(frozen=True)
 class Device:
-    """One chip. `device` is the logical number; None stands for what npu-smi does not say."""
+    """One chip. `device` is the logical number; None: npu-smi does not report it."""
 
     npu: int
     chip: int
@@ -174,7 +174,7 @@ def state(device: Device) -> str:
 
 
 def describe(device: Device) -> str:
-    """One line: what the state was told from."""
+    """One line: the state, and what it follows from."""
     aicore = "AI cores not told" if device.aicore_percent is None else f"AI cores {device.aicore_percent} %"
     if device.processes is None:
         processes = "this driver lists no processes"

@@ -22,7 +22,7 @@ NPU_SMI_SECONDS = 60
 
 @dataclass(frozen=True)
 class Tools:
-    """Where the programs are; nothing is looked for before a step needs it. `source`: what a dry run names."""
+    """Where the programs are. CANN is located when a step first needs it; `source` is its set_env.sh in a dry run."""
 
     cann: Callable[[], Cann]
     msame: Path
@@ -30,7 +30,7 @@ class Tools:
 
 
 def executable(tools: Tools, installed: Cann, tool: str) -> Path:
-    """atc comes with CANN, msame from the user. Raises MissingError."""
+    """The program of a tool: msame is the user's, everything else is CANN's. Raises MissingError."""
     if tool == ais_bench.MODULE:
         return cann.tool(installed, "python3")
     if tool != "msame":
@@ -67,8 +67,8 @@ def scratch(name: str) -> PurePosixPath:
 def new_scratch(workspace: Path, name: str) -> Path:
     """A folder for one run: its summary, $HOME in `home`, and the working directory of a tool.
 
-    Tools leave files in theirs (kernel_meta, check_result.json) and read others (acl.json). Links, which are good in a
-    container too, make the workspace's relative paths good in it.
+    Tools write to their working directory (kernel_meta, check_result.json) and read from it (acl.json). The links make
+    the workspace's relative paths valid there, in a container too.
     """
     folder = workspace / scratch(name)
     files.remove(folder)
@@ -80,9 +80,9 @@ def new_scratch(workspace: Path, name: str) -> Path:
 
 
 def check_bins(workspace: Path, bins: Sequence[PurePosixPath], size: int, count: int) -> None:
-    """Raise DataError unless the folders hold input_0.bin ... of that size and nothing else, or the files are so.
+    """Raise DataError unless each folder holds `count` bins of `size` bytes and nothing else; a file is checked alone.
 
-    msame runs whatever lies in the first folder, and its runtime takes a larger file for a good one.
+    msame runs whatever is in the first folder, and its runtime accepts a file that is too large.
     """
     expected = {contract.input_file(index) for index in range(count)}
     for path in (workspace / relative for relative in bins):
