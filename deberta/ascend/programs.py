@@ -12,8 +12,9 @@ from typing import Callable, Optional
 
 from deberta.ascend import ais_bench, cann, npu_smi
 from deberta.ascend.cann import Cann
+from deberta.ascend.runs import check_files
 from deberta.core import contract, files
-from deberta.core.errors import DataError, MissingError, StageError
+from deberta.core.errors import MissingError, StageError
 
 MSAME = Path("docker", "bin", "msame")  # below the project
 KINDS = ("models", "data", "results")
@@ -84,21 +85,13 @@ def check_bins(workspace: Path, bins: Sequence[PurePosixPath], size: int, count:
 
     msame runs whatever is in the first folder, and its runtime accepts a file that is too large.
     """
-    expected = {contract.input_file(index) for index in range(count)}
+    bins_of_folder = {contract.input_file(index): size for index in range(count)}
     for path in (workspace / relative for relative in bins):
-        names = {path.name} if path.is_file() else {name for name in os.listdir(path) if not name.startswith(".")}
-        if path.is_dir() and names != expected:
-            odd = sorted(names ^ expected)
-            raise DataError(
-                f"{path} does not hold input_0.bin to input_{count - 1}.bin and nothing else ({len(odd)} differ: "
-                f"{', '.join(odd[:3])}). Run: invoke preprocess --force"
-            )
-        for name in sorted(names):
-            file = path if path.is_file() else path / name
-            if file.stat().st_size != size:
-                raise DataError(
-                    f"{file} has {file.stat().st_size} bytes, not {size} (int32). Run: invoke preprocess --force"
-                )
+        if path.is_file():
+            paths, expected = [path], {path.name: size}
+        else:
+            paths, expected = [file for file in path.iterdir() if not file.name.startswith(".")], bins_of_folder
+        check_files(paths, expected, "inputs", path, ". Run: invoke preprocess --force")
 
 
 def npu_report() -> Optional[npu_smi.Report]:
@@ -107,7 +100,7 @@ def npu_report() -> Optional[npu_smi.Report]:
     if program is None:
         return None
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             [program, "info"],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -118,7 +111,7 @@ def npu_report() -> Optional[npu_smi.Report]:
         )
     except subprocess.TimeoutExpired:
         raise StageError(f"npu-smi info did not end in {NPU_SMI_SECONDS} s: the driver hangs. Look at dmesg") from None
-    return npu_smi.parse(done.stdout)
+    return npu_smi.parse(process.stdout)
 
 
 def check_device(wanted: int, say: Callable[[str], None]) -> None:

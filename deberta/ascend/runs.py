@@ -32,15 +32,19 @@ def check_outputs(folder: Path, expected: Mapping[str, int]) -> None:
     """Raise DataError unless the folder holds the expected files (name -> bytes) and nothing else."""
     if not folder.is_dir():
         raise DataError(f"the run's output folder {folder} is missing")
-    sizes = {path.name: path.stat().st_size if path.is_file() else -1 for path in folder.iterdir()}
+    check_files(folder.iterdir(), expected, "outputs", folder)
+
+
+def check_files(paths: Iterable[Path], expected: Mapping[str, int], kind: str, folder: Path, advice: str = "") -> None:
+    """Raise DataError unless the paths are exactly the expected files (name -> bytes)."""
+    sizes = {path.name: path.stat().st_size if path.is_file() else -1 for path in paths}
     for problem, names in (
         ("missing from", sorted(set(expected) - set(sizes))),
         ("not expected in", sorted(set(sizes) - set(expected))),
     ):
         if names:
-            raise DataError(f"{len(names)} outputs of {len(expected)} are {problem} {folder}: {some(names, 3)}")
-    wrong = [
-        f"{name} ({sizes[name]} bytes, not {size})" for name, size in sorted(expected.items()) if sizes[name] != size
-    ]
+            total = f"{len(names)} {kind} of {len(expected)}"
+            raise DataError(f"{total} are {problem} {folder}: {some(names, 3)}{advice}")
+    wrong = [f"{name} ({sizes[name]} bytes, not {size})" for name, size in expected.items() if sizes[name] != size]
     if wrong:
-        raise DataError(f"{len(wrong)} outputs in {folder} have a wrong size: {some(wrong, 3)}")
+        raise DataError(f"{len(wrong)} {kind} in {folder} have a wrong size: {some(sorted(wrong), 3)}{advice}")
