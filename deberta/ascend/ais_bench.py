@@ -23,6 +23,7 @@ import msgspec
 
 from deberta.ascend.runs import Cause, check_count, check_outputs, explain
 from deberta.core.errors import ConfigError, DataError, DebertaError, MissingError, StageError, some
+from deberta.core.schema import decode
 
 MODULE = "ais_bench"
 INSTALL = "install the aclruntime and ais_bench wheels for CANN's python3 (in images: docker/ais_bench, invoke images)"
@@ -173,9 +174,9 @@ def read(stdout: str, root: Path) -> AisBenchRun:
 def read_summary(text: str) -> AisBenchSummary:
     """A summary, of a run that is long over as well. Raises DataError if it is none of ais_bench's."""
     try:
-        return msgspec.json.decode(text, type=AisBenchSummary)
-    except (msgspec.MsgspecError, RecursionError) as error:
-        raise DataError(f"the summary is not one of ais_bench's, or not whole: {error}") from None
+        return decode(text, AisBenchSummary)
+    except ValueError as error:
+        raise DataError(f"the summary is not one of ais_bench's, or not whole: it {error}") from None
 
 
 def judge(run: AisBenchRun, outputs_folder: Path, expected: Mapping[str, int], expected_times: int) -> None:

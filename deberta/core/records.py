@@ -5,6 +5,7 @@ Formats: in-toto Statement v1 (https://in-toto.io/Statement/v1), SLSA provenance
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -15,7 +16,7 @@ from typing import Any, Final, Literal, Mapping, Optional, Sequence
 import msgspec
 
 import deberta
-from deberta.core import files
+from deberta.core import files, schema
 from deberta.core.errors import DataError
 
 STATEMENT_TYPE: Final = "https://in-toto.io/Statement/v1"
@@ -23,7 +24,6 @@ PREDICATE_TYPE: Final = "https://slsa.dev/provenance/v1"
 BUILD_TYPE: Final = "urn:deberta-ascend:step:v1"
 SUMMARY = "summary"  # name of the byproduct that holds a stage's own counts
 
-UNREADABLE = (ValueError, msgspec.MsgspecError, RecursionError)  # what decoding raises
 
 Json = Mapping[str, Any]
 
@@ -152,13 +152,11 @@ def write(path: Path, record: Record) -> None:
 def read(path: Path) -> Optional[Record]:
     """A record, or None if there is none. Raises DataError for a file that is not one of ours."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Record)
+        return schema.read_json(path, Record)
     except FileNotFoundError:
         return None
-    except UNREADABLE as error:
-        raise DataError(
-            f"{path} is not a record of a step, an in-toto statement ({error}). Remove it and run the step again"
-        ) from None
+    except ValueError as error:
+        raise DataError(f"{path} is not a record of a step: it {error}. Remove it and run the step again") from None
 
 
 class KnownDigest(msgspec.Struct, frozen=True):
@@ -182,10 +180,8 @@ class Digests:
         self._workspace = workspace
         self._memory = workspace / ".cache" / "digests.json"
         self._known: dict[str, KnownDigest] = {}
-        try:
-            self._known = msgspec.json.decode(self._memory.read_bytes(), type=dict[str, KnownDigest])
-        except (OSError, *UNREADABLE):
-            pass  # without a memory everything is hashed again
+        with contextlib.suppress(OSError, ValueError):  # without a memory everything is hashed again
+            self._known = schema.read_json(self._memory, dict[str, KnownDigest])
 
     def of(self, path: PurePosixPath) -> dict[str, str]:
         """The digest of a file or folder; raises FileNotFoundError."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any, Type, TypeVar
+from typing import Any, Type, TypeVar, Union
 
 import msgspec
 
 from deberta.core.errors import ConfigError, DataError, MissingError
 
 T = TypeVar("T")
+LARGEST_JSON = 64 * 2**20  # bytes; the largest documents that we write have some MB
 _PLACE = re.compile(r"(.*?)(?: - at `(?:key` in `)?\$\.?(.*)`)?\Z", re.DOTALL)
 
 
@@ -22,13 +23,33 @@ class Schema(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 def read(path: Path, schema: Type[T], hint: str) -> T:
     """Decode a JSON file. Raises MissingError and DataError, whose messages end with `hint`: what to run."""
     try:
-        content = path.read_bytes()
+        return read_json(path, schema)
     except FileNotFoundError:
         raise MissingError(f"{path} is missing. {hint}") from None
+    except ValueError as error:
+        raise DataError(f"{path} {error}. {hint}") from None
+
+
+def read_json(path: Path, schema: Type[T]) -> T:
+    """Decode a JSON file. Raises OSError, and ValueError as `decode` does or for a file that is too large."""
+    if path.stat().st_size > LARGEST_JSON:
+        raise ValueError(f"has more than {LARGEST_JSON} bytes")
+    return decode(path.read_bytes(), schema)
+
+
+def decode(document: Union[bytes, str], schema: Type[T]) -> T:
+    """Decode a JSON document. Raises ValueError: not UTF-8, not JSON, a key twice, nested too deeply, other types."""
     try:
-        return msgspec.json.decode(content, type=schema)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise DataError(f"{path} {problem(error)}. {hint}") from None
+        json.loads(document.decode() if isinstance(document, bytes) else document, object_pairs_hook=_refuse_doubles)
+        return msgspec.json.decode(document, type=schema)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise ValueError(problem(error)) from None
+
+
+def _refuse_doubles(pairs: list[tuple[str, Any]]) -> None:
+    """json and msgspec use the last of equal keys, other readers the first."""
+    if len({key for key, _ in pairs}) < len(pairs):
+        raise ValueError("a key occurs twice in one object")
 
 
 def problem(error: Exception) -> str:

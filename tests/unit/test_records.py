@@ -67,7 +67,22 @@ def test_record_of_another_shape(tmp_path: Path, place: str, value: Any) -> None
         records.read(path)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[]", b"null", b'"text"', b"5", b"{}"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"\xff\xfe",
+        b"[]",
+        b"null",
+        b'"text"',
+        b"5",
+        b"{}",
+        b"[" * 10**5,
+        b'{"a": 1, "a": 1}',
+        b'{"a": "\xff"}',
+    ],
+)
 def test_file_that_is_no_record(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "x.record.json"
     path.write_bytes(content)
