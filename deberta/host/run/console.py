@@ -1,24 +1,24 @@
-"""What the user sees of a running step."""
+"""The output of a running step on the user's terminal or in a log."""
 
 from __future__ import annotations
 
 import sys
 import time
-from typing import Optional, TextIO
+from typing import TextIO
 
 from deberta.core import progress
 
-PLAIN_SECONDS = 15.0  # between progress lines where there is no terminal
+PLAIN_SECONDS = 15.0  # between progress lines if the output is no terminal
 
 
 class Console:
-    """Prints a step's lines under its title; progress rewrites one line on a terminal, else comes every few seconds."""
+    """Prints a step's lines under its title. Progress rewrites one line on a terminal, else a line every 15 seconds."""
 
-    def __init__(self, title: str, stream: Optional[TextIO] = None) -> None:
+    def __init__(self, title: str, stream: TextIO | None = None) -> None:
         self._title = title
         self._stream = sys.stdout if stream is None else stream
         self._terminal = self._stream.isatty()
-        self._open = False  # a progress line without its line end is on the terminal
+        self._open = False  # whether a progress line is on the terminal, without its line end
         self._last = time.monotonic()
 
     def line(self, text: str) -> None:
@@ -35,7 +35,7 @@ class Console:
             self.say(update.text)
 
     def quiet(self, text: str) -> None:
-        """Show progress only: for msame and its twin, which print several lines per batch."""
+        """Show progress only: for programs that print several lines per batch, as msame does."""
         if progress.parse(text) is not None:
             self.line(text)
 
