@@ -11,11 +11,12 @@ import pytest
 
 from deberta.core import records
 from deberta.core.errors import ConfigError, GateError
+from deberta.host.engine.transcript import Show
 from deberta.host.plan import evaluation
 from deberta.host.plan.plan import Case, Plan, Step
 from deberta.host.plan.profiles import Profile
 from deberta.host.run import runner
-from deberta.host.run.executor import Ground, Show
+from deberta.host.run.executor import Provenance
 from deberta.host.run.session import Session
 from tests.mnli_helpers import REPOSITORY
 
@@ -52,8 +53,8 @@ class Recorder:
         (self.root / step.outputs[0]).write_text("{}")
         return (["error: 1 finding\n"], self.code) if self.code else ([], 0)
 
-    def ground(self, step: Step) -> Ground:
-        return Ground(internal={"cann": self.cann} if step.tool else {})
+    def provenance(self, step: Step) -> Provenance:
+        return Provenance(internal={"cann": self.cann} if step.tool else {})
 
     def show(self, step: Step) -> None:
         """Not asked for here."""

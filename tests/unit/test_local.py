@@ -11,7 +11,7 @@ import pytest
 from deberta.core import errors
 from deberta.core.errors import DebertaError, StageError
 from deberta.host.run import local
-from deberta.host.run.executor import judge_stage
+from deberta.host.run.executor import check_exit
 
 
 def _run(tmp_path: Path, code: str) -> str:
@@ -20,7 +20,7 @@ def _run(tmp_path: Path, code: str) -> str:
     variables = local.environment(tmp_path, os.environ)
     try:
         lines, status = local.execute([sys.executable, "-c", code], tmp_path, variables, log, shown.append)
-        judge_stage("the.stage", lines, status, log)
+        check_exit("the.stage", lines, status, log)
         return "".join(lines)
     finally:
         assert not [line for line in shown if line.startswith(errors.ERROR_PREFIX)]  # it comes as the error itself

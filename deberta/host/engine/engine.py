@@ -26,9 +26,8 @@ from deberta import PROJECT
 from deberta.core.errors import INTERRUPTED, ConfigError, MissingError, StageError
 from deberta.host.engine import containers
 from deberta.host.engine.containers import Container
-from deberta.host.engine.transcript import transcript
+from deberta.host.engine.transcript import Show, transcript
 
-Show = Callable[[str], None]  # takes a line of output
 LABEL = "deberta-ascend"  # =container or =image: only what carries it is ever removed
 OF_WORKSPACE, OF_SESSION, KEPT = f"{LABEL}.workspace", f"{LABEL}.session", f"{LABEL}.keep"
 DEFAULT_SOCKET = "/var/run/docker.sock"

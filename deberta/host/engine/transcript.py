@@ -9,11 +9,11 @@ from typing import Callable, Iterable, Iterator, Sequence
 
 from deberta.core.errors import ERROR_PREFIX
 
+Show = Callable[[str], None]  # takes a line of output
+
 
 @contextlib.contextmanager
-def transcript(
-    log: Path, command: Sequence[str], show: Callable[[str], None]
-) -> Iterator[Callable[[Iterable[str]], list[str]]]:
+def transcript(log: Path, command: Sequence[str], show: Show) -> Iterator[Callable[[Iterable[str]], list[str]]]:
     """Open a log that begins with the command; yields a function that logs and shows lines, and returns them.
 
     Our errors are not shown: the step's error message repeats them.

@@ -18,7 +18,8 @@ import docker.errors
 import msgspec
 
 from deberta.core.errors import ConfigError, MissingError, StageError, one_line
-from deberta.host.engine.engine import Show, explained
+from deberta.host.engine.engine import explained
+from deberta.host.engine.transcript import Show
 from deberta.host.images import definition, pins
 from deberta.host.images.context import write_context
 from deberta.host.images.definition import BuildSettings, Image

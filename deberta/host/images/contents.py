@@ -21,7 +21,7 @@ import msgspec
 from deberta.core import files
 from deberta.core.errors import MissingError, StageError
 from deberta.host.engine import engine
-from deberta.host.engine.engine import Show
+from deberta.host.engine.transcript import Show
 from deberta.host.images import build, definition, pins
 from deberta.host.images.definition import BuildSettings, Image
 

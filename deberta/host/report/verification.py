@@ -25,7 +25,7 @@ from deberta.host.report import bom, evidence
 from deberta.host.report.evidence import Evidence
 from deberta.host.run import local
 from deberta.host.run.console import Console
-from deberta.host.run.executor import judge_stage
+from deberta.host.run.executor import check_exit
 
 PREDICATE_TYPE = "urn:deberta-ascend:attestation:v1"
 RECOMPUTE, REPLAY, SIGN = (f"deberta.stages.verify.{name}" for name in ("recompute", "replay", "sign"))
@@ -125,7 +125,7 @@ def _run(
     log = scratch / f"{module}.log"
     lines, code = local.execute(command, request.root, variables, log, say)
     try:
-        judge_stage(module, lines, code, log)
+        check_exit(module, lines, code, log)
     except StageError as error:  # the log goes with the scratch folder
         raise StageError(f"{error}. It said: {one_line(''.join(lines[-20:]))}") from error
     return "".join(lines)

@@ -14,14 +14,14 @@ from deberta.core.errors import DebertaError, StageError
 from deberta.host.plan.plan import Compilation, Inference, ModelRun, Step
 from deberta.host.run import freshness
 from deberta.host.run.console import Console
-from deberta.host.run.executor import judge_stage
+from deberta.host.run.executor import check_exit
 from deberta.host.run.session import Session
 
 
 def run_stage(session: Session, step: Step, arguments: Sequence[str], show: Callable[[str], None]) -> str:
     """Run a stage and return what it printed. Raises the error that it reported."""
     lines, code = session.executor.run(step, arguments, show)
-    judge_stage(step.module, lines, code, session.workspace / step.log)
+    check_exit(step.module, lines, code, session.workspace / step.log)
     return "".join(lines)
 
 

@@ -20,10 +20,11 @@ from deberta.host.engine import containers, npu_access
 from deberta.host.engine.containers import Access, Container, User
 from deberta.host.engine.engine import DockerEngine
 from deberta.host.engine.npu_access import NpuSettings
+from deberta.host.engine.transcript import Show
 from deberta.host.images import build, contents, definition, pins
 from deberta.host.images.definition import BuildSettings, Image
 from deberta.host.plan.plan import Step
-from deberta.host.run.executor import Ground, Show
+from deberta.host.run.executor import Provenance
 from deberta.host.run.local import script
 
 ABOUT = f"{containers.CODE}/image.json"  # written by docker/check-cann
@@ -67,7 +68,7 @@ class DockerExecutor:
         log = self._workspace / step.log
         return engine.run(container, self._ids[image.stage], step.name, log, show, graceful=not step.tool)
 
-    def ground(self, step: Step) -> Ground:
+    def provenance(self, step: Step) -> Provenance:
         image = self._image(step)
         resource = Resource(f"image {image.tag}", {"sha256": self._ids[image.stage].partition(":")[2]})
         internal: dict[str, Any] = {
@@ -77,7 +78,7 @@ class DockerExecutor:
         }
         if step.tool:
             internal["cann"] = self._cann(image.stage)
-        return Ground([resource], internal)
+        return Provenance([resource], internal)
 
     def show(self, step: Step) -> None:
         try:

@@ -15,10 +15,10 @@ from deberta.ascend import programs as tools
 from deberta.ascend.programs import Tools
 from deberta.core import files
 from deberta.core.errors import INTERRUPTED
-from deberta.host.engine.transcript import transcript
+from deberta.host.engine.transcript import Show, transcript
 from deberta.host.environments.stages import STAGES_LOCK
 from deberta.host.plan.plan import LATEST, Step
-from deberta.host.run.executor import Ground, Show
+from deberta.host.run.executor import Provenance
 
 GRACE_SECONDS = 120.0  # for an interrupted command to end and remove unfinished files, before it is killed
 
@@ -54,8 +54,8 @@ class LocalExecutor:
         variables = tools.variables(installed, step.tool, scratch / "home")
         return execute([str(program), *step.program[1:], *arguments], scratch, variables, log, show)
 
-    def ground(self, step: Step) -> Ground:
-        return Ground(internal={"cann": self.tools.cann().version} if step.tool else {})
+    def provenance(self, step: Step) -> Provenance:
+        return Provenance(internal={"cann": self.tools.cann().version} if step.tool else {})
 
     def show(self, step: Step) -> None:
         if step.tool:
@@ -108,7 +108,7 @@ def environment(project: Path, inherited: Mapping[str, str]) -> dict[str, str]:
 
 
 def execute(
-    command: Sequence[str], folder: Path, variables: Mapping[str, str], log: Path, show: Callable[[str], None]
+    command: Sequence[str], folder: Path, variables: Mapping[str, str], log: Path, show: Show
 ) -> tuple[list[str], int]:
     """Run a command in a folder with these variables alone; returns its lines (stderr's too) and exit code.
 

@@ -1,4 +1,4 @@
-"""What the pipeline says of a step: its messages, with the commands to run next."""
+"""The error messages about a step, which name the commands to run next."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from deberta.host.plan.plan import Input, Step
 
 
 def completed(step: Step, message: str) -> str:
-    """A stage's message with the options of this run in the commands that it names."""
+    """A stage's message, with this run's options added to the commands that it names."""
 
     def command(match: re.Match[str]) -> str:
         return step.commands.get(match[1], f"invoke {match[1]}") + (match[2] or "")
@@ -20,6 +20,7 @@ def completed(step: Step, message: str) -> str:
 
 
 def missing(inputs: Sequence[Input]) -> MissingError:
+    """The error for missing inputs, with the commands that make or get them."""
     names = [str(needed.path) for needed in inputs]
     listed = f"{', '.join(names[:-1])} and {names[-1]} are" if len(names) > 1 else f"{names[0]} is"
     commands = list(dict.fromkeys(needed.command for needed in inputs))
@@ -28,17 +29,16 @@ def missing(inputs: Sequence[Input]) -> MissingError:
 
 
 def altered(step: Step, output: PurePosixPath, reason: str, workspace: Path) -> DataError:
-    """For an output that is not what its record says, where nothing may be remade unasked."""
+    """The error for an output that was modified, in a strict session, which does not rebuild it."""
     command = step.commands.get(step.name.partition("_")[0])
     again = f"Run: {command} --force" if command else "To make everything again, add --force to this command"
-    return DataError(
-        f"{reason}{_odd_files(step, output, workspace / output)}, so nothing is concluded from it. {again}"
-    )
+    names = _wrong_files(step, output, workspace / output)
+    return DataError(f"{reason}{names}, so nothing is concluded from it. {again}")
 
 
-def _odd_files(step: Step, output: PurePosixPath, folder: Path) -> str:
-    """The files of a run's folder that are missing or not as long as they must be: a folder's digest names none."""
+def _wrong_files(step: Step, output: PurePosixPath, folder: Path) -> str:
+    """The files of a run's folder that are missing or of the wrong size, since a folder's digest names none."""
     runs = step.inference.runs if step.inference and folder.is_dir() else ()
     expected = {name: size for run in runs if run.output == output.parent for name, size in run.expected.items()}
-    odd = [n for n in expected if not (folder / n).is_file() or (folder / n).stat().st_size != expected[n]]
-    return f" ({', '.join(odd[:3])}{' and others' if len(odd) > 3 else ''})" if odd else ""
+    wrong = [n for n in expected if not (folder / n).is_file() or (folder / n).stat().st_size != expected[n]]
+    return f" ({', '.join(wrong[:3])}{' and others' if len(wrong) > 3 else ''})" if wrong else ""

@@ -16,7 +16,7 @@ from deberta.core.records import Record
 from deberta.host.plan.plan import Input, Step
 from deberta.host.run import devices, freshness, messages, source_digest
 from deberta.host.run.console import Console
-from deberta.host.run.executor import Ground
+from deberta.host.run.executor import Provenance
 from deberta.host.run.session import Session
 
 BUILDER = "urn:deberta-ascend:executor:"
@@ -91,8 +91,8 @@ def _run(session: Session, step: Step, former: Optional[Record], console: Consol
     """Run a step and return its new record."""
     gate = {"gate": run(session, step.gate).summary} if step.gate is not None else {}
     session.executor.prepare(step)
-    ground = session.executor.ground(step)
-    _check_cann(session, step, ground)
+    provenance = session.executor.provenance(step)
+    _check_cann(session, step, provenance)
     parameters, dependencies = freshness.parameters(session, step), freshness.dependencies(session, step)
     started, clock = records.now(), time.monotonic()
     summary = programs.new_scratch(session.workspace, step.name) / "summary.json"
@@ -107,9 +107,9 @@ def _run(session: Session, step: Step, former: Optional[Record], console: Consol
     sources = {"sources": source_digest.sources(session.project, step.module)} if step.stage else {}
     statement = records.statement(
         subjects=[records.resource(subject, session.digests.of(subject)) for subject in subjects],
-        dependencies=[*dependencies, *ground.dependencies],
+        dependencies=[*dependencies, *provenance.dependencies],
         parameters=parameters,
-        internal={**ground.internal, **sources},
+        internal={**provenance.internal, **sources},
         builder=f"{BUILDER}{session.executor.name}",
         started=started,
         finished=records.now(),
@@ -126,7 +126,7 @@ def _run(session: Session, step: Step, former: Optional[Record], console: Consol
     return statement
 
 
-def _check_cann(session: Session, step: Step, ground: Ground) -> None:
+def _check_cann(session: Session, step: Step, provenance: Provenance) -> None:
     """Raise ConfigError if a model would run on another CANN than the one that compiled it, where both are known.
 
     Such a pair converts without a word and fails when it runs (ACL 507011, 500002), or should not be trusted.
@@ -135,7 +135,7 @@ def _check_cann(session: Session, step: Step, ground: Ground) -> None:
         return
     compiled = step.inputs[0].path
     record = records.read(session.workspace / record_of(compiled))
-    compiler, runtime = record.internal.get("cann") if record else "", ground.internal.get("cann")
+    compiler, runtime = record.internal.get("cann") if record else "", provenance.internal.get("cann")
     if compiler and runtime and compiler != runtime:
         raise ConfigError(
             f"{compiled} was compiled with CANN {compiler}, and CANN {runtime} would run it. Use the same for both "

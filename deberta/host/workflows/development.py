@@ -13,7 +13,7 @@ from deberta.core import machine
 from deberta.core.errors import StageError
 from deberta.host.environments import stages
 from deberta.host.run import local
-from deberta.host.run.executor import judge_stage
+from deberta.host.run.executor import check_exit
 
 BENCH = "benchmarks.bench"
 TEST_MINUTES = 7  # README says so too
@@ -52,7 +52,7 @@ def bench(project: Path, workspace: Path, python: Callable[[], Path], arguments:
     log = workspace / "results" / "bench" / "bench.log"
     variables = local.environment(project, os.environ)
     lines, code = local.execute([str(python()), "-m", BENCH, *whole], workspace, variables, log, _say)
-    judge_stage(BENCH, lines, code, log)
+    check_exit(BENCH, lines, code, log)
 
 
 def _say(line: str) -> None:

@@ -22,7 +22,7 @@ from deberta.core.errors import ConfigError, DataError, GateError, MissingError,
 from deberta.core.paths import record_of
 from deberta.host.plan.plan import LATEST, Plan
 from deberta.host.run import local, messages
-from deberta.host.run.executor import judge_stage
+from deberta.host.run.executor import check_exit
 from deberta.host.run.session import Session
 
 if TYPE_CHECKING:
@@ -245,7 +245,7 @@ def make(project: Path, place: Place, run: ReproductionRun, logs: Path) -> None:
             line, project, local.environment(project, os.environ), log, lambda text: _say(f"  {text}")
         )
         if code != GATE:
-            judge_stage(f"invoke {command[0]} in {place.root}", printed, code, log)
+            check_exit(f"invoke {command[0]} in {place.root}", printed, code, log)
 
 
 def compare(one: Path, other: Path, run: ReproductionRun) -> List[Compared]:
