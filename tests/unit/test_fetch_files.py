@@ -91,8 +91,8 @@ def test_damaged_record_is_an_error(run: Run) -> None:
     record = run.workspace / "models/mnli/fetched.json"
     record.parent.mkdir(parents=True)
     (record.parent / BIN).write_bytes(TORCH_BYTES)
-    for text in ("{", "[]", '{"files": {"a": {}}}', '{"files": 3}'):
-        record.write_text(text)
+    for text in (b"{", b"[]", b'{"files": {"a": {}}}', b'{"files": 3}', b'{"files": "\xff"}', b'{"a":' * 10**5):
+        record.write_bytes(text)
         with pytest.raises(DataError, match="is not a record of fetched files"):
             run(checkpoint("http://127.0.0.1:9/f.bin"))
 

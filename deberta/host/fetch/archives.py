@@ -19,7 +19,7 @@ from typing import IO, Callable, ContextManager
 
 import msgspec
 
-from deberta.core import files
+from deberta.core import files, schema
 from deberta.core.errors import DataError, some
 
 _ZIP_ERRORS = (
@@ -179,8 +179,8 @@ def _may_be_searched(name: str, size: int, limits: Limits) -> bool:
 
 def _sidecar_url(content: bytes) -> str:
     try:
-        return msgspec.json.decode(content, type=_Sidecar).url
-    except msgspec.DecodeError:
+        return schema.decode(content, _Sidecar).url
+    except ValueError:
         return ""
 
 

@@ -14,7 +14,7 @@ from typing import Callable, Dict
 
 import msgspec
 
-from deberta.core import files
+from deberta.core import files, schema
 from deberta.core.errors import DataError
 from deberta.host.fetch.download import DownloadSettings
 from deberta.host.fetch.sources import HEAD_BYTES, JSON, Item, Product, record_path, wrong_start
@@ -94,12 +94,12 @@ def published(product: Product) -> Checksums:
 def read_record(path: Path) -> dict[str, Recorded]:
     """The entries of a fetched.json; none if it does not exist. Raises DataError."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=_Record).files
+        return schema.read_json(path, _Record).files
     except FileNotFoundError:
         return {}
-    except msgspec.DecodeError as error:
+    except ValueError as error:
         raise DataError(
-            f"{path} is not a record of fetched files ({error}). Move it away and run: invoke fetch; "
+            f"{path} is not a record of fetched files: it {error}. Move it away and run: invoke fetch; "
             "hashes are then recorded anew, so compare them with a colleague's"
         ) from error
 
@@ -116,7 +116,7 @@ def check_form(kind: str, path: Path) -> None:
     if kind == JSON:
         try:
             json.loads(path.read_bytes())
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise Unfit(f"it is not JSON: {error}") from error
 
 

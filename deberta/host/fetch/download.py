@@ -24,7 +24,7 @@ from urllib.parse import urljoin, urlsplit, urlunsplit
 import msgspec
 import requests
 
-from deberta.core import files
+from deberta.core import files, schema
 from deberta.core.errors import StageError
 from deberta.core.progress import Progress
 from deberta.host.fetch.sources import HEAD_BYTES
@@ -220,8 +220,8 @@ class _Transfer:
         """The part's version and size. A part that may not belong to this URL's file is emptied: size 0."""
         url = shown(self.request.url)
         try:
-            version = msgspec.json.decode(sidecar_of(self.request.part).read_bytes(), type=_Version)
-        except (FileNotFoundError, msgspec.DecodeError):
+            version = schema.read_json(sidecar_of(self.request.part), _Version)
+        except (FileNotFoundError, ValueError):
             version = _Version(url="")
         size = _size(self.file)
         if size and version.url == url and version.validator and not 0 <= version.total < size:
