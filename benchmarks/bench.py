@@ -1,7 +1,7 @@
-"""bench: the cpu backend beside what else one would run the model with, in one run, in turns.
+"""bench: measures the cpu backend and other ways to run the model, in one run, in turns.
 
-Writes a JSON report, and from it a Markdown page and a plot. All models are made from one set of weights in a folder of
-the workspace's .cache/bench, which takes up to 5 GB and is removed at the end. A peer that cannot run is reported with
+Writes a JSON report, and from it a Markdown page and a plot. All models come from one set of weights, in a folder of
+the workspace's .cache/bench that takes up to 5 GB and is removed at the end. An engine that cannot run is reported with
 the reason.
 """
 
@@ -22,10 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import deberta
-from benchmarks import machine as bench_machine
-from benchmarks import processes
-from benchmarks import report as bench_report
-from benchmarks import rows as bench_rows
+from benchmarks import batching, figures, machine, processes
 from benchmarks.engines import ENGINES, OURS, REFERENCE
 from benchmarks.prepare import PEERS, BenchSettings, Case, prepare, variables, workspace
 from benchmarks.processes import Failed, WorkerProcess
@@ -50,10 +47,10 @@ def main(argv: Sequence[str]) -> None:
     cases = [Case(size, True, (SEQUENCE_LENGTH,) * FIXED_ROWS, (SEQUENCE_LENGTH,)) for size in sizes]
     if sample["rows"]:
         cases += [Case(size, False, tuple(sample["lengths"]), sample["buckets"][str(size)]) for size in sizes]
-    machine = bench_machine.describe()
+    description = machine.describe()
     warnings = []
-    if machine["load_average"] > bench_machine.IDLE:
-        warnings.append(f"Something else was running: the load average was {machine['load_average']} at the start")
+    if description["load_average"] > machine.IDLE:
+        warnings.append(f"Something else was running: the load average was {description['load_average']} at the start")
         print(f"warning: {warnings[0]}", flush=True)
     started = datetime.now(UTC)
     with workspace(Path(".cache", "bench")) as folder:
@@ -64,13 +61,13 @@ def main(argv: Sequence[str]) -> None:
         "made": started.isoformat(timespec="seconds"),
         "seconds": round((datetime.now(UTC) - started).total_seconds()),
         "deberta_ascend": deberta.__version__,
-        "command": " ".join(["invoke", "bench", *_given(options)]),
-        "machine": machine,
+        "command": " ".join(["invoke", "bench", *_shown_options(options)]),
+        "machine": description,
         "warnings": warnings,
         "settings": {
             "threads": settings.threads, "repeats": settings.repeats,
             "real_repeats": settings.real_repeats, "pause_s": PAUSE, "fixed_rows": FIXED_ROWS,
-            "warm_up_passes": 1, "seed": settings.seed, "size": settings.size, "tolerance": bench_report.TOLERANCE,
+            "warm_up_passes": 1, "seed": settings.seed, "size": settings.size, "tolerance": figures.TOLERANCE,
         },
         "sample": sample,
         "model": model,
@@ -134,27 +131,27 @@ def _settings(options: argparse.Namespace) -> BenchSettings:
 
 
 def _sample(options: argparse.Namespace, batch_sizes: Sequence[int]) -> dict[str, Any]:
-    """The lengths of the sample's rows, none if there is no data, and what is said about them."""
+    """The lengths of the sample's rows and what the report says about them; no rows without --lengths and --data."""
     rows = parse_integer("--rows", options.rows, 256, 1, 100_000)
     if options.lengths:
-        every, source = bench_rows.read_lengths(options.lengths), options.lengths.name
+        all_lengths, source = batching.read_lengths(options.lengths), options.lengths.name
     elif options.data:
         if not options.tokenizer:
             raise ConfigError("--data needs --tokenizer, the model's spm.model")
-        every = bench_rows.lengths_of(options.data, options.tokenizer)
+        all_lengths = batching.lengths_of(options.data, options.tokenizer)
         source = f"{options.data.name} under {options.tokenizer.name}"
     else:
         return {"rows": 0, "source": "neither --lengths nor --data was given"}
-    lengths = bench_rows.sample(every, min(rows, len(every)))
+    lengths = batching.sample(all_lengths, min(rows, len(all_lengths)))
     return {
         "source": source,
-        "of": len(every),
+        "of": len(all_lengths),
         "rows": len(lengths),
         "mean": statistics.fmean(lengths),
         "median": statistics.median(lengths),
         "longest": max(lengths),
-        "mean_of_all": statistics.fmean(every),
-        "buckets": {str(size): bench_rows.choose(every, size) for size in batch_sizes},
+        "mean_of_all": statistics.fmean(all_lengths),
+        "buckets": {str(size): batching.choose(all_lengths, size) for size in batch_sizes},
         "lengths": lengths,
     }
 
@@ -168,7 +165,7 @@ def _measure(
     logits: dict[str, Any] = {}
     with contextlib.ExitStack() as stack:
         running: dict[str, WorkerProcess] = {}
-        # The reference is run even where its time is not wanted.
+        # The reference always runs, for its logits.
         for name in [*names, *([] if REFERENCE in names else [REFERENCE])]:
             print(f"[bench {case.title}] loading {name}", flush=True)
             log = settings.logs / f"{name}_bs{case.batch_size}_{'fixed' if case.fixed else 'real'}.log"
@@ -190,17 +187,23 @@ def _measure(
             try:
                 results[name] |= running[name].ask("end")
             except Failed as failure:
-                raise StageError(f"{name} ended before it told its memory ({case.title}): {failure}") from None
+                raise StageError(f"{name} ended before it reported its memory ({case.title}): {failure}") from None
     if REFERENCE not in names:
         del results[REFERENCE]
     for name, seconds in times.items():
         results[name]["times_s"] = seconds
-        results[name]["ms_per_row"] = bench_report.spread(seconds, len(case.lengths))
-        results[name]["ratio"] = bench_report.ratio(seconds, times[OURS])
+        results[name]["ms_per_row"] = figures.spread(seconds, len(case.lengths))
+        results[name]["ratio"] = figures.ratio(seconds, times[OURS])
         if ENGINES[name].exact:
-            results[name] |= bench_report.compare(logits[name], logits[REFERENCE])
-    shown = {"title": case.title, "batch_size": case.batch_size, "fixed": case.fixed, "rows": len(case.lengths)}
-    return {**shown, "results": results, "headlines": bench_report.headlines(results)}
+            results[name] |= figures.compare(logits[name], logits[REFERENCE])
+    return {
+        "title": case.title,
+        "batch_size": case.batch_size,
+        "fixed": case.fixed,
+        "rows": len(case.lengths),
+        "results": results,
+        "headlines": figures.headlines(results),
+    }
 
 
 def _turns(
@@ -210,7 +213,7 @@ def _turns(
     repeats: int,
     results: dict[str, dict[str, Any]],
 ) -> dict[str, list[float]]:
-    """Each engine's seconds, repeat by repeat; every repeat begins with the next engine. One that fails is left out."""
+    """Each engine's seconds by repeat; every repeat begins with the next engine. An engine that fails is left out."""
     times: dict[str, list[float]] = {name: [] for name in order}
     progress = Progress(f"bench {case.title}", repeats * len(order), "turns")
     for repeat in range(repeats):
@@ -230,13 +233,13 @@ def _turns(
     return times
 
 
-def _given(options: argparse.Namespace) -> list[str]:
-    """The options that make a difference to the figures, as the task takes them."""
-    named = {"size": options.size, "bs": options.bs, "repeats": options.repeats, "threads": options.threads,
+def _shown_options(options: argparse.Namespace) -> list[str]:
+    """The options that the figures depend on, as `invoke bench` takes them, where they are not the defaults."""
+    values = {"size": options.size, "bs": options.bs, "repeats": options.repeats, "threads": options.threads,
              "engines": options.engines, "rows": options.rows,
              "lengths": options.lengths.name if options.lengths else None}  # fmt: skip
-    usual = {"size": "full", "bs": "1,8"}
-    return [f"--{name} {value}" for name, value in named.items() if value is not None and value != usual.get(name)]
+    defaults = {"size": "full", "bs": "1,8"}
+    return [f"--{name} {value}" for name, value in values.items() if value is not None and value != defaults.get(name)]
 
 
 def _write(report: dict[str, Any], options: argparse.Namespace, settings: BenchSettings) -> None:
@@ -248,7 +251,7 @@ def _write(report: dict[str, Any], options: argparse.Namespace, settings: BenchS
             plot = _draw(options, settings)
         except (MissingError, StageError) as error:
             print(f"no plot: {error}", flush=True)
-    page = bench_report.markdown(report, plot)
+    page = figures.markdown(report, plot)
     print(page)
     if options.markdown:
         files.write_text(options.markdown, page)
@@ -256,9 +259,9 @@ def _write(report: dict[str, Any], options: argparse.Namespace, settings: BenchS
 
 
 def _draw(options: argparse.Namespace, settings: BenchSettings) -> str:
-    """Draw the plot; returns how the page finds it."""
+    """Draw the plot; returns its path relative to the page. Raises MissingError and StageError."""
     if not os.access(settings.peers, os.X_OK):
-        raise MissingError(f"{settings.peers}, with matplotlib, is missing. Run: {bench_report.INSTALL}")
+        raise MissingError(f"{settings.peers}, with matplotlib, is missing. Run: {figures.INSTALL}")
     variables = {**os.environ, "PYTHONPATH": str(deberta.PROJECT)}
     with files.new_file(options.plot) as temporary:
         command = [str(settings.peers), "-m", "benchmarks.plot", str(options.output), str(temporary)]
@@ -269,23 +272,23 @@ def _draw(options: argparse.Namespace, settings: BenchSettings) -> str:
 
 
 def _judge(report: dict[str, Any]) -> None:
-    """Raise GateError if ours computes something else; name others that do."""
+    """Raise GateError if our engine's logits differ from the reference's; warn of other engines' that do."""
     for case in report["cases"]:
         for name, result in case["results"].items():
             if not result.get("differs"):
                 continue
-            what = (
+            difference = (
                 f"{name} computes something else ({case['title']}): max difference {result['max_abs_difference']}, "
                 f"{result['other_labels']} other labels"
             )
             if name == OURS:
-                allowed = f"at most {bench_report.TOLERANCE:g} and none are allowed"
-                raise GateError(f"{what}; {allowed}. Run: invoke build-om --force")
-            print(f"warning: {what}", flush=True)
+                allowed = f"at most {figures.TOLERANCE:g} and none are allowed"
+                raise GateError(f"{difference}; {allowed}. Run: invoke build-om --force")
+            print(f"warning: {difference}", flush=True)
 
 
 def _stop(*_: object) -> None:
-    """A signal to end does what Ctrl-C does: nothing may be left behind."""
+    """SIGTERM ends the run as Ctrl-C does, so that nothing is left behind."""
     raise KeyboardInterrupt
 
 

@@ -1,4 +1,4 @@
-"""bench: the engines that are compared. Each runs in a process of its own, which imports only what it needs."""
+"""bench: the engines to compare. Each runs in a process of its own, which imports only what it needs."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks import rows as bench_rows
-from benchmarks.rows import Array, RowBatch
+from benchmarks import batching
+from benchmarks.batching import Array, RowBatch
 from deberta.core.contract import INPUTS, OUTPUT
 from deberta.stages import onnx_runtime
 
-# What lies in the folder of a run.
+# The files of a run's folder.
 HF = "hf"  # transformers' own layout
 GUIDE = "guide.onnx"
 HF_EXPORT = "hf_export/model.onnx"
-SUMMARY = "models.json"  # what bench_models made
-# How an engine puts rows of real lengths into batches, see bench_rows.
+SUMMARY = "models.json"  # what benchmarks.models writes about the models
+# How an engine puts rows of real lengths into batches, see benchmarks.batching.
 AS_THEY_COME, BY_LENGTH, BY_BUCKET = "as they come", "by length", "by bucket"
 
 Logits = npt.NDArray[np.float32]
@@ -41,9 +41,9 @@ def floor_onnx(batch_size: int, fixed: bool) -> str:
 
 @dataclass(frozen=True)
 class BenchJob:
-    """What one engine runs: its model in `folder`, on the sample's rows. `fixed`: all of them have 256 tokens.
+    """An engine, its model in `folder`, and the rows that it runs. `fixed`: all rows have 256 tokens.
 
-    `buckets`: the lengths that the cpu backend runs them at.
+    `buckets`: the lengths at which the cpu backend runs them.
     """
 
     engine: str
@@ -57,12 +57,12 @@ class BenchJob:
 
     @property
     def batches(self) -> list[RowBatch]:
-        batching = ENGINES[self.engine].batching
-        if self.fixed or batching == AS_THEY_COME:
-            return bench_rows.as_they_come(self.lengths, self.batch_size)
-        if batching == BY_LENGTH:
-            return bench_rows.by_length(self.lengths, self.batch_size)
-        return bench_rows.by_bucket(self.lengths, self.batch_size, self.buckets)
+        order = ENGINES[self.engine].batching
+        if self.fixed or order == AS_THEY_COME:
+            return batching.as_they_come(self.lengths, self.batch_size)
+        if order == BY_LENGTH:
+            return batching.by_length(self.lengths, self.batch_size)
+        return batching.by_bucket(self.lengths, self.batch_size, self.buckets)
 
     def file(self, name: str) -> Path:
         return Path(self.folder, name)
@@ -70,16 +70,16 @@ class BenchJob:
 
 @dataclass(frozen=True)
 class LoadedEngine:
-    """An engine that can run: `prepare` is not timed; `run` is, from what it gave to logits [batch size, 3]."""
+    """An engine that can run. `prepare` is not timed; `run`, from its result to logits [batch size, 3], is."""
 
     prepare: Callable[[RowBatch, Array, Array], Any]
     run: Callable[[Any], Logits]
-    facts: Callable[[], dict[str, Any]] = field(default=dict)  # asked for at the end
+    facts: Callable[[], dict[str, Any]] = field(default=dict)  # called after the last pass
 
 
 @dataclass(frozen=True)
 class BenchEngine:
-    """`how` is shown in the report; `batching`: of rows of real lengths; `exact`: it gives the model's logits."""
+    """`how` is shown in the report; `batching` is that of rows of real lengths; `exact`: it computes the logits."""
 
     label: str
     how: str
@@ -89,11 +89,11 @@ class BenchEngine:
 
 
 def _filled(batch: RowBatch, rows: int, ids: Array, mask: Array) -> list[Array]:
-    return [bench_rows.fill(values, batch, rows) for values in (ids, mask)]
+    return [batching.fill(values, batch, rows) for values in (ids, mask)]
 
 
 def _load_ours(job: BenchJob) -> LoadedEngine:
-    """The cpu backend's own model, loaded and run as its runners do: of 256 tokens, or one of all lengths."""
+    """The cpu backend's own model, loaded and run as its stages do: for 256 tokens, or for all lengths."""
     from deberta.stages.inference import openvino_engine
 
     xml = job.file(ours_xml(job.batch_size, job.fixed))
@@ -101,8 +101,8 @@ def _load_ours(job: BenchJob) -> LoadedEngine:
     request = engine.compiled.create_infer_request()
     openvino_engine.release_pages(xml.with_suffix(".bin"))
 
-    def run(given: list[Array]) -> Logits:
-        for name, values in zip(INPUTS, given, strict=True):
+    def run(inputs: list[Array]) -> Logits:
+        for name, values in zip(INPUTS, inputs, strict=True):
             openvino_engine.set_input(request, name, values)
         request.infer(share_outputs=True)
         return np.array(request.get_output_tensor(0).data)
@@ -126,18 +126,18 @@ def _load_transformers(job: BenchJob, compiled: bool) -> LoadedEngine:
     def prepare(batch: RowBatch, ids: Array, mask: Array) -> Any:
         return [torch.from_numpy(values.astype(np.int64)) for values in _filled(batch, len(batch.rows), ids, mask)]
 
-    def run(given: Any) -> Logits:
+    def run(inputs: Any) -> Logits:
         with torch.inference_mode():
-            return np.array(call(input_ids=given[0], attention_mask=given[1]).logits.numpy())
+            return np.array(call(input_ids=inputs[0], attention_mask=inputs[1]).logits.numpy())
 
     def facts() -> dict[str, Any]:
-        said: dict[str, Any] = {"precision": str(model.dtype), "threads": torch.get_num_threads()}
+        values: dict[str, Any] = {"precision": str(model.dtype), "threads": torch.get_num_threads()}
         if compiled:
             from torch._dynamo.utils import counters
 
-            said["graphs"] = counters["stats"]["unique_graphs"]
-            said["graph_breaks"] = sum(counters["graph_break"].values())
-        return said
+            values["graphs"] = counters["stats"]["unique_graphs"]
+            values["graph_breaks"] = sum(counters["graph_break"].values())
+        return values
 
     return LoadedEngine(prepare, run, facts)
 
@@ -150,17 +150,17 @@ def _load_hf_export(job: BenchJob) -> LoadedEngine:
         filled = (values.astype(np.int64) for values in _filled(batch, len(batch.rows), ids, mask))
         return dict(zip(("input_ids", "attention_mask"), filled, strict=True))
 
-    return LoadedEngine(prepare, lambda given: np.asarray(session.run([OUTPUT], given)[0]))
+    return LoadedEngine(prepare, lambda inputs: np.asarray(session.run([OUTPUT], inputs)[0]))
 
 
 def _load_guide(job: BenchJob) -> LoadedEngine:
-    """As it was exported. Told the batch size, ONNX Runtime folds more of it, and is slower for all those indices."""
+    """With a dynamic batch, as exported: for a fixed one ONNX Runtime folds more indices, and is slower."""
     session = onnx_runtime.open_session(job.file(GUIDE), job.threads)
 
     def prepare(batch: RowBatch, ids: Array, mask: Array) -> Any:
         return dict(zip(INPUTS, _filled(batch, job.batch_size, ids, mask), strict=True))
 
-    return LoadedEngine(prepare, lambda given: np.asarray(session.run([OUTPUT], given)[0]))
+    return LoadedEngine(prepare, lambda inputs: np.asarray(session.run([OUTPUT], inputs)[0]))
 
 
 def _load_floor(job: BenchJob) -> LoadedEngine:
@@ -177,10 +177,10 @@ def _load_floor(job: BenchJob) -> LoadedEngine:
 
     def prepare(batch: RowBatch, ids: Array, mask: Array) -> Any:
         values = floor.inputs(job.batch_size, batch.length, hidden)
-        return {name: ov.Tensor(given, shared_memory=True) for name, given in values.items()}
+        return {name: ov.Tensor(array, shared_memory=True) for name, array in values.items()}
 
-    def run(given: Any) -> Logits:
-        for name, tensor in given.items():
+    def run(tensors: Any) -> Logits:
+        for name, tensor in tensors.items():
             request.set_tensor(name, tensor)
         request.infer(share_outputs=True)
         return np.array(request.get_output_tensor(0).data)
@@ -195,7 +195,7 @@ def _load_floor_ort(job: BenchJob) -> LoadedEngine:
     hidden = session.get_inputs()[0].shape[1]
     return LoadedEngine(
         lambda batch, ids, mask: floor.inputs(job.batch_size, batch.length, hidden),
-        lambda given: np.asarray(session.run(None, given)[0]),
+        lambda inputs: np.asarray(session.run(None, inputs)[0]),
     )
 
 

@@ -1,8 +1,8 @@
-"""bench: the guide's form of the graph, to be measured against.
+"""bench: the guide's form of the graph, for comparison.
 
-The guide exports Microsoft's code, from which transformers' model descends, so here transformers' model is traced, with
-the attention that Microsoft's has in its place: scores less their greatest, keys masked by -inf in a Where, a softmax,
-and a Where that makes masked places 0, the mask turned round and cast in every layer anew. As in the guide, relative
+The guide exports Microsoft's code, from which transformers' model descends. So transformers' model is traced here, with
+Microsoft's attention in place of its own: scores minus their maximum, keys masked by -inf in a Where, a softmax, and a
+Where that sets masked places to 0, with the mask inverted and cast anew in every layer. As in the guide, relative
 scores are picked by 24 GatherElements with int64 indices (2 per layer), nothing is folded, all positions go through the
 last layer, the batch is dynamic and the length 256.
 """
@@ -26,9 +26,9 @@ from deberta.core.errors import StageError
 
 
 def export(model: Any, path: Path) -> dict[str, int]:
-    """Trace transformers' `model` (its attention is replaced, for good) and return the nodes by type.
+    """Trace transformers' `model`, with its attention replaced for good, and return the nodes by type.
 
-    Raises StageError if the graph does not hold what makes it the guide's.
+    Raises StageError if gathers or masks of the graph are not the guide's.
     """
     encoder = model.deberta.encoder
     for layer in encoder.layer:
@@ -52,7 +52,7 @@ def export(model: Any, path: Path) -> dict[str, int]:
 
 
 def check(path: Path, layers: int) -> dict[str, int]:
-    """The nodes by type, most first; raises StageError unless gathers and masks are the guide's."""
+    """The nodes by type, most frequent first. Raises StageError unless gathers and masks are the guide's."""
     graph = onnx.load(str(path)).graph
     nodes = Counter(node.op_type for node in graph.node)
     types = {
@@ -71,17 +71,17 @@ def check(path: Path, layers: int) -> dict[str, int]:
 
 
 def _infinities(graph: onnx.GraphProto) -> int:
-    """Where nodes that put -inf in."""
+    """The number of Where nodes with a constant of -inf."""
     constants = {node.output[0]: node.attribute[0].t for node in graph.node if node.op_type == "Constant"}
     constants |= {tensor.name: tensor for tensor in graph.initializer}
-    found = {
+    infinite = {
         name
         for name, tensor in constants.items()
         if tensor.data_type == TensorProto.FLOAT
         and numpy_helper.to_array(tensor).size == 1
         and numpy_helper.to_array(tensor).item() == -math.inf
     }
-    return sum(node.op_type == "Where" and bool(found & set(node.input)) for node in graph.node)
+    return sum(node.op_type == "Where" and bool(infinite & set(node.input)) for node in graph.node)
 
 
 class _Logits(nn.Module):

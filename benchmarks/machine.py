@@ -12,7 +12,7 @@ from typing import Any
 
 from deberta.core import machine
 
-# Instructions that decide how fast matrix products are, as Linux names them in /proc/cpuinfo (x86_64, then aarch64).
+# Instructions that decide the speed of matrix products, as Linux names them in /proc/cpuinfo (x86_64, then aarch64).
 FLAGS = (
     "avx2", "fma", "avx_vnni", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx512_bf16", "avx512_fp16",
     "amx_tile", "amx_bf16", "amx_int8", "asimd", "asimddp", "bf16", "i8mm", "sve", "sve2",

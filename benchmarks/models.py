@@ -1,7 +1,7 @@
 """bench: the models that the engines load, made from one set of weights into one folder, in a process of its own.
 
-Their names are in bench_engines; `models.json` says what they are. The rest is made by compile_cpu and bench_hf_export:
-OpenVINO does not go into one process with torch, nor optimum-onnx with this transformers.
+benchmarks.engines has their names, models.json describes them. compile_cpu and benchmarks.hf_export make the other
+models: OpenVINO does not work in one process with torch, nor optimum-onnx with this transformers.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ def make(
     folder: Path, values: dict[str, Any], trained: tuple[Path, tuple[str, ...]] | None, seed: int,
     engines: Sequence[str], cases: Sequence[tuple[int, bool]],
 ) -> dict[str, Any]:  # fmt: skip
-    """Make what `engines` need for these (batch size, whether of 256 tokens); returns what is to be told."""
+    """Write the models that `engines` need for these (batch size, whether of 256 tokens); returns their description."""
     settings = config.from_dict(values)
     model = _weights(values, trained, seed)
     model.save_pretrained(folder / HF)
-    said: dict[str, Any] = {"parameters": sum(weight.numel() for weight in model.parameters())}
+    summary: dict[str, Any] = {"parameters": sum(weight.numel() for weight in model.parameters())}
     if "guide" in engines:
         print("exporting the guide's form", flush=True)
-        said["guide"] = {"nodes": guide.export(model, folder / GUIDE), "folded": _folded(folder / GUIDE)}
+        summary["guide"] = {"nodes": guide.export(model, folder / GUIDE), "folded": _folded(folder / GUIDE)}
     del model
     if "ours" in engines:
         for fixed in sorted({fixed for _, fixed in cases}, reverse=True):
@@ -54,25 +54,25 @@ def make(
             loaded = checkpoint.load(folder / HF, settings, LABELS).model
             export_onnx.export(loaded, folder / ours_onnx(fixed), SEQUENCE_LENGTH, any_length=not fixed)
             if fixed:
-                said["ours"] = {"nodes": dict(export_onnx.check_graph(folder / ours_onnx(fixed)).most_common())}
+                summary["ours"] = {"nodes": dict(export_onnx.check_graph(folder / ours_onnx(fixed)).most_common())}
     if "floor" in engines or "floor-ort" in engines:
-        said["floor"] = {}
+        summary["floor"] = {}
         for batch_size, fixed in cases:
             path = folder / floor_onnx(batch_size, fixed)
             floor.write(settings, batch_size, SEQUENCE_LENGTH if fixed else 0, path)
             if fixed:
                 count, operations = floor.products(path)
-                said["floor"][str(batch_size)] = {"products": count, "operations": operations}
-    return said
+                summary["floor"][str(batch_size)] = {"products": count, "operations": operations}
+    return summary
 
 
 def _weights(values: dict[str, Any], trained: tuple[Path, tuple[str, ...]] | None, seed: int) -> Any:
-    """transformers' model: random, or of a checkpoint with its label order."""
+    """transformers' model with random weights, or those of `trained`: a checkpoint and its label order."""
     torch.manual_seed(seed)
     pooling = values.get("pooling", {})  # Microsoft's name for what Hugging Face keeps in two keys
-    named = {f"pooler_{key}": value for key, value in pooling.items()}
+    pooler = {f"pooler_{key}": value for key, value in pooling.items()}
     labels = {"id2label": dict(enumerate(LABELS)), "label2id": {name: index for index, name in enumerate(LABELS)}}
-    model = DebertaV2ForSequenceClassification(DebertaV2Config.from_dict({**values, **named, **labels})).train(False)
+    model = DebertaV2ForSequenceClassification(DebertaV2Config.from_dict({**values, **pooler, **labels})).train(False)
     if trained is not None:
         model.load_state_dict(checkpoint.load(trained[0], config.from_dict(values), trained[1]).model.state_dict())
         return model
@@ -81,7 +81,7 @@ def _weights(values: dict[str, Any], trained: tuple[Path, tuple[str, ...]] | Non
 
 
 def _randomise(model: Any) -> None:
-    """Weights, biases included, that give logits of several units and every label: a slip would show in them."""
+    """Draw weights and biases that give logits of several units and every label, so that errors show in them."""
     wide = 1.4 / math.sqrt(model.config.hidden_size)
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -102,8 +102,8 @@ def _folded(path: Path) -> dict[str, int]:
     options.optimized_model_filepath = str(folded)
     onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     nodes = [node.op_type for node in onnx.load(str(folded), load_external_data=False).graph.node]
-    for left in folded.parent.glob("folded.onnx*"):
-        left.unlink()
+    for path in folded.parent.glob("folded.onnx*"):
+        path.unlink()
     return {name: nodes.count(name) for name in sorted(set(nodes), key=lambda name: (-nodes.count(name), name))}
 
 
@@ -116,9 +116,9 @@ def main(argv: Sequence[str]) -> None:
     torch.set_num_threads(job["threads"])
     values = json.loads(Path(job["config"]).read_text(encoding="utf-8")) if job["config"] else TINY
     trained = (Path(job["checkpoint"]), tuple(job["labels"])) if job["checkpoint"] else None
-    said = make(options.folder, values, trained, job["seed"], job["engines"], job["cases"])
-    said["vocabulary"] = config.from_dict(values).vocab_size
-    files.write_text(options.folder / SUMMARY, json.dumps(said, indent=2) + "\n")
+    summary = make(options.folder, values, trained, job["seed"], job["engines"], job["cases"])
+    summary["vocabulary"] = config.from_dict(values).vocab_size
+    files.write_text(options.folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
 
 
 if __name__ == "__main__":

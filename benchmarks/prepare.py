@@ -1,4 +1,4 @@
-"""bench: everything that happens before the first turn, in processes of its own, and where the models are kept."""
+"""bench: prepares the models, in processes of their own, in a temporary folder of the workspace."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 import deberta
 from benchmarks import processes
 from benchmarks.engines import HF, HF_EXPORT, SUMMARY, BenchJob, ours_onnx, ours_xml
-from benchmarks.report import INSTALL
+from benchmarks.figures import INSTALL
 from deberta.core.errors import MissingError, StageError
 
 PEERS = Path(".venv-bench", "bin", "python")
@@ -61,12 +61,12 @@ class BenchSettings:
 
 @contextlib.contextmanager
 def workspace(parent: Path) -> Iterator[Path]:
-    """A folder of this run alone, removed at the end; those of runs that were killed are removed first."""
+    """A folder of this run alone, removed at the end; first the folders of killed runs are removed."""
     parent.mkdir(parents=True, exist_ok=True)
-    for left in parent.glob("run-*"):
+    for leftover in parent.glob("run-*"):
         with contextlib.suppress(ValueError):
-            if not Path("/proc", str(int(left.name.split("-")[1]))).exists():
-                shutil.rmtree(left)
+            if not Path("/proc", str(int(leftover.name.split("-")[1]))).exists():
+                shutil.rmtree(leftover)
     folder = Path(tempfile.mkdtemp(prefix=f"run-{os.getpid()}-", dir=parent)).resolve()
     try:
         yield folder
@@ -75,7 +75,7 @@ def workspace(parent: Path) -> Iterator[Path]:
 
 
 def variables(settings: BenchSettings, folder: Path) -> dict[str, str]:
-    """Every process gets as many threads; nothing is fetched; torch.compile's files and workers stay within the run."""
+    """The same threads for every process, no downloads, and torch.compile's files inside the run's folder."""
     return {
         **os.environ,
         "PYTHONPATH": str(deberta.PROJECT),
@@ -90,7 +90,7 @@ def variables(settings: BenchSettings, folder: Path) -> dict[str, str]:
 def prepare(
     settings: BenchSettings, cases: Sequence[Case], folder: Path
 ) -> tuple[dict[str, Any], dict[str, str], dict[str, str]]:
-    """Make the models; returns what they are, the engines that cannot be measured, and the peers' packages."""
+    """Make the models; returns their description, engines without one (with the reason), and the peers' packages."""
     absent: dict[str, str] = {}
     models = {
         "engines": settings.engines, "cases": [(case.batch_size, case.fixed) for case in cases], "seed": settings.seed,

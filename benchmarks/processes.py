@@ -1,4 +1,4 @@
-"""bench: processes that are told what to do in turns, and that never outlive the one that started them."""
+"""bench: worker processes that take commands in turns and never outlive this process."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class WorkerProcess:
 
     def tell(self, line: str) -> None:
         assert self.child.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it has ended: `answer` says why
+        with contextlib.suppress(BrokenPipeError):  # it has ended; `answer` gives the reason
             self.child.stdin.write(line.encode() + b"\n")
             self.child.stdin.flush()
 
@@ -64,7 +64,7 @@ class WorkerProcess:
         return content
 
     def close(self) -> None:
-        """End it and what it started, at once."""
+        """Kill it and its children."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.child.pid, signal.SIGKILL)
         self.child.wait()

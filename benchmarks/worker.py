@@ -1,7 +1,7 @@
-"""bench: one engine in a process of its own, told what to do by lines of JSON.
+"""bench: one engine in a process of its own, controlled by lines on standard input.
 
-The first line is the job. Answers are lines on what was standard output; whatever libraries print goes to standard
-error. "pass" runs all batches once and answers with the seconds and the logits; "end", or no more lines, ends it.
+The first line is the job, as JSON. Answers are lines of JSON on standard output; what libraries print goes to standard
+error. "pass" runs all batches once and answers with the seconds and the logits; "end", or the end of input, ends it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from benchmarks import rows
+from benchmarks import batching
 from benchmarks.engines import ENGINES, BenchJob, LoadedEngine
 
 
@@ -30,7 +30,7 @@ def serve(requests: IO[str], answers: IO[str]) -> None:
         started = time.perf_counter()
         loaded = ENGINES[job.engine].load(job)
         seconds = time.perf_counter() - started
-        ids, mask = rows.make(job.lengths, job.vocabulary)
+        ids, mask = batching.make(job.lengths, job.vocabulary)
         prepared = [loaded.prepare(batch, ids, mask) for batch in job.batches]
         tokens = sum(len(batch.rows) * batch.length for batch in job.batches)
         answer(load_s=seconds, batches=len(job.batches), tokens=tokens)
@@ -40,9 +40,9 @@ def serve(requests: IO[str], answers: IO[str]) -> None:
                 return
             spent, logits = one_pass(job, loaded, prepared)
             answer(seconds=spent, logits=logits)
-    except Exception as error:  # any engine may fail in any way: it is reported as not measured, with this
-        said = str(error).strip().splitlines() or [""]
-        answer(error=f"{type(error).__name__}: {said[0]}")
+    except Exception as error:  # whatever an engine raises is reported as the reason why it was not measured
+        lines = str(error).strip().splitlines() or [""]
+        answer(error=f"{type(error).__name__}: {lines[0]}")
         raise
 
 
@@ -62,12 +62,12 @@ def one_pass(job: BenchJob, loaded: LoadedEngine, prepared: list[Any]) -> tuple[
 
 
 def peak_rss() -> int | None:
-    """The most memory this program has had, in bytes. (getrusage would count its parent's, from before the exec.)"""
+    """The peak memory of this program, in bytes. (getrusage would include its parent's, from before the exec.)"""
     try:
-        found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii", errors="replace"))
+        peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii", errors="replace"))
     except OSError:
         return None  # not Linux
-    return int(found[1]) * 1024 if found else None
+    return int(peak[1]) * 1024 if peak else None
 
 
 if __name__ == "__main__":

@@ -17,9 +17,9 @@ import onnxruntime
 import pytest
 import torch
 
-from benchmarks import bench, floor, guide, rows
-from benchmarks import report as bench_report
-from deberta.core.errors import ConfigError, DataError, GateError, StageError
+from benchmarks import batching, bench, figures, floor, guide
+from deberta.core.errors import ConfigError, DataError, GateError, MissingError, StageError
+from deberta.host.workflows import development
 from deberta.stages.compile import export_onnx
 from deberta.stages.model import config
 from tests import model_helpers as helpers
@@ -128,10 +128,10 @@ def test_ours_must_be_right(
 
 
 def test_logits_that_are_not_finite_differ() -> None:
-    found = bench_report.compare([[1.0, math.nan, 0.0]], [[1.0, 0.5, 0.0]])
+    found = figures.compare([[1.0, math.nan, 0.0]], [[1.0, 0.5, 0.0]])
     assert found == {"max_abs_difference": None, "other_labels": 1, "differs": True}
-    assert not bench_report.compare([[1.00009, 0.5, 0.0]], [[1.0, 0.5, 0.0]])["differs"]
-    assert bench_report.compare([[1.00011, 0.5, 0.0]], [[1.0, 0.5, 0.0]])["differs"]
+    assert not figures.compare([[1.00009, 0.5, 0.0]], [[1.0, 0.5, 0.0]])["differs"]
+    assert figures.compare([[1.00011, 0.5, 0.0]], [[1.0, 0.5, 0.0]])["differs"]
 
 
 @pytest.mark.parametrize(
@@ -194,6 +194,11 @@ def _processes_with(text: str) -> list[str]:
     return found
 
 
+def test_an_installation_without_the_benchmark_says_so(tmp_path: Path) -> None:
+    with pytest.raises(MissingError, match=r"benchmarks is missing: .* Run it in a clone of the repository"):
+        development.bench(tmp_path, tmp_path, lambda: Path("python"), [], dry=True)
+
+
 def test_what_a_killed_run_left_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
@@ -206,37 +211,37 @@ def test_what_a_killed_run_left_is_removed(tmp_path: Path, monkeypatch: pytest.M
 
 def test_the_sample_is_spread_like_the_whole() -> None:
     lengths = [int(length) for length in np.random.default_rng(3).gamma(4, 10, 5000).clip(4, 256)]
-    picked = rows.sample(lengths, 64)
+    picked = batching.sample(lengths, 64)
     assert abs(np.mean(picked) - np.mean(lengths)) < 0.5
     assert picked != sorted(picked)
-    assert sorted(rows.sample([5, 7, 9], 3)) == [5, 7, 9]
+    assert sorted(batching.sample([5, 7, 9], 3)) == [5, 7, 9]
 
 
-def by_bucket(lengths: list[int], batch_size: int) -> list[rows.RowBatch]:
-    return rows.by_bucket(lengths, batch_size, rows.choose(lengths, batch_size))
+def by_bucket(lengths: list[int], batch_size: int) -> list[batching.RowBatch]:
+    return batching.by_bucket(lengths, batch_size, batching.choose(lengths, batch_size))
 
 
-@pytest.mark.parametrize("batching", [rows.as_they_come, rows.by_length, by_bucket])
+@pytest.mark.parametrize("fill", [batching.as_they_come, batching.by_length, by_bucket])
 @pytest.mark.parametrize("batch_size", [1, 8])
-def test_every_row_is_in_one_batch_that_holds_it(batching: Any, batch_size: int) -> None:
-    lengths = rows.sample(range(4, 257), 61)
-    batches = batching(lengths, batch_size)
+def test_every_row_is_in_one_batch_that_holds_it(fill: Any, batch_size: int) -> None:
+    lengths = batching.sample(range(4, 257), 61)
+    batches = fill(lengths, batch_size)
     assert sorted(row for batch in batches for row in batch.rows) == list(range(61))
     assert all(batch.length >= lengths[row] for batch in batches for row in batch.rows)
-    ids, mask = rows.make(lengths, 300)
+    ids, mask = batching.make(lengths, 300)
     last = batches[-1]
-    assert rows.fill(ids, last, batch_size).shape == (batch_size, last.length)
-    assert rows.fill(mask, last, batch_size).sum() == sum(lengths[row] for row in last.rows)
+    assert batching.fill(ids, last, batch_size).shape == (batch_size, last.length)
+    assert batching.fill(mask, last, batch_size).sum() == sum(lengths[row] for row in last.rows)
 
 
 def test_lengths_are_checked(tmp_path: Path) -> None:
     path = tmp_path / "lengths.txt"
     path.write_text("38\n300 4\n")
-    assert rows.read_lengths(path) == [38, 256, 4]
+    assert batching.read_lengths(path) == [38, 256, 4]
     for text in ("", "38\n-5\n", "3"):
         path.write_text(text)
         with pytest.raises(DataError, match="takes whole numbers from 4"):
-            rows.read_lengths(path)
+            batching.read_lengths(path)
 
 
 def test_the_guides_form_is_what_it_says(tmp_path: Path) -> None:

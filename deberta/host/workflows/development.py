@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Callable, Optional, Sequence
 
 from deberta.core import machine
-from deberta.core.errors import StageError
+from deberta.core.errors import MissingError, StageError
 from deberta.host.environments import stages
 from deberta.host.run import local
 from deberta.host.run.executor import check_exit
@@ -43,15 +43,23 @@ def lint(project: Path, dry: bool) -> None:
 
 
 def bench(project: Path, workspace: Path, python: Callable[[], Path], arguments: Sequence[str], dry: bool) -> None:
-    """The benchmark, in the workspace; its peers run in .venv-bench, if that is there. Raises the stage's errors."""
-    whole = [*arguments, "--peers-python", str(project / ".venv-bench" / "bin" / "python")]
+    """Run the benchmark in the workspace; its peers run in .venv-bench, if that exists.
+
+    Raises MissingError for an installation without benchmarks/ (an image), and the benchmark's errors.
+    """
+    if not (project / "benchmarks").is_dir():
+        raise MissingError(
+            f"{project / 'benchmarks'} is missing: the benchmark is not part of an image. "
+            "Run it in a clone of the repository"
+        )
+    options = [*arguments, "--peers-python", str(project / ".venv-bench" / "bin" / "python")]
     if dry:
         print(f"cd {shlex.quote(str(workspace))}")
-        print(shlex.join([f"PYTHONPATH={project}", "python", "-m", BENCH, *whole]))
+        print(shlex.join([f"PYTHONPATH={project}", "python", "-m", BENCH, *options]))
         return
     log = workspace / "results" / "bench" / "bench.log"
     variables = local.environment(project, os.environ)
-    lines, code = local.execute([str(python()), "-m", BENCH, *whole], workspace, variables, log, _say)
+    lines, code = local.execute([str(python()), "-m", BENCH, *options], workspace, variables, log, _say)
     check_exit(BENCH, lines, code, log)
 
 

@@ -1,4 +1,4 @@
-"""bench: from times and logits to figures, and from figures to Markdown. Nothing here runs or reads anything."""
+"""bench: computes figures from times and logits, and formats them as Markdown. Nothing here runs or reads anything."""
 
 from __future__ import annotations
 
@@ -55,11 +55,12 @@ def compare(logits: Sequence[Sequence[float]], reference: Sequence[Sequence[floa
 
 
 def headlines(results: Json) -> dict[str, float]:
-    """The ratios that matter: others by ours, ours by the fastest products. Who computes something else has none."""
+    """The ratios of the first table: other engines by ours, ours by the fastest matrix products; sound engines only."""
     sound = {name: result["ratio"]["median"] for name, result in results.items() if _sound(result)}
-    found = {name: sound[name] for name in COMPARED if name in sound}
-    floors = [sound[name] for name in FLOORS if name in sound]
-    return {**found, "ours_by_floor": 1 / min(floors)} if floors else found
+    ratios = {name: sound[name] for name in COMPARED if name in sound}
+    if floors := [sound[name] for name in FLOORS if name in sound]:
+        ratios["ours_by_floor"] = 1 / min(floors)
+    return ratios
 
 
 def _sound(result: Json) -> bool:
@@ -67,9 +68,9 @@ def _sound(result: Json) -> bool:
 
 
 def markdown(report: Json, plot: str | None) -> str:
-    """The page: tables, what was compared and how, the machine. `plot`: how the page finds its picture."""
-    made = f"Made by `{report['command']}` on {report['made'][:10]}, in one run on one machine; not edited."
-    lines = ["# Benchmarks", "", made, ""]
+    """The page: tables, what was compared and how, the machine. `plot`: its path relative to the page."""
+    origin = f"Made by `{report['command']}` on {report['made'][:10]}, in one run on one machine; not edited."
+    lines = ["# Benchmarks", "", origin, ""]
     for warning in report["warnings"]:
         lines += [f"> **{warning}**", ""]
     lines += _first_table(report)
@@ -86,8 +87,8 @@ def markdown(report: Json, plot: str | None) -> str:
 
 def _first_table(report: Json) -> list[str]:
     """Each case in one line: the others' times by ours, and ours by the products'."""
-    found = [case["headlines"] for case in report["cases"]]
-    columns = [name for name in (*COMPARED, "ours_by_floor") if any(name in ratios for ratios in found)]
+    headlines = [case["headlines"] for case in report["cases"]]
+    columns = [name for name in (*COMPARED, "ours_by_floor") if any(name in ratios for ratios in headlines)]
     if not columns:
         return []
     titles = [ENGINES[name].label if name in ENGINES else "ours by the fastest products" for name in columns]
@@ -137,16 +138,16 @@ def _cells(name: str, result: Json) -> list[str]:
 
 def _described(name: str, report: Json) -> str:
     text = f"- {ENGINES[name].label} (`{name}`): {ENGINES[name].how}"
-    made = report["model"].get(name)
+    model = report["model"].get(name)
     if name == OURS:
-        text += f"; {_nodes(made['nodes'])}"
+        text += f"; {_nodes(model['nodes'])}"
     if name == "guide":
         text += (
             ". It is transformers' model, which descends from the guide's, traced with the attention that the guide's "
-            f"has: {_nodes(made['nodes'])}. Folded by ONNX Runtime for batch size 1: {_nodes(made['folded'])}"
+            f"has: {_nodes(model['nodes'])}. Folded by ONNX Runtime for batch size 1: {_nodes(model['folded'])}"
         )
     if name == "floor":
-        first = next(iter(made.values()))
+        first = next(iter(model.values()))
         text += f": {first['products']} of them"
     if name == "hf-export":
         text += f"; by {', '.join(f'{package} {version}' for package, version in report['peers'].items())}"

@@ -1,4 +1,4 @@
-"""bench: which rows the engines get, and how each of them puts rows into batches.
+"""bench: the rows that the engines run, and how each engine puts them into batches.
 
 Only a row's number of tokens decides how long it takes, so rows are random ids of real lengths.
 """
@@ -81,13 +81,13 @@ def by_length(lengths: Sequence[int], batch_size: int) -> list[RowBatch]:
     return [RowBatch(rows, lengths[rows[-1]]) for rows in _chunks(ordered, batch_size)]
 
 
-def by_bucket(lengths: Sequence[int], batch_size: int, chosen: Sequence[int]) -> list[RowBatch]:
-    """Rows sorted by length, each batch filled to the smallest of the `chosen` lengths that holds its longest row.
+def by_bucket(lengths: Sequence[int], batch_size: int, bucket_lengths: Sequence[int]) -> list[RowBatch]:
+    """Rows sorted by length, each batch filled to the smallest of `bucket_lengths` that holds its longest row.
 
     A run of all rows has a batch of each length that is not full. So that a sample does not have as many of them, a
     batch here may hold rows that belong to two lengths.
     """
-    fitted = [next(bucket for bucket in chosen if bucket >= length) for length in lengths]
+    fitted = [next(bucket for bucket in bucket_lengths if bucket >= length) for length in lengths]
     return [RowBatch(batch.rows, fitted[batch.rows[-1]]) for batch in by_length(lengths, batch_size)]
 
 
