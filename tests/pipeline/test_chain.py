@@ -18,7 +18,14 @@ from tests.mnli_helpers import small_disk
 from tests.pipeline_helpers import Workspace, steps_that_ran
 
 EVALUATE = ("evaluate", "--bs", "4", "--version", "match")
-STEPS = ("export-onnx", "build-om bs=4", "preprocess bs=4 match", "infer bs=4 match", "postprocess bs=4 match")
+OUTPUTS = {  # of each step, with their records
+    "export-onnx": "models/tiny/dynamic.onnx*",
+    "build-om bs=4": "models/tiny/cpu",
+    "preprocess bs=4 match": "data/tiny/pre_mnli_bs4",
+    "infer bs=4 match": "results/tiny/cpu/outputs_bs4_om",
+    "postprocess bs=4 match": "results/tiny/cpu/eval_*",
+}
+STEPS = tuple(OUTPUTS)
 
 
 @pytest.fixture(name="workspace")
@@ -28,10 +35,9 @@ def _workspace(evaluated: Workspace, tmp_path: Path) -> Workspace:
 
 
 @pytest.fixture(name="fresh")
-def _fresh(workspace: Workspace) -> Workspace:
+def _fresh(tiny: Workspace, tmp_path: Path) -> Workspace:
     """A workspace that holds what the user brings and nothing else."""
-    workspace.succeed("clean", "--profile", "tiny")
-    return workspace
+    return tiny.copy(tmp_path / "copy")
 
 
 def test_evaluate_counts_what_the_model_predicted(workspace: Workspace) -> None:
@@ -305,10 +311,18 @@ def test_a_second_invocation_is_refused_while_one_runs(workspace: Workspace) -> 
 AT_WORK = {"export-onnx": "validating against PyTorch", "build-om bs=4": "verifying against ONNX Runtime"}
 
 
+def _undo(workspace: Workspace, first: str) -> None:
+    """Leave the workspace as it was before this step ran."""
+    for pattern in list(OUTPUTS.values())[STEPS.index(first) :]:
+        for path in workspace.root.glob(pattern):
+            files.remove(path)
+
+
 @pytest.mark.parametrize("step", STEPS)
-def test_interrupted_in_each_step(fresh: Workspace, step: str) -> None:
+def test_interrupted_in_each_step(workspace: Workspace, step: str) -> None:
     """Ctrl-C: 130, nothing half-written, what was finished is kept, and the same command finishes the rest."""
-    running = fresh.start(*EVALUATE)
+    _undo(workspace, step)
+    running = workspace.start(*EVALUATE)
     assert running.stdout is not None
     for line in running.stdout:
         if line.startswith(f"[{step}] ") and AT_WORK.get(step, "running: ") in line:
@@ -317,10 +331,10 @@ def test_interrupted_in_each_step(fresh: Workspace, step: str) -> None:
     out, err = running.communicate(timeout=helpers.TIMEOUT)
     assert running.returncode == 130, out + err
     assert "Traceback" not in out + err and "interrupted" in err
-    assert not [name for name in fresh.files() if files.TEMPORARY in name]
+    assert not [name for name in workspace.files() if files.TEMPORARY in name]
     done = STEPS[: STEPS.index(step)]
-    assert len([name for name in fresh.files() if name.endswith(".record.json")]) == len(done)
-    assert steps_that_ran(fresh.succeed(*EVALUATE)) == list(STEPS[len(done) :])
+    assert len([name for name in workspace.files() if name.endswith(".record.json")]) == len(done)
+    assert steps_that_ran(workspace.succeed(*EVALUATE)) == list(STEPS[len(done) :])
 
 
 @pytest.mark.parametrize(("spare", "stopped"), [(100, "export-onnx"), (700, "build-om bs=4")])
@@ -342,12 +356,13 @@ def test_full_disk(tiny: Workspace, tmp_path: Path, spare: int, stopped: str) ->
         assert records_left == STEPS.index(stopped)
 
 
-def test_a_killed_run_leaves_nothing_that_looks_finished(fresh: Workspace) -> None:
-    running = fresh.start(*EVALUATE)
+def test_a_killed_run_leaves_nothing_that_looks_finished(workspace: Workspace) -> None:
+    _undo(workspace, "build-om bs=4")
+    running = workspace.start(*EVALUATE)
     assert running.stdout is not None
     for line in running.stdout:
         if line.startswith("[build-om bs=4] running: "):
             os.kill(running.pid, signal.SIGKILL)
             break
     running.communicate(timeout=helpers.TIMEOUT)
-    assert steps_that_ran(fresh.succeed(*EVALUATE))[0] == "build-om bs=4"
+    assert steps_that_ran(workspace.succeed(*EVALUATE))[0] == "build-om bs=4"
