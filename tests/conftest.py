@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -34,8 +35,10 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _FilesAndCon
 
 
 def pytest_configure() -> None:
-    """A process of several has one CPU to itself, as far as torch, OpenVINO and our stages ask."""
-    if "PYTEST_XDIST_WORKER" in os.environ:
+    # In a shell's background SIGINT is ignored, by what is started here too; tests send it to what they start.
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if "PYTEST_XDIST_WORKER" in os.environ:  # one of several: torch, OpenVINO and our stages get one CPU each
         os.environ["OMP_NUM_THREADS"] = "1"
         os.sched_getaffinity = lambda _: {0}
 

@@ -88,8 +88,6 @@ def test_a_stopped_run_ends_its_tests_and_then_its_engine(ci: Path, number: int,
     with subprocess.Popen(
         [str(ci / ".ci" / "run")],
         env=clean_environment(),
-        # A run in a shell's background ignores SIGINT and passes that on: undone for the child.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         deadline = time.monotonic() + 30
         while not (ci / "up").exists():

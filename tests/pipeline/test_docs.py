@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from deberta.host.workflows import development
 from tests import in_process
 from tests.mnli_helpers import REPOSITORY
 from tests.pipeline_helpers import environment, invoke
@@ -82,3 +83,9 @@ def test_chinese_readme_mirrors_the_english_one() -> None:
     assert code(chinese) == code(english)
     assert len(re.findall(r"^## ", chinese, re.MULTILINE)) == len(re.findall(r"^## ", english, re.MULTILINE))
     assert len(re.findall(r"^\|", chinese, re.MULTILINE)) == len(re.findall(r"^\|", english, re.MULTILINE))
+
+
+def test_readme_says_how_long_the_tests_take() -> None:
+    english, chinese = ((REPOSITORY / name).read_text(encoding="utf-8") for name in ("README.md", "README.zh-CN.md"))
+    minutes = development.TEST_MINUTES
+    assert f"in about {minutes} minutes on two CPUs" in english and f"在两个 CPU 上约 {minutes} 分钟" in chinese

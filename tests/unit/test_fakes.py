@@ -54,8 +54,6 @@ def atc_process(work: Path, forced: str) -> subprocess.Popen[str]:
         env={"PATH": os.environ["PATH"], "HOME": str(work), "FAKE_ATC": forced},
         stdout=subprocess.PIPE,
         text=True,
-        # A run that is itself in a shell's background ignores SIGINT and passes that on: undone for the child.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 

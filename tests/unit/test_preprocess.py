@@ -198,8 +198,6 @@ def test_interrupt_leaves_nothing(tmp_path: Path, output: Path) -> None:
         env=stage_environment(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
-        # a test run in the background ignores SIGINT, and its children would inherit that
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None,
     )
     while not list(output.parent.glob(".match.tmp-*/input_mask/input_0.bin")):
         assert process.poll() is None, "it ended before it could be interrupted"

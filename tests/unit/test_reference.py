@@ -200,8 +200,6 @@ def test_an_interrupt_leaves_nothing_and_progress_is_said(workspace: Workspace, 
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # a test run in the background ignores SIGINT, and its children would inherit that
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None,
     )
     assert process.stdout is not None
     said = next((line for line in process.stdout if line.startswith("[progress] reference")), "")
