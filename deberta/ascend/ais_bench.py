@@ -3,7 +3,7 @@
 It writes `OUT/<T>/<input's name>_<k>.bin` and, beside that folder, `OUT/<T>_summary.json` with every inference's time,
 its own warm-up left out. <T> is the local time to the second, so OUT must be fresh for each run. A run counts only if
 every expected file has its exact size and no other file is there, its summary has as many times as inferences were
-requested, and no error was printed. Its exit code is the caller's to look at.
+requested, and no error was printed. The caller judges its exit code.
 
 Lines, names and keys are those of the public source, Ascend/tools at 9d6da90.
 """
@@ -40,8 +40,8 @@ print(json.dumps({"ais_bench": origin("ais_bench.__main__"), "aclruntime": origi
 """
 _OUTPUT = re.compile(r"(input_\d+)_(\d+)\.bin")
 _FOLDER = re.compile(r"\[INFO\] output path:(.+)")
-# Its log, which a progress bar may begin the line of; argparse; the last line of a traceback; and two of aclruntime's
-# that are no [ERROR] but name the cause of one.
+# Lines of its log, which may follow a progress bar; of argparse; the last of a traceback; and two of aclruntime's that
+# are no [ERROR] but name the cause of one.
 _ERROR = re.compile(
     r"\[ERROR\].*|\[WARN\] check failed dym.*|the dynamic_dims parameter is not specified.*|\S+: error: .+"
     r"|.*No module named .+|^(?:\w+\.)*\w+(?:Error|Exception)(?:: .+)?$"
@@ -111,13 +111,13 @@ def command(
 ) -> tuple[str, ...]:
     """What comes after `python3 -m ais_bench`. `inputs`: a folder for each input, or a file for each.
 
-    `loops`: inferences of each batch, for a performance run. Raises ConfigError for a path that it would take apart.
+    `loops`: inferences of each batch, for a performance run. Raises ConfigError for a path that has a comma.
     """
     for path in inputs:
         if "," in str(path):
             raise ConfigError(f"ais_bench cannot read {path}: rename it, so that its path has no comma")
     arguments = ["--model", str(model), "--input", ",".join(map(str, inputs)), "--output", str(output)]
-    # It would take the batch size from the model, and its throughput from that.
+    # Without --batchsize its throughput is of the batch size that the model reports.
     arguments += ["--outfmt", "BIN", "--batchsize", str(batch_size), "--device", str(device)]
     return (*arguments, *(("--loop", str(loops)) if loops is not None else ()))
 
@@ -141,7 +141,7 @@ def output_file(index: int) -> str:
 
 
 def renamed(name: str) -> str:
-    """Our name, which is msame's, of an output of ais_bench: input_12_0.bin -> input_12_output_0.bin."""
+    """msame's name of an output of ais_bench: input_12_0.bin -> input_12_output_0.bin."""
     match = _OUTPUT.fullmatch(name)
     if match is None:
         raise DataError(f"{name} is not the name of an output of ais_bench")
@@ -172,7 +172,7 @@ def read(stdout: str, root: Path) -> AisBenchRun:
 
 
 def read_summary(text: str) -> AisBenchSummary:
-    """A summary, of a run that is long over as well. Raises DataError if it is none of ais_bench's."""
+    """A summary's content. Raises DataError if it is not one of ais_bench's."""
     try:
         return decode(text, AisBenchSummary)
     except ValueError as error:
@@ -201,6 +201,6 @@ def judge(run: AisBenchRun, outputs_folder: Path, expected: Mapping[str, int], e
 
 
 def settle(folder: Path) -> None:
-    """Give the outputs of a judged run our names."""
+    """Rename the outputs of a judged run as msame would have named them."""
     for name in sorted(os.listdir(folder)):
         os.replace(folder / name, folder / renamed(name))

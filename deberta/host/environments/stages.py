@@ -108,7 +108,7 @@ def locked_versions(lock: Path) -> dict[str, str]:
 
 
 def find_python() -> Optional[str]:
-    """A Python 3.11 that runs and can make environments (a name on PATH may be a shim that fails), or None."""
+    """A Python 3.11 that runs and has the venv module (a name on PATH may be a shim that fails), or None."""
     for name in (sys.executable, "python3.11", "python3"):
         with contextlib.suppress(OSError):
             if venvs.run([name, "-c", _IS_FITTING]).returncode == 0:
@@ -140,16 +140,16 @@ def _install(project: Path, folder: Path, dev: bool) -> None:
 
 
 def _torch_index(folder: Path, torch: str) -> tuple[str, ...]:
-    """pip's option for PyTorch's own index, only where the wheel is not found in the places that pip knows already.
+    """pip's option for PyTorch's own index, only if pip does not find the wheel where it is configured to look.
 
-    Nothing is fetched to find out but the list of torch's files (for a wheel in a folder: the wheel is looked into).
+    This fetches only the list of torch's files, or reads the wheel's metadata if it is in a local folder.
     """
     try:
         venvs.pip(folder, ["install", "--dry-run", "--no-deps", "--only-binary", ":all:", torch])
     except venvs.PipError as error:
         if any("No matching distribution" in line for line in error.lines):
             return ("--extra-index-url", TORCH_INDEX)
-        # Anything else will be met again, and reported, by the installation itself.
+        # Any other error occurs again in the installation, which reports it.
     return ()
 
 

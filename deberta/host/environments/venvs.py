@@ -25,7 +25,7 @@ from deberta.core.progress import Progress
 HOST_FOLDER = ".venv"
 HOST_LOCK = "requirements-host.lock"
 _TAIL = 15  # lines of pip's output that are shown when it fails
-# What would make pip put packages elsewhere, or Python take them from elsewhere.
+# Variables that make pip install packages elsewhere, or Python import them from elsewhere.
 _LEAKS = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "PIP_USER", "PIP_TARGET", "PIP_PREFIX", "PIP_ROOT")
 
 
@@ -67,7 +67,7 @@ def one_at_a_time(folder: Path) -> Iterator[None]:
 
 
 def create(folder: Path, python: str) -> None:
-    """Make an empty environment in place of `folder`; it is not current until `install` has finished."""
+    """Create an empty environment in place of `folder`; it is not current until `install` has finished."""
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise ConfigError(f"{folder} is not a folder of its own. Remove it, then run the same command again")
     if folder.is_dir():
@@ -136,7 +136,7 @@ def run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
 
 
 def environment() -> dict[str, str]:
-    """This process's environment without what would lead Python or pip astray."""
+    """This process's environment without the variables that redirect Python or pip."""
     return {name: value for name, value in os.environ.items() if name not in _LEAKS}
 
 
