@@ -23,7 +23,6 @@ BUSY, IDLE, UNKNOWN = "busy", "idle", "unknown"
 IDLE_MEMORY_MB = 2500  # idle cards were seen with 930 to 1910 MB in use; above this something may be loaded
 HEALTHY = "OK"  # others: Warning, Alarm, Critical, UNKNOWN
 
-_VERSIONS = re.compile(r"npu-smi +(\S+) .*?Version: *(\S+)")
 _CHIP = re.compile(r"(\d+) +([A-Za-z]*\d\w*)")  # the name is 310P3, 310Pvir01, Ascend910 ...
 _PLACE = re.compile(r"(\d+) +(\d+)")
 _USAGE = re.compile(r"(\d+|NA|-) +(\d+) */ *(\d+)")
@@ -39,17 +38,11 @@ _REASONS = (
 
 
 @dataclass(frozen=True)
-class DeviceProcess:
-    """A process on a chip; its name may be empty, since npu-smi does not see into every container."""
-
-    pid: int
-    name: str
-    memory_mb: int
-
-
-@dataclass(frozen=True)
 class Device:
-    """One chip. `device` is the logical number; None: npu-smi does not report it."""
+    """One chip. `device` is the logical number. None: npu-smi does not report it.
+
+    `processes`: name and id of each; "process" if npu-smi does not see its name, as in some containers.
+    """
 
     npu: int
     chip: int
@@ -59,30 +52,20 @@ class Device:
     aicore_percent: Optional[int]
     memory_used_mb: int
     memory_total_mb: int
-    processes: Optional[tuple[DeviceProcess, ...]] = None
+    processes: Optional[tuple[str, ...]] = None
 
     @property
     def label(self) -> str:
         return f"{self.device} ({self.name}, NPU {self.npu} chip {self.chip})"
 
 
-@dataclass(frozen=True)
-class Report:
-    """What `npu-smi info` printed; a version is empty if it printed none."""
-
-    devices: tuple[Device, ...]
-    tool_version: str = ""
-    driver_version: str = ""
-
-
-def parse(stdout: str) -> Report:
-    """Read `npu-smi info`. Raises DataError for a table of another form and MissingError if it shows no device."""
+def parse(stdout: str) -> tuple[Device, ...]:
+    """The chips that `npu-smi info` lists. Raises DataError (a table of another form) and MissingError (no device)."""
     rows = [_cells(line) for line in stdout.splitlines()]
     devices = _devices(rows)
     if not devices:
         raise MissingError(_no_device(stdout))
-    versions = _VERSIONS.search(stdout)
-    return Report(devices, versions[1], versions[2]) if versions else Report(devices)
+    return devices
 
 
 def _cells(line: str) -> list[str]:
@@ -116,21 +99,20 @@ def _devices(rows: Sequence[Sequence[str]]) -> tuple[Device, ...]:
             aicore_percent=int(usage[1]) if usage[1].isdigit() else None,
             memory_used_mb=int(usage[2]),
             memory_total_mb=int(usage[3]),
-            processes=tuple(p for on, p in processes[npu] if on == number) if npu in processes else None,
+            processes=tuple(text for on, text in processes[npu] if on == number) if npu in processes else None,
         )
         devices.append(device)
     return tuple(devices)
 
 
-def _processes(rows: Sequence[Sequence[str]]) -> dict[int, list[tuple[int, DeviceProcess]]]:
+def _processes(rows: Sequence[Sequence[str]]) -> dict[int, list[tuple[int, str]]]:
     """NPU -> (chip, process), of the NPUs that the table of processes names: it lists all of theirs, maybe none."""
-    processes: dict[int, list[tuple[int, DeviceProcess]]] = {}
+    processes: dict[int, list[tuple[int, str]]] = {}
     for row in rows:
         if len(row) == 1 and (nobody := _NOBODY.match(row[0])):
             processes.setdefault(int(nobody[1]), [])
         elif len(row) == 4 and (place := _PLACE.fullmatch(row[0])) and row[1].isdigit():
-            process = DeviceProcess(int(row[1]), row[2], int(row[3]) if row[3].isdigit() else 0)
-            processes.setdefault(int(place[1]), []).append((int(place[2]), process))
+            processes.setdefault(int(place[1]), []).append((int(place[2]), f"{row[2] or 'process'} {row[1]}"))
     return processes
 
 
@@ -176,12 +158,9 @@ def state(device: Device) -> str:
 def describe(device: Device) -> str:
     """One line: the state, and what it follows from."""
     aicore = "AI cores not told" if device.aicore_percent is None else f"AI cores {device.aicore_percent} %"
-    if device.processes is None:
-        processes = "this driver lists no processes"
-    else:
-        processes = ", ".join(f"{p.name or 'process'} {p.pid}" for p in device.processes) or "no processes"
+    listed = "this driver lists no processes" if device.processes is None else ", ".join(device.processes)
     memory = f"{device.memory_used_mb} of {device.memory_total_mb} MB in use"
-    return f"device {device.label}: {state(device)}; {aicore}, {memory}, {processes}"
+    return f"device {device.label}: {state(device)}; {aicore}, {memory}, {listed or 'no processes'}"
 
 
 def soc_version(devices: Sequence[Device], wanted: Optional[int] = None) -> str:

@@ -94,8 +94,8 @@ def check_bins(workspace: Path, bins: Sequence[PurePosixPath], size: int, count:
         check_files(paths, expected, "inputs", path, ". Run: invoke preprocess --force")
 
 
-def npu_report() -> Optional[npu_smi.Report]:
-    """What npu-smi reports, None where there is no npu-smi. Raises npu_smi.parse's errors; StageError if it hangs."""
+def npu_devices() -> Optional[tuple[npu_smi.Device, ...]]:
+    """The chips that npu-smi lists, None without npu-smi. Raises npu_smi.parse's errors; StageError if it hangs."""
     program = shutil.which("npu-smi")
     if program is None:
         return None
@@ -116,11 +116,11 @@ def npu_report() -> Optional[npu_smi.Report]:
 
 def check_device(wanted: int, say: Callable[[str], None]) -> None:
     """Raise an error unless the device is healthy and idle, as the guide demands before a run."""
-    report = npu_report()
-    if report is None:
+    devices = npu_devices()
+    if devices is None:
         say(f"device {wanted}: no npu-smi on PATH, so neither its health nor whether it is idle was checked")
         return
-    device = npu_smi.find(report.devices, wanted)
+    device = npu_smi.find(devices, wanted)
     npu_smi.check_health(device)
     say(npu_smi.describe(device))
     if npu_smi.state(device) == npu_smi.BUSY:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from deberta.ascend import npu_smi
-from deberta.ascend.npu_smi import BUSY, IDLE, UNKNOWN, Device, DeviceProcess
+from deberta.ascend.npu_smi import BUSY, IDLE, UNKNOWN, Device
 from deberta.core.errors import ConfigError, DataError, MissingError
 
 # Driver 22.0.2, the one of CANN 5.1.RC2: narrow, without the line of versions. Two cards.
@@ -82,24 +82,22 @@ NO_DEVICE_COLUMN = """\
 
 
 def one(text: str) -> Device:
-    [device] = npu_smi.parse(text).devices
+    [device] = npu_smi.parse(text)
     return device
 
 
 def test_every_layout() -> None:
-    assert npu_smi.parse(NARROW) == npu_smi.Report(
-        devices=(
-            Device(0, 0, 0, "310P3", "OK", 0, 1074, 21534),
-            Device(1, 0, 1, "310P3", "OK", 0, 1070, 21534),
-        )
+    assert npu_smi.parse(NARROW) == (
+        Device(0, 0, 0, "310P3", "OK", 0, 1074, 21534),
+        Device(1, 0, 1, "310P3", "OK", 0, 1070, 21534),
     )
-    assert npu_smi.parse(WIDE) == npu_smi.Report((Device(7, 0, 0, "310P3", "OK", 0, 1805, 21527),), "22.0.0", "22.0.4")
+    assert npu_smi.parse(WIDE) == (Device(7, 0, 0, "310P3", "OK", 0, 1805, 21527),)
     assert one(NOBODY) == Device(24, 0, 0, "310P3", "OK", 0, 1805, 21527, processes=())
-    assert npu_smi.parse(DUO).devices == (
+    assert npu_smi.parse(DUO) == (
         Device(2, 0, 0, "310P3", "OK", 0, 1529, 44280),
         Device(2, 1, 1, "310P3", "OK", 0, 1412, 43693),
     )
-    assert [(d.npu, d.device, d.memory_used_mb) for d in npu_smi.parse(GLUED).devices] == [
+    assert [(d.npu, d.device, d.memory_used_mb) for d in npu_smi.parse(GLUED)] == [
         (32, 1, 1910),
         (32768, 2, 19562),
     ]
@@ -116,11 +114,11 @@ def test_processes_belong_to_their_chip() -> None:
     busy_chip = (
         "| 2       1                     | 139667          |                          | 30780                     |\n"
     )
-    idle, busy = npu_smi.parse(DUO + TABLE_OF_PROCESSES + busy_chip).devices
-    assert (idle.processes, busy.processes) == ((), (DeviceProcess(139667, "", 30780),))
+    idle, busy = npu_smi.parse(DUO + TABLE_OF_PROCESSES + busy_chip)
+    assert (idle.processes, busy.processes) == ((), ("process 139667",))
     assert (npu_smi.state(idle), npu_smi.state(busy)) == (IDLE, BUSY)
     other_card = busy_chip.replace("| 2 ", "| 5 ")
-    assert {device.processes for device in npu_smi.parse(DUO + TABLE_OF_PROCESSES + other_card).devices} == {None}
+    assert {device.processes for device in npu_smi.parse(DUO + TABLE_OF_PROCESSES + other_card)} == {None}
 
 
 @pytest.mark.parametrize(
@@ -180,7 +178,7 @@ def test_a_table_that_is_not_understood_is_not_guessed_at(text: str) -> None:
 
 def test_a_device_that_is_not_there() -> None:
     """NPU 32 is device 1: what msame takes is the logical number."""
-    devices = npu_smi.parse(GLUED).devices
+    devices = npu_smi.parse(GLUED)
     assert npu_smi.find(devices, 2).npu == 32768
     with pytest.raises(ConfigError, match=r"--device 32 .* shows: 1 \(310P3, NPU 32 chip 0\); 2 \(310P3, NPU 32768 ch"):
         npu_smi.find(devices, 32)
@@ -195,15 +193,15 @@ def test_an_unhealthy_device(health: str) -> None:
 
 
 def test_the_chips_name_for_atc() -> None:
-    assert npu_smi.soc_version(npu_smi.parse(NARROW).devices) == "Ascend310P3"
-    several = npu_smi.parse(NARROW.replace("| 1       310P3", "| 1       310P1")).devices
+    assert npu_smi.soc_version(npu_smi.parse(NARROW)) == "Ascend310P3"
+    several = npu_smi.parse(NARROW.replace("| 1       310P3", "| 1       310P1"))
     assert npu_smi.soc_version(several, 1) == "Ascend310P1"
     with pytest.raises(ConfigError, match="several kinds: 310P1, 310P3"):
         npu_smi.soc_version(several)
     with pytest.raises(ConfigError, match="--device 5 is not there"):
         npu_smi.soc_version(several, 5)
     with pytest.raises(ConfigError, match=r"Ascend310Pvir01 names a part of a chip \(vNPU\)"):
-        npu_smi.soc_version(npu_smi.parse(VIRTUAL).devices)
+        npu_smi.soc_version(npu_smi.parse(VIRTUAL))
 
 
 @pytest.mark.parametrize("text", ["310P3", "Ascend", "Ascend 310P3", "Ascend310P3;x", "", "Ascend310Pvir02"])

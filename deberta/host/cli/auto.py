@@ -81,13 +81,13 @@ def soc_version(name: str, device: int) -> str:
     """The chip to compile for; `auto` asks npu-smi. Raises ConfigError and MissingError."""
     if name != AUTO:
         return npu_smi.parse_soc_version(name)
-    report = programs.npu_report()
-    if report is None:
+    devices = programs.npu_devices()
+    if devices is None:
         raise MissingError(
             "no npu-smi on PATH tells the chip's name. Give it with --soc-version (Ascend310P3), or set soc_version in "
             "invoke.yaml"
         )
-    listed = any(entry.device == device for entry in report.devices)
-    chip = npu_smi.soc_version(report.devices, device if listed else None)
+    listed = any(entry.device == device for entry in devices)
+    chip = npu_smi.soc_version(devices, device if listed else None)
     print(f"soc_version: {chip} (auto; npu-smi info)")
     return chip
