@@ -58,25 +58,6 @@ class DownloadSettings:
 SETTINGS = DownloadSettings()
 
 
-@dataclass(frozen=True)
-class DownloadRequest:
-    """A file to download; `wrong_start` gives the reason why its first bytes are those of another kind of file."""
-
-    url: str
-    part: Path
-    name: str
-    about_bytes: int  # 0 if unknown
-    wrong_start: Callable[[bytes], str | None]
-
-
-@dataclass(frozen=True)
-class Downloaded:
-    """A file that is complete as far as HTTP can tell; it is still in `part`."""
-
-    url: str  # after redirects, without its query
-    resumed: bool
-
-
 class _Version(msgspec.Struct, frozen=True):
     """The sidecar of a part: what the answer to a range request must match."""
 
@@ -137,36 +118,6 @@ def check_space(folder: Path, needed: int, what: str) -> None:
         )
 
 
-def download(request: DownloadRequest, settings: DownloadSettings, show: Callable[[str], None]) -> Downloaded:
-    """Fill `request.part`. Raises DownloadFailed and StageError (disk), and then leaves the part for a later run."""
-    request.part.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(request.part) as file, requests.Session() as session:
-        transfer = _Transfer(request, settings, show, file, session)
-        start = transfer.resumable()[1]
-        longest, failures, attempts = start, 0, 0
-        while True:
-            try:
-                url = transfer.attempt()
-                transfer.check_start()
-                os.fsync(file.fileno())
-                return Downloaded(shown(url), start > 0 or attempts > 0)
-            except DownloadFailed as failure:
-                attempts += 1
-                # An attempt that brought new bytes resets the count of failures.
-                failures = 1 if _size(file) > longest + MIB else failures + 1
-                longest = max(longest, _size(file))
-                if failure.wrong:
-                    file.truncate(0)
-                if not failure.transient or failures >= settings.attempts or attempts >= settings.most_attempts:
-                    raise
-                wait = settings.backoff * 2 ** (failures - 1)
-                show(f"{request.name}: {failure}; trying again in {wait:g} s")
-                settings.sleep(wait)
-            except OSError as error:
-                error.filename = error.filename or str(request.part)
-                raise
-
-
 @contextlib.contextmanager
 def _locked(part: Path) -> Iterator[IO[bytes]]:
     """The part, opened for update and locked against other runs; removed if it stays empty."""
@@ -185,19 +136,56 @@ def _locked(part: Path) -> Iterator[IO[bytes]]:
                 discard(part)
 
 
-@dataclass(frozen=True)
-class _Transfer:
-    """The attempts to fill one part from one URL."""
+@dataclass
+class Transfer:
+    """The download of one URL into `part`, where it stays. `about_bytes`: its size, for the disk check; 0 if unknown.
 
-    request: DownloadRequest
+    `wrong_start` gives the reason why the first bytes are those of another kind of file, or None.
+    """
+
+    url: str
+    part: Path
+    name: str
+    about_bytes: int
+    wrong_start: Callable[[bytes], str | None]
     settings: DownloadSettings
     show: Callable[[str], None]
-    file: IO[bytes]
-    session: requests.Session
 
-    def attempt(self) -> str:
+    def run(self) -> tuple[str, bool]:
+        """Fill the part; returns the URL after redirects, without its query, and whether the part came in pieces.
+
+        Raises DownloadFailed and StageError (disk), and then leaves the part for a later run.
+        """
+        self.part.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(self.part) as self.file, requests.Session() as self.session:
+            start = self._resumable()[1]
+            longest, failures, attempts = start, 0, 0
+            while True:
+                try:
+                    url = self._attempt()
+                    self._check_start()
+                    os.fsync(self.file.fileno())
+                    return shown(url), start > 0 or attempts > 0
+                except DownloadFailed as failure:
+                    attempts += 1
+                    # An attempt that brought new bytes resets the count of failures.
+                    failures = 1 if _size(self.file) > longest + MIB else failures + 1
+                    longest = max(longest, _size(self.file))
+                    if failure.wrong:
+                        self.file.truncate(0)
+                    last = failures >= self.settings.attempts or attempts >= self.settings.most_attempts
+                    if not failure.transient or last:
+                        raise
+                    wait = self.settings.backoff * 2 ** (failures - 1)
+                    self.show(f"{self.name}: {failure}; trying again in {wait:g} s")
+                    self.settings.sleep(wait)
+                except OSError as error:
+                    error.filename = error.filename or str(self.part)
+                    raise
+
+    def _attempt(self) -> str:
         """Ask for the missing bytes; returns the final URL once the part is complete. Raises DownloadFailed."""
-        version, offset = self.resumable()
+        version, offset = self._resumable()
         if offset and offset == version.total:
             return version.final_url
         headers = {"User-Agent": _AGENT, "Accept-Encoding": "identity"}
@@ -209,18 +197,18 @@ class _Transfer:
                 offset, total = self._position(response, offset)
                 if offset != total:
                     self._remember(response, final_url, total)
-                    expected = total if total >= 0 else self.request.about_bytes
-                    check_space(self.request.part.parent, expected - offset, self.request.name)
+                    expected = total if total >= 0 else self.about_bytes
+                    check_space(self.part.parent, expected - offset, self.name)
                     self._receive(response, offset, total, expected)
         except requests.RequestException as error:
             raise DownloadFailed(_reason(error, self.settings), transient=not isinstance(error, _PERMANENT)) from error
         return final_url
 
-    def resumable(self) -> tuple[_Version, int]:
+    def _resumable(self) -> tuple[_Version, int]:
         """The part's version and size. A part that may not belong to this URL's file is emptied: size 0."""
-        url = shown(self.request.url)
+        url = shown(self.url)
         try:
-            version = schema.read_json(sidecar_of(self.request.part), _Version)
+            version = schema.read_json(sidecar_of(self.part), _Version)
         except (FileNotFoundError, ValueError):
             version = _Version(url="")
         size = _size(self.file)
@@ -229,16 +217,16 @@ class _Transfer:
         self.file.truncate(0)
         return _Version(url), 0
 
-    def check_start(self) -> None:
+    def _check_start(self) -> None:
         """Raise DownloadFailed if the first bytes are those of another kind of file."""
         self.file.seek(0)
-        reason = self.request.wrong_start(self.file.read(HEAD_BYTES))
+        reason = self.wrong_start(self.file.read(HEAD_BYTES))
         if reason:
             raise DownloadFailed(reason, wrong=True)
 
     def _open(self, headers: dict[str, str]) -> tuple[requests.Response, str]:
         """The response after redirects, which follow our own rules, and its URL; the body is not read yet."""
-        url, timeout = self.request.url, (self.settings.connect, self.settings.read)
+        url, timeout = self.url, (self.settings.connect, self.settings.read)
         for _ in range(_REDIRECTS + 1):
             response = self.session.get(url, headers=headers, stream=True, allow_redirects=False, timeout=timeout)
             location = self.session.get_redirect_target(response)
@@ -275,13 +263,13 @@ class _Transfer:
 
     def _remember(self, response: requests.Response, final_url: str, total: int) -> None:
         etag, modified = (response.headers.get(name, "") for name in ("ETag", "Last-Modified"))
-        version = _Version(shown(self.request.url), shown(final_url), etag, modified, total)
+        version = _Version(shown(self.url), shown(final_url), etag, modified, total)
         text = msgspec.json.format(msgspec.json.encode(version), indent=2).decode()
-        files.write_text(sidecar_of(self.request.part), f"{text}\n")
+        files.write_text(sidecar_of(self.part), f"{text}\n")
 
     def _receive(self, response: requests.Response, offset: int, total: int, expected: int) -> None:
         """Append the body to the part. Raises DownloadFailed if it ends early or starts like another kind of file."""
-        name = self.request.name
+        name = self.name
         what = f"fetch {name}" + (f" from {offset // MIB} MiB on" if offset else "")
         progress = Progress(what, -(-(expected - offset) // MIB), "MiB") if expected > offset else None
         if offset:
@@ -294,7 +282,7 @@ class _Transfer:
                 unwritten = unwritten[self.file.write(unwritten) :]
             received += len(chunk)
             if not checked and received >= HEAD_BYTES:
-                self.check_start()
+                self._check_start()
                 checked = True
             if received > self.settings.most_bytes:
                 raise DownloadFailed(f"more than {self.settings.most_bytes} bytes: stopped", wrong=True)

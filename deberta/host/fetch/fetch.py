@@ -134,25 +134,31 @@ def _from_network(job: FetchItem, products: list[Product]) -> list[Fetched]:
 def _get(job: FetchItem, products: list[Product], download: Download, copy: Copy) -> list[Fetched]:
     """Download, check, and put in place. Raises DownloadFailed; a file that fails a check is removed."""
     part = job.workspace / root_folder(products[0].root, job.profile) / f"{download.name}.part"
-    request = http.DownloadRequest(
-        copy.url, part, download.name, download.about_bytes, lambda head: wrong_start(download.kind, head)
+    transfer = http.Transfer(
+        copy.url,
+        part,
+        download.name,
+        download.about_bytes,
+        lambda head: wrong_start(download.kind, head),
+        job.settings,
+        job.show,
     )
     job.show(f"{download.name}: from {http.shown(copy.url)}")
-    downloaded = http.download(request, job.settings, job.show)
+    url, in_pieces = transfer.run()
     problem = _unfit(job, download, part, copy)
-    if problem and downloaded.resumed:
+    if problem and in_pieces:
         job.show(f"{download.name}: the pieces do not fit together ({problem}); getting it again, whole")
         http.discard(part)
-        downloaded = http.download(request, job.settings, job.show)
+        url, _ = transfer.run()
         problem = _unfit(job, download, part, copy)
     if problem:
         http.discard(part)
         raise http.DownloadFailed(f"{problem}; the file was removed", wrong=True)
     try:
         if download.kind == ZIP:
-            done = _unpack(job, products, download, part, copy, downloaded.url)
+            done = _unpack(job, products, download, part, copy, url)
         else:
-            done = [checksums.put(job, product, part, downloaded.url) for product in products]  # a single one
+            done = [checksums.put(job, product, part, url) for product in products]  # a single one
     except Unfit as error:
         http.discard(part)
         raise http.DownloadFailed(f"{error}; the file was removed", wrong=True) from error
