@@ -306,7 +306,8 @@ class Case:
         if not plan.is_padded:
             part = "lengths" if of_all_lengths else f"s{plan.length}"
             length = "" if of_all_lengths else f" s={plan.length}"
-            lengths = f" at {len(plan.lengths)} lengths" if of_all_lengths else ""
+            count = len(plan.lengths)
+            lengths = f" at {count} length{'s' * (count > 1)}" if of_all_lengths else ""
         name = limited(f"{step}_bs{self.batch_size}_{self.version}", plan.limit)
         first = f" first {plan.limit} rows" if plan.limit else ""
         spaced = f" {precision}" if precision else ""

@@ -152,8 +152,9 @@ def known_outputs(session: Session, fitted: FittedCase) -> list[PurePosixPath]:
         return _run_folders(steps, [None] * len(steps))
     if all(record is not None for record in known):
         if reason := outdated(session, fitted):
+            where = f"in {case.outputs}" if case.plan.is_padded else f"of {buckets.text(case.plan.lengths)}"
             raise DataError(
-                f"the outputs in {case.outputs} are not of the present inputs ({reason}). Run: "
+                f"the outputs {where} are not of the present inputs ({reason}). Run: "
                 f"{case.command('evaluate')}, or name outputs to be counted as they are: --outputs DIR"
             )
         return _run_folders(steps, known)
