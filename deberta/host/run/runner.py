@@ -162,12 +162,12 @@ def _execute(session: Session, step: Step, summary: Path, console: Console) -> l
 
 
 def _remove_former(session: Session, step: Step, former: Optional[Record], subjects: Sequence[PurePosixPath]) -> None:
-    """Remove the output folders of the run before; folders that we did not make stay."""
+    """Remove the output folders of the run before, also of lengths that this one lacks; other folders stay."""
     if former is None or step.inference is None:
         return
-    for run in step.inference.runs:
-        folder = freshness.run_folder(former, run.output)
-        if folder not in subjects:
+    for name in former.subjects:
+        folder = PurePosixPath(name)
+        if folder not in subjects and (session.workspace / folder).is_dir():
             files.remove(session.workspace / folder)
 
 
