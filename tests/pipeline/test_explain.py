@@ -160,7 +160,7 @@ def test_other_tasks_are_explained_by_their_own_plan(workspace: Workspace) -> No
     assert list(explained(workspace, "check-fp16", "--bs", "4")) == [*STEPS[:1], STEPS[2], "check-fp16 bs=4 match"]
     assert explained(workspace, "postprocess", "--bs", "4", "--version", "match") == {STEPS[4]: "up to date"}
     buckets = explained(workspace, *EVALUATE, "--buckets", "64,256")
-    assert buckets["token-counts match"] == "would run: not made yet" and "infer bs=4 match buckets" in buckets
+    assert buckets["token-counts match"] == "would run: not made yet" and "infer bs=4 match at 2 lengths" in buckets
 
 
 def test_options_of_command_lines() -> None:
@@ -192,7 +192,7 @@ def test_an_acceptance_would_stop_at_what_was_altered(workspace: Workspace) -> N
     assert list(found.items())[-2:] == [(step, "would run: it is made anew each time") for step in ("assess", "render")]
     (workspace.root / f"{RESULTS}/eval_bs4_match.txt").write_text("accuracy = 1.0\n")
     found = explained(workspace, "acceptance", "--bs", "4")
-    assert found["sentinel match"] == "would run: not made yet" and found["infer bs=4 match"] == "up to date"
+    assert found["check-data match"] == "would run: not made yet" and found["infer bs=4 match"] == "up to date"
     assert list(found.items())[-1] == (
         STEPS[4], f"would stop: {RESULTS}/eval_bs4_match.txt was changed after it was made"
     )  # fmt: skip

@@ -55,7 +55,7 @@ def test_a_row_s_logits_do_not_depend_on_its_batch(finished: tuple[Workspace, st
 def test_with_buckets_the_rows_are_compared_in_the_tsv_s_order(finished: tuple[Workspace, str]) -> None:
     workspace, _ = finished
     said = workspace.succeed(*EVALUATE, "--buckets", "32,64,128")
-    assert "int8 beside fp32, match bs=4: " in said and "on cpu in int8, buckets 32,64,128: " in said
+    assert "int8 beside fp32, match bs=4: " in said and "on cpu in int8: " in said
     padded = json.loads((workspace.root / "results/tiny/cpu/int8_bs4_match.json").read_text())
     bucketed = json.loads((workspace.root / "results/tiny/cpu/int8_bs4_match_buckets.json").read_text())
     assert bucketed["fp32"] == padded["fp32"] and bucketed["max_abs_difference"] < 0.3
@@ -63,6 +63,7 @@ def test_with_buckets_the_rows_are_compared_in_the_tsv_s_order(finished: tuple[W
 
 def test_a_second_run_makes_nothing_and_perf_has_a_log_of_its_own(finished: tuple[Workspace, str]) -> None:
     workspace, _ = finished
+    workspace.succeed(*EVALUATE)  # another test may have counted the rows of other lengths
     assert "] running: " not in workspace.succeed(*EVALUATE)
     said = workspace.succeed("perf", "--bs", "4", "--loops", "2", "--backend", "cpu", "--precision", "int8")
     assert "perf bs=4 match on cpu in int8: " in said

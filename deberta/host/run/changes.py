@@ -39,8 +39,13 @@ def option_changes(old: Sequence[str], new: Sequence[str]) -> list[str]:
         elif name not in now:
             changes.append(f"{name} {before[name]} is gone".replace("  ", " "))
         elif before[name] != now[name]:
-            changes.append(f"{name} {before[name]} -> {now[name]}")
+            changes.append(f"{name} {_cut(before[name])} -> {_cut(now[name])}")
     return changes or ["their order"]
+
+
+def _cut(value: str) -> str:
+    """A value as a message shows it: the beginning of a long list of paths."""
+    return value if len(value) <= 120 else f"{value[:117]}..."
 
 
 def _options(arguments: Sequence[str]) -> dict[str, str]:
