@@ -1,0 +1,133 @@
+"""When images are built, reused and removed, with an engine that only keeps a list of images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import docker.errors
+import pytest
+
+from deberta.core.errors import StageError
+from deberta.host.engine import engine
+from deberta.host.images import build, definition, manage, pins
+from deberta.host.images.definition import BuildSettings, Image
+from tests.image_helpers import ARCH, make_project
+
+
+class _Engine:
+    """The client and its low-level API. Builds succeed, or stream `messages`; an image with children is not removed."""
+
+    def __init__(self) -> None:
+        self.entries: list[dict[str, Any]] = []
+        self.messages: list[dict[str, Any]] = []
+        self.parents: dict[str, str] = {}
+        self.api = self
+
+    @property
+    def images(self) -> _Images:
+        return _Images(self)
+
+    @property
+    def containers(self) -> _Images:
+        return _Images(_Engine())
+
+    def build(self, labels: dict[str, str], **options: Any) -> Iterator[dict[str, Any]]:
+        number = f"sha256:{len(self.entries)}"
+        self.entries.append({"Id": number, "Created": 7, "Labels": labels, "RepoTags": []})
+        yield from self.messages or [{"stream": "Step 1/1 : FROM x\n"}, {"aux": {"ID": number}}]
+
+    def inspect_image(self, number: str) -> dict[str, Any]:
+        (entry,) = (entry for entry in self.entries if entry["Id"] == number)
+        return {"Id": number, "Config": {"Labels": entry["Labels"]}, "Architecture": "amd64"}
+
+    def tag(self, number: str, repository: str, version: str) -> None:
+        for entry in self.entries:
+            entry["RepoTags"] = [tag for tag in entry["RepoTags"] if tag != f"{repository}:{version}"]
+            entry["RepoTags"] += [f"{repository}:{version}"] if entry["Id"] == number else []
+
+    def remove_image(self, name: str, **options: Any) -> None:
+        (entry,) = (entry for entry in self.entries if name in (entry["Id"], *entry["RepoTags"]))
+        if entry["Id"] in self.parents.values():
+            raise docker.errors.APIError("conflict", explanation="it has children")
+        self.entries.remove(entry)
+        self.parents.pop(entry["Id"], None)
+
+
+class _Images:
+    """The client's collection of images; the low-level API lists them by a call of the same name."""
+
+    def __init__(self, own: _Engine) -> None:
+        self._own = own
+
+    def __call__(self, **options: Any) -> list[dict[str, Any]]:
+        return list(self._own.entries)
+
+    def list(self, **options: Any) -> list[Any]:
+        return []
+
+    def prune(self, **options: Any) -> None:
+        pass
+
+    def get(self, name: str) -> Any:
+        for entry in self._own.entries:
+            if name in entry["RepoTags"]:
+                return type("Found", (), {"id": entry["Id"], "attrs": self._own.inspect_image(entry["Id"])})
+        if name.startswith("python@sha256:"):
+            return type("Base", (), {"id": "sha256:base", "attrs": {"Architecture": "amd64"}})
+        raise docker.errors.ImageNotFound(name)
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Image:
+    project = make_project(tmp_path / "project")
+    return definition.plan(project, pins.load(project), "export", ARCH)
+
+
+def test_an_image_is_built_once_and_again_by_force(
+    image: Image, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client, settings = _Engine(), BuildSettings()
+
+    def update(force: bool = False, dry: bool = False) -> tuple[str, str]:
+        number = build.update(client, image, settings, tmp_path, "export: ", force, dry)
+        return number, capsys.readouterr().out
+
+    assert update(dry=True) == ("", f"export: would build {image.tag}: not built yet\n")
+    lines = f"export: building {image.tag}: not built yet\n  Step 1/1 : FROM x\nexport: done: {image.tag}, sha256:0\n"
+    assert update() == ("sha256:0", lines)
+    assert update() == ("sha256:0", f"export: up to date: {image.tag}, sha256:0\n")
+    assert build.ensure(client, image, settings, tmp_path) == "sha256:0" and capsys.readouterr().out == ""
+    assert update(force=True, dry=True)[1] == f"export: would build {image.tag}: --force\n"
+    assert update(force=True)[0] == "sha256:1"
+    assert (tmp_path / build.LOGS / "export.log").read_text().startswith(f"{image.tag}\n")
+
+
+def test_a_failed_build_is_explained_by_its_last_error(image: Image, tmp_path: Path) -> None:
+    client = _Engine()
+    client.messages = [
+        {"stream": "Step 2/3 : RUN ./install-packages\n"},
+        {"stream": "ERROR: no such package.\nbye\n"},
+        {"error": "returned a non-zero code: 1"},
+    ]
+    with pytest.raises(
+        StageError, match=r"failed: no such package\. Packages come from where `images`.*output is in .*/log"
+    ):
+        build.build(client, image, BuildSettings(), tmp_path / "log", lambda line: None)
+    assert client.entries == []
+
+
+def test_images_of_one_second_are_removed_in_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    client = _Engine()
+    for number in range(3):  # the engine lists parents before their children
+        client.entries.append({"Id": f"sha256:{number}", "Created": 7, "RepoTags": [f"x:{number}"]})
+    client.parents = {"sha256:1": "sha256:0", "sha256:2": "sha256:1"}
+    monkeypatch.setattr(engine, "connect", lambda: client)
+    manage.remove_images(dry=True)
+    assert len(client.entries) == 3
+    manage.remove_images(dry=False)
+    assert client.entries == []
+    client.entries, client.parents = [{"Id": "sha256:0", "Created": 7, "RepoTags": []}], {"sha256:9": "sha256:0"}
+    with pytest.raises(StageError, match="sha256:0: it has children"):
+        manage.remove_images(dry=False)
