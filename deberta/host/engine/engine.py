@@ -26,13 +26,12 @@ from deberta import PROJECT
 from deberta.core.errors import INTERRUPTED, ConfigError, MissingError, StageError
 from deberta.host.engine import containers
 from deberta.host.engine.containers import Container
-from deberta.host.engine.transcript import Show, transcript
+from deberta.host.engine.transcript import GRACE_SECONDS, Show, transcript
 
 LABEL = "deberta-ascend"  # =container or =image: only what carries it is ever removed
 OF_WORKSPACE, OF_SESSION, KEPT = f"{LABEL}.workspace", f"{LABEL}.session", f"{LABEL}.keep"
 DEFAULT_SOCKET = "/var/run/docker.sock"
 ANSWER_SECONDS = 60  # timeout of a request, except builds and runs
-GRACE_SECONDS = 120.0  # for an interrupted stage to end and remove unfinished files, before it is killed
 NETWORKED = ("tcp", "http", "https")
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _FAILURES = (docker.errors.DockerException, requests.exceptions.RequestException, OSError, ValueError)

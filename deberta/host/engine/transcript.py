@@ -9,6 +9,7 @@ from typing import Callable, Iterable, Iterator, Sequence
 
 from deberta.core.errors import ERROR_PREFIX
 
+GRACE_SECONDS = 120.0  # for an interrupted command to end and remove unfinished files, before it is killed
 Show = Callable[[str], None]  # takes a line of output
 
 

@@ -15,12 +15,10 @@ from deberta.ascend import programs as tools
 from deberta.ascend.programs import Tools
 from deberta.core import files
 from deberta.core.errors import INTERRUPTED
-from deberta.host.engine.transcript import Show, transcript
+from deberta.host.engine.transcript import GRACE_SECONDS, Show, transcript
 from deberta.host.environments.stages import STAGES_LOCK
 from deberta.host.plan.plan import LATEST, Step
 from deberta.host.run.executor import Provenance
-
-GRACE_SECONDS = 120.0  # for an interrupted command to end and remove unfinished files, before it is killed
 
 
 @dataclass(frozen=True)
