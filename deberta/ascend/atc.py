@@ -123,18 +123,17 @@ def _gears(text: str) -> list[tuple[int, ...]]:
 
 
 def _wrong_extra(settings: AtcOptions) -> Iterator[str]:
+    reasons = dict.fromkeys(_OURS, "is set by us and cannot stand under extra")
+    reasons.update(dict.fromkeys(_NAMES, "has a key of its own under atc"))
+    reasons.update(dict.fromkeys(_OTHER_DYNAMIC, "needs an input shape with -1: use dynamic_dims, which it excludes"))
+    if settings.dynamic_dims:
+        reasons["insert_op_conf"] = "and dynamic_dims exclude each other"
     for item in settings.extra:
         match = _EXTRA.fullmatch(item)
         if match is None:
             yield f"extra {item!r} is not like --name=value"
-        elif match[1] in _OURS:
-            yield f"--{match[1]} is set by us and cannot stand under extra"
-        elif match[1] in _NAMES:
-            yield f"--{match[1]} has a key of its own under atc"
-        elif match[1] in _OTHER_DYNAMIC:
-            yield f"--{match[1]} needs an input shape with -1: use dynamic_dims, which it excludes"
-        elif match[1] == "insert_op_conf" and settings.dynamic_dims:
-            yield "--insert_op_conf and dynamic_dims exclude each other"
+        elif match[1] in reasons:
+            yield f"--{match[1]} {reasons[match[1]]}"
 
 
 def option_files(settings: AtcOptions) -> tuple[PurePosixPath, ...]:

@@ -142,8 +142,3 @@ def tool(cann: Cann, name: str) -> Path:
             "no compiler. Install the CANN toolkit, or name its set_env.sh under cann in invoke.yaml"
         )
     return Path(program)
-
-
-def with_home(cann: Cann, home: Path) -> dict[str, str]:
-    """The environment of one run: $HOME is `home`, where atc and msame write ascend/ and atc_data/."""
-    return {**cann.environment, "HOME": str(home)}

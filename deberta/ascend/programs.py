@@ -45,9 +45,11 @@ def executable(tools: Tools, installed: Cann, tool: str) -> Path:
 
 
 def variables(installed: Cann, tool: str, home: Path) -> dict[str, str]:
-    """The environment of one run. ais_bench may have been installed with pip --user, which $HOME would hide."""
-    own = {"PYTHONUSERBASE": str(Path.home() / ".local")} if tool == ais_bench.MODULE else {}
-    return {**cann.with_home(installed, home), **own}
+    """The environment of one run: $HOME is `home`, where atc and msame write ascend/ and atc_data/."""
+    environment = {**installed.environment, "HOME": str(home)}
+    if tool == ais_bench.MODULE:  # it may have been installed with pip --user, below the user's own $HOME
+        environment["PYTHONUSERBASE"] = str(Path.home() / ".local")
+    return environment
 
 
 def user_supplied(tools: Tools, installed: Cann, tool: str) -> dict[str, str]:

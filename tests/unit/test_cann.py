@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from deberta.ascend import cann
+from deberta.ascend import cann, programs
 from deberta.core.errors import ConfigError, MissingError, StageError
 
 # The variables of the real script (5.1's layout), its trailing colons, and a last test that fails.
@@ -176,4 +176,6 @@ def test_an_installation(script: Path, scratch: Path, tmp_path: Path) -> None:
         with pytest.raises(MissingError, match=r"msame is not on the PATH that .*\.sh makes"):
             cann.tool(found, "msame")
     assert found.environment["PATH"].endswith(f"/usr/local/python3.7.5/bin:{cann.PATH}")
-    assert cann.with_home(found, tmp_path) == {**found.environment, "HOME": str(tmp_path)}
+    tools = programs.Tools(lambda: found, tmp_path / "msame", lambda: "")
+    assert programs.executable(tools, found, "atc") == script.parent / "latest" / "bin" / "atc"
+    assert programs.variables(found, "atc", tmp_path) == {**found.environment, "HOME": str(tmp_path)}
