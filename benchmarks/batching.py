@@ -46,8 +46,7 @@ def lengths_of(data: Path, tokenizer: Path) -> list[int]:
     """Tokens per row of a dev tsv, cut to 256 as the guide does. Raises MissingError and DataError."""
     from deberta.stages.model import tokenizer as tokenizers_of_guide
 
-    loaded = tokenizers_of_guide.load(tokenizer)
-    tokenizers_of_guide.truncate(loaded, SEQUENCE_LENGTH)
+    loaded = tokenizers_of_guide.load(tokenizer, SEQUENCE_LENGTH)
     pairs = [(row.premise, row.hypothesis) for row in mnli.rows(data)]
     return [len(encoding.ids) for encoding in loaded.encode_batch(pairs)]
 

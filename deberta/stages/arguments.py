@@ -77,7 +77,11 @@ SHARED: Mapping[str, Argument] = {
     "config": file("the model's config.json"),
     "data": file("GLUE's dev tsv, 16 columns"),
     "kept": file("nodes that stay in float32, a name per line, as ATC's --keep_dtype takes them"),
-    "labels": Argument("the checkpoint's label order, commas between; default: the config's id2label"),
+    "labels": Argument(
+        "the checkpoint's label order, commas between; default: the config's id2label",
+        lambda _, text: tuple(text.split(",")) if text else (),
+        default=(),
+    ),
     "lengths": Argument(
         "the sequence lengths, increasing, commas between",
         lambda _, text: buckets.lengths(text),

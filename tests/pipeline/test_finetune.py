@@ -326,8 +326,7 @@ def test_the_committed_demo_model_is_as_good_as_recorded() -> None:
     model_config = config.read(models / "model_config.json")
     labels = ("contradiction", "neutral", "entailment")
     model = checkpoint.load(models / "pytorch.model-demo.bin", model_config, labels).model
-    tokenizer = tokenizers_of_guide.load(SPM_MODEL)
-    tokenizers_of_guide.truncate(tokenizer, 256)
+    tokenizer = tokenizers_of_guide.load(SPM_MODEL, 256)
     for version, name in DEV_FILES.items():
         examples = training.encode(data / name, tokenizer, 16, model_config.vocab_size)
         assert finetune.evaluate(model, examples) == CORRECT[version]

@@ -111,7 +111,7 @@ def main(argv: Sequence[str]) -> None:
     with sides.scratch_beside(options.report) as scratch:
         setting = Setting(
             config=options.config,
-            labels=tuple(options.labels.split(",")) if options.labels else (),
+            labels=options.labels,
             batch_size=options.bs,
             batches=sample.batches,
             threads=threads,

@@ -58,8 +58,7 @@ def main(argv: Sequence[str]) -> None:
     if length > model_config.max_position_embeddings:
         raise ConfigError(f"--sequence-length {length} is not within 1 to {model_config.max_position_embeddings}")
     print(f"loading {options.checkpoint}", flush=True)
-    labels = options.labels.split(",") if options.labels else None
-    loaded = checkpoint.load(options.checkpoint, model_config, labels)
+    loaded = checkpoint.load(options.checkpoint, model_config, options.labels)
     batches = validation_batches(length, model_config.vocab_size)
     print("running the PyTorch model on the validation batches", flush=True)
     expected = [_run_torch(loaded.model, batch) for batch in batches]

@@ -79,8 +79,7 @@ class EncodedRows:
             mnli.expect_rows(data, rows, expected_rows)
         self.rows = min(rows, limit) if limit else rows
         os.environ["TOKENIZERS_PARALLELISM"] = "true"  # a setting of tokenizers: one thread per core in encode_batch
-        self.tokenizer_path, self.tokenizer = tokenizer, tokenizers_of_guide.load(tokenizer)
-        tokenizers_of_guide.truncate(self.tokenizer, contract.SEQUENCE_LENGTH)
+        self.tokenizer_path, self.tokenizer = tokenizer, tokenizers_of_guide.load(tokenizer, contract.SEQUENCE_LENGTH)
         self.unknown_id = self.tokenizer.token_to_id("[UNK]")
         self.counts = Counts()
 

@@ -97,7 +97,7 @@ def main(argv: Sequence[str]) -> None:
         )
     rows, facts = read_ids(options.data, options.tokenizer, options.limit, options.rows, model_config.vocab_size)
     print(f"loading {options.checkpoint}", flush=True)
-    loaded = checkpoint.load(options.checkpoint, model_config, options.labels.split(",") if options.labels else None)
+    loaded = checkpoint.load(options.checkpoint, model_config, options.labels)
     tokens = sum(map(len, rows))
     print(f"{len(rows)} rows, {tokens} tokens, on {threads} threads", flush=True)
     with files.new_file(options.output) as temporary:

@@ -28,29 +28,29 @@ _FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
 
 @dataclass(frozen=True)
 class LoadedCheckpoint:
-    """A model whose logits are in the contract's label order, and what its checkpoint held beyond it."""
+    """A model whose logits are in the contract's label order, and its checkpoint's label order and unused entries."""
 
     model: Deberta
-    labels: tuple[str, ...]  # the checkpoint's own order
-    extras: tuple[str, ...]  # accepted and not used
+    labels: tuple[str, ...]
+    extras: tuple[str, ...]
 
 
-def load(path: Path, config: ModelConfig, labels: Sequence[str] | None = None) -> LoadedCheckpoint:
+def load(path: Path, config: ModelConfig, labels: Sequence[str] = ()) -> LoadedCheckpoint:
     """Load a checkpoint into a model of `config`, every key and shape checked, logits in the contract's order.
 
-    `labels` is the checkpoint's label order; without it the config's id2label is taken. Raises MissingError, DataError
-    (all missing, unexpected and misshapen tensors in one message) and ConfigError (label order).
+    `labels` is the checkpoint's label order, by default the config's id2label. Raises MissingError, DataError (all
+    missing, unexpected and misshapen tensors in one message) and ConfigError (label order).
     """
     order = tuple(labels or config.labels or ())
     permutation = label_permutation(order)
     with torch.device("meta"):
         model = Deberta(config, len(LABELS))
-    found, beside = _read(path)
-    state, extras = select(found, model.state_dict(), config, path)
+    tensors, unused = _read(path)
+    state, extras = select(tensors, model.state_dict(), config, path)
     for name in ("classifier.weight", "classifier.bias"):
         state[name] = state[name][permutation]
     model.load_state_dict(state, assign=True)
-    return LoadedCheckpoint(model.eval(), order, tuple(sorted({*extras, *beside})))
+    return LoadedCheckpoint(model.eval(), order, tuple(sorted({*extras, *unused})))
 
 
 def label_permutation(labels: Sequence[str]) -> list[int]:
@@ -76,7 +76,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 def select(
     state: Mapping[str, Tensor], expected: Mapping[str, Tensor], config: ModelConfig, path: Path
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """The tensors that a model needs, as float32, and the known extras. Raises DataError listing all that is wrong."""
+    """The tensors that a model needs, as float32, and the names of known extras. Raises DataError for all faults."""
     v1 = sorted(key for key in state if any(part in key.split(".") for part in _V1_PARTS))
     if v1:
         raise DataError(
@@ -105,7 +105,7 @@ def select(
 
 
 def is_known_extra(key: str, config: ModelConfig) -> bool:
-    """Tensors that published checkpoints carry and this model does not use."""
+    """Whether a key is that of a tensor in published checkpoints which this model does not use."""
     return (
         key.startswith(_LANGUAGE_MODEL_HEADS)
         or (key == POSITION_EMBEDDINGS and not config.position_biased_input)
@@ -116,32 +116,32 @@ def is_known_extra(key: str, config: ModelConfig) -> bool:
 def save(path: Path, model: Deberta) -> None:
     """Write a model's state dict in Microsoft's layout; the same weights give the same bytes.
 
-    Microsoft's code always saves position embeddings, so they are there (zeros) when the model has none.
+    Microsoft's code always saves position embeddings: zeros for a model without any.
     """
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     if POSITION_EMBEDDINGS not in state:
         state[POSITION_EMBEDDINGS] = torch.zeros(model.config.max_position_embeddings, model.config.embedding_size)
     with files.new_file(path) as temporary, open(temporary, "wb") as file:
-        torch.save(state, file)  # given a file object, torch does not store the file's name
+        torch.save(state, file)  # torch stores the name of a path, and none for a file object
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """What `read_state_dict` gives, and the names of the accepted entries that are not tensors."""
+    """`read_state_dict`, and the names of accepted entries that are not tensors."""
     if path.is_dir():
-        found = [path / name for name in _FOLDER_FILES if (path / name).is_file()]
-        if not found:
+        file = next((path / name for name in _FOLDER_FILES if (path / name).is_file()), None)
+        if file is None:
             raise MissingError(
                 f"{path} holds none of: {', '.join(_FOLDER_FILES)} (a checkpoint in shards is not supported)"
             )
-        path = found[0]
+        path = file
     if not path.is_file():
         raise MissingError(f"{path} is missing. Run: invoke fetch, or put the checkpoint there")
     values = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
     state: dict[str, Tensor] = {}
-    beside: list[str] = []
+    unused: list[str] = []
     for key, value in values.items():
         if key == "config" and isinstance(value, Mapping):
-            beside.append(key)
+            unused.append(key)
             continue
         if not isinstance(value, Tensor):
             raise DataError(f"{path}: {key!r} is a {type(value).__name__}, not a tensor; this is no plain state dict")
@@ -150,7 +150,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
         if name in state:
             raise DataError(f"{path}: two tensors are called {name} once prefixes are resolved")
         state[name] = value
-    return state, tuple(beside)
+    return state, tuple(unused)
 
 
 def _read_safetensors(path: Path) -> Mapping[str, Any]:
@@ -166,18 +166,21 @@ def _read_torch(path: Path) -> Mapping[str, Any]:
     try:
         values = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped or None)
     except pickle.UnpicklingError as error:
-        named = re.search(r"GLOBAL (\S+)", str(error))  # what torch names when a pickle asks for more than tensors
-        if not named:
-            raise DataError(f"{path} is truncated or not a checkpoint ({first_line(error)}). Fetch it again") from None
-        raise DataError(
-            f"{path} holds {named[1]}, so loading it would run code from the file, and it was not loaded. "
-            "Save it again as a plain state dict: torch.save(model.state_dict(), FILE)"
-        ) from None
+        if forbidden := re.search(r"GLOBAL (\S+)", str(error)):  # torch names what is not a tensor
+            raise DataError(
+                f"{path} holds {forbidden[1]}, so loading it would run code from the file, and it was not loaded. "
+                "Save it again as a plain state dict: torch.save(model.state_dict(), FILE)"
+            ) from None
+        raise _damaged(path, error) from None
     except (RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise DataError(f"{path} is truncated or not a checkpoint ({first_line(error)}). Fetch it again") from None
+        raise _damaged(path, error) from None
     if not isinstance(values, Mapping):
         raise DataError(f"{path} holds a {type(values).__name__}, not a state dict")
     return values
+
+
+def _damaged(path: Path, error: Exception) -> DataError:
+    return DataError(f"{path} is truncated or not a checkpoint ({first_line(error)}). Fetch it again")
 
 
 def first_line(error: Exception) -> str:

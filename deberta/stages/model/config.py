@@ -11,7 +11,7 @@ from typing import Any
 from deberta.core.errors import ConfigError, DataError, MissingError
 
 ACTIVATIONS = ("gelu", "relu", "tanh", "sigmoid", "swish", "silu", "linear")
-_LARGEST = 2**24  # far above any model's sizes; products of two of them still fit PyTorch's 64-bit sizes
+_LARGEST = 2**24  # above every real model's sizes; the product of two of them fits PyTorch's 64-bit sizes
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def read(path: Path) -> ModelConfig:
 def from_dict(values: Mapping[str, Any]) -> ModelConfig:
     """Build a config from the keys of either layout; defaults are those that Microsoft's code and transformers share.
 
-    Raises ConfigError listing everything that is missing, out of range or not supported.
+    Raises ConfigError listing every value that is missing, out of range or not supported.
     """
     reader = _Reader(values)
     kind = values.get("model_type", "deberta-v2")
@@ -128,7 +128,7 @@ def from_dict(values: Mapping[str, Any]) -> ModelConfig:
 
 
 class _Reader:
-    """Takes typed values out of a config. A bad one is kept in `problems` by its key, and some good value returned."""
+    """Reads typed values of a config. A bad value is noted in `problems` by its key, and a valid one returned."""
 
     def __init__(self, values: Mapping[str, Any]) -> None:
         self.problems: dict[str, str] = {}
@@ -143,15 +143,15 @@ class _Reader:
         self.problems.setdefault(key, problem)
 
     def sound(self, *keys: str) -> bool:
-        """Whether a relation between these values is worth checking."""
+        """Whether none of these keys has a problem, so that relations between their values can be checked."""
         return not self.problems.keys() & set(keys)
 
-    def first(self, key: str, other: str) -> str:
-        """The key that the config has, of one layout's and the other's name for the same value."""
-        return key if key in self._values else other
+    def first(self, key: str, alternative: str) -> str:
+        """The key that the config has, of the two layouts' names for the same value."""
+        return key if key in self._values else alternative
 
     def number(self, key: str, default: int | None = None, low: int | None = 1) -> int:
-        """A whole number, at least `low`; None where all that is not positive means the same."""
+        """A whole number, at least `low`; None: no limit, since all values that are not positive mean the same."""
         value = self._values.get(key, default)
         if key not in self._values and default is None:
             self.refuse(key, "is missing")
@@ -164,7 +164,7 @@ class _Reader:
         return 1
 
     def real(self, key: str, default: float, below: float, low: float = 0.0) -> float:
-        """A number from `low` to below `below`; NaN is none."""
+        """A number from `low` to below `below`; NaN is refused."""
         value = self._values.get(key, default)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value < below:
             self.refuse(key, f"is {value!r}, not a number p with {low:g} <= p < {below:g}")
@@ -179,16 +179,16 @@ class _Reader:
         return value
 
     def words(self, key: str, known: Sequence[str]) -> tuple[str, ...]:
-        """Some of the `known` words: a list, or one string with | between them; null is none of them."""
+        """Some of the `known` words: a list, or a string with | between them; null means no words."""
         value = self._values.get(key)
         parts = value.split("|") if isinstance(value, str) else [] if value is None else value
         if not isinstance(parts, (list, tuple)) or not all(isinstance(part, str) for part in parts):
             self.refuse(key, f"is {value!r}, not words of {', '.join(known)}")
             return ()
-        found = tuple(part.strip().lower() for part in parts if part.strip())
-        if unknown := sorted(set(found) - set(known)):
+        words = tuple(part.strip().lower() for part in parts if part.strip())
+        if unknown := sorted(set(words) - set(known)):
             self.refuse(key, f"{'|'.join(unknown)} is not {' or '.join(known)}")
-        return found
+        return words
 
     def activation(self, key: str, default: str) -> str:
         value = self._values.get(key, default)
@@ -203,15 +203,15 @@ class _Reader:
         if value is None or value == {}:
             return None
         names = {str(index): name for index, name in value.items()} if isinstance(value, dict) else {}
-        wanted = [str(index) for index in range(len(names))]
-        if not names or set(names) != set(wanted) or not all(isinstance(name, str) for name in names.values()):
+        indices = [str(index) for index in range(len(names))]
+        if not names or set(names) != set(indices) or not all(isinstance(name, str) for name in names.values()):
             self.refuse(key, f"is {value!r}, not names by the indices 0, 1, 2, ...")
             return None
-        return tuple(names[index] for index in wanted)
+        return tuple(names[index] for index in indices)
 
 
 def _check_together(config: ModelConfig, reader: _Reader) -> None:
-    """Refuse values that are fine one by one, but not together."""
+    """Refuse values that are valid each, but not together."""
     hidden, heads, head_size = config.hidden_size, config.num_attention_heads, config.attention_head_size
     if reader.sound("hidden_size", "num_attention_heads", "attention_head_size") and config.all_head_size != hidden:
         reader.refuse("hidden_size", f"{hidden} is not num_attention_heads {heads} x attention_head_size {head_size}")
@@ -225,11 +225,8 @@ def _check_together(config: ModelConfig, reader: _Reader) -> None:
     if not config.relative_attention or not reader.sound("position_buckets"):
         return
     buckets, reach = config.position_buckets, config.max_relative_positions
+    sound = reader.sound("max_position_embeddings", "max_relative_positions")
     if buckets % 2:
         reader.refuse("position_buckets", f"{buckets} is odd")
-    elif (
-        buckets
-        and reader.sound("max_position_embeddings", "max_relative_positions")
-        and reach <= buckets // 2 + 1  # the log buckets end at distance reach - 1, and begin behind buckets / 2
-    ):
+    elif buckets and sound and reach <= buckets // 2 + 1:  # log buckets are beyond buckets / 2, up to reach - 1
         reader.refuse("position_buckets", f"{buckets} needs more than {buckets // 2 + 1} positions, and has {reach}")

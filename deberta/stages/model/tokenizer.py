@@ -1,14 +1,14 @@
-"""The guide's tokenizer: the *fast* one that transformers 4 made of DeBERTa's spm.model, built without transformers.
+"""The guide's tokenizer: the *fast* one that transformers 4 built from DeBERTa's spm.model, without transformers.
 
-transformers 5's own class gives other ids, so nothing but `tokenizers` is used, and the committed golden ids of
-transformers 4.30.2 (tests/data/tokenizer) say that this is the same. The parts are those of its DebertaV2Converter:
+transformers 5's own class gives different ids, so only `tokenizers` is used; the committed golden ids of transformers
+4.30.2 (tests/data/tokenizer) prove that this tokenizer is the same. Its parts are those of the DebertaV2Converter:
 
 - Unigram over the model's pieces and scores, no byte fallback, the model's own unknown id;
 - special tokens [PAD] 0, [CLS], [SEP], [UNK] from the pieces; [MASK] is appended when it is not a piece (128000 with
-  microsoft/deberta-v3-base). They are matched as specials where a text spells them, and the text between them is
-  normalised piece by piece;
-- Strip, the model's precompiled character map if it has one, runs of blanks to one; Metaspace with a blank always
-  put first; [CLS] A [SEP] B [SEP].
+  microsoft/deberta-v3-base). Where a text contains their names, these are matched as specials, and the text between
+  them is normalised piece by piece;
+- Strip, the model's precompiled character map if it has one, runs of blanks to one blank; Metaspace that always
+  prepends a blank; [CLS] A [SEP] B [SEP].
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ from tokenizers.models import Unigram
 
 from deberta.core.errors import DataError, MissingError
 
-SPECIAL = ("[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]")
-PAD_ID = 0  # the bins are filled with zeros, so [PAD] can be nothing else
+REQUIRED = ("[PAD]", "[CLS]", "[SEP]", "[UNK]")
+SPECIAL = (*REQUIRED, "[MASK]")
+PAD_ID = 0  # the padding of the bins
 TOKENIZER_FILE, MODEL_FILE = "tokenizer.json", "spm.model"
 
 
 def source(path: Path) -> Path:
-    """The file that `load(path)` takes the tokenizer from: `path` itself, or a folder's tokenizer.json, else spm.model.
+    """The file that `load(path)` reads: `path` itself, or a folder's tokenizer.json, else its spm.model.
 
     Raises MissingError.
     """
@@ -48,38 +49,33 @@ def load(path: Path, max_length: int = 0) -> Tokenizer:
     """The guide's tokenizer from a SentencePiece Unigram model, a tokenizer.json, or a folder that holds one of them.
 
     A folder's spm.model is read with its tokenizer_config.json; nothing beside a file is read. Pairs are encoded as
-    [CLS] A [SEP] B [SEP], not padded, and truncated to `max_length` tokens, 0 for no limit. Raises MissingError or
-    DataError.
+    [CLS] A [SEP] B [SEP], not padded, and truncated to `max_length` tokens, specials included, 0 for no limit. Raises
+    MissingError or DataError.
     """
     file = source(path)
     if file.suffix == ".json":
         tokenizer = _from_json(file)
     else:
         tokenizer = _from_sentencepiece(file, *(_folder_options(path) if path.is_dir() else (False, False)))
-    lacking = [token for token in SPECIAL if token != "[MASK]" and tokenizer.token_to_id(token) is None]
+    lacking = [token for token in REQUIRED if tokenizer.token_to_id(token) is None]
     if lacking:
         raise DataError(f"{file} has no {', '.join(lacking)}: it is not a DeBERTa v2 or v3 tokenizer")
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
     _check_special(file, tokenizer)
-    if max_length:
-        truncate(tokenizer, max_length)
+    if max_length:  # from the end of the longer text, as truncation=True does
+        tokenizer.enable_truncation(max_length, stride=0, strategy="longest_first", direction="right")
     return tokenizer
 
 
-def truncate(tokenizer: Tokenizer, length: int) -> None:
-    """Cut pairs to `length` tokens, specials included, from the end of the longer text, as truncation=True does."""
-    tokenizer.enable_truncation(max_length=length, stride=0, strategy="longest_first", direction="right")
-
-
 def vocabulary_size(tokenizer: Tokenizer) -> int:
-    """One more than the greatest id that can come out, [MASK] included."""
+    """The largest possible id plus 1, [MASK] included."""
     return max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
 
 def has_character_map(tokenizer: Tokenizer) -> bool:
     """Whether a precompiled character map is applied, as in every published DeBERTa.
 
-    A tokenizer.json that transformers 5 wrote has lost it: an ellipsis, among others, becomes [UNK].
+    A tokenizer.json written by transformers 5 lacks it: an ellipsis, for example, becomes [UNK].
     """
     return tokenizer.normalizer is not None and b"Precompiled" in tokenizer.normalizer.__getstate__()
 
@@ -87,7 +83,7 @@ def has_character_map(tokenizer: Tokenizer) -> bool:
 def _from_json(file: Path) -> Tokenizer:
     try:
         tokenizer = Tokenizer.from_str(file.read_text(encoding="utf-8"))
-    except Exception as error:  # tokenizers raises nothing narrower for a file that it cannot read
+    except Exception as error:  # tokenizers raises no narrower class for an unreadable file
         raise DataError(f"{file} is not a tokenizer.json of Hugging Face tokenizers: {str(error)[:200]}") from error
     tokenizer.no_padding()
     tokenizer.no_truncation()
@@ -96,7 +92,7 @@ def _from_json(file: Path) -> Tokenizer:
 
 @dataclass(frozen=True)
 class _Model:
-    """What the fast tokenizer takes from a SentencePiece model; the character map is empty if there is none."""
+    """The parts of a SentencePiece model that the fast tokenizer uses; the character map is empty if it has none."""
 
     pieces: list[tuple[str, float]]
     unknown: int
@@ -131,14 +127,14 @@ def _folder_options(folder: Path) -> tuple[bool, bool]:
     if not config.is_file():
         return False, False
     try:
-        given = json.loads(config.read_bytes())
-        return bool(given.get("do_lower_case", False)), bool(given.get("split_by_punct", False))
+        settings = json.loads(config.read_bytes())
+        return bool(settings.get("do_lower_case", False)), bool(settings.get("split_by_punct", False))
     except (ValueError, AttributeError) as error:
         raise DataError(f"{config} is not a JSON object: {error}") from error
 
 
 def _read_model(file: Path) -> _Model:
-    """Parse a SentencePiece model and check that the fast tokenizer can do all that it says. Raises DataError."""
+    """Parse a SentencePiece model and check that the fast tokenizer supports it. Raises DataError."""
     model = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
     content = file.read_bytes()
     try:
@@ -157,7 +153,7 @@ def _read_model(file: Path) -> _Model:
     if spec.byte_fallback:
         raise DataError(f"{file} uses byte fallback, which the guide's tokenizer does not have")
     names = [piece.piece for piece in model.pieces]
-    lacking = [token for token in SPECIAL if token != "[MASK]" and token not in names]
+    lacking = [token for token in REQUIRED if token not in names]
     if lacking:
         first = ", ".join(names[:4])
         raise DataError(f"{file} has no piece {', '.join(lacking)} (it starts with {first}): not DeBERTa v2's or v3's")
