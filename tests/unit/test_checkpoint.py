@@ -33,7 +33,7 @@ def _saved(path: Path, state: State) -> Path:
     return path
 
 
-def _logits(path: Path, labels: tuple[str, ...] | None = LABELS) -> Tensor:
+def _logits(path: Path, labels: tuple[str, ...] = LABELS) -> Tensor:
     with torch.no_grad():
         logits: Tensor = checkpoint.load(path, CONFIG, labels).model(*helpers.batch(3, 32))
     return logits

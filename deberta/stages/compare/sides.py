@@ -163,7 +163,7 @@ def _torch(kind: str, file: Path, setting: Setting) -> Side:
     settings = config.read(setting.config)
 
     def load() -> tuple[nn.Module, Callable[[Tensor, Tensor], Tensor]]:
-        ours = checkpoint.load(file, settings, setting.labels or None).model
+        ours = checkpoint.load(file, settings, setting.labels).model
         if kind == "pytorch":
             return ours, ours
         from transformers import DebertaV2Config, DebertaV2ForSequenceClassification
