@@ -134,7 +134,7 @@ def test_what_is_not_there_or_not_known(state: State, tmp_path: Path) -> None:
     with pytest.raises(MissingError, match=r"model\.safetensors"):
         _logits(tmp_path)
     path = _saved(tmp_path / "plain.bin", state)
-    for labels in (None, ("LABEL_0", "LABEL_1", "LABEL_2"), ("entailment", "neutral")):
+    for labels in ((), ("LABEL_0", "LABEL_1", "LABEL_2"), ("entailment", "neutral")):
         with pytest.raises(ConfigError, match="order of contradiction, neutral, entailment"):
             _logits(path, labels)
 
