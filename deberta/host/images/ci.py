@@ -17,7 +17,6 @@ from typing import Any, Sequence
 
 from deberta.core import files
 from deberta.core.errors import ConfigError, MissingError
-from deberta.core.records import Digests
 from deberta.host.engine import containers, engine
 from deberta.host.environments import stages as stage_env
 from deberta.host.environments import venvs
@@ -72,7 +71,7 @@ def parts(project: Path, loaded: ImagePins, arch: str) -> Parts:
             raise
         return Parts(export, lacks=str(error))
     try:
-        return Parts(export, with_cann, definition.msame_file(project, loaded, arch, Digests(project / "docker")))
+        return Parts(export, with_cann, definition.msame_file(project, loaded, arch))
     except MissingError as error:
         if (project / pins.MSAME).is_file():
             raise

@@ -115,34 +115,36 @@ def plan(project: Path, pins: ImagePins, stage: str, arch: str) -> Image:
     """
     if arch not in DOCKER_ARCHITECTURES:
         raise ConfigError(f"there are no stage images for {arch}; they are for {' and '.join(DOCKER_ARCHITECTURES)}")
-    digests = Digests(project / "docker")  # remembered: a CANN package is over 1 GB; packing hashes it again
-    base = pins.bases[stage]
+    base, entry, supplied = pins.bases[stage], pins.locks.get(stage), _UserFiles(project, pins, arch)
     files = [
         own_file(project, Path("docker", f"{stage}.Dockerfile"), "Dockerfile"),
         *(own_file(project, Path("docker", script), script) for script in SCRIPTS[stage]),
     ]
     folders: list[str] = []
-    lock: Path | None = None
-    if stage in pins.locks:
-        entry = pins.locks[stage]
-        lock = project / entry.file
+    if entry:
         files.append(_checked(own_file(project, Path(entry.file), "requirements.lock"), entry.sha256))
     if stage != "export":
-        files += _cann(project, pins, stage, arch, digests)
-        files += _all(project, DEBS / stage, ".deb", "debs", pins.debs.get(stage, {}), digests)
+        files += supplied.cann(stage) + supplied.all(DEBS / stage, ".deb", "debs", pins.debs.get(stage, {}))
         folders += ["cann", "debs"]
     if stage == "compile":
-        files += _all(project, WHEELS, ".whl", "ais_bench", pins.wheels, digests)
+        files += supplied.all(WHEELS, ".whl", "ais_bench", pins.wheels)
         folders.append("ais_bench")
     if stage == "runtime":
-        files.append(msame_file(project, pins, arch, digests))
+        files.append(supplied.msame())
     with contextlib.suppress(OSError):  # it only saves time, and the project may be read-only
-        digests.save()
+        supplied.digests.save()
     inputs = {"base": base.reference, "architecture": arch}
     inputs.update({file.path.relative_to(project).as_posix(): file.sha256 for file in files})
-    unpinned = (f"base {base.override} in place of {base.image}",) if base.override else ()
     return Image(
-        stage, arch, tag_of(stage, inputs), base.reference, inputs, unpinned, tuple(files), tuple(folders), lock
+        stage,
+        arch,
+        tag_of(stage, inputs),
+        base.reference,
+        inputs,
+        unpinned=(f"base {base.override} in place of {base.image}",) if base.override else (),
+        files=tuple(files),
+        folders=tuple(folders),
+        lock=project / entry.file if entry else None,
     )
 
 
@@ -190,30 +192,67 @@ def own_file(project: Path, path: Path, name: str) -> File:
     return File(name, project / path, hashlib.sha256(content).hexdigest(), executable=content.startswith(b"#!"))
 
 
-def msame_file(project: Path, pins: ImagePins, arch: str, digests: Digests) -> File:
+def msame_file(project: Path, pins: ImagePins, arch: str) -> File:
     """The user's msame. Raises MissingError (not there, or not pinned), ConfigError (another machine's), DataError."""
-    if not (project / MSAME).is_file():
-        raise MissingError(
-            f"the runtime image needs msame: build it as the guide says, put it at {MSAME}, and run: invoke images "
-            "--lock"
-        )
-    architecture = architecture_of(project / MSAME)
-    if architecture not in (None, arch):
-        raise ConfigError(f"{MSAME} is built for {architecture}, and this machine is {arch}. Build it for {arch}")
-    return _user_file(project, MSAME, "msame", pins.msame.get(arch), digests, executable=True)
+    return _UserFiles(project, pins, arch).msame()
 
 
-def _user_file(
-    project: Path, path: Path, name: str, pinned: str | None, digests: Digests, executable: bool = False
-) -> File:
-    """A user-supplied file; `pinned` is its SHA-256, which it must have."""
-    sha256 = digests.of(PurePosixPath(path.relative_to("docker").as_posix()))["sha256"]
-    if pinned is None:
-        raise MissingError(
-            f"{path} (SHA-256 {sha256}) is not in {PINS} yet. If it is the file that you mean, run: "
-            "invoke images --lock"
-        )
-    return _checked(File(name, project / path, sha256, executable), pinned)
+class _UserFiles:
+    """The user-supplied files of a project, each of which must have its pinned SHA-256."""
+
+    def __init__(self, project: Path, pins: ImagePins, arch: str) -> None:
+        self.project, self.pins, self.arch = project, pins, arch
+        self.digests = Digests(project / "docker")  # remembered: a CANN package is over 1 GB; packing hashes it again
+
+    def msame(self) -> File:
+        if not (self.project / MSAME).is_file():
+            raise MissingError(
+                f"the runtime image needs msame: build it as the guide says, put it at {MSAME}, and run: invoke images "
+                "--lock"
+            )
+        machine = architecture_of(self.project / MSAME)
+        if machine not in (None, self.arch):
+            raise ConfigError(
+                f"{MSAME} is built for {machine}, and this machine is {self.arch}. Build it for {self.arch}"
+            )
+        return self._file(MSAME, "msame", self.pins.msame.get(self.arch), executable=True)
+
+    def cann(self, stage: str) -> list[File]:
+        """CANN's package; none if the base was replaced and no package is there (check-cann tests the base)."""
+        # The run-time package has no compiler; the toolkit has both.
+        kinds = ("toolkit",) if stage == "compile" else ("nnrt", "toolkit")
+        matches = [CANN_PACKAGE.fullmatch(path.name) for path in user_files(self.project / CANN, ".run")]
+        for kind in kinds:
+            packages = [match[0] for match in matches if match and match[3] == self.arch and match[1] == kind]
+            if len(packages) > 1:
+                raise ConfigError(f"{CANN} has {' and '.join(packages)}: which one? Leave one of them there")
+            for name in packages:
+                return [self._file(CANN / name, f"cann/{name}", self.pins.cann.get(name), executable=True)]
+        if not self.pins.bases[stage].override:
+            raise MissingError(
+                f"the {stage} image needs CANN: put {TOOLKIT.format(self.arch)} in {CANN} and run invoke images "
+                f"--lock, or name an image that has it: invoke images --base {stage}=IMAGE"
+            )
+        return []
+
+    def all(self, folder: Path, suffix: str, name: str, pinned: Mapping[str, str]) -> list[File]:
+        """Every file with a suffix in a folder, which must be exactly those that are pinned."""
+        names = [path.name for path in user_files(self.project / folder, suffix)]
+        if absent := sorted(set(pinned) - set(names)):
+            raise MissingError(
+                f"{folder / absent[0]} is in {PINS}, and not there. Put it back, or take it out of the pins with: "
+                "invoke images --lock"
+            )
+        return [self._file(folder / file, f"{name}/{file}", pinned.get(file)) for file in names]
+
+    def _file(self, path: Path, name: str, pinned: str | None, executable: bool = False) -> File:
+        sha256 = self.digests.of(PurePosixPath(path.relative_to("docker").as_posix()))["sha256"]
+        if pinned is None:
+            raise MissingError(
+                f"{path} (SHA-256 {sha256}) is not in {PINS} yet. If it is the file that you mean, run: "
+                "invoke images --lock"
+            )
+        return _checked(File(name, self.project / path, sha256, executable), pinned)
 
 
 def _checked(file: File, pinned: str) -> File:
@@ -223,35 +262,3 @@ def _checked(file: File, pinned: str) -> File:
             "one with: invoke images --lock"
         )
     return file
-
-
-def _cann(project: Path, pins: ImagePins, stage: str, arch: str, digests: Digests) -> list[File]:
-    """CANN's package for a stage; none if the base was replaced and no package is there (check-cann tests the base)."""
-    # The run-time package has no compiler; the toolkit has both.
-    kinds = ("toolkit",) if stage == "compile" else ("nnrt", "toolkit")
-    matches = [CANN_PACKAGE.fullmatch(path.name) for path in user_files(project / CANN, ".run")]
-    for kind in kinds:
-        packages = [match[0] for match in matches if match and match[3] == arch and match[1] == kind]
-        if len(packages) > 1:
-            raise ConfigError(f"{CANN} has {' and '.join(packages)}: which one? Leave one of them there")
-        for name in packages:
-            return [_user_file(project, CANN / name, f"cann/{name}", pins.cann.get(name), digests, executable=True)]
-    if not pins.bases[stage].override:
-        raise MissingError(
-            f"the {stage} image needs CANN: put {TOOLKIT.format(arch)} in {CANN} and run invoke images --lock, or name "
-            f"an image that has it: invoke images --base {stage}=IMAGE"
-        )
-    return []
-
-
-def _all(
-    project: Path, folder: Path, suffix: str, name: str, pinned: Mapping[str, str], digests: Digests
-) -> list[File]:
-    """Every file with a suffix in a user's folder, which must be exactly those that are pinned."""
-    names = [path.name for path in user_files(project / folder, suffix)]
-    if absent := sorted(set(pinned) - set(names)):
-        raise MissingError(
-            f"{folder / absent[0]} is in {PINS}, and not there. Put it back, or take it out of the pins with: "
-            "invoke images --lock"
-        )
-    return [_user_file(project, folder / file, f"{name}/{file}", pinned.get(file), digests) for file in names]
