@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from deberta.core import buckets, contract, files
 from deberta.core.errors import ConfigError, DataError, StageError, run_stage
@@ -33,32 +32,39 @@ class _LengthBins:
 
     def __init__(self, folder: Path, output: Path, batch_size: int, length: int) -> None:
         self.folder, self.output, self.batch_size, self.length = folder, output, batch_size, length
-        self.order: list[list[int]] = []  # by file: the tsv rows in it
-        self._rows: npt.NDArray[np.int64] = np.zeros(0, np.int64)  # waiting
-        self._inputs: list[Array] = [np.zeros((0, length), "<i4") for _ in contract.INPUTS]
+        self.rows: list[int] = []  # of the tsv, in the order of the files
+        self._files = 0
+        self._waiting: list[Array] = [np.zeros((0, length), "<i4") for _ in contract.INPUTS]
         for name in contract.INPUTS:
             (folder / name).mkdir()
 
     @property
-    def rows(self) -> int:
-        return sum(map(len, self.order))
+    def batches(self) -> int:
+        return contract.batch_count(len(self.rows), self.batch_size)
 
-    def add(self, rows: npt.NDArray[np.int64], inputs: Sequence[Array]) -> None:
-        """Take tsv rows [n] with their ids and mask, each [n, at least the length]."""
-        self._rows = np.concatenate([self._rows, rows])
-        self._inputs = [
+    @property
+    def order(self) -> tuple[tuple[int, ...], ...]:
+        """The tsv rows of each file."""
+        return tuple(
+            tuple(self.rows[start : start + self.batch_size]) for start in range(0, len(self.rows), self.batch_size)
+        )
+
+    def add(self, rows: Sequence[int], inputs: Sequence[Array]) -> None:
+        """Take tsv rows with their ids and mask, each [rows, at least the length]."""
+        self.rows += rows
+        self._waiting = [
             np.concatenate([waiting, values[:, : self.length]])
-            for waiting, values in zip(self._inputs, inputs, strict=True)
+            for waiting, values in zip(self._waiting, inputs, strict=True)
         ]
-        self._write(len(self._rows) // self.batch_size)
+        self._write(len(self.rows) // self.batch_size)
 
     def finish(self) -> None:
-        """Write the last rows, filled up to a batch, and check all files. Raises StageError, and DataError for none."""
-        fill = -len(self._rows) % self.batch_size
-        self._inputs = [np.pad(values, ((0, fill), (0, 0))) for values in self._inputs]
-        self._write(contract.batch_count(len(self._rows), self.batch_size))
+        """Write the last rows, filled up to a batch, and check all files. Raises StageError."""
+        fill = -len(self.rows) % self.batch_size
+        self._waiting = [np.pad(values, ((0, fill), (0, 0))) for values in self._waiting]
+        self._write(self.batches)
         size = contract.input_bytes(self.batch_size, self.length)
-        expected = dict.fromkeys(map(contract.input_file, range(len(self.order))), size)
+        expected = dict.fromkeys(map(contract.input_file, range(self.batches)), size)
         for name in contract.INPUTS:
             with os.scandir(self.folder / name) as entries:
                 sizes = {entry.name: entry.stat().st_size for entry in entries}
@@ -69,19 +75,17 @@ class _LengthBins:
                 )
 
     def _write(self, batches: int) -> None:
-        for start in range(0, batches * self.batch_size, self.batch_size):
-            batch = slice(start, start + self.batch_size)
-            for name, values in zip(contract.INPUTS, self._inputs, strict=True):
-                path = self.folder / name / contract.input_file(len(self.order))
+        """Write waiting rows until there are this many files of each input."""
+        written = (batches - self._files) * self.batch_size
+        for start in range(0, written, self.batch_size):
+            for name, values in zip(contract.INPUTS, self._waiting, strict=True):
                 try:
-                    with open(path, "wb") as file:
-                        file.write(values[batch].tobytes())
+                    with open(f"{self.folder}/{name}/{contract.input_file(self._files)}", "wb") as file:
+                        file.write(values[start : start + self.batch_size].tobytes())
                 except OSError as error:  # a failing write does not say where
                     raise OSError(error.errno, error.strerror, str(self.output)) from error
-            self.order.append(self._rows[batch].tolist())
-        written = batches * self.batch_size
-        self._rows = self._rows[written:]
-        self._inputs = [values[written:] for values in self._inputs]
+            self._files += 1
+        self._waiting = [values[written:] for values in self._waiting]
 
 
 def preprocess(
@@ -116,22 +120,21 @@ def preprocess(
             bucket_of = np.searchsorted(lengths, tokens)
             for index, part in enumerate(bins):
                 rows = np.flatnonzero(bucket_of == index)
-                part.add(first + rows, (ids[rows], mask[rows]))
+                part.add((first + rows).tolist(), (ids[rows], mask[rows]))
         for part in bins:
             part.finish()
             if not part.rows:
                 raise DataError(f"no row of {data} needs length {part.length}. Leave it out of --buckets")
             if row_order.is_needed(list(outputs)):
-                order = tuple(map(tuple, part.order))
-                row_order.write(part.folder, Order(encoded.rows, batch_size, part.length, tuple(outputs), order))
-    batches = sum(len(part.order) for part in bins)
+                row_order.write(part.folder, Order(encoded.rows, batch_size, part.length, tuple(outputs), part.order))
+    batches = sum(part.batches for part in bins)
     return {
         "rows": encoded.rows,
         "batch_size": batch_size,
-        "lengths": {str(part.length): {"rows": part.rows, "batches": len(part.order)} for part in bins},
+        "lengths": {str(part.length): {"rows": len(part.rows), "batches": part.batches} for part in bins},
         "batches": batches,
         "padding_rows": batches * batch_size - encoded.rows,
-        "run_tokens": sum(len(part.order) * batch_size * part.length for part in bins),
+        "run_tokens": sum(part.batches * batch_size * part.length for part in bins),
         "limit": limit,
         **encoded.counts.summary(),
         **encoded.tokenizer_facts(),
