@@ -1,4 +1,4 @@
-"""int8 for the cpu backend: weights by output channel, ahead of time; activations as they come, in groups.
+"""int8 for the cpu backend: weights are quantized by output channel ahead of time, activations in groups at run time.
 
 Weights of the layers, float32 [outputs, inputs] constants of matrix products, become int8 with one float32 scale per
 output: scale = max |w| / 127, q = round(w / scale), symmetric, so that 0 stays 0. OpenVINO multiplies them by
@@ -45,11 +45,11 @@ def apply(model: ov.Model) -> int:
         shape = list(constant.get_output_shape(0)) if constant.get_type_name() == "Constant" else []
         if len(shape) != 2 or min(shape) < LEAST:
             continue
-        given = node.get_attributes()
-        weights = constant.data if given["transpose_b"] else constant.data.T
+        attributes = node.get_attributes()
+        weights = constant.data if attributes["transpose_b"] else constant.data.T
         values, scales = quantize(np.ascontiguousarray(weights, np.float32))
         decoded = opset13.multiply(opset13.convert(opset13.constant(values), "f32"), opset13.constant(scales))
-        product = opset13.matmul(node.input_value(0), decoded, given["transpose_a"], True)
+        product = opset13.matmul(node.input_value(0), decoded, attributes["transpose_a"], True)
         product.set_friendly_name(node.get_friendly_name())
         ov.utils.replace_node(node, product)
         layers += 1
@@ -62,4 +62,5 @@ def apply(model: ov.Model) -> int:
 
 
 def is_quantized(model: ov.Model) -> bool:
+    """Whether `apply` marked the model."""
     return bool(model.has_rt_info(list(MARK))) and model.get_rt_info(list(MARK)).astype(str) == "int8"

@@ -68,13 +68,8 @@ def main(argv: Sequence[str]) -> None:
         bins=postprocess.BINS,
     )
     gold = postprocess.read_gold(options.data, options.limit, options.rows)
-    bins = postprocess.bins_of(options.lengths, options.bins)
-    fp32, int8 = (
-        postprocess.read_run(
-            postprocess.folders_of(options.lengths, outputs, option), bins, options.data, len(gold), options.bs
-        ).logits
-        for option, outputs in (("--fp32", options.fp32), ("--int8", options.int8))
-    )
+    fp32 = postprocess.read_listed(options, "--fp32", options.fp32, len(gold)).logits
+    int8 = postprocess.read_listed(options, "--int8", options.int8, len(gold)).logits
     changes = {
         "version": options.version,
         "batch_size": options.bs,

@@ -7,6 +7,7 @@ the guide's sorted `key = value` lines: accuracy, accuracy_<genre>, eval_samples
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import hashlib
 import json
@@ -75,7 +76,7 @@ class RunLogits:
 
 
 def outputs_folder(folder: Path) -> Path:
-    """The folder itself, or the only one in it: what a run makes in its folder of outputs has the time as its name."""
+    """The folder itself, or the only folder in it: a run writes into a subfolder named after its time."""
     inside = list(folder.iterdir()) if folder.is_dir() else []
     return inside[0] if len(inside) == 1 and inside[0].is_dir() else folder
 
@@ -171,21 +172,19 @@ def check_finite(
         )
 
 
-def folders_of(lengths: Sequence[int], outputs: str, option: str) -> dict[int, Path]:
-    """The folder of each length's outputs, of an option that lists them."""
-    return {length: outputs_folder(path) for length, path in buckets.folders(lengths, outputs, option).items()}
-
-
-def bins_of(lengths: Sequence[int], bins: str | None) -> dict[int, Path]:
-    """The folder of each length's bins, of --bins; none for 256 alone. Raises ConfigError where they are needed."""
-    if not row_order.is_needed(lengths):
-        return {}
-    if bins is None:
-        raise ConfigError(f"--bins is needed at lengths {buckets.text(lengths)}: it says which row is where")
-    return buckets.folders(lengths, bins, "--bins")
-
-
 BINS = Argument("folders of preprocess, one for each length, commas between; not needed for 256 alone")
+
+
+def read_listed(options: argparse.Namespace, option: str, outputs: str, rows: int) -> RunLogits:
+    """`read_run` of the folders that an option lists, with a stage's --lengths, --bins, --data and --bs."""
+    folders = buckets.folders(options.lengths, outputs, option)
+    bins: dict[int, Path] = {}
+    if row_order.is_needed(options.lengths):
+        if options.bins is None:
+            raise ConfigError(f"--bins is needed at lengths {buckets.text(options.lengths)}: it has the rows' order")
+        bins = buckets.folders(options.lengths, options.bins, "--bins")
+    inner = {length: outputs_folder(folder) for length, folder in folders.items()}
+    return read_run(inner, bins, options.data, rows, options.bs)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -197,8 +196,7 @@ def main(argv: Sequence[str]) -> None:
         bins=BINS,
     )
     gold = read_gold(options.data, options.limit, options.rows)
-    outputs = folders_of(options.lengths, options.outputs, "--outputs")
-    run = read_run(outputs, bins_of(options.lengths, options.bins), options.data, len(gold), options.bs)
+    run = read_listed(options, "--outputs", options.outputs, len(gold))
     result = count(gold, run, options.version, options.bs, options.limit)
     with contextlib.ExitStack() as both:  # renamed last to first: the JSON file, then the text
         text_file = both.enter_context(files.new_file(options.output))

@@ -123,7 +123,7 @@ def _check_sizes(request: RunRequest, expected: int, model: Path) -> None:
 
 def _read_input(name: str, file: str, engine: OpenVinoEngine) -> np.ndarray:
     """One input, int32 [batch, length]. Raises DataError where a file cannot be this input: msame, whose inputs are
-    told apart by position alone, would run swapped directories without a word."""
+    told apart by position alone, would run swapped directories without an error."""
     values = np.fromfile(file, dtype="<i4").reshape(engine.shape)
     limit = engine.vocabulary if name == INPUTS[0] else 2
     if values.min() < 0 or values.max() >= limit:
