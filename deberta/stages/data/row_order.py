@@ -17,7 +17,7 @@ from typing import Annotated
 
 import msgspec
 
-from deberta.core import contract, files
+from deberta.core import buckets, files
 from deberta.core.errors import DataError, MissingError
 
 NAME = "order.json"
@@ -40,8 +40,8 @@ class Order(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def is_needed(lengths: Sequence[int]) -> bool:
-    """Whether bins of these lengths have an order: all but those of 256 alone, which are the guide's."""
-    return tuple(lengths) != (contract.SEQUENCE_LENGTH,)
+    """Whether bins of these lengths have an order.json: all but the padded run's, which are the guide's files."""
+    return tuple(lengths) != buckets.PADDED
 
 
 def write(folder: Path, order: Order) -> None:

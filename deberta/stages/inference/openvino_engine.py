@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import resource
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -135,7 +134,7 @@ def set_input(request: ov.InferRequest, name: str, values: np.ndarray) -> None:
 
 
 def engine_facts(engine: OpenVinoEngine) -> dict[str, str | int]:
-    """What a stage's summary says about the engine, and the most memory that this process has had, in bytes."""
+    """What a stage's summary says about the engine."""
     import openvino as ov
 
     return {
@@ -145,7 +144,6 @@ def engine_facts(engine: OpenVinoEngine) -> dict[str, str | int]:
         "engine": f"openvino {ov.__version__}",
         "precision": engine.precision,
         "threads": engine.compiled.get_property("INFERENCE_NUM_THREADS"),
-        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
 
 

@@ -134,9 +134,7 @@ def _read_input(name: str, file: str, engine: OpenVinoEngine) -> np.ndarray:
     return values
 
 
-def run(
-    requests: Sequence[RunRequest], engines: Sequence[OpenVinoEngine], model: Path, replace_outputs: bool
-) -> list[list[float]]:
+def run(requests: Sequence[RunRequest], engines: Sequence[OpenVinoEngine], model: Path) -> list[list[float]]:
     """Run all requests, the first of which comes last, print their logs and return the inference times of each in ms.
 
     `engines` are of the requests' lengths, which increase: what the longest takes in memory serves all others, where
@@ -151,11 +149,7 @@ def run(
     with contextlib.ExitStack() as folders:
         for request, engine in reversed(list(zip(requests, engines, strict=True))):
             print(f"[INFO] load model {model} success\n{request.output}/{time_folder}", flush=True)
-            if replace_outputs:
-                folder = folders.enter_context(files.new_folder(Path(request.output))) / time_folder
-                folder.mkdir()
-            else:
-                folder = folders.enter_context(files.new_folder(Path(request.output, time_folder)))
+            folder = folders.enter_context(files.new_folder(Path(request.output, time_folder)))
             times: list[float] = []
             for batch in request.batches:
                 for name, file in zip(INPUTS, batch.files, strict=True):
@@ -211,7 +205,6 @@ def main(argv: Sequence[str]) -> None:
         output=Argument("the folder that gets <T>/; for each length; its parent exists", required=True, repeats=True),
         loop=Argument("inferences in file mode; not used in directory mode", whole(1, PERFORMANCE_LOOPS), default=1),
         device=Argument("only 0", default="0"),
-        replace=arguments.flag("remove what the output folders hold"),
     )
     if options.device.strip() != "0":
         raise ConfigError(f"--device {options.device!r}: the cpu backend has one device, 0")
@@ -220,9 +213,6 @@ def main(argv: Sequence[str]) -> None:
         raise ConfigError(
             f"--input is given {len(options.input)} times and --output {len(options.output)}, for {count} lengths"
         )
-    if options.replace:
-        for output in options.output:
-            Path(output).parent.mkdir(parents=True, exist_ok=True)
     requests = [
         plan(inputs.split(","), output, options.loop, options.model)
         for inputs, output in zip(options.input, options.output, strict=True)
@@ -234,7 +224,7 @@ def main(argv: Sequence[str]) -> None:
     engines = [engine.at(length, options.model) for length in options.lengths or (engine.shape[1],)]
     for request, fitted in zip(requests, engines, strict=True):
         _check_sizes(request, input_bytes(*fitted.shape), options.model)
-    times = run(requests, engines, options.model, options.replace)
+    times = run(requests, engines, options.model)
     by_length = {
         str(fitted.shape[1]): {"batches": len(request.batches), "average_ms": statistics.fmean(ms)}
         for request, fitted, ms in zip(requests, engines, times, strict=True)
