@@ -11,29 +11,106 @@ from typing import Annotated, Optional
 
 from msgspec import Meta
 
-from deberta.core.report import (
-    FORMAT,
+from deberta.core import contract
+from deberta.core.schema import (
     Backend,
     BatchSize,
     Count,
-    Digests,
-    JobMeasured,
     Label,
-    Length,
-    Origin,
+    NonNegative,
+    Number,
+    Positive,
     Precision,
-    PublishedRow,
     Runner,
+    Schema,
     Sha256,
     Text,
     Version,
+    one_of,
 )
-from deberta.core.schema import Schema
 
-Points = Annotated[float, Meta(ge=0, le=100)]
+FORMAT = 1  # of a job and of a report
+Time = Annotated[str, Meta(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)$")]
+Digest = Annotated[
+    dict[Annotated[str, Meta(pattern="^(sha256|dirHash)$")], Sha256],
+    Meta(
+        description="sha256 of a file; dirHash of a folder: SHA-256 over its sorted lines `<sha256>  <path>\\n`.",
+        min_length=1,
+        max_length=1,
+    ),
+]
+Digests = Annotated[
+    dict[Annotated[str, Meta(pattern="^[^/]")], Digest], Meta(description="By path, relative to the workspace.")
+]
 Margin = Annotated[float, Meta(ge=0, le=1e6)]  # an upper bound refuses infinity, and any bound NaN
 Paths = dict[Version, Text]
-PathsByLength = dict[Length, Text]
+PathsByLength = dict[Number, Text]
+
+
+class HostFacts(Schema):
+    system: str
+    python: str
+    cpu: str
+    cpus: Positive
+    name: str
+
+
+class PinFacts(Schema):
+    pinned: bool
+    notes: list[str]
+
+
+class StepFacts(Schema):
+    """image: empty if it ran in none."""
+
+    step: Text
+    executor: str
+    image: str
+    started: Time
+    finished: Time
+    seconds: NonNegative
+
+
+class CellPlace(Schema):
+    """pinned: false if a step on the way ran in an image, or with a tool, that docker/pins.toml does not name."""
+
+    place: Text
+    pinned: bool
+
+
+class JobMeasured(Schema):
+    """What the host knows of the tools, times (ISO 8601 with the offset from UTC) and machine.
+
+    deberta_ascend: this project's version. loops: requested of a performance run. tools: version or SHA-256 of each,
+    empty where it took no part. artifacts: not the same bytes on every machine. places: where each evaluation of the
+    body was made, by bs<N>_<version>, or bs<N>_int8_<version>.
+    """
+
+    made: Time
+    deberta_ascend: Text
+    command: Text
+    executor: Annotated[str, one_of(contract.EXECUTORS)]
+    loops: Count
+    host: HostFacts
+    pins: PinFacts
+    tools: dict[str, str]
+    engines: list[str]
+    steps: list[StepFacts]
+    artifacts: Digests
+    places: dict[Annotated[str, Meta(pattern=r"^bs[1-9]\d*(_int8)?_(match|mismatch)$")], CellPlace]
+    buckets_markdown: str
+
+
+class PublishedRow(Schema):
+    """A row of the guide's table; accuracies in percent, throughput in samples per second."""
+
+    batch_size: BatchSize
+    baseline_fps: float
+    ascend_fps: float
+    official_match: float
+    official_mismatch: float
+    ascend_match: float
+    ascend_mismatch: float
 
 
 class ExpectedRows(Schema):
@@ -49,7 +126,9 @@ class ExpectedRows(Schema):
 
 
 class OfficialGate(Schema):
-    points: Points
+    """Percentage points."""
+
+    points: Annotated[float, Meta(ge=0, le=100)]
 
 
 class AllowedRows(Schema):
@@ -108,7 +187,7 @@ class EvaluationFiles(Schema):
     outputs: PathsByLength
     bins: PathsByLength
     evaluation: Text
-    origin: Origin
+    origin: str
     pinned: bool
     place: Text
 
@@ -122,7 +201,7 @@ class PerformanceFiles(Schema):
     length: Annotated[int, Meta(ge=1)]
     runner: Runner
     log: Text
-    origin: Origin
+    origin: str
     pinned: bool
     place: Text
 
@@ -136,7 +215,7 @@ class ThroughputFiles(Schema):
     throughput: Text
     logs: PathsByLength
     tokens: Text
-    origin: Origin
+    origin: str
     pinned: bool
     place: Text
 
@@ -150,7 +229,7 @@ class LabelChangeFiles(Schema):
     fp32: PathsByLength
     int8: PathsByLength
     bins: PathsByLength
-    origin: Origin
+    origin: str
 
 
 class Job(Schema):

@@ -13,75 +13,35 @@ import msgspec
 from msgspec import Meta
 
 from deberta.core import contract
-from deberta.core.schema import Schema
+from deberta.core.job import FORMAT, Digests, JobMeasured, PublishedRow
+from deberta.core.schema import (
+    UNIQUE,
+    AboveZero,
+    Backend,
+    BatchSize,
+    BatchSizes,
+    ByLabel,
+    Count,
+    Interval,
+    Label,
+    Labels,
+    Line,
+    NonNegative,
+    Number,
+    Positive,
+    Precision,
+    RowsByLength,
+    Runner,
+    Schema,
+    Sha256,
+    Share,
+    Text,
+    Version,
+    one_of,
+)
 
-FORMAT = 1
 GATES = ("correct_rows", "official", "agreement", "reference", "fps", "sentinel", "inputs")
 LISTED = 50  # rows named in a list, those with the largest margins first; the totals count all
-
-
-def _one_of(names: tuple[str, ...]) -> Meta:
-    return Meta(pattern=f"^({'|'.join(names)})$")
-
-
-UNIQUE = {"uniqueItems": True}
-Text = Annotated[str, Meta(min_length=1)]
-Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
-Count = Annotated[int, Meta(ge=0)]
-Positive = Annotated[int, Meta(ge=1)]
-Share = Annotated[float, Meta(ge=0, le=1)]
-NonNegative = Annotated[float, Meta(ge=0)]
-Milliseconds = Annotated[float, Meta(gt=0)]
-Interval = Annotated[tuple[float, float], Meta(description="95 %: low, high.")]
-Time = Annotated[
-    str,
-    Meta(
-        description="ISO 8601 with the offset from UTC.",
-        pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)$",
-    ),
-]
-Version = Annotated[str, _one_of(contract.VERSIONS)]
-Backend = Annotated[str, _one_of(contract.BACKENDS)]
-Executor = Annotated[str, _one_of(contract.EXECUTORS)]
-Runner = Annotated[str, _one_of(contract.RUNNERS)]
-Precision = Annotated[str, _one_of(contract.PRECISIONS)]
-Label = Annotated[str, _one_of(contract.LABELS)]
-Labels = Annotated[
-    list[Label],
-    Meta(
-        description="Three labels in an order: output i means label i.",
-        min_length=3,
-        max_length=3,
-        extra_json_schema=UNIQUE,
-    ),
-]
-ByLabel = Annotated[dict[Label, Count], Meta(description="Rows by label.", min_length=3)]
-BatchSize = Annotated[int, Meta(ge=1, le=1024)]
-BatchSizes = Annotated[list[BatchSize], Meta(extra_json_schema=UNIQUE)]
-Length = Annotated[str, Meta(pattern=r"^[1-9]\d*$")]
-RowsByLength = Annotated[
-    dict[Length, Positive], Meta(description="Rows of each sequence length that ran; 256 alone: padded.", min_length=1)
-]
-Origin = Annotated[str, Meta(description="Empty: of the present model. Else why not, or what was counted instead.")]
-Pinned = Annotated[
-    bool,
-    Meta(description="False: a step on the way ran in an image, or with a tool, that docker/pins.toml does not name."),
-]
-Place = Annotated[str, Meta(description="Where it was measured.", min_length=1)]
-Digest = Annotated[
-    dict[Annotated[str, Meta(pattern="^(sha256|dirHash)$")], Sha256],
-    Meta(
-        description="sha256 of a file; dirHash of a folder: SHA-256 over its sorted lines `<sha256>  <path>\\n`.",
-        min_length=1,
-        max_length=1,
-    ),
-]
-Digests = Annotated[
-    dict[Annotated[str, Meta(pattern="^[^/]")], Digest], Meta(description="By path, relative to the workspace.")
-]
-RowNumber = Annotated[int, Meta(description="Of the tsv, from 0; its line is row + 2.", ge=0)]
-Line = Annotated[int, Meta(ge=2)]
-Margin = Annotated[float, Meta(description="Largest logit less the second largest, to 3 digits.", ge=0)]
 
 
 class Proportion(Schema):
@@ -94,11 +54,11 @@ class Proportion(Schema):
 
 
 class DataProblem(Schema):
-    """Something that data fit for acceptance do not have."""
+    """Something that data fit for acceptance do not have; lines: the first of the tsv's concerned."""
 
     check: Text
     what: Text
-    lines: Annotated[list[int], Meta(description="The first of the tsv's lines concerned.")]
+    lines: list[int]
 
 
 class TokenCounts(Schema):
@@ -142,42 +102,48 @@ class LabelOrder(Schema):
 
 
 class LabelChange(Schema):
-    """A row with another label than PyTorch's."""
+    """A row of the tsv (from 0; its line is row + 2) with another label than PyTorch's.
 
-    row: RowNumber
+    margin: PyTorch's largest logit less its second largest, to 3 digits.
+    """
+
+    row: Count
     line: Line
-    margin: Margin
+    margin: NonNegative
     gold: Label
     reference: Label
     this: Label
 
 
 class ReferenceComparison(Schema):
-    """The same rows as PyTorch."""
+    """The same rows as PyTorch. p_value: McNemar's mid-p test, two-sided.
+
+    flips: rows with another label, those of the largest margins first, 50 at most; flips_total counts all, and
+    beyond_near_ties those whose margin is not below near_tie_margin.
+    """
 
     same_labels: Count
     only_reference_correct: Count
     only_this_correct: Count
-    p_value: Annotated[float, Meta(description="McNemar's mid-p test, two-sided.", ge=0, le=1)]
-    flips: Annotated[
-        list[LabelChange],
-        Meta(
-            description=f"Label changes; those of PyTorch's largest margins first, {LISTED} at most.",
-            max_length=LISTED,
-        ),
-    ]
+    p_value: Share
+    flips: Annotated[list[LabelChange], Meta(max_length=LISTED)]
     flips_total: Count
-    beyond_near_ties: Annotated[int, Meta(description="Flips whose margin is not below near_tie_margin.", ge=0)]
+    beyond_near_ties: Count
 
 
 class EvaluationCell(Schema):
-    """One batch size, version and precision, counted again from the logits."""
+    """One batch size, version and precision, counted again from the logits.
+
+    lengths: 256 alone is the padded run. origin: empty for the present model, else why not, or what was counted
+    instead. confusion: rows by gold label, then by predicted label. permutations: of all six orders of the labels, the
+    best first. versus_reference: null if there are no logits of PyTorch.
+    """
 
     batch_size: BatchSize
     version: Version
     precision: Precision
     lengths: RowsByLength
-    origin: Origin
+    origin: str
     rows: Positive
     correct: Count
     accuracy: Share
@@ -185,27 +151,16 @@ class EvaluationCell(Schema):
     genres: dict[str, Proportion]
     labels_predicted: ByLabel
     labels_gold: ByLabel
-    confusion: Annotated[
-        dict[Label, ByLabel], Meta(description="Rows by gold label, then by predicted label.", min_length=3)
-    ]
-    permutations: Annotated[
-        list[LabelOrder],
-        Meta(
-            description="Rows that would be right if the outputs had another order of labels; the best first.",
-            min_length=6,
-            max_length=6,
-        ),
-    ]
-    versus_reference: Annotated[
-        Optional[ReferenceComparison], Meta(description="null: there are no logits of PyTorch.")
-    ]
+    confusion: Annotated[dict[Label, ByLabel], Meta(min_length=3)]
+    permutations: Annotated[list[LabelOrder], Meta(min_length=6, max_length=6)]
+    versus_reference: Optional[ReferenceComparison]
 
     @property
     def key(self) -> str:
         return key(self.batch_size, self.version, self.precision)
 
 
-def is_padded(lengths: Mapping[str, int]) -> bool:
+def is_padded(lengths: Mapping[str, object]) -> bool:
     """Whether all rows ran at the guide's one length."""
     return list(lengths) == [str(contract.SEQUENCE_LENGTH)]
 
@@ -216,74 +171,77 @@ def key(batch_size: int, version: str, precision: str) -> str:
 
 
 class Disagreement(Schema):
-    """A row for which batch sizes do not predict the same label."""
+    """A row for which batch sizes do not predict the same label; labels: by batch size."""
 
-    row: RowNumber
+    row: Count
     line: Line
-    margin: Margin
-    labels: Annotated[dict[Annotated[str, Meta(pattern=r"^[1-9]\d*$")], Label], Meta(description="By batch size.")]
+    margin: NonNegative
+    labels: dict[Number, Label]
 
 
 class Agreement(Schema):
-    """Whether all batch sizes predict the same labels."""
+    """Whether all batch sizes predict the same labels; margins are those of the smallest batch size.
+
+    differences: the largest margins first, 50 rows at most; beyond_near_ties: of all such rows, those whose margin is
+    not below near_tie_margin.
+    """
 
     batch_sizes: BatchSizes
     rows_that_differ: Count
-    beyond_near_ties: Annotated[
-        int, Meta(description="Of these, rows whose margin is not below near_tie_margin.", ge=0)
-    ]
+    beyond_near_ties: Count
     near_tie_margin: NonNegative
-    differences: Annotated[
-        list[Disagreement],
-        Meta(
-            description=f"Margins of the smallest batch size, the largest first; {LISTED} rows at most.",
-            max_length=LISTED,
-        ),
-    ]
+    differences: Annotated[list[Disagreement], Meta(max_length=LISTED)]
 
 
 class Body(Schema):
-    """Depends on pins and inputs alone: the same on any day, in any folder."""
+    """Depends on pins and inputs alone: the same on any day, in any folder.
+
+    published: whether the published figures are of this profile's model. limit: above 0 only the first rows were
+    run, which is never a result. inputs: what the user supplied; artifacts: what was made of it, byte for byte the
+    same again. reference: PyTorch's own rows that are right. cells: by batch size, version and precision. agreement:
+    of float32 evaluations of the present model.
+    """
 
     profile: Text
     backend: Backend
-    published: Annotated[bool, Meta(description="Whether the published figures are of this profile's model.")]
-    limit: Annotated[int, Meta(description="Above 0: the first rows only, never a result.", ge=0)]
+    published: bool
+    limit: Count
     labels: Labels
-    versions: Annotated[list[Version], Meta(min_length=1, extra_json_schema=UNIQUE)]
+    versions: Annotated[list[Version], Meta(min_length=1), UNIQUE]
     batch_sizes: BatchSizes
-    inputs: Annotated[Digests, Meta(description="What the user supplied.")]
-    artifacts: Annotated[Digests, Meta(description="What was made of it, byte for byte the same again.")]
-    sentinels: Annotated[dict[Version, DataCheck], Meta(description="What the data check counted, by version.")]
-    reference: Annotated[dict[Version, Proportion], Meta(description="PyTorch's own rows that are right, by version.")]
-    cells: Annotated[list[EvaluationCell], Meta(description="Evaluations, by batch size, version and precision.")]
-    agreement: Annotated[
-        dict[Version, Agreement], Meta(description="By version; float32 evaluations of the present model only.")
-    ]
+    inputs: Digests
+    artifacts: Digests
+    sentinels: dict[Version, DataCheck]
+    reference: dict[Version, Proportion]
+    cells: list[EvaluationCell]
+    agreement: dict[Version, Agreement]
 
     def __post_init__(self) -> None:
         for name in ("labels", "versions", "batch_sizes"):
             values = getattr(self, name)
             if len(set(values)) < len(values):
-                raise ValueError(f"{name} names one twice")
+                raise ValueError(f"{name} has a value twice")
 
 
 class GateCheck(Schema):
-    """One thing that a gate looked at: what (`of`), what it requires and what was counted, as text."""
+    """What a gate looked at (of), what it requires and what is there, as text."""
 
-    gate: Annotated[str, _one_of(("complete", *GATES))]
+    gate: Annotated[str, one_of(("complete", *GATES))]
     of: Text
     required: str
     found: str
-    status: Annotated[str, Meta(pattern="^(passed|failed|not judged)$")]
-    reason: str = ""
+    status: Annotated[str, one_of(("passed", "failed", "not judged"))]
+    reason: str
 
 
 class ReportVerdict(Schema):
-    """failed: a gate failed; checked: none did, and this is no acceptance; accepted."""
+    """failed: a gate failed; checked: none did, and this is no acceptance; accepted.
 
-    verdict: Annotated[str, Meta(pattern="^(accepted|checked|failed)$")]
-    why_not_accepted: Annotated[list[Text], Meta(description="Empty if, and only if, accepted.")]
+    why_not_accepted is empty if, and only if, accepted.
+    """
+
+    verdict: Annotated[str, one_of(("accepted", "checked", "failed"))]
+    why_not_accepted: list[Text]
     gates: Annotated[list[GateCheck], Meta(min_length=1)]
 
     def __post_init__(self) -> None:
@@ -292,81 +250,48 @@ class ReportVerdict(Schema):
             raise ValueError(f"the verdict is {self.verdict}, which its gates and reasons do not say")
 
 
-class HostFacts(Schema):
-    system: str
-    python: str
-    cpu: str
-    cpus: Positive
-    name: str
-
-
-class PinFacts(Schema):
-    pinned: bool
-    notes: list[str]
-
-
-class StepFacts(Schema):
-    step: Text
-    executor: str
-    image: Annotated[str, Meta(description="Empty: none.")]
-    started: Time
-    finished: Time
-    seconds: NonNegative
-
-
-class CellPlace(Schema):
-    place: Place
-    pinned: Pinned
-
-
-class JobMeasured(Schema):
-    """What the host knows of the tools, times and machine."""
-
-    made: Time
-    deberta_ascend: Annotated[str, Meta(description="This project's version.", min_length=1)]
-    command: Text
-    executor: Executor
-    loops: Annotated[int, Meta(description="Requested of a performance run.", ge=0)]
-    host: HostFacts
-    pins: PinFacts
-    tools: Annotated[dict[str, str], Meta(description="Version or SHA-256 of each; empty where it took no part.")]
-    engines: list[str]
-    steps: list[StepFacts]
-    artifacts: Annotated[Digests, Meta(description="Not the same bytes on every machine.")]
-    places: Annotated[
-        dict[Annotated[str, Meta(pattern=r"^bs[1-9]\d*(_int8)?_(match|mismatch)$")], CellPlace],
-        Meta(description="Where each evaluation of the body was made, by bs<N>_<version>, or bs<N>_int8_<version>."),
-    ]
-    buckets_markdown: Annotated[str, Meta(description="What bucketed runs came to: a section of report.md.")]
-
-
 class Percentiles(Schema):
-    p50: Milliseconds
-    p90: Milliseconds
-    p99: Milliseconds
+    p50: AboveZero
+    p90: AboveZero
+    p99: AboveZero
 
 
 class PerformanceRun(Schema):
-    """A performance run at one sequence length. fps = batch size * 1000 / average_ms, both without the warm-up."""
+    """A performance run at one sequence length. fps = batch size * 1000 / average_ms, both without the warm-up.
+
+    origin and pinned: as of cells. loops: times in the log; msame's first, among times_ms, is its warm-up.
+    percentiles_ms: by nearest rank. interval_ms: of the average, 95 %, by Student's t; null of a single time. spread:
+    interquartile range / median. warning: why one should not conclude from the times; empty if one may.
+    """
 
     batch_size: BatchSize
     version: Version
     precision: Precision
     length: Annotated[int, Meta(ge=1, le=contract.SEQUENCE_LENGTH)]
     runner: Runner
-    origin: Origin
-    place: Place
-    pinned: Pinned
-    loops: Annotated[int, Meta(description="Times in the log; msame's first is its warm-up.", ge=1)]
-    fps: Annotated[float, Meta(gt=0)]
-    average_ms: Milliseconds
-    percentiles_ms: Annotated[Percentiles, Meta(description="By nearest rank.")]
-    interval_ms: Annotated[
-        Optional[Interval], Meta(description="Of the average, 95 %, by Student's t; null of a single time.")
-    ]
-    spread: Annotated[float, Meta(description="Interquartile range / median.", ge=0)]
-    warning: Annotated[str, Meta(description="Why one should not conclude from the times; empty if one may.")]
-    times_ms: Annotated[list[Milliseconds], Meta(description="All of the log, msame's warm-up included.")]
+    origin: str
+    place: Text
+    pinned: bool
+    loops: Positive
+    fps: AboveZero
+    average_ms: AboveZero
+    percentiles_ms: Percentiles
+    interval_ms: Optional[Interval]
+    spread: NonNegative
+    warning: str
+    times_ms: list[AboveZero]
+
+
+class LengthRows(Schema, forbid_unknown_fields=False):
+    rows: Positive
+
+
+class ThroughputCounts(Schema, forbid_unknown_fields=False):
+    """What a report takes from the throughput stage's file."""
+
+    rows: Positive
+    fps: AboveZero
+    buckets: dict[Number, LengthRows]
 
 
 class ThroughputResult(Schema):
@@ -379,41 +304,40 @@ class ThroughputResult(Schema):
     version: Version
     precision: Precision
     lengths: RowsByLength
-    origin: Origin
-    place: Place
-    pinned: Pinned
+    origin: str
+    place: Text
+    pinned: bool
     rows: Positive
-    fps: Annotated[float, Meta(gt=0)]
+    fps: AboveZero
 
 
-class Int8Comparison(Schema):
-    """An int8 run beside the float32 run of the same rows."""
+class AccuracyCount(Schema, forbid_unknown_fields=False):
+    correct: Count
 
-    batch_size: BatchSize
-    version: Version
-    lengths: list[Positive]
-    origin: Origin
+
+class LabelChangeCounts(Schema, forbid_unknown_fields=False):
+    """What a report takes from the label-changes stage's file: an int8 run beside the float32 run of the same rows.
+
+    right_before and right_now: changed rows that are right in float32, and in int8. largest_margin_changed: the
+    largest float32 margin of a changed row. The differences are of logits.
+    """
+
     rows: Positive
-    fp32_correct: Count
-    int8_correct: Count
+    fp32: AccuracyCount
+    int8: AccuracyCount
     labels_changed: Count
-    right_before: Annotated[int, Meta(description="Changed rows that are right in float32.", ge=0)]
-    right_now: Annotated[int, Meta(description="Changed rows that are right in int8.", ge=0)]
-    largest_margin_changed: Annotated[float, Meta(description="The largest float32 margin of a changed row.", ge=0)]
+    right_before: Count
+    right_now: Count
+    largest_margin_changed: NonNegative
     max_abs_difference: NonNegative
     mean_abs_difference: NonNegative
 
 
-class PublishedRow(Schema):
-    """A row of the guide's table; accuracies in percent, throughput in samples per second."""
-
+class Int8Comparison(LabelChangeCounts):
     batch_size: BatchSize
-    baseline_fps: float
-    ascend_fps: float
-    official_match: float
-    official_mismatch: float
-    ascend_match: float
-    ascend_mismatch: float
+    version: Version
+    lengths: list[Positive]
+    origin: str
 
 
 class ReportMeasured(JobMeasured):
@@ -422,21 +346,28 @@ class ReportMeasured(JobMeasured):
     performances: list[PerformanceRun]
     throughputs: list[ThroughputResult]
     label_changes: list[Int8Comparison]
-    published: Annotated[list[PublishedRow], Meta(description="The guide's table.")]
+    published: list[PublishedRow]
     note: str
 
 
 class Report(Schema):
-    """What was measured, what stands behind it, and whether it is accepted."""
+    """What was measured, what stands behind it, and whether it is accepted.
 
-    format: Annotated[int, Meta(description="Raised when a reader of this format could misread a report.", ge=1, le=1)]
+    format is raised when a reader of this one could misread a report. body_sha256 is of the body's canonical JSON
+    (RFC 8785). verdict is null for a report of what there is, which nothing judged.
+    """
+
+    format: Annotated[int, Meta(ge=FORMAT, le=FORMAT)]
     title: Text
     body: Body
-    body_sha256: Annotated[Sha256, Meta(description="SHA-256 of the body's canonical JSON (RFC 8785).")]
-    verdict: Annotated[
-        Optional[ReportVerdict], Meta(description="null: a report of what there is, which nothing judged.")
-    ]
+    body_sha256: Sha256
+    verdict: Optional[ReportVerdict]
     measured: ReportMeasured
+
+    def __post_init__(self) -> None:
+        for cell in self.body.cells:
+            if cell.key not in self.measured.places:
+                raise ValueError(f"measured.places has no {cell.key}")
 
 
 def json_schema() -> dict[str, Any]:

@@ -5,15 +5,44 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any, Type, TypeVar, Union
+from typing import Annotated, Any, Type, TypeVar, Union
 
 import msgspec
+from msgspec import Meta
 
+from deberta.core import contract
 from deberta.core.errors import ConfigError, DataError, MissingError
 
 T = TypeVar("T")
 LARGEST_JSON = 64 * 2**20  # bytes; the largest documents that we write have some MB
 _PLACE = re.compile(r"(.*?)(?: - at `(?:key` in `)?\$\.?(.*)`)?\Z", re.DOTALL)
+
+
+def one_of(names: tuple[str, ...]) -> Meta:
+    return Meta(pattern=f"^({'|'.join(names)})$")
+
+
+UNIQUE = Meta(extra_json_schema={"uniqueItems": True})
+Text = Annotated[str, Meta(min_length=1)]
+Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+Count = Annotated[int, Meta(ge=0)]
+Positive = Annotated[int, Meta(ge=1)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+NonNegative = Annotated[float, Meta(ge=0)]
+AboveZero = Annotated[float, Meta(gt=0)]
+Interval = Annotated[tuple[float, float], Meta(description="95 %: low, high.")]
+Version = Annotated[str, one_of(contract.VERSIONS)]
+Backend = Annotated[str, one_of(contract.BACKENDS)]
+Runner = Annotated[str, one_of(contract.RUNNERS)]
+Precision = Annotated[str, one_of(contract.PRECISIONS)]
+Label = Annotated[str, one_of(contract.LABELS)]
+Labels = Annotated[list[Label], Meta(description="Output i means label i.", min_length=3, max_length=3), UNIQUE]
+ByLabel = Annotated[dict[Label, Count], Meta(description="Rows by label.", min_length=3)]
+BatchSize = Annotated[int, Meta(ge=1, le=1024)]
+BatchSizes = Annotated[list[BatchSize], UNIQUE]
+Number = Annotated[str, Meta(pattern=r"^[1-9]\d*$")]  # a batch size or a length, as a key
+RowsByLength = Annotated[dict[Number, Positive], Meta(description="Rows by sequence length.", min_length=1)]
+Line = Annotated[int, Meta(ge=2)]
 
 
 class Schema(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

@@ -16,8 +16,8 @@ from cyclonedx.validation.json import JsonStrictValidator
 from deberta.core import records, schema
 from deberta.core.contract import LABELS
 from deberta.core.errors import DataError, MissingError
+from deberta.core.job import JobMeasured
 from deberta.core.paths import Artifacts
-from deberta.core.report import JobMeasured
 from deberta.host.environments import stages
 from deberta.host.report import bom, licences
 from tests import report_samples

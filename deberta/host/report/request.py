@@ -15,10 +15,21 @@ import deberta
 from deberta.core import contract, files, machine, published, records, schema
 from deberta.core import report as report_format
 from deberta.core.errors import DataError, MissingError
-from deberta.core.job import Gates, Job, JobProfile
+from deberta.core.job import (
+    FORMAT,
+    CellPlace,
+    Gates,
+    HostFacts,
+    Job,
+    JobMeasured,
+    JobProfile,
+    PinFacts,
+    PublishedRow,
+    StepFacts,
+)
 from deberta.core.paths import record_of
 from deberta.core.records import Record
-from deberta.core.report import CellPlace, HostFacts, JobMeasured, PinFacts, PublishedRow, Report, StepFacts
+from deberta.core.report import Report
 from deberta.host.plan import checks
 from deberta.host.plan import report as report_steps
 from deberta.host.plan.plan import Plan, Step
@@ -78,7 +89,7 @@ def make(session: Session, plan: Plan, request: ReportRequest) -> Job:
     way = list(step_records.values())
     unpinned = reasons.not_pinned(way, reasons.pinned_tools(session.project), request.in_image)
     job = Job(
-        format=report_format.FORMAT,
+        format=FORMAT,
         purpose=request.purpose,
         profile=JobProfile(
             name=profile.name,

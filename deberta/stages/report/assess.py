@@ -12,7 +12,6 @@ import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -20,46 +19,24 @@ from deberta.ascend import timing
 from deberta.core import files, schema
 from deberta.core.contract import PRECISIONS, RUNNERS
 from deberta.core.errors import DataError, MissingError, StageError, run_stage
-from deberta.core.job import Job, LabelChangeFiles, PerformanceFiles, ThroughputFiles
+from deberta.core.job import FORMAT, Job, LabelChangeFiles, PerformanceFiles, ThroughputFiles
 from deberta.core.progress import Progress
 from deberta.core.report import (
-    FORMAT,
     Body,
     DataCheck,
     Int8Comparison,
+    LabelChangeCounts,
     Percentiles,
     PerformanceRun,
     Report,
     ReportMeasured,
+    ThroughputCounts,
     ThroughputResult,
 )
 from deberta.stages import arguments
 from deberta.stages.inference import postprocess
 from deberta.stages.report import canonical, cells, gates, intervals
 from deberta.stages.report.cells import Cell, Version
-
-
-class ThroughputFile(msgspec.Struct):
-    """What a report takes from the throughput stage's file."""
-
-    rows: int
-    fps: float
-    buckets: dict[str, dict[str, Any]]
-
-
-class LabelChangesFile(msgspec.Struct):
-    """What a report takes from the label-changes stage's file."""
-
-    rows: int
-    fp32: dict[str, Any]
-    int8: dict[str, Any]
-    labels_changed: int
-    right_before: int
-    right_now: int
-    largest_margin_changed: float
-    max_abs_difference: float
-    mean_abs_difference: float
-
 
 AVERAGE_TOLERANCE = 1e-3  # the log's average beside its times, which have six digits
 
@@ -192,38 +169,30 @@ def performance(source: PerformanceFiles, root: Path = Path()) -> PerformanceRun
 def throughput(source: ThroughputFiles, root: Path) -> ThroughputResult:
     """What the throughput stage's file says; whether it is of these logs is for `verify`. Raises as schema.read."""
     again = f"Run: invoke perf --bs {source.batch_size} --version {source.version} --force"
-    content = schema.read(root / source.throughput, ThroughputFile, again)
+    counts = schema.read(root / source.throughput, ThroughputCounts, again)
     return ThroughputResult(
         batch_size=source.batch_size,
         version=source.version,
         precision=source.precision,
-        lengths={length: entry["rows"] for length, entry in content.buckets.items()},
+        lengths={length: entry.rows for length, entry in counts.buckets.items()},
         origin=source.origin,
         place=source.place,
         pinned=source.pinned,
-        rows=content.rows,
-        fps=content.fps,
+        rows=counts.rows,
+        fps=counts.fps,
     )
 
 
 def label_changes(source: LabelChangeFiles, root: Path) -> Int8Comparison:
     """What the label-changes stage's file says, likewise."""
     again = f"Run: invoke evaluate --bs {source.batch_size} --version {source.version} --precision int8 --force"
-    content = schema.read(root / source.label_changes, LabelChangesFile, again)
+    counts = schema.read(root / source.label_changes, LabelChangeCounts, again)
     return Int8Comparison(
+        **msgspec.structs.asdict(counts),
         batch_size=source.batch_size,
         version=source.version,
         lengths=list(map(int, source.int8)),
         origin=source.origin,
-        rows=content.rows,
-        fp32_correct=content.fp32["correct"],
-        int8_correct=content.int8["correct"],
-        labels_changed=content.labels_changed,
-        right_before=content.right_before,
-        right_now=content.right_now,
-        largest_margin_changed=content.largest_margin_changed,
-        max_abs_difference=content.max_abs_difference,
-        mean_abs_difference=content.mean_abs_difference,
     )
 
 

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from fractions import Fraction
 
 from deberta.core.contract import BROUGHT_MODEL, FP32, LABELS, SEQUENCE_LENGTH
-from deberta.core.job import ExpectedRows, Job
-from deberta.core.report import Body, EvaluationCell, GateCheck, PerformanceRun, PublishedRow, ReportVerdict
+from deberta.core.job import ExpectedRows, Job, PublishedRow
+from deberta.core.report import Body, EvaluationCell, GateCheck, PerformanceRun, ReportVerdict
 from deberta.stages.report import intervals
 
 PASSED, FAILED, NOT_JUDGED = "passed", "failed", "not judged"

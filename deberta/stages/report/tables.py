@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 
 from deberta.ascend import ais_bench
 from deberta.core.contract import FP32, SEQUENCE_LENGTH, VERSIONS
+from deberta.core.job import PublishedRow
 from deberta.core.report import (
     DataProblem,
     EvaluationCell,
     GateCheck,
     PerformanceRun,
     Proportion,
-    PublishedRow,
     Report,
     is_padded,
 )
