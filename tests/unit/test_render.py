@@ -279,6 +279,42 @@ def test_what_assess_writes_can_be_read(
     assert {path: {kind: digest} for path, kind, digest in page.tables["t-inputs"][1:]} == report["body"]["inputs"]
 
 
+def test_other_lengths_and_int8_stand_apart() -> None:
+    def change(report: dict[str, Any]) -> None:
+        _, bucketed, _ = report["body"]["cells"]
+        bucketed["lengths"] = {"32": 1000, "64": 200}
+        report["body"]["cells"].insert(2, {**bucketed, "precision": "int8", "correct": 1180, "accuracy": 1180 / 1200})
+        stands = {"version": "match", "batch_size": 8, "origin": ""}
+        report["measured"].update(
+            published=report_samples.mnli()["measured"]["published"],
+            throughputs=[
+                {**stands, "precision": "fp32", "lengths": {"32": 1000, "64": 200}, "place": "on cpu", "pinned": True}
+                | {"rows": 1200, "fps": 900.0}
+            ],
+            label_changes=[
+                {**stands, "lengths": [32, 64], "rows": 1200, "fp32": {"correct": 1189}, "int8": {"correct": 1180}}
+                | {"labels_changed": 11, "right_before": 10, "right_now": 1, "largest_margin_changed": 0.5}
+                | {"max_abs_difference": 0.25, "mean_abs_difference": 0.01}
+            ],
+        )
+        report["measured"]["places"]["bs8_int8_match"] = {"place": "on cpu", "pinned": True}
+        report["measured"]["performances"].append({**report["measured"]["performances"][1], "length": 64})
+
+    report = changed(report_samples.demo(), change)
+    text, page = markdown_of(report), Page(html_of(report))
+    assert page.tables["t-guide"][2][3] == "MM=96.42 (1157/1200) on cpu"  # bs 8, beside published figures
+    assert page.tables["t-guide"][2][6] == "512.098 on cpu"
+    assert page.tables["t-lengths"][1:] == [
+        ["8", "match", "fp32", "32,64", "99.08 (1189/1200) on cpu", "32,64", "900.000 on cpu", "512.098"],
+        ["8", "match", "int8", "32,64", "98.33 (1180/1200) on cpu in int8", "-", "-", "-"],
+    ]
+    assert page.tables["t-int8"][1][2:8] == ["32,64", "1180/1200", "1189/1200", "11", "10", "1"]
+    assert "## Other lengths and int8" in text and "held against the published figures" in text
+    assert page.tables["t-performances"][-1][-1] == "length 64"
+    bare = changed(report, lambda report: report["measured"].update(published=[]))
+    assert "M=99.08 (1189/1200) on cpu, lengths 32,64" in markdown_of(bare)  # nothing is published beside it
+
+
 def test_bucketed_runs_come_last_as_they_are() -> None:
     section = "\n## Length buckets\n\n| batch size | fps |\n|---|---|\n| 8 | 900.000 |\n"
     report = changed(report_samples.demo(), lambda report: report["measured"].update(buckets_markdown=section))

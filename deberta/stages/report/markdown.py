@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from deberta.core.report import Report
 from deberta.stages.report import tables
-from deberta.stages.report.tables import Cell, Table
+from deberta.stages.report.tables import ABOUT_LENGTHS, Cell, Table
 
 
 def markdown(report: Report) -> str:
@@ -26,14 +26,14 @@ def markdown(report: Report) -> str:
         lines += _section("Verdict", partial, [tables.gates(report)])
     lines += _section("Accuracy by genre", partial, [_genres(report)])
     lines += _section("Performance runs", partial, [tables.performances(report)])
+    lines += _section("Other lengths and int8", partial, [tables.lengths(report), tables.int8(report)], ABOUT_LENGTHS)
     lines += _section("Agreement between batch sizes", partial, tables.agreement(report))
     lines += _section("Comparison with the reference", partial, tables.reference(report))
     lines += _section("Checks of data and labels", partial, [tables.data_checks(report), tables.orders(report)])
     lines += _section("Environment", "", [tables.environment(report), tables.steps(report)])
     lines += _section("Artifacts", partial, tables.artifacts(report))
     lines.append(f"SHA-256 of the body, which holds no time and no machine: `{report.body_sha256}`")
-    text = "\n".join(lines) + "\n"
-    return text + report.measured.buckets_markdown
+    return "\n".join(lines) + "\n" + report.measured.buckets_markdown
 
 
 def _genres(report: Report) -> Table:
@@ -46,7 +46,7 @@ def _genres(report: Report) -> Table:
     return Table("genres", "", heads, ("", "", "", "number", "number", "number"), tuple(rows))
 
 
-def _section(title: str, partial: str, tables: Iterable[Table]) -> list[str]:
+def _section(title: str, partial: str, tables: Iterable[Table], note: str = "") -> list[str]:
     """A heading and its tables; several tables say which is which. No heading without a table."""
     present = [table for table in tables if table.rows]
     if not present:
@@ -55,7 +55,7 @@ def _section(title: str, partial: str, tables: Iterable[Table]) -> list[str]:
     for table in present:
         lines += [f"{_text(table.caption)}:", ""] if len(present) > 1 else []
         lines += [*_table(table), ""]
-    return lines
+    return [*lines, note, ""] if note else lines
 
 
 def _table(table: Table) -> list[str]:

@@ -85,6 +85,13 @@ def _sections(report: Report) -> list[Section]:
         Section("confusion", "Confusion", (), confusions, (ABOUT_CONFUSION,), beside=True),
         Section("throughput", "Throughput", _throughput(report), _filled(performances)),
         Section("latency", "Latency", _latencies(report), notes=(ABOUT_LATENCY,), small=True),
+        Section(
+            "lengths",
+            "Other lengths and int8",
+            (),
+            _filled(tables.lengths(report), tables.int8(report)),
+            (tables.ABOUT_LENGTHS,),
+        ),
         Section("agreement", "Agreement between batch sizes", (), tuple(tables.agreement(report))),
         Section("reference", "Comparison with the reference", (), tuple(tables.reference(report))),
         Section("data", "Checks of data and labels", (), _filled(tables.data_checks(report), tables.orders(report))),

@@ -23,6 +23,11 @@ Cell = str | tuple[str, ...]  # text, or several lines of it
 ABSENT = "-"
 SHORT = dict(zip(VERSIONS, ("M", "MM"), strict=True))
 INTERVAL = "95 % interval (Wilson)"
+ABOUT_LENGTHS = (
+    "Rows run at the shortest of these lengths that holds them. fps over the data = rows / sum over the lengths of (its "
+    "batches * average time of one batch); a length's last batch counts as a whole one. None of this is to be held "
+    f"against the published figures, which are of rows padded to {SEQUENCE_LENGTH} in float32."
+)
 
 
 @dataclass(frozen=True)
@@ -156,12 +161,59 @@ def _guide_row(report: Report, size: int, row: PublishedRow | None) -> tuple[Cel
     )
 
 
-def _accuracy(report: Report, cell: EvaluationCell) -> str:
+def _accuracy(report: Report, cell: EvaluationCell, with_lengths: bool = True) -> str:
     """It says all that stands behind it, since these texts are copied."""
-    lengths = "" if is_padded(cell.lengths) else f", lengths {','.join(cell.lengths)}"
+    lengths = f", lengths {','.join(cell.lengths)}" if with_lengths and not is_padded(cell.lengths) else ""
     partial = f", {limited(report)}" if report.body.limit else ""
     counts = f"{100 * cell.accuracy:.2f} ({cell.correct}/{cell.rows})"
     return f"{counts} {where_counted(report, cell)}{lengths}{partial}"
+
+
+def lengths(report: Report) -> Table:
+    """What ran at several lengths or in int8: none of it stands beside a published figure."""
+    figures: dict[tuple[int, str, str], list[str]] = {}
+    for cell in report.body.cells:
+        if cell.precision != FP32 or not is_padded(cell.lengths):
+            row = figures.setdefault((cell.batch_size, cell.version, cell.precision), [ABSENT] * 5)
+            row[:2] = ",".join(cell.lengths), _accuracy(report, cell, with_lengths=False)
+    for result in report.measured.throughputs:
+        place = (result.batch_size, result.version, result.precision)
+        row = figures.setdefault(place, [ABSENT] * 5)
+        row[2] = ",".join(result.lengths)
+        row[3] = f"{result.fps:.3f} {_stands(result.origin, result.place, result.pinned, FP32)}"
+        padded = [run.fps for run in padded_runs(report) if (run.batch_size, run.version) == place[:2]]
+        row[4] = f"{padded[0]:.3f}" if padded else ABSENT
+    rows = tuple((f"{size}", version, precision, *row) for (size, version, precision), row in sorted(figures.items()))
+    heads = (
+        *("batch size", "version", "precision", "lengths", "measured accuracy"),
+        *("lengths that were timed", "fps over the data", "padded fps"),
+    )
+    return Table("lengths", "Other lengths and int8", heads, ("", "", "", "", "", "", "", "number"), rows)
+
+
+def int8(report: Report) -> Table:
+    """int8 runs beside the float32 runs of the same rows."""
+    rows = tuple(
+        (
+            f"{entry.batch_size}",
+            entry.version,
+            ",".join(map(str, entry.lengths)),
+            f"{entry.int8.correct}/{entry.rows}",
+            f"{entry.fp32.correct}/{entry.rows}",
+            f"{entry.labels_changed}",
+            f"{entry.right_before}",
+            f"{entry.right_now}",
+            f"{entry.largest_margin_changed:.3f}",
+            f"{entry.max_abs_difference:.3f}",
+            entry.origin,
+        )
+        for entry in report.measured.label_changes
+    )
+    heads = (
+        *("batch size", "version", "lengths", "int8 correct", "fp32 correct", "changed labels", "right in fp32"),
+        *("right in int8", "largest fp32 margin", "largest difference of a logit", "remarks"),
+    )
+    return _filled(Table("int8", "int8 beside fp32", heads, ("", "", "", *["number"] * 7, "wrap"), rows))
 
 
 def notes(report: Report) -> list[str]:
