@@ -244,7 +244,6 @@ def measured(backend: str, limit: int) -> dict[str, Any]:
         "places": {
             f"bs{size}_{version}": {"place": f"on {backend}", "pinned": True} for size in (1, 8) for version in ROWS
         },
-        "buckets_markdown": "",
         "steps": [{"step": "infer_bs8_match", "executor": "local", "image": "", **took}],
         "artifacts": {f"models/demo/{backend}/deberta_bs8.xml": {"sha256": "cd" * 32}},
     }

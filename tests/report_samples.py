@@ -246,7 +246,7 @@ def _measured(profile: str, backend: str, performances: list[dict[str, Any]]) ->
             for place, name in enumerate(names)
         ],
         "artifacts": {name: digest(name) for name in models},
-        **{"places": {}, "buckets_markdown": ""},
+        "places": {},
         **{"performances": [{**run, "place": f"on {backend}"} for run in performances]},
         **{"throughputs": [], "label_changes": [], "published": [], "note": ""},
     }

@@ -98,7 +98,6 @@ class JobMeasured(Schema):
     steps: list[StepFacts]
     artifacts: Digests
     places: dict[Annotated[str, Meta(pattern=r"^bs[1-9]\d*(_int8)?_(match|mismatch)$")], CellPlace]
-    buckets_markdown: str
 
 
 class PublishedRow(Schema):

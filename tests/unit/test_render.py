@@ -207,10 +207,9 @@ def test_names_from_data_stay_text() -> None:
             cell["origin"] = f"outdated: {HOSTILE}"
         report["measured"]["host"]["name"] = report["measured"]["performances"][0]["origin"] = HOSTILE
         report["verdict"]["why_not_accepted"].append(HOSTILE)
-        report["measured"]["buckets_markdown"] = f"\n## Length buckets\n{HOSTILE}\n"
 
     report = changed(report_samples.demo(), change)
-    text, plain = html_of(report, '"><b>.json'), markdown_of(report).partition("## Length buckets")[0]
+    text, plain = html_of(report, '"><b>.json'), markdown_of(report)
     assert "<script" not in text and "<b>" not in text
     page = Page(text)
     assert page.tables["t-genres-1"][-1][0] == HOSTILE
@@ -313,13 +312,6 @@ def test_other_lengths_and_int8_stand_apart() -> None:
     assert page.tables["t-performances"][-1][-1] == "length 64"
     bare = changed(report, lambda report: report["measured"].update(published=[]))
     assert "M=99.08 (1189/1200) on cpu, lengths 32,64" in markdown_of(bare)  # nothing is published beside it
-
-
-def test_bucketed_runs_come_last_as_they_are() -> None:
-    section = "\n## Length buckets\n\n| batch size | fps |\n|---|---|\n| 8 | 900.000 |\n"
-    report = changed(report_samples.demo(), lambda report: report["measured"].update(buckets_markdown=section))
-    assert markdown_of(report).endswith(f"`\n{section}")
-    assert Page(html_of(report)).texts["pre"] == [section.strip()]
 
 
 def test_files_appear_together_or_not_at_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,17 +10,20 @@ from __future__ import annotations
 import json
 import re
 import uuid
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Iterable, Iterator, Mapping, Sequence
 from urllib.parse import quote
 
 import deberta
 from deberta.core import contract, files, records, schema
+from deberta.core.buckets import Lengths
 from deberta.core.errors import DataError
 from deberta.core.job import Job
 from deberta.core.paths import Artifacts, record_of
 from deberta.core.report import EvaluationCell, PerformanceRun, Proportion, Report
 from deberta.host.environments import stages as stage_env
+from deberta.host.plan import matrix
 from deberta.host.plan.plan import Plan
 from deberta.host.report import evidence, licences
 from deberta.host.report.evidence import IMAGE, Evidence
@@ -141,30 +144,38 @@ def _models(tree: Evidence, report: Report, job: Job) -> Iterator[Component]:
     artifacts, body = tree.artifacts, report.body
     reference = [_accuracy(counts, f"PyTorch, {version}") for version, counts in body.reference.items()]
     yield _model(tree, report, job, _checkpoint(tree, job), "a PyTorch checkpoint", ["token ids"], reference)
-    if tree.record_for(str(artifacts.onnx)) is not None:
-        yield _model(tree, report, job, str(artifacts.onnx), "ONNX", _inputs("batch"), [])
-    kind = "compiled by ATC" if artifacts.backend == "ascend" else "an OpenVINO model for a CPU"
+    figures: dict[str, list[Json]] = {str(artifacts.onnx): []}  # model -> what was measured of it
+    inputs = {str(artifacts.onnx): _inputs("batch", contract.SEQUENCE_LENGTH)}
+    for lengths, figure, metric in _figures(report):
+        of_precision = replace(artifacts, precision=figure.precision)
+        for part in matrix.parts(of_precision, lengths):
+            length = "length" if part.bucketed and part.backend == "cpu" else part.length
+            model, onnx = str(part.compiled(figure.batch_size)), str(part.onnx)
+            inputs.update({onnx: _inputs("batch", length), model: _inputs(figure.batch_size, length)})
+            figures.setdefault(onnx, [])
+            figures.setdefault(model, []).append(metric)
     claimed = {claim.path for claim in tree.claims}
-    for size in sorted(
-        {cell.batch_size for cell in body.cells} | {run.batch_size for run in report.measured.performances}
-    ):
-        model = artifacts.compiled(size)
-        if str(model) not in claimed:
+    compiler = "compiled by ATC" if artifacts.backend == "ascend" else "an OpenVINO model for a CPU"
+    for path, metrics in sorted(figures.items(), key=lambda entry: not entry[0].endswith(".onnx")):
+        is_onnx = path.endswith(".onnx")
+        if path not in claimed or (is_onnx and tree.record_for(path) is None):
             continue  # of an older model, which is gone
-        figures = [_accuracy(cell, _slice(cell)) for cell in body.cells if cell.batch_size == size]
-        figures += [
-            {"type": "rows per second", "value": repr(run.fps), "slice": _slice(run)}
-            for run in report.measured.performances
-            if run.batch_size == size
-        ]
-        yield _model(tree, report, job, str(model), kind, _inputs(str(size)), figures)
-        if artifacts.backend != "ascend":
-            weights = str(model.with_suffix(".bin"))
+        yield _model(tree, report, job, path, "ONNX" if is_onnx else compiler, inputs[path], metrics)
+        if path.endswith(".xml"):
+            weights = f"{path[: -len('.xml')]}.bin"
             yield {"type": "file", "bom-ref": weights, "name": weights, "hashes": _claimed(tree, weights)}
 
 
-def _inputs(batch: str) -> list[str]:
-    return [f"int32 {name} [{batch}, {contract.SEQUENCE_LENGTH}]" for name in contract.INPUTS]
+def _figures(report: Report) -> Iterator[tuple[Lengths, EvaluationCell | PerformanceRun, Json]]:
+    """What was measured: the lengths of the run, its figure, and that as a metric of the model that ran."""
+    for cell in report.body.cells:
+        yield tuple(map(int, cell.lengths)), cell, _accuracy(cell, _slice(cell))
+    for run in report.measured.performances:
+        yield (run.length,), run, {"type": "rows per second", "value": repr(run.fps), "slice": _slice(run)}
+
+
+def _inputs(batch: object, length: object) -> list[str]:
+    return [f"int32 {name} [{batch}, {length}]" for name in contract.INPUTS]
 
 
 def _slice(figure: EvaluationCell | PerformanceRun) -> str:

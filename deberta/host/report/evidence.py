@@ -11,13 +11,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Iterator, Mapping, Optional, TypeVar, Union
 
-from deberta.core import contract, files, records, schema
+from deberta.core import buckets, contract, files, records, schema
+from deberta.core.buckets import Lengths
 from deberta.core.errors import DataError, MissingError, one_line, some
 from deberta.core.job import EvaluationFiles, Gates, Job, LabelChangeFiles, PerformanceFiles, ThroughputFiles
 from deberta.core.paths import Artifacts, record_of
 from deberta.core.progress import Progress
 from deberta.core.records import Record
 from deberta.core.report import Report
+from deberta.host.plan import matrix
 from deberta.host.plan.plan import STAGES
 from deberta.host.plan.profiles import Profile
 from deberta.host.report import reasons
@@ -154,16 +156,23 @@ def _index(evidence: Evidence) -> dict[str, Record]:
     return tree_records
 
 
-def _files_of(job: Job) -> Iterator[tuple[list[str], Figure]]:
-    """The files that each figure of a job rests on, but for its bins, and the figure."""
+def _files_of(job: Job) -> Iterator[tuple[list[str], Lengths, str, Figure]]:
+    """The files that each figure of a job rests on, the lengths and the precision of its run, and the figure."""
     for cell in job.cells:
-        yield [cell.evaluation, *cell.outputs.values()], cell
+        files_of_cell = [cell.evaluation, *cell.outputs.values(), *cell.bins.values()]
+        yield files_of_cell, _lengths(cell.outputs), cell.precision, cell
     for run in job.performances:
-        yield [run.log], run
-    for throughput in job.throughputs:
-        yield [throughput.throughput, throughput.tokens, *throughput.logs.values()], throughput
+        yield [run.log], (run.length,), run.precision, run
+    for result in job.throughputs:
+        names = [result.throughput, result.tokens, *result.logs.values()]
+        yield names, _lengths(result.logs), result.precision, result
     for changes in job.label_changes:
-        yield [changes.label_changes, *changes.fp32.values(), *changes.int8.values()], changes
+        names = [changes.label_changes, *changes.fp32.values(), *changes.int8.values()]
+        yield names, _lengths(changes.int8), contract.INT8, changes
+
+
+def _lengths(by_length: Mapping[str, str]) -> Lengths:
+    return tuple(map(int, by_length))
 
 
 def _scope(evidence: Evidence, job: Job) -> Scope:
@@ -173,26 +182,39 @@ def _scope(evidence: Evidence, job: Job) -> Scope:
         evidence.claims += _claims(str(artifacts.job()), group)
     paths = {*job.inputs, *job.data.values(), *job.sentinels.values(), *job.references.values()}
     foreign: dict[str, str] = {}
-    supplied, present = set(), set()
-    for names, figure in _files_of(job):
+    supplied: set[str] = set()
+    used: set[str] = set()  # bins and models of the present model's runs
+    known: set[str] = set()  # and of all runs
+    padded = [
+        (size, version, buckets.PADDED, contract.FP32) for size in job.batch_sizes for version in contract.VERSIONS
+    ]
+    for size, version, lengths, precision in padded:
+        known |= _bins_and_models(artifacts, size, version, lengths, precision)
+    for names, lengths, precision, figure in _files_of(job):
         size, version, origin = figure.batch_size, figure.version, figure.origin
         paths.update(names)
+        run = _bins_and_models(artifacts, size, version, lengths, precision)
+        known |= run
         if origin == contract.BROUGHT_MODEL:
             supplied.add(str(artifacts.compiled(size)))
         if origin in ("", contract.BROUGHT_MODEL):
-            present.add((size, version))
+            used |= run
         else:
             foreign.update(dict.fromkeys(names, f"bs {size}, {version}: {origin}"))
-    whole = replace(artifacts, limit=0)  # the performance runs' bins
-    for size in {*job.batch_sizes, *(figure.batch_size for _, figure in _files_of(job))}:
-        idle = [version for version in contract.VERSIONS if (size, version) not in present]
-        unused = [kind.bins(size, version) for version in idle for kind in (artifacts, whole)]
-        if len(idle) == len(contract.VERSIONS):
-            unused += [artifacts.compiled(size), artifacts.compiled(size).with_suffix(".bin")]
-        foreign.update(dict.fromkeys(map(str, unused), "no run of the present model used it"))
+    foreign.update(dict.fromkeys(known - used, "no run of the present model used it"))
     stale = {str(artifacts.reference(version)) for version in contract.VERSIONS} - {*job.references.values()}
     foreign.update(dict.fromkeys(stale, "the report does not use it"))
     return Scope(tuple(sorted(paths)), foreign, frozenset(job.inputs), frozenset(supplied))
+
+
+def _bins_and_models(artifacts: Artifacts, size: int, version: str, lengths: Lengths, precision: str) -> set[str]:
+    of_precision = replace(artifacts, precision=precision)
+    kinds = (matrix.BINS, matrix.MODEL, matrix.WEIGHTS)
+    of_run = [
+        *matrix.of_evaluation(of_precision, lengths, size, version),
+        *matrix.of_performance(of_precision, lengths, size, version, ()),
+    ]
+    return {str(path) for path, kind in of_run if kind in kinds}
 
 
 def _walk(evidence: Evidence, scope: Scope, tree_records: Mapping[str, Record]) -> None:
@@ -324,8 +346,6 @@ def check_verdict(evidence: Evidence, project: Path, profile: Optional[Profile])
             evidence.add(where, f"the report says accepted, against: {'; '.join(against)}")
     else:
         evidence.unchecked += [f"{text}: the tree's own are taken" for text in unlike]
-    if job.measured.buckets_markdown:
-        evidence.unchecked.append("figures of bucketed runs: they stand in the report as the job has them")
 
 
 def _unlike_checkout(artifacts: Artifacts, job: Job, project: Path, profile: Optional[Profile]) -> list[str]:

@@ -4,57 +4,69 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import Any, Mapping, Optional, Sequence
+from typing import Any, Iterator, Mapping, Optional, Sequence
+
+import msgspec
 
 from deberta.ascend import ais_bench
-from deberta.core import records
-from deberta.core.contract import BROUGHT_MODEL, FP32, RUNNERS, SEQUENCE_LENGTH
+from deberta.core import buckets, records
+from deberta.core.contract import BROUGHT_MODEL, FP32, INT8, PRECISIONS, RUNNERS, SEQUENCE_LENGTH
 from deberta.core.errors import DataError, MissingError
-from deberta.core.job import EvaluationFiles, PerformanceFiles
+from deberta.core.job import EvaluationFiles, LabelChangeFiles, PerformanceFiles, ThroughputFiles
 from deberta.core.paths import record_of
 from deberta.core.records import Record
-from deberta.host.plan.plan import Plan
+from deberta.host.plan.plan import Case, Plan
 from deberta.host.run import freshness
 from deberta.host.run.session import Session
 
-ABSENT = "-"
 OTHER_MODEL = "outdated: another model"
-_RESULT = re.compile(r"(?:(?:eval|msame)_bs(\d+)_(?:match|mismatch)\.txt|ais_bench_bs(\d+)_(?:match|mismatch)\.json)")
+NO_RECORD = "no record"
+_RESULT = re.compile(
+    r"(?:eval|msame|ais_bench|perf)_bs(\d+)(?:_int8)?_(?:match|mismatch)(?:\.txt|\.json|_buckets\.json)"
+)
 
 Json = Mapping[str, Any]
 
 
 @dataclass
 class Measured:
-    """What can be reported, as a job names it. `left_out`: evaluations that cannot be counted again, and why.
+    """What can be reported, as a job names it. `left_out`: files that cannot be counted again, and why.
 
     `engines`: what the runs' own summaries say that they ran on.
     """
 
     evaluations: list[EvaluationFiles] = field(default_factory=list)
     performances: list[PerformanceFiles] = field(default_factory=list)
+    throughputs: list[ThroughputFiles] = field(default_factory=list)
+    label_changes: list[LabelChangeFiles] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
     engines: set[str] = field(default_factory=set)
 
     def __bool__(self) -> bool:
-        return bool(self.evaluations or self.performances or self.left_out)
+        return bool(self.evaluations or self.performances or self.throughputs or self.left_out)
+
+
+class Unreadable(Exception):
+    """Why something that is there cannot be counted again."""
 
 
 def collect(
     session: Session, plan: Plan, sizes: Sequence[int], versions: Sequence[str], runners: Sequence[str] = RUNNERS
 ) -> Measured:
-    """What is there at these batch sizes. Raises DataError if a file was altered."""
+    """What is there at these batch sizes, of all lengths and precisions. Raises DataError if a file was altered."""
     measured = Measured()
-    for size in sizes:
-        for version in versions:
-            if (session.workspace / plan.artifacts.evaluation(size, version)).exists():
-                _add_evaluation(session, plan, size, version, measured)
-            for name in runners:
-                log = plan.artifacts.timing_log(size, version, name)
-                if (session.workspace / log).exists():
-                    _add_performance(session, plan, size, version, name, log, measured)
+    for case in _cases(plan, sizes, versions):
+        collector = _Collector(session, case, measured)
+        if (session.workspace / case.evaluation).exists():
+            collector.collect(case.evaluation, collector.evaluation)
+        for name in runners:
+            collector.performance(case, name)
+        if (session.workspace / case.throughput).exists():
+            collector.collect(case.throughput, collector.throughput)
+        if case.plan.precision == INT8 and (session.workspace / case.label_changes).exists():
+            collector.collect(case.label_changes, collector.label_changes)
     return measured
 
 
@@ -62,89 +74,207 @@ def present(session: Session, plan: Plan) -> set[int]:
     """Batch sizes of the result files that are there."""
     folder = session.workspace / plan.artifacts.results
     matches = [_RESULT.fullmatch(path.name) for path in folder.glob("*.*")] if folder.is_dir() else []
-    return {int(match[1] or match[2]) for match in matches if match}
+    return {int(match[1]) for match in matches if match}
 
 
-def _add_performance(
-    session: Session, plan: Plan, size: int, version: str, name: str, log: PurePosixPath, measured: Measured
-) -> None:
-    record = unaltered(session, log)
-    if record:
-        measured.engines |= _engine(record)
-    measured.performances.append(
-        PerformanceFiles(
-            batch_size=size,
-            version=version,
-            precision=FP32,
-            length=SEQUENCE_LENGTH,
+def _cases(plan: Plan, sizes: Sequence[int], versions: Sequence[str]) -> Iterator[Case]:
+    """The padded cases of each precision; what is there says which lengths it ran at."""
+    for size in sizes:
+        for version in versions:
+            for precision in PRECISIONS if plan.backend == "cpu" else (FP32,):
+                yield Case(replace(plan, precision=precision), size, version).padded
+
+
+def of_lengths(case: Case, lengths: Sequence[int]) -> Case:
+    return replace(case, plan=replace(case.plan, lengths=tuple(lengths), length=lengths[-1]))
+
+
+@dataclass(frozen=True)
+class _Collector:
+    """Adds what is there of one padded case to `measured`. Raises Unreadable where it is to be left out."""
+
+    session: Session
+    case: Case
+    measured: Measured
+
+    def collect(self, path: PurePosixPath, add: Any) -> None:
+        try:
+            add()
+        except Unreadable as error:
+            self.measured.left_out.append(f"{path}: {error}")
+
+    def evaluation(self) -> None:
+        """An evaluation: outputs, bins and labels have to be those of then, since a report counts again."""
+        session, text = self.session, self.case.evaluation
+        record = unaltered(session, text)
+        self._require(self.case.data, record, "counted")
+        case = of_lengths(self.case, _lengths_of(session.workspace / text.with_suffix(".json")))
+        outputs, origins, pinned = {}, [], True
+        for part in case.lengths:
+            folder = self._outputs(part, record)
+            outputs[str(part.plan.length)] = folder
+            run = _run_record(session, case, part)
+            if record is None:
+                origins.append(NO_RECORD)
+            elif run is None or run.subjects.get(folder) != session.digests.of(PurePosixPath(folder)):
+                origins.append(f"outputs brought: {folder}")
+            else:
+                origins.append(_origin(session, part, run))
+                self.measured.engines |= _engine(run)
+            pinned = pinned and _is_pinned(session, part, *([text, part.outputs] if record else []))
+        bins = {} if case.plan.is_padded else {str(part.plan.length): str(part.bins) for part in case.lengths}
+        for path in bins.values():
+            self._require(PurePosixPath(path), record, "counted")
+        self.measured.evaluations.append(
+            EvaluationFiles(
+                batch_size=case.batch_size,
+                version=case.version,
+                precision=case.plan.precision,
+                outputs=outputs,
+                bins=bins,
+                evaluation=str(text),
+                origin=next(filter(None, origins), ""),
+                pinned=pinned,
+                place=place(case.plan, ""),
+            )
+        )
+
+    def _require(self, path: PurePosixPath, record: Optional[Record], verb: str) -> None:
+        """The file is there, and as the record has it."""
+        if not (self.session.workspace / path).exists():
+            raise Unreadable(f"it {verb} {path}, which is gone")
+        if record is not None and self.session.digests.of(path) != record.dependencies.get(str(path)):
+            raise Unreadable(f"it {verb} {path}, which was changed since")
+
+    def _outputs(self, part: Case, record: Optional[Record]) -> str:
+        """The folder of outputs that was counted of one length: below the case's own, or the user's."""
+        if record is None:
+            outputs = self.session.workspace / part.outputs
+            folders = [entry.name for entry in outputs.iterdir() if entry.is_dir()] if outputs.is_dir() else []
+            if len(folders) != 1:
+                raise Unreadable(f"it has no record, and {part.outputs} not one folder but {len(folders)}")
+            return str(part.outputs / folders[0])
+        folders = [path for path, digest in record.dependencies.items() if "dirHash" in digest]
+        own = [path for path in folders if part.outputs in (PurePosixPath(path), *PurePosixPath(path).parents)]
+        [folder] = own[:1] or (folders if len(folders) == 1 else [""])
+        if not folder:
+            raise Unreadable(f"its record names no outputs of length {part.plan.length}")
+        self._require(PurePosixPath(folder), record, "counted")
+        return folder
+
+    def performance(self, part: Case, name: str) -> Optional[PerformanceFiles]:
+        """A performance run at one length, if its log is there."""
+        session = self.session
+        whole = replace(part, plan=replace(part.plan, limit=0))
+        log = whole.artifacts.timing_log(part.batch_size, part.version, name)
+        if not (session.workspace / log).exists():
+            return None
+        if record := unaltered(session, log):
+            self.measured.engines |= _engine(record)
+        run = PerformanceFiles(
+            batch_size=part.batch_size,
+            version=part.version,
+            precision=part.plan.precision,
+            length=part.plan.length if not part.plan.is_padded else SEQUENCE_LENGTH,
             runner=name,
             log=str(log),
-            origin=_origin(session, plan, size, record) if record else "no record",
-            pinned=_is_pinned(session, plan, size, log),
-            place=place(plan, name),
+            origin=_origin(session, part, record) if record else NO_RECORD,
+            pinned=_is_pinned(session, part, log),
+            place=place(part.plan, name),
         )
-    )
+        if part.plan.is_padded or part.plan.length != SEQUENCE_LENGTH:
+            self.measured.performances.append(run)
+        return run
 
-
-def _add_evaluation(session: Session, plan: Plan, size: int, version: str, measured: Measured) -> None:
-    """An evaluation, or why it is left out: a report counts again, so outputs and labels have to be those of then."""
-    text, parent = plan.artifacts.evaluation(size, version), plan.artifacts.outputs(size, version)
-    data, record = plan.profile.data_path(version), unaltered(session, text)
-    if not (session.workspace / data).exists():
-        measured.left_out.append(f"{text}: it counted {data}, which is gone")
-        return
-    if record is None:
-        outputs = session.workspace / parent
-        folders = [entry.name for entry in outputs.iterdir() if entry.is_dir()] if outputs.is_dir() else []
-        if len(folders) != 1:
-            measured.left_out.append(f"{text}: it has no record, and {parent} not one folder but {len(folders)}")
-            return
-        folder, origin, pinned = str(parent / folders[0]), "no record", _is_pinned(session, plan, size)
-    else:
-        dependencies = record.dependencies
-        folders_read = [entry for entry in dependencies.items() if "dirHash" in entry[1]]
-        if len(folders_read) != 1:
-            measured.left_out.append(f"{text}: its rows ran at several lengths")
-            return
-        [(folder, digest)] = folders_read
-        for path, expected in ((folder, digest), (str(data), dependencies.get(str(data)))):
-            if not (session.workspace / path).exists():
-                measured.left_out.append(f"{text}: it counted {path}, which is gone")
-                return
-            if session.digests.of(PurePosixPath(path)) != expected:
-                measured.left_out.append(f"{text}: it counted {path}, which was changed since")
-                return
-        run = records.read(session.workspace / record_of(parent))
-        pinned = _is_pinned(session, plan, size, text, parent)
-        if run is None or run.subjects.get(folder) != digest:
-            origin = f"outputs brought: {folder}"
-        else:
-            origin = _origin(session, plan, size, run)
-            measured.engines |= _engine(run)
-    measured.evaluations.append(
-        EvaluationFiles(
-            batch_size=size,
-            version=version,
-            precision=FP32,
-            outputs={str(SEQUENCE_LENGTH): folder},
-            bins={},
-            evaluation=str(text),
-            origin=origin,
-            pinned=pinned,
-            place=place(plan, ""),
+    def throughput(self) -> None:
+        """What several lengths come to; the runs at these lengths are performance runs too."""
+        path = self.case.throughput
+        record = unaltered(self.session, path)
+        case = of_lengths(self.case, _lengths_of(self.session.workspace / path))
+        logs, runs = {}, []
+        for part in case.lengths:
+            names = [str(part.artifacts.timing_log(part.batch_size, part.version, name)) for name in RUNNERS]
+            known = [name for name, log in zip(RUNNERS, names) if record and log in record.dependencies]
+            run = self.performance(part, known[0]) if known else None
+            if run is None:
+                raise Unreadable(f"the timing log of length {part.plan.length} is gone, or no record names it")
+            self._require(PurePosixPath(run.log), record, "took")
+            logs[str(part.plan.length)] = run.log
+            runs.append(run)
+        tokens = replace(case.artifacts, limit=0).token_counts(case.version)
+        self._require(tokens, record, "took")
+        self.measured.throughputs.append(
+            ThroughputFiles(
+                batch_size=case.batch_size,
+                version=case.version,
+                precision=case.plan.precision,
+                throughput=str(path),
+                logs=logs,
+                tokens=str(tokens),
+                origin=next(filter(None, (run.origin for run in runs)), ""),
+                pinned=all(run.pinned for run in runs),
+                place=runs[0].place,
+            )
         )
-    )
+
+    def label_changes(self) -> None:
+        """The comparison of the int8 evaluation with the float32 one, which are measured already."""
+        path, case = self.case.label_changes, self.case
+        record = unaltered(self.session, path)
+        pair = {
+            cell.precision: cell
+            for cell in self.measured.evaluations
+            if (cell.batch_size, cell.version) == (case.batch_size, case.version)
+        }
+        if record is None or set(pair) != {FP32, INT8}:
+            raise Unreadable("it has no record, or one of both evaluations is not there")
+        fp32, int8 = pair[FP32], pair[INT8]
+        if list(fp32.outputs) != list(int8.outputs):
+            raise Unreadable("the evaluations are of other lengths")
+        for folder in (*fp32.outputs.values(), *int8.outputs.values(), *int8.bins.values()):
+            self._require(PurePosixPath(folder), record, "compared")
+        self.measured.label_changes.append(
+            LabelChangeFiles(
+                batch_size=case.batch_size,
+                version=case.version,
+                label_changes=str(path),
+                fp32=fp32.outputs,
+                int8=int8.outputs,
+                bins=int8.bins,
+                origin=int8.origin or fp32.origin,
+            )
+        )
 
 
-def _origin(session: Session, plan: Plan, batch_size: int, run: Record) -> str:
-    """Empty if a run used the present compiled model, and that was made of the present dynamic.onnx."""
-    model, onnx = plan.artifacts.compiled(batch_size), plan.artifacts.onnx
-    dependencies = run.dependencies
-    if plan.backend == "ascend" and freshness.is_user_supplied(session, model):
-        return BROUGHT_MODEL if dependencies.get(str(model)) == session.digests.of(model) else OTHER_MODEL
+class _LengthsOnly(msgspec.Struct):
+    """The key of an evaluation's or a throughput's JSON file that says which lengths it is of."""
+
+    buckets: dict[int, Any] = msgspec.field(default_factory=dict)
+
+
+def _lengths_of(path: Path) -> buckets.Lengths:
+    """The lengths that made a file; 256 alone if it does not say so. What else is wrong with it is assess' to find."""
+    try:
+        content = msgspec.json.decode(path.read_bytes(), type=_LengthsOnly, strict=False)
+    except (OSError, *records.UNREADABLE):
+        return buckets.PADDED
+    return tuple(sorted(content.buckets)) or buckets.PADDED
+
+
+def _run_record(session: Session, case: Case, part: Case) -> Optional[Record]:
+    """Of the run that left a length's outputs: its own, or the one of all lengths, by the first one's name."""
+    own = records.read(session.workspace / record_of(part.outputs))
+    return own or records.read(session.workspace / record_of(case.lengths[0].outputs))
+
+
+def _origin(session: Session, part: Case, run: Record) -> str:
+    """Empty if a run used the present compiled model, and that was made of the present ONNX."""
+    model, onnx = part.compiled, part.artifacts.onnx
+    if part.plan.backend == "ascend" and freshness.is_user_supplied(session, model):
+        return BROUGHT_MODEL if run.dependencies.get(str(model)) == session.digests.of(model) else OTHER_MODEL
     compilation = records.read(session.workspace / record_of(model))
     weights = model.with_suffix(".bin")
-    models = [model, *([weights] if str(weights) in dependencies else [])]
+    models = [model, *([weights] if str(weights) in run.dependencies else [])]
     for record, path in (*((run, path) for path in models), (compilation, onnx)):
         exists = (session.workspace / path).exists()
         if record is None or not exists or record.dependencies.get(str(path)) != session.digests.of(path):
@@ -152,9 +282,9 @@ def _origin(session: Session, plan: Plan, batch_size: int, run: Record) -> str:
     return ""
 
 
-def _is_pinned(session: Session, plan: Plan, batch_size: int, *artifacts: PurePosixPath) -> bool:
+def _is_pinned(session: Session, part: Case, *artifacts: PurePosixPath) -> bool:
     """Whether no step on the way to these artifacts says that its image was not pinned."""
-    way = (*artifacts, plan.artifacts.compiled(batch_size), plan.artifacts.onnx)
+    way = (*artifacts, part.compiled, part.artifacts.onnx)
     way_records = [records.read(session.workspace / record_of(path)) for path in way]
     return all(record.internal.get("pins", "pinned") == "pinned" for record in way_records if record)
 

@@ -12,7 +12,7 @@ from typing import Callable, Iterable, Mapping, Optional, Sequence
 from msgspec import structs
 
 import deberta
-from deberta.core import contract, files, machine, published, records, schema
+from deberta.core import buckets, contract, files, machine, published, records, schema
 from deberta.core import report as report_format
 from deberta.core.errors import DataError, MissingError
 from deberta.core.job import (
@@ -30,8 +30,9 @@ from deberta.core.job import (
 from deberta.core.paths import record_of
 from deberta.core.records import Record
 from deberta.core.report import Report
-from deberta.host.plan import checks
+from deberta.host.plan import checks, matrix
 from deberta.host.plan import report as report_steps
+from deberta.host.plan.matrix import Artifact
 from deberta.host.plan.plan import Plan, Step
 from deberta.host.report import bom, measurements, reasons
 from deberta.host.report.measurements import Measured
@@ -57,7 +58,6 @@ class ReportRequest:
     gates: Optional[Path] = None
     reasons: Sequence[str] = ()
     in_image: bool = False
-    buckets_markdown: str = ""
 
 
 def of_report(session: Session, plan: Plan, usual: Sequence[int], gates: Optional[Path]) -> ReportRequest:
@@ -76,14 +76,17 @@ def of_report(session: Session, plan: Plan, usual: Sequence[int], gates: Optiona
 def make(session: Session, plan: Plan, request: ReportRequest) -> Job:
     """The job. Raises MissingError if nothing was measured, DataError if a file was altered."""
     measured = measurements.collect(session, plan, request.batch_sizes, request.versions, request.runners)
-    if not measured and not request.buckets_markdown:
+    if not measured:
         raise MissingError(f"nothing has been measured in {plan.artifacts.results}. Run: {plan.command('evaluate')}")
     for text in measured.left_out:
         print(f"left out of the report: {text}")
     profile = plan.profile
     data = {v: profile.data_path(v) for v in request.versions if (session.workspace / profile.data_path(v)).exists()}
     inputs = [profile.checkpoint_path, profile.config_path, profile.tokenizer_path, *data.values()]
-    step_records = {path: record for path in _way(plan, request) if (record := _record(session, path)) is not None}
+    artifacts = _artifacts(plan, request, measured)
+    paths = dict.fromkeys(artifact.path for artifact in artifacts)
+    recorded = {path: records.read(session.workspace / record_of(path)) for path in paths}
+    step_records = {path: record for path, record in recorded.items() if record is not None}
     if request.purpose == "acceptance":
         one_build_of_each(step_records)
     way = list(step_records.values())
@@ -107,10 +110,10 @@ def make(session: Session, plan: Plan, request: ReportRequest) -> Job:
         references=_current(session, plan, data, checks.reference),
         cells=measured.evaluations,
         performances=measured.performances,
-        throughputs=[],
-        label_changes=[],
+        throughputs=measured.throughputs,
+        label_changes=measured.label_changes,
         inputs=_digests(session, inputs),
-        artifacts=_digests(session, _same_anywhere(plan, request)),
+        artifacts=_digests(session, (path for path, kind in artifacts if kind in matrix.SAME_ANYWHERE)),
         gates=gates(session, plan, request),
         published=[PublishedRow(**asdict(row)) for row in published.GUIDE] if profile.published else [],
         note=f"{published.SOURCE}. {published.NOTE}" if profile.published else "",
@@ -126,14 +129,13 @@ def make(session: Session, plan: Plan, request: ReportRequest) -> Job:
             tools=_tools(way),
             engines=sorted(measured.engines),
             steps=[_step(record) for record in way],
-            artifacts=_digests(session, _of_this_machine(plan, request, measured)),
+            artifacts=_digests(session, _of_this_machine(artifacts, measured)),
             places={
                 report_format.key(cell.batch_size, cell.version, cell.precision): CellPlace(
                     place=cell.place, pinned=cell.pinned
                 )
                 for cell in measured.evaluations
             },
-            buckets_markdown=request.buckets_markdown,
         ),
     )
     not_accepted = [*request.reasons, *reasons.shortfalls(job, request.auto), *unpinned]
@@ -217,44 +219,37 @@ def _current(
     return outputs
 
 
-def _same_anywhere(plan: Plan, request: ReportRequest) -> list[PurePosixPath]:
-    """What the same inputs give on any machine. Not an evaluation's JSON file: that has the hash of its logits."""
-    artifacts, whole = plan.artifacts, replace(plan, limit=0).artifacts
-    paths = [artifacts.onnx]
+def _artifacts(plan: Plan, request: ReportRequest, measured: Measured) -> list[Artifact]:
+    """What was made on the way, in that order: of the whole matrix padded, and of what was measured besides."""
+    base = plan.artifacts
+    artifacts = [artifact for version in request.versions for artifact in matrix.of_version(base, version)]
     for size in request.batch_sizes:
         for version in request.versions:
-            paths += [artifacts.bins(size, version), whole.bins(size, version), artifacts.evaluation(size, version)]
-    return paths
+            artifacts += matrix.of_evaluation(base, buckets.PADDED, size, version)
+            artifacts += matrix.of_performance(base, buckets.PADDED, size, version, request.runners)
+    for cell in measured.evaluations:
+        of_precision = replace(base, precision=cell.precision)
+        artifacts += matrix.of_evaluation(of_precision, tuple(map(int, cell.outputs)), cell.batch_size, cell.version)
+    for result in measured.throughputs:
+        of_precision, lengths = replace(base, precision=result.precision), tuple(map(int, result.logs))
+        artifacts += matrix.of_performance(of_precision, lengths, result.batch_size, result.version, request.runners)
+    return list(dict.fromkeys(artifacts))
 
 
-def _of_this_machine(plan: Plan, request: ReportRequest, measured: Measured) -> list[PurePosixPath]:
-    artifacts = plan.artifacts
-    compiled = [artifacts.compiled(size) for size in request.batch_sizes]
+def _of_this_machine(artifacts: Iterable[Artifact], measured: Measured) -> list[PurePosixPath]:
+    kinds = (matrix.MODEL, matrix.WEIGHTS, matrix.REFERENCE)
     return [
-        *(path for model in compiled for path in (model, model.with_suffix(".bin"))),
+        *(path for path, kind in artifacts if kind in kinds),
         *(PurePosixPath(folder) for cell in measured.evaluations for folder in cell.outputs.values()),
         *(PurePosixPath(cell.evaluation).with_suffix(".json") for cell in measured.evaluations),
         *(PurePosixPath(run.log) for run in measured.performances),
-        *(artifacts.reference(version) for version in request.versions),
+        *(
+            PurePosixPath(path)
+            for result in measured.throughputs
+            for path in (result.throughput, *result.logs.values())
+        ),
+        *(PurePosixPath(changes.label_changes) for changes in measured.label_changes),
     ]
-
-
-def _way(plan: Plan, request: ReportRequest) -> list[PurePosixPath]:
-    """What was made on the way, in that order; the performance runs' bins are those of all rows."""
-    artifacts, whole = plan.artifacts, replace(plan, limit=0).artifacts
-    paths = [path(version) for version in request.versions for path in (artifacts.data_check, artifacts.reference)]
-    paths.append(artifacts.onnx)
-    for size in request.batch_sizes:
-        paths.append(artifacts.compiled(size))
-        for version in request.versions:
-            paths += [artifacts.bins(size, version), artifacts.outputs(size, version)]
-            paths += [artifacts.evaluation(size, version), whole.bins(size, version)]
-            paths += [whole.timing_log(size, version, name) for name in request.runners]
-    return list(dict.fromkeys(paths))
-
-
-def _record(session: Session, path: PurePosixPath) -> Optional[Record]:
-    return records.read(session.workspace / record_of(path))
 
 
 def _digests(session: Session, paths: Iterable[PurePosixPath]) -> dict[str, dict[str, str]]:

@@ -20,6 +20,7 @@ from deberta.core import contract, files, records
 from deberta.core.differences import differences as json_differences
 from deberta.core.errors import ConfigError, DataError, GateError, MissingError, some
 from deberta.core.paths import record_of
+from deberta.host.plan import matrix
 from deberta.host.plan.plan import LATEST, Plan
 from deberta.host.run import local, messages
 from deberta.host.run.executor import check_exit
@@ -266,24 +267,19 @@ def names(run: ReproductionRun) -> Iterator[Tuple[str, bool]]:
     ATC is not known to give the same .om twice, nor an NPU the same last bits of a logit, so of ascend these are said
     and do not fail: what was counted has to be equal. The reference's last bits are the CPU's, of any backend.
     """
-    plan, same = run.plan, run.plan.backend != "ascend"
-    artifacts = plan.artifacts
     yield from ((str(path), True) for path in inputs(run))
-    yield str(artifacts.onnx), True
-    for size in run.batch_sizes:
-        compiled = artifacts.compiled(size)
-        yield str(compiled), same
-        if plan.backend == "cpu":
-            yield str(compiled.with_suffix(".bin")), same
-        for version in run.versions:
-            yield str(artifacts.bins(size, version)), True
-            yield f"{artifacts.outputs(size, version)}{LATEST}", same
-            evaluation = artifacts.evaluation(size, version)
-            yield str(evaluation), True
-            yield str(evaluation.with_suffix(".json")), True
-    for version in run.versions:
-        yield str(artifacts.data_check(version)), True
-        yield str(artifacts.reference(version)), False
+    base = run.plan.artifacts
+    artifacts = [
+        artifact
+        for size in run.batch_sizes
+        for version in run.versions
+        for artifact in matrix.of_evaluation(base, run.plan.lengths, size, version)
+    ]
+    artifacts += [artifact for version in run.versions for artifact in matrix.of_version(base, version)]
+    of_device = (matrix.MODEL, matrix.WEIGHTS, matrix.OUTPUTS)
+    for path, kind in dict.fromkeys(artifacts):
+        must = kind != matrix.REFERENCE and (kind not in of_device or base.backend != "ascend")
+        yield f"{path}{LATEST if kind == matrix.OUTPUTS else ''}", must
 
 
 def table(found: Sequence[Compared]) -> Iterator[str]:

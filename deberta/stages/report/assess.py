@@ -52,7 +52,7 @@ def assess(job: Job, root: Path = Path()) -> Report:
     Raises MissingError if nothing was measured or a named file is missing, DataError if one does not hold what it
     should, StageError if the report does not fit its own schema.
     """
-    if not (job.cells or job.performances or job.throughputs or job.measured.buckets_markdown):
+    if not (job.cells or job.performances or job.throughputs):
         raise MissingError(f"nothing has been measured for profile {job.profile.name}. Run: invoke evaluate")
     body = make_body(job, root)
     performances = sorted(

@@ -33,7 +33,7 @@ def markdown(report: Report) -> str:
     lines += _section("Environment", "", [tables.environment(report), tables.steps(report)])
     lines += _section("Artifacts", partial, tables.artifacts(report))
     lines.append(f"SHA-256 of the body, which holds no time and no machine: `{report.body_sha256}`")
-    return "\n".join(lines) + "\n" + report.measured.buckets_markdown
+    return "\n".join(lines) + "\n"
 
 
 def _genres(report: Report) -> Table:

@@ -34,14 +34,13 @@ class PageFigure:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page. `notes` stand below its tables, `text` is shown as it is."""
+    """A part of the page. `notes` stand below its tables,"""
 
     name: str
     title: str
     figures: tuple[PageFigure, ...] = ()
     tables: tuple[Table, ...] = ()
     notes: tuple[str, ...] = ()
-    text: str = ""
     small: bool = False  # small multiples: more figures beside each other
     beside: bool = False  # the tables too
 
@@ -67,7 +66,7 @@ def html(report: Report, data: str = "") -> str:
         command=report.measured.command,
         body_sha256=report.body_sha256,
         data=data,
-        sections=[section for section in _sections(report) if section.figures or section.tables or section.text],
+        sections=[section for section in _sections(report) if section.figures or section.tables],
     )
 
 
@@ -97,7 +96,6 @@ def _sections(report: Report) -> list[Section]:
         Section("data", "Checks of data and labels", (), _filled(tables.data_checks(report), tables.orders(report))),
         Section("environment", "Environment", (), _filled(tables.environment(report), tables.steps(report))),
         Section("artifacts", "Artifacts", (), tuple(tables.artifacts(report))),
-        Section("buckets", "Length buckets", text=report.measured.buckets_markdown.strip()),
     ]
 
 

@@ -24,9 +24,9 @@ ABSENT = "-"
 SHORT = dict(zip(VERSIONS, ("M", "MM"), strict=True))
 INTERVAL = "95 % interval (Wilson)"
 ABOUT_LENGTHS = (
-    "Rows run at the shortest of these lengths that holds them. fps over the data = rows / sum over the lengths of (its "
-    "batches * average time of one batch); a length's last batch counts as a whole one. None of this is to be held "
-    f"against the published figures, which are of rows padded to {SEQUENCE_LENGTH} in float32."
+    "Rows run at the shortest of these lengths that holds them. fps over the data = rows / sum over the lengths of "
+    "(its batches * average time of one batch); a length's last batch counts as a whole one. None of this is to be "
+    f"held against the published figures, which are of rows padded to {SEQUENCE_LENGTH} in float32."
 )
 
 
