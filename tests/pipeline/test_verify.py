@@ -152,7 +152,7 @@ FORGED: dict[str, tuple[Tamper, tuple[str, ...]]] = {
     "a number of the page": (edit_page, (rf"{PAGE}: line \d+: stored",)),
     "a finding in the data": (
         lambda root: edit(root / ARTIFACTS.data_check("match"), '"truncated_rows": 0', '"truncated_rows": 3'),
-        (r"sentinel_match\.json: truncated_rows: stored 3, recomputed 0",),
+        (r"data_check_match\.json: truncated_rows: stored 3, recomputed 0",),
     ),
     "a licence": (
         lambda root: edit(root / BOM, '"MIT"', '"MIT-0"'),
