@@ -11,7 +11,7 @@ from typing import Any, Iterator, Mapping, Optional, Sequence
 import msgspec
 
 from deberta.ascend import ais_bench
-from deberta.core import buckets, records
+from deberta.core import buckets, records, schema
 from deberta.core.contract import BROUGHT_MODEL, FP32, INT8, PRECISIONS, RUNNERS, SEQUENCE_LENGTH
 from deberta.core.errors import DataError, MissingError
 from deberta.core.job import EvaluationFiles, LabelChangeFiles, PerformanceFiles, ThroughputFiles
@@ -249,16 +249,16 @@ class _Collector:
 class _LengthsOnly(msgspec.Struct):
     """The key of an evaluation's or a throughput's JSON file that says which lengths it is of."""
 
-    buckets: dict[int, Any] = msgspec.field(default_factory=dict)
+    buckets: dict[schema.Number, Any] = msgspec.field(default_factory=dict)
 
 
 def _lengths_of(path: Path) -> buckets.Lengths:
     """The lengths that made a file; 256 alone if it does not say so. What else is wrong with it is assess' to find."""
     try:
-        content = msgspec.json.decode(path.read_bytes(), type=_LengthsOnly, strict=False)
-    except (OSError, *records.UNREADABLE):
+        content = schema.read_json(path, _LengthsOnly)
+    except (OSError, ValueError):
         return buckets.PADDED
-    return tuple(sorted(content.buckets)) or buckets.PADDED
+    return tuple(sorted(map(int, content.buckets))) or buckets.PADDED
 
 
 def _run_record(session: Session, case: Case, part: Case) -> Optional[Record]:
