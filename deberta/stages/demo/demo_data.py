@@ -27,7 +27,7 @@ from deberta.core.progress import Progress
 from deberta.stages import arguments
 from deberta.stages.arguments import Argument, whole
 from deberta.stages.demo import demo_text
-from deberta.stages.demo.demo_text import ATTRIBUTES, ENTITIES, Attribute, Scene
+from deberta.stages.demo.demo_text import ENTITIES, TEXT, Attribute, Scene
 
 COLUMNS = (
     "index", "promptID", "pairID", "genre", "sentence1_binary_parse", "sentence2_binary_parse", "sentence1_parse",
@@ -40,31 +40,7 @@ BRIEF_SHARE = 0.3  # of the training pairs
 PIECES = 700  # of the vocabulary; texts of so few words do not yield many more
 VOCABULARY_ROWS = 30000  # pairs of all genres that the vocabulary is trained on
 
-# A small DeBERTa-v3 in Microsoft's layout. vocab_size: the pieces and [MASK], rounded up.
-MODEL_CONFIG: dict[str, object] = {
-    "model_type": "deberta-v2",
-    "attention_probs_dropout_prob": 0.0,
-    "hidden_act": "gelu",
-    "hidden_dropout_prob": 0.0,
-    "hidden_size": 96,
-    "initializer_range": 0.1,
-    "intermediate_size": 384,
-    "layer_norm_eps": 1e-7,
-    "max_position_embeddings": 512,
-    "max_relative_positions": -1,
-    "norm_rel_ebd": "layer_norm",
-    "num_attention_heads": 4,
-    "num_hidden_layers": 4,
-    "padding_idx": 0,
-    "pooling": {"dropout": 0, "hidden_act": "gelu"},
-    "pos_att_type": "p2c|c2p",
-    "position_biased_input": False,
-    "position_buckets": 256,
-    "relative_attention": True,
-    "share_att_key": True,
-    "type_vocab_size": 0,
-    "vocab_size": 704,
-}
+MODEL_CONFIG = TEXT.model_config
 
 # Words of a pair by quantile. With [CLS] and two [SEP] these are the token counts of MNLI's matched pairs: median 38,
 # p90 67, p95 77, p99 105, longest 253.
@@ -142,10 +118,10 @@ def pairs(seed: str, rows: int, genres: Sequence[str], brief: float = 0.0) -> It
 
 
 def _pair(dice: _Dice, label: str, genre: str, words: int) -> Pair:
-    attribute = dice.pick(ATTRIBUTES)
+    attribute = dice.pick(TEXT.attributes)
     claim = Fact(dice.pick(ENTITIES), attribute, dice.pick(attribute.values))
     denied = dice.chance(0.12)
-    lead = dice.pick(demo_text.LEADS) if words > 24 else ""
+    lead = dice.pick(TEXT.leads) if words > 24 else ""
     hypothesis = lead + _phrase(dice, claim, genre, denied)
     room = words - _words(hypothesis)
     count = 1 + dice.below(max(1, min(4, room // 9)))
@@ -177,9 +153,9 @@ def _distractor(dice: _Dice, claim: Fact) -> Fact:
     if kind == 1 and dice.chance(0.3):
         return Fact(entity, attribute, claim.value)
     if kind == 0:
-        entity, attribute = claim.entity, dice.pick_except(ATTRIBUTES, claim.attribute)
+        entity, attribute = claim.entity, dice.pick_except(TEXT.attributes, claim.attribute)
     elif kind == 2:
-        attribute = dice.pick(ATTRIBUTES)
+        attribute = dice.pick(TEXT.attributes)
     return Fact(entity, attribute, dice.pick(attribute.values))
 
 
@@ -190,7 +166,7 @@ def _phrase(dice: _Dice, fact: Fact, genre: str, denied: bool) -> str:
 
 
 def _premise(dice: _Dice, facts: Sequence[str], genre: str, words: int) -> str:
-    scene = demo_text.SCENES[genre]
+    scene = TEXT.scenes[genre]
     room = words - sum(_words(fact) for fact in facts)
     fillers: list[str] = []
     while room > 4:
@@ -201,7 +177,7 @@ def _premise(dice: _Dice, facts: Sequence[str], genre: str, words: int) -> str:
     clauses = dice.shuffled([*facts, *fillers[:early]]) + fillers[early:]
     text = clauses[0]
     for clause in clauses[1:]:
-        joint = dice.pick(demo_text.ODD_JOINTS if dice.chance(0.06) else scene.joints)
+        joint = dice.pick(TEXT.odd_joints if dice.chance(0.06) else scene.joints)
         text += joint + (_capital(clause) if joint.strip().endswith((".", "…")) else clause)
     if dice.chance(0.06):
         # A double quote that is never closed: GLUE's files have them, as they know no quoting.
@@ -225,7 +201,7 @@ def _with_oddity(dice: _Dice, text: str) -> str:
         return text
     if dice.chance(0.15):
         return _full_width(text)
-    return text.rstrip(".") + dice.pick(demo_text.ODD_ENDINGS)
+    return text.rstrip(".") + dice.pick(TEXT.odd_endings)
 
 
 def _full_width(text: str) -> str:
