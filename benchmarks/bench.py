@@ -24,7 +24,7 @@ from typing import Any
 import deberta
 from benchmarks import batching, figures, machine, processes
 from benchmarks.engines import ENGINES, OURS, REFERENCE
-from benchmarks.prepare import PEERS, BenchSettings, Case, prepare, variables, workspace
+from benchmarks.prepare import PEERS, BenchSettings, BenchCase, prepare, variables, workspace
 from benchmarks.processes import Failed, WorkerProcess
 from deberta.core import files
 from deberta.core.contract import LABELS, SEQUENCE_LENGTH, parse_integer
@@ -44,9 +44,9 @@ def main(argv: Sequence[str]) -> None:
     settings = _settings(options)
     sizes = [parse_integer("--bs", size, 1, 1, 1024) for size in options.bs.split(",")]
     sample = _sample(options, sizes)
-    cases = [Case(size, True, (SEQUENCE_LENGTH,) * FIXED_ROWS, (SEQUENCE_LENGTH,)) for size in sizes]
+    cases = [BenchCase(size, True, (SEQUENCE_LENGTH,) * FIXED_ROWS, (SEQUENCE_LENGTH,)) for size in sizes]
     if sample["rows"]:
-        cases += [Case(size, False, tuple(sample["lengths"]), sample["buckets"][str(size)]) for size in sizes]
+        cases += [BenchCase(size, False, tuple(sample["lengths"]), sample["buckets"][str(size)]) for size in sizes]
     description = machine.describe()
     warnings = []
     if description["load_average"] > machine.IDLE:
@@ -157,7 +157,7 @@ def _sample(options: argparse.Namespace, batch_sizes: Sequence[int]) -> dict[str
 
 
 def _measure(
-    case: Case, settings: BenchSettings, folder: Path, vocabulary: int, absent: dict[str, str]
+    case: BenchCase, settings: BenchSettings, folder: Path, vocabulary: int, absent: dict[str, str]
 ) -> dict[str, Any]:
     """Start the case's engines, let them take turns, and return its figures."""
     names = [name for name in settings.engines if name not in absent]
@@ -207,7 +207,7 @@ def _measure(
 
 
 def _turns(
-    case: Case,
+    case: BenchCase,
     order: Sequence[str],
     running: dict[str, WorkerProcess],
     repeats: int,

@@ -23,7 +23,7 @@ PEERS = Path(".venv-bench", "bin", "python")
 
 
 @dataclasses.dataclass(frozen=True)
-class Case:
+class BenchCase:
     """One table of the report."""
 
     batch_size: int
@@ -88,7 +88,7 @@ def variables(settings: BenchSettings, folder: Path) -> dict[str, str]:
 
 
 def prepare(
-    settings: BenchSettings, cases: Sequence[Case], folder: Path
+    settings: BenchSettings, cases: Sequence[BenchCase], folder: Path
 ) -> tuple[dict[str, Any], dict[str, str], dict[str, str]]:
     """Make the models; returns their description, engines without one (with the reason), and the peers' packages."""
     absent: dict[str, str] = {}
@@ -116,7 +116,7 @@ def prepare(
     return model, absent, versions
 
 
-def _compile(settings: BenchSettings, cases: Sequence[Case], folder: Path) -> None:
+def _compile(settings: BenchSettings, cases: Sequence[BenchCase], folder: Path) -> None:
     """Make the cpu backend's own models, as build-om does."""
     print("compiling ours", flush=True)
     for case in cases:

@@ -10,12 +10,17 @@ from pathlib import Path
 
 import pytest
 
+from tests import architecture
+
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "deberta"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 STAGES = [path for path in SOURCES if PACKAGE / "stages" in path.parents]
 HOST = [path for path in SOURCES if PACKAGE / "host" in path.parents]
 VOCABULARY = [path for path in SOURCES if path not in STAGES and path not in HOST]
+BOOTSTRAP = [PACKAGE / name for name in ("__init__.py", "core/errors.py", "core/files.py", "core/progress.py")]
+PACKAGES = sorted({path.parent for path in SOURCES})
+MOST_MODULES, MOST_LINES = 14, 440
 HEAVY = {
     "torch",
     "numpy",
@@ -64,19 +69,80 @@ def within(path: Path, package: str) -> set[str]:
 
 
 def test_there_is_something_to_look_at() -> None:
-    assert len(VOCABULARY) >= 5 and len(HOST) >= 3 and len(STAGES) >= 3
+    assert len(VOCABULARY) >= 15 and len(HOST) >= 40 and len(STAGES) >= 30
+    assert len(list(architecture.imports())) > 300
+
+
+def test_every_import_is_allowed_by_the_table_of_rooms() -> None:
+    assert not architecture.violations()
+
+
+def test_a_planted_import_is_a_violation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "deberta/core").mkdir(parents=True)
+    (tmp_path / "deberta/host/run").mkdir(parents=True)
+    (tmp_path / "deberta/host/run/runner.py").touch()
+    (tmp_path / "tasks.py").touch()
+    (tmp_path / "deberta/core/files.py").write_text("def f():\n    from deberta.host.run import runner\n")
+    monkeypatch.setattr(architecture, "ROOT", tmp_path)
+    assert architecture.violations() == ["deberta/core/files.py:2: core imports host.run"]
+
+
+def test_rooms_are_listed_bottom_up_so_there_are_no_circles() -> None:
+    """Host and stages stand apart: a room may import only rooms that come before it in the table."""
+    names = list(architecture.ROOMS)
+    for index, (room, (_, allowed)) in enumerate(architecture.ROOMS.items()):
+        assert set(allowed) <= set(names[:index]), room
+        assert not (room.startswith("host") and any(target.startswith("stages") for target in allowed))
+        assert not (room.startswith("stages") and any(target.startswith("host") for target in allowed))
+    used = {(room, target) for _, room, target in architecture.imports() if target not in ("", room)}
+    assert not [
+        (room, t) for room, (_, allowed) in architecture.ROOMS.items() for t in allowed if (room, t) not in used
+    ]
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    known = architecture.modules()
+    graph = {
+        module: {target for target in imports(path) if target in known and target != module}
+        for module, path in known.items()
+        if path.name != "__init__.py"
+    }
+    while leaves := [module for module, targets in graph.items() if not targets & set(graph)]:
+        for module in leaves:
+            del graph[module]
+    assert not graph
+
+
+def test_the_page_of_the_architecture_is_current() -> None:
+    again = "run: python -m tests.architecture"
+    assert architecture.PAGE.read_text(encoding="utf-8") == architecture.page(), again
+    assert len(architecture.WAY) <= 8 and all((ROOT / path).is_file() for path, _ in architecture.WAY)
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=name)
+def test_a_package_is_small_and_its_modules_have_names_of_their_own(package: Path) -> None:
+    modules = [path for path in package.glob("*.py") if path.name != "__init__.py"]
+    assert len(modules) <= MOST_MODULES
+    assert not {path.stem for path in modules} & set(sys.stdlib_module_names)
+    for path in modules:
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= MOST_LINES, name(path)
+
+
+def test_a_class_name_stands_for_one_thing() -> None:
+    names = [
+        node.name
+        for path in [*SOURCES, *sorted((ROOT / "benchmarks").glob("*.py"))]
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ClassDef)
+    ]
+    assert sorted({name for name in names if names.count(name) > 1}) == []
 
 
 @pytest.mark.parametrize("path", VOCABULARY, ids=name)
-def test_the_vocabulary_is_standard_library_only(path: Path) -> None:
-    assert roots(path) - set(sys.stdlib_module_names) <= {"deberta", "msgspec"}
-    assert not within(path, "deberta.host") | within(path, "deberta.stages")
-
-
-@pytest.mark.parametrize("path", HOST, ids=name)
-def test_the_host_never_imports_what_stages_need(path: Path) -> None:
-    assert not roots(path) & HEAVY
-    assert not within(path, "deberta.stages")
+def test_the_vocabulary_is_the_standard_library_and_a_schema_library(path: Path) -> None:
+    assert roots(path) - set(sys.stdlib_module_names) <= {"deberta", "msgspec"} - (
+        {"msgspec"} if path in BOOTSTRAP else set()
+    )
 
 
 @pytest.mark.parametrize("path", STAGES, ids=name)
