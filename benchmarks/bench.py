@@ -24,7 +24,7 @@ from typing import Any
 import deberta
 from benchmarks import batching, figures, machine, processes
 from benchmarks.engines import ENGINES, OURS, REFERENCE
-from benchmarks.prepare import PEERS, BenchSettings, BenchCase, prepare, variables, workspace
+from benchmarks.prepare import PEERS, BenchCase, BenchSettings, prepare, variables, workspace
 from benchmarks.processes import Failed, WorkerProcess
 from deberta.core import files
 from deberta.core.contract import LABELS, SEQUENCE_LENGTH, parse_integer

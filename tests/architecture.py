@@ -1,7 +1,7 @@
 """The rooms of the house: what each package is for and which others it may import.
 
-`python -m tests.architecture` writes docs/architecture.md from this table and the code; tests/unit/test_layering.py holds
-both to it.
+`python -m tests.architecture` writes docs/architecture.md from this table and the code; tests/unit/test_layering.py
+holds both to it.
 """
 
 from __future__ import annotations
@@ -149,8 +149,9 @@ def page() -> str:
         [
             "# Architecture",
             "",
-            "Made by `python -m tests.architecture` from the code and its table of rooms; tests/unit/test_layering.py holds",
-            "the code to the table and this page to both. Names are below `deberta/`, but for `tasks` and `benchmarks`.",
+            "Made by `python -m tests.architecture` from the code and its table of rooms; tests/unit/test_layering.py",
+            "holds the code to the table and this page to both. Names are below `deberta/`, but for `tasks` and",
+            "`benchmarks`.",
             "",
             "## The rooms",
             "",

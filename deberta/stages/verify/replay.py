@@ -42,7 +42,7 @@ CHUNK_ROWS = 8
 Inputs = npt.NDArray[np.int32]
 
 
-class Place(NamedTuple):
+class RowPlace(NamedTuple):
     """Where a row of the tsv is: the sequence length that it ran at, the number of its files, its row in them."""
 
     length: int
@@ -61,7 +61,7 @@ class ReplayedRun:
     data: Path
     bins: Mapping[int, Path]
     outputs: Mapping[int, Path]
-    places: Sequence[Place]
+    places: Sequence[RowPlace]
     reference: Path | None
 
     def inputs(self, row: int) -> Inputs:
@@ -161,10 +161,10 @@ def replay(plan: Mapping[str, Any], size: int, seed: int) -> dict[str, Any]:
 def _run(entry: Mapping[str, Any], rows: int) -> ReplayedRun:
     batch_size, bins = int(entry["batch_size"]), _by_length(entry["bins"])
     if tuple(bins) == (SEQUENCE_LENGTH,):  # the guide's files, in the order of the tsv
-        places = [Place(SEQUENCE_LENGTH, *divmod(row, batch_size)) for row in range(rows)]
+        places = [RowPlace(SEQUENCE_LENGTH, *divmod(row, batch_size)) for row in range(rows)]
     else:
         by_row = {
-            row: Place(length, index, place)
+            row: RowPlace(length, index, place)
             for length, order in row_order.read_all(bins, rows, batch_size).items()
             for index, batch in enumerate(order.order)
             for place, row in enumerate(batch)
