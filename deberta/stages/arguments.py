@@ -109,11 +109,12 @@ def parse(
     optional: Sequence[str] = (),
     **own: Argument,
 ) -> argparse.Namespace:
-    """Read a stage's command line: the `shared` arguments by name, `optional` ones that need not be given, and its own.
+    """Read a stage's command line. `shared` names arguments of SHARED, blanks between; `own` are the stage's alone.
 
-    Exits with code 2 for an unknown or missing option; raises ConfigError for a bad value.
+    `optional` names shared arguments that are not required. Exits with code 2 for an unknown or missing
+    option; raises ConfigError for a bad value.
     """
-    arguments = {name: SHARED[name] for name in shared}
+    arguments = {name: SHARED[name] for name in " ".join(shared).split()}
     arguments.update({name: replace(SHARED[name], required=False) for name in optional})
     arguments.update(own)
     parser = argparse.ArgumentParser(description=description, allow_abbrev=False)

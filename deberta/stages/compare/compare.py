@@ -85,7 +85,7 @@ def main(argv: Sequence[str]) -> None:
     options = arguments.parse(
         argv,
         __doc__,
-        *("config", "bins", "bs", "version", "sequence_length", "summary"),
+        "config bins bs version sequence_length summary",
         optional=("labels", "kept"),
         a=Argument("what the first side is", choices=sides.KINDS, required=True),
         a_file=file("checkpoint, .onnx, .xml, folder of outputs, or .npy"),

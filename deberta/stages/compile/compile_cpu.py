@@ -156,11 +156,7 @@ def main(argv: Sequence[str]) -> None:
     options = arguments.parse(
         argv,
         __doc__,
-        "model",
-        "bs",
-        "precision",
-        "threads",
-        "summary",
+        "model bs precision threads summary",
         output=arguments.file("the .xml; its .bin is written beside it"),
         any_length=arguments.flag("one model for every length, from export-onnx's graph of any length"),
     )

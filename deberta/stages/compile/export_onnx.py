@@ -15,7 +15,7 @@ import torch
 from onnx import TensorProto
 from torch.jit._trace import TracerWarning
 
-from deberta.core import contract, files
+from deberta.core import files
 from deberta.core.contract import INPUTS, LABELS, ONNX_IR_VERSION, ONNX_MAX_BYTES, ONNX_OPSET, OUTPUT
 from deberta.core.errors import ConfigError, StageError, run_stage
 from deberta.core.machine import effective_cpus
@@ -41,12 +41,7 @@ def main(argv: Sequence[str]) -> None:
     options = arguments.parse(
         argv,
         __doc__,
-        "checkpoint",
-        "config",
-        "output",
-        "labels",
-        "summary",
-        sequence_length=Argument("tokens of a row, default 256", arguments.whole(1), default=contract.SEQUENCE_LENGTH),
+        "checkpoint config output labels sequence_length summary",
         relative=Argument("gather: the guide's form, for comparison", default="shift", choices=RELATIVE),
         any_length=arguments.flag("for the cpu backend: shorter rows too, in one graph (never ATC's)"),
     )

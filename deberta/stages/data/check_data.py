@@ -171,9 +171,7 @@ def _lines(lines: Sequence[int]) -> str:
 
 
 def main(argv: Sequence[str]) -> None:
-    options = arguments.parse(
-        argv, __doc__, *("data", "tokenizer", "config", "version", "output", "limit", "rows", "summary")
-    )
+    options = arguments.parse(argv, __doc__, "data tokenizer config version output limit rows summary")
     vocabulary = config.read(options.config).vocab_size
     result = check(options.data, options.tokenizer, options.version, options.limit, options.rows, vocabulary)
     files.write_text(options.output, json.dumps(result, indent=2, ensure_ascii=False) + "\n")

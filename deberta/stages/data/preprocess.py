@@ -145,7 +145,7 @@ def main(argv: Sequence[str]) -> None:
     options = arguments.parse(
         argv,
         __doc__,
-        *("data", "tokenizer", "bs", "lengths", "limit", "rows", "summary"),
+        "data tokenizer bs lengths limit rows summary",
         optional=("config",),
         output=Argument("folders to write, one for each length, commas between", required=True),
     )

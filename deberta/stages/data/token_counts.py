@@ -30,7 +30,7 @@ def count(data: Path, tokenizer: Path, limit: int = 0, expected_rows: int = 0) -
 
 
 def main(argv: Sequence[str]) -> None:
-    options = arguments.parse(argv, __doc__, "data", "tokenizer", "output", "limit", "rows", "summary")
+    options = arguments.parse(argv, __doc__, "data tokenizer output limit rows summary")
     counted = count(options.data, options.tokenizer, options.limit, options.rows)
     files.write_text(options.output, json.dumps(counted, indent=1) + "\n")
     print(f"{counted['rows']} rows counted: {options.output}")

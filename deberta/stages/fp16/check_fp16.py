@@ -87,7 +87,7 @@ def main(argv: Sequence[str]) -> None:
     options = arguments.parse(
         argv,
         __doc__,
-        *("model", "bins", "bs", "summary"),
+        "model bins bs summary",
         optional=("kept",),
         rows=bins.SAMPLE_ROWS,
         margin=Argument("logits by which float32 may have preferred a lost label", decimal(100_000), default=MARGIN),

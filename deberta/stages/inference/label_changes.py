@@ -62,7 +62,7 @@ def main(argv: Sequence[str]) -> None:
     options = arguments.parse(
         argv,
         __doc__,
-        *("data", "bs", "lengths", "output", "version", "limit", "rows", "summary"),
+        "data bs lengths output version limit rows summary",
         fp32=Argument("the float32 run's folders of outputs, one for each length, commas between", required=True),
         int8=Argument("the int8 run's", required=True),
         bins=postprocess.BINS,

@@ -191,7 +191,7 @@ def main(argv: Sequence[str]) -> None:
     options = arguments.parse(
         argv,
         __doc__,
-        *("data", "bs", "lengths", "output", "version", "limit", "rows", "summary"),
+        "data bs lengths output version limit rows summary",
         outputs=Argument("folders of outputs, or with one such in them, one for each length", required=True),
         bins=BINS,
     )

@@ -84,9 +84,7 @@ def run(model: Deberta, rows: Sequence[Ids], name: str, data: Path, batch_tokens
 
 
 def main(argv: Sequence[str]) -> None:
-    options = arguments.parse(
-        argv, __doc__, *("checkpoint", "config", "labels", "data", "tokenizer", "output", "limit", "rows", "summary")
-    )
+    options = arguments.parse(argv, __doc__, "checkpoint config labels data tokenizer output limit rows summary")
     threads = effective_cpus()
     torch.set_num_threads(threads)
     model_config = config.read(options.config)

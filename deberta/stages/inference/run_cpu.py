@@ -199,7 +199,7 @@ def main(argv: Sequence[str]) -> None:
     options = arguments.parse(
         argv,
         __doc__,
-        *("model", "threads", "summary"),
+        "model threads summary",
         lengths=replace(SHARED["lengths"], default=None),
         input=Argument("two directories or .bin files, comma between; for each length", required=True, repeats=True),
         output=Argument("the folder that gets <T>/; for each length; its parent exists", required=True, repeats=True),

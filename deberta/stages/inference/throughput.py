@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> None:
     options = arguments.parse(
         argv,
         __doc__,
-        *("bs", "lengths", "output", "summary"),
+        "bs lengths output summary",
         logs=Argument("timing logs, one for each length, commas between", required=True),
         tokens=file("the JSON file of token_counts"),
     )

@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> None:
     options = arguments.parse(
         argv,
         __doc__,
-        *("model", "sequence_length", "summary"),
+        "model sequence_length summary",
         batch_sizes=Argument("commas between; default: 1,8,64", parse_batches, default=[1, 8, 64]),
         format=Argument("of the report: text (default), json or sarif", choices=tuple(_FORMATS), default="text"),
         output=file("write there instead of to standard output", required=False),

@@ -197,7 +197,7 @@ def label_changes(source: LabelChangeFiles, root: Path) -> Int8Comparison:
 
 
 def main(argv: Sequence[str]) -> None:
-    options = arguments.parse(argv, __doc__, "output", "summary", job=arguments.file("report_job.json"))
+    options = arguments.parse(argv, __doc__, "output summary", job=arguments.file("report_job.json"))
     report = assess(read_job(options.job))
     files.write_text(options.output, schema.text(report))
     verdict = report.verdict.verdict if report.verdict else None

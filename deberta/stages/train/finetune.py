@@ -225,10 +225,7 @@ def main(argv: Sequence[str]) -> None:
     options = arguments.parse(
         argv,
         __doc__,
-        "tokenizer",
-        "config",
-        "output",
-        "summary",
+        "tokenizer config output summary",
         train=arguments.file("GLUE's train.tsv, 12 columns"),
         data=arguments.file("folder of the dev files to evaluate on at the end"),
         init=arguments.file("pretrained checkpoint to start from: a file or a Hugging Face folder", required=False),
