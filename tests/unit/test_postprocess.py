@@ -346,6 +346,25 @@ def test_what_does_not_fit_is_not_counted(
         assert f"input_1_output_0.bin row 1 (dev_matched.tsv line {row + 2})" in said
 
 
+def test_other_lengths_than_256_alone_need_their_bins(
+    outputs: Path, data: Path, text: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(outputs, data, text, "--lengths", "64") == 2
+    assert "--bins is needed at lengths 64" in capsys.readouterr().err
+    assert main(outputs, data, text, "--lengths", "64,256") == 2
+    assert "--outputs names 1 folders" in capsys.readouterr().err and not text.parent.exists()
+
+
+def test_the_one_folder_inside_is_taken_for_the_outputs(outputs: Path, data: Path, text: Path) -> None:
+    assert main(outputs, data, text) == 0
+    nested = outputs.with_name("parent")
+    nested.mkdir()
+    again = text.with_name("again.txt")
+    outputs.rename(nested / "20261122_1_2_3_4")
+    assert main(nested, data, again) == 0
+    assert again.with_suffix(".json").read_bytes() == text.with_suffix(".json").read_bytes()
+
+
 def test_throughput_weighs_each_length_with_its_batches() -> None:
     """9 rows at 64 are two batches of 8, the second counted whole."""
     assert throughput.effective({32: 16, 64: 9}, {32: 10.0, 64: 30.0}, 8) == pytest.approx(

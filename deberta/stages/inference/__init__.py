@@ -1,1 +1,1 @@
-"""Running a compiled model, and counting what it says."""
+"""Running a compiled model, and counting its predictions."""
