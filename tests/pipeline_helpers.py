@@ -164,6 +164,7 @@ def make(root: Path) -> Workspace:
         "workspace": str(root),
         "stages_python": sys.executable,
         "executor": "local",
+        "buckets": "256",  # what a test is about, unless it says so, is the padded run
         "profile": "tiny",
         "profiles": {
             "tiny": {

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath as Path
-from typing import Mapping, Optional, Sequence, Union
+from typing import Iterable, Mapping, Optional, Sequence, Union
 
 from deberta.ascend import ais_bench, atc
 from deberta.ascend.atc import AtcOptions
@@ -253,10 +253,15 @@ class Case:
         """A case for each length, in increasing order."""
         return [replace(self, plan=replace(self.plan, length=length)) for length in self.plan.lengths]
 
+    def of_lengths(self, lengths: Iterable[int]) -> Case:
+        """The same at these lengths, which increase."""
+        increasing = tuple(lengths)
+        return replace(self, plan=replace(self.plan, lengths=increasing, length=increasing[-1]))
+
     @property
     def padded(self) -> Case:
         """The same with all rows at 256 tokens."""
-        return replace(self, plan=replace(self.plan, lengths=buckets.PADDED, length=SEQUENCE_LENGTH))
+        return self.of_lengths(buckets.PADDED)
 
     @property
     def data(self) -> Path:

@@ -85,10 +85,6 @@ def _cases(plan: Plan, sizes: Sequence[int], versions: Sequence[str]) -> Iterato
                 yield Case(replace(plan, precision=precision), size, version).padded
 
 
-def of_lengths(case: Case, lengths: Sequence[int]) -> Case:
-    return replace(case, plan=replace(case.plan, lengths=tuple(lengths), length=lengths[-1]))
-
-
 @dataclass(frozen=True)
 class _Collector:
     """Adds what is there of one padded case to `measured`. Raises Unreadable where it is to be left out."""
@@ -108,7 +104,7 @@ class _Collector:
         session, text = self.session, self.case.evaluation
         record = unaltered(session, text)
         self._require(self.case.data, record, "counted")
-        case = of_lengths(self.case, _lengths_of(session.workspace / text.with_suffix(".json")))
+        case = self.case.of_lengths(lengths_of(session.workspace / text.with_suffix(".json")))
         outputs, origins, pinned = {}, [], True
         for part in case.lengths:
             folder = self._outputs(part, record)
@@ -190,7 +186,7 @@ class _Collector:
         """What several lengths come to; the runs at these lengths are performance runs too."""
         path = self.case.throughput
         record = unaltered(self.session, path)
-        case = of_lengths(self.case, _lengths_of(self.session.workspace / path))
+        case = self.case.of_lengths(lengths_of(self.session.workspace / path))
         logs, runs = {}, []
         for part in case.lengths:
             names = [str(part.artifacts.timing_log(part.batch_size, part.version, name)) for name in RUNNERS]
@@ -252,7 +248,7 @@ class _LengthsOnly(msgspec.Struct):
     buckets: dict[schema.Number, Any] = msgspec.field(default_factory=dict)
 
 
-def _lengths_of(path: Path) -> buckets.Lengths:
+def lengths_of(path: Path) -> buckets.Lengths:
     """The lengths that made a file; 256 alone if it does not say so. What else is wrong with it is assess' to find."""
     try:
         content = schema.read_json(path, _LengthsOnly)

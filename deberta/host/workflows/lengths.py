@@ -25,11 +25,7 @@ class FittedCase:
 
 def default(plan: Plan) -> Choice:
     """The lengths of accuracy runs: no work on padding on cpu, the guide's files on ascend."""
-    return buckets.PADDED
-
-
-def with_lengths(case: Case, lengths: buckets.Lengths) -> Case:
-    return replace(case, plan=replace(case.plan, lengths=lengths, length=lengths[-1]))
+    return buckets.AUTO if plan.backend == "cpu" else buckets.PADDED
 
 
 def fit(session: Session, case: Case, choice: Choice) -> FittedCase:
@@ -47,12 +43,12 @@ def fit(session: Session, case: Case, choice: Choice) -> FittedCase:
         if isinstance(choice, str):
             session.say(f"--buckets auto: the lengths are known once {counts} is there; shown is the padded run")
             return FittedCase(case.padded, None)
-        return FittedCase(with_lengths(case, choice), dict.fromkeys(choice, 0))
+        return FittedCase(case.of_lengths(choice), dict.fromkeys(choice, 0))
     histogram = buckets.read_histogram(session.workspace / counts)
     lengths = buckets.choose(histogram, case.batch_size, plan.backend) if isinstance(choice, str) else choice
     rows = buckets.rows_by_length(histogram, lengths, version)
     _tell(session, case, choice, lengths, histogram, rows)
-    return FittedCase(with_lengths(case, tuple(rows)), rows)
+    return FittedCase(case.of_lengths(rows), rows)
 
 
 def _tell(

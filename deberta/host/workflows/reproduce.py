@@ -22,6 +22,7 @@ from deberta.core.errors import ConfigError, DataError, GateError, MissingError,
 from deberta.core.paths import record_of
 from deberta.host.plan import matrix
 from deberta.host.plan.plan import LATEST, Plan
+from deberta.host.report import measurements
 from deberta.host.run import local, messages
 from deberta.host.run.executor import check_exit
 from deberta.host.run.session import Session
@@ -252,7 +253,7 @@ def make(project: Path, place: Place, run: ReproductionRun, logs: Path) -> None:
 def compare(one: Path, other: Path, run: ReproductionRun) -> List[Compared]:
     """Everything that was made in two workspaces. Raises MissingError if a place has no report, DataError."""
     found = []
-    for name, must in names(run):
+    for name, must in names(run, one):
         paths = tuple(_in_place(root, name, run) for root in (one, other))
         digests = (_digest(paths[0]), _digest(paths[1]))
         if any(digests):
@@ -261,19 +262,23 @@ def compare(one: Path, other: Path, run: ReproductionRun) -> List[Compared]:
     return [*found, _report(one, other, run), *_images(one, other, run)]
 
 
-def names(run: ReproductionRun) -> Iterator[Tuple[str, bool]]:
-    """What there is to compare, and whether it has to be equal.
+def names(run: ReproductionRun, root: Path) -> Iterator[Tuple[str, bool]]:
+    """What there is to compare, by the lengths of the evaluations in `root`, and whether it has to be equal.
 
     ATC is not known to give the same .om twice, nor an NPU the same last bits of a logit, so of ascend these are said
     and do not fail: what was counted has to be equal. The reference's last bits are the CPU's, of any backend.
     """
     yield from ((str(path), True) for path in inputs(run))
     base = run.plan.artifacts
+
+    def counts(size: int, version: str) -> PurePosixPath:
+        return base.evaluation(size, version).with_suffix(".json")
+
     artifacts = [
         artifact
         for size in run.batch_sizes
         for version in run.versions
-        for artifact in matrix.of_evaluation(base, run.plan.lengths, size, version)
+        for artifact in matrix.of_evaluation(base, measurements.lengths_of(root / counts(size, version)), size, version)
     ]
     artifacts += [artifact for version in run.versions for artifact in matrix.of_version(base, version)]
     of_device = (matrix.MODEL, matrix.WEIGHTS, matrix.OUTPUTS)
@@ -306,13 +311,12 @@ def judge(found: Sequence[Compared]) -> None:
 
 
 def _in_place(root: Path, name: str, run: ReproductionRun) -> Optional[Path]:
-    """Where an artifact is in a workspace: a run's folder is the one of its record. None if there is none."""
+    """Where an artifact is in a workspace; a run's folder is the only one of its length. None if there is none."""
     if not name.endswith(LATEST):
         return root / name
-    parent = PurePosixPath(name[: -len(LATEST)])
-    record = records.read(root / record_of(parent))
-    made = record.subjects if record else {}
-    return next((root / path for path in made if PurePosixPath(path).parent == parent), None)
+    parent = root / name[: -len(LATEST)]
+    folders = [path for path in parent.iterdir() if path.is_dir()] if parent.is_dir() else []
+    return folders[0] if len(folders) == 1 else None
 
 
 def _digest(path: Optional[Path]) -> str:
@@ -351,7 +355,7 @@ def _images(one: Path, other: Path, run: ReproductionRun) -> Iterator[Compared]:
     first: Dict[str, str] = {}
     second: Dict[str, str] = {}
     for root, contents in ((one, first), (other, second)):
-        for name, _ in names(run):
+        for name, _ in names(run, root):
             record = records.read(root / record_of(PurePosixPath(name.replace(LATEST, ""))))
             if record and "image_contents" in record.internal:
                 contents[str(record.parameters.get("image"))] = str(record.internal["image_contents"])
