@@ -21,7 +21,7 @@ from typing import Optional, Union
 
 import msgspec
 
-from deberta.ascend.runs import Cause, check_count, check_outputs, explain
+from deberta.ascend.runs import check_count, check_outputs, explain
 from deberta.core.errors import ConfigError, DataError, DebertaError, MissingError, StageError, some
 from deberta.core.schema import decode
 
@@ -48,20 +48,6 @@ _ERROR = re.compile(
 )
 _BARE = re.compile(r"\w+")  # the last line of `raise RuntimeError()`, which says nothing
 _TOLERANCE = 1e-6  # relative, of a mean beside that of its times
-
-_CAUSES: tuple[Cause, ...] = (
-    (r"No module named '?(?:ais_bench|aclruntime|numpy|tqdm)", MissingError, INSTALL),
-    (r"error: (?:argument|unrecognized|the following)", ConfigError, "check the options of the command"),
-    (r"dym_?dims|dynamic.dims|dym gearcount", ConfigError, "the model was not compiled for these --dym options"),
-    (r"Permission denied|Not a directory|File exists", ConfigError, "check the output folder, and who may write to it"),
-    (r"No space left", StageError, "free some space, then run the same command again"),
-    (r"load model from file failed", MissingError, "the model is missing or unreadable, run: invoke build-om --force"),
-    (r"of --input is invalid|not a real dir path|\bnot exist\b", MissingError, "run: invoke preprocess"),
-    (r"not find valid file|size: ?\d+ .*not match", DataError, "run: invoke preprocess --force"),
-    (r"list index out of range|(?:fileslist|dir num):\d+", DataError, "run: invoke preprocess --force"),
-    (r"open device \d+ failed", StageError, "check --device and who uses it with: npu-smi info"),
-    (r"acl init failed", StageError, "source CANN's set_env.sh"),
-)
 
 
 class Described(msgspec.Struct, frozen=True):
@@ -187,7 +173,7 @@ def judge(run: AisBenchRun, outputs_folder: Path, expected: Mapping[str, int], e
     DataError (sizes or counts differ) and StageError (anything else).
     """
     if run.errors:
-        raise explain(MODULE, run.errors, _CAUSES) or StageError(f"{MODULE}: {'; '.join(run.errors[:3])}")
+        raise explain(MODULE, run.errors) or StageError(f"{MODULE}: {'; '.join(run.errors[:3])}")
     if isinstance(run.summary, DebertaError):
         raise run.summary
     question = "Are there as many files in each input directory, and is each as large as an input of the model?"

@@ -1,7 +1,7 @@
 """ATC, which compiles dynamic.onnx for the Ascend chip: its command line, reading its output, judging its outcome.
 
 A compilation counts only if the success line and no failure was printed, the exit code is 0, and this run wrote an .om
-that is large enough for its weights. atc_codes.py explains failures.
+that is large enough for its weights. failures.json explains failures.
 Sources: ge/offline/main.cc, ge/ir_build/option_utils.cc and ge/graph/preprocess/multi_batch_options.cc of graphengine
 v1.8.0, the published source nearest to CANN 5.1.RC2.
 """
@@ -14,8 +14,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, Optional
 
-from deberta.ascend.atc_codes import BY_CODE, BY_TEXT, UNKNOWN, is_generic
-from deberta.ascend.runs import explain
+from deberta.ascend.runs import ADVICE_OF_CODE, explain, failure
 from deberta.core.contract import INPUTS, SEQUENCE_LENGTH
 from deberta.core.errors import ConfigError, DataError, DebertaError, StageError
 
@@ -205,6 +204,11 @@ class Message:
     text: str
     details: tuple[str, ...] = ()
 
+    @property
+    def is_generic(self) -> bool:
+        """E19999, EE9999, EZ9999 ...: each part of CANN has one for inner errors, and any other code says more."""
+        return self.code.endswith("9999")
+
 
 @dataclass(frozen=True)
 class AtcOutcome:
@@ -262,12 +266,15 @@ def judge(
 
     `started`: Unix time before the run, or the st_mtime of a file written then beside `om` where a file server's clock
     may differ. `minimum_bytes`: less cannot hold the weights. `log` is named where ATC itself gives no reason.
-    Raises the error that atc_codes.py has for ATC's error code; StageError for other failures and for an .om that was
+    Raises the error that failures.json has for ATC's error code; StageError for other failures and for an .om that was
     not written, DataError for an .om that is empty, too small or older.
     """
     see = f". Its output is in {log}" if log else ""
     if outcome.errors or outcome.failed or exit_code != 0 or not outcome.success:
-        raise _explained(outcome) or _unexplained(outcome, exit_code, see)
+        if explained := _explained(outcome):
+            raise explained
+        error = _unexplained(outcome, exit_code)
+        raise type(error)(f"{str(error).rstrip(' .')}{see}")
     contradiction, minimum_bytes = f"atc printed its success line, but {om}", max(1, minimum_bytes)
     if not om.is_file():
         raise StageError(f"{contradiction} is not there{see}")
@@ -282,33 +289,26 @@ def judge(
 def _explained(outcome: AtcOutcome) -> Optional[DebertaError]:
     """The error of the first code that says more than "unknown error", or else of the first line that is known."""
     for message in outcome.errors:
-        if message.code in BY_CODE and not is_generic(message.code):
-            return _by_code(message.code, f"{message.code}: {message.text}")
-    return explain("atc", outcome.lines, BY_TEXT)
+        if message.code in ADVICE_OF_CODE and not message.is_generic:
+            return failure("atc", f"{message.code}: {message.text}", *ADVICE_OF_CODE[message.code])
+    return explain("atc", outcome.lines)
 
 
-def _by_code(code: str, text: str, see: str = "") -> DebertaError:
-    error, advice = BY_CODE[code]
-    return error(f"atc: {text.rstrip(' .')}: {advice}{see}")
-
-
-def _unexplained(outcome: AtcOutcome, exit_code: int, see: str) -> DebertaError:
+def _unexplained(outcome: AtcOutcome, exit_code: int) -> DebertaError:
     """The error of a code without an explanation, or of a run without a code."""
     if outcome.errors:
         # "Inner Error" alone says nothing: the reason is below it, or in a second message of the same code.
-        first = min(
-            outcome.errors, key=lambda m: (is_generic(m.code), m.text.startswith("Inner Error") > len(m.details))
-        )
+        first = min(outcome.errors, key=lambda m: (m.is_generic, m.text.startswith("Inner Error") > len(m.details)))
         text = " ".join((f"{first.code}: {first.text}", *first.details[:1]))
-        return _by_code(UNKNOWN, text, see) if is_generic(first.code) else StageError(f"atc: {text.rstrip(' .')}{see}")
+        return failure("atc", text, *ADVICE_OF_CODE["E19999"]) if first.is_generic else StageError(f"atc: {text}")
     signal_number = -exit_code if exit_code < 0 else exit_code - 128 if 128 < exit_code < 160 else 0
     if signal_number == 9:
-        return StageError(f"atc was killed, most likely because memory ran out{see}")
+        return StageError("atc was killed, most likely because memory ran out")
     if signal_number:
-        return StageError(f"atc was ended by signal {signal_number}{see}")
-    last = f": {outcome.lines[-1].rstrip(' .')}" if outcome.lines else ", and it printed nothing"
+        return StageError(f"atc was ended by signal {signal_number}")
+    last = f": {outcome.lines[-1]}" if outcome.lines else ", and it printed nothing"
     if outcome.failed:
-        return StageError(f"atc failed with exit code {exit_code} and gave no error code{last}{see}")
+        return StageError(f"atc failed with exit code {exit_code} and gave no error code{last}")
     if outcome.success:
-        return StageError(f"atc printed its success line, but ended with exit code {exit_code}{see}")
-    return StageError(f"atc ended with exit code {exit_code} and without its success line{last}{see}")
+        return StageError(f"atc printed its success line, but ended with exit code {exit_code}")
+    return StageError(f"atc ended with exit code {exit_code} and without its success line{last}")

@@ -98,14 +98,9 @@ def environment(script: Path, scratch: Path) -> dict[str, str]:
     try:
         # Its own session: a script that hangs ends with all that it started.
         process = subprocess.Popen(
-            command,
-            cwd=scratch,
-            env=bare,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            command, cwd=scratch, env=bare, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             start_new_session=True,
-        )
+        )  # fmt: skip
     except FileNotFoundError:
         raise MissingError(f"{_BASH} is missing, and CANN's {script} needs it. Install bash") from None
     try:

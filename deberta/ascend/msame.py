@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
 
-from deberta.ascend.runs import Cause, check_count, check_outputs, explain
-from deberta.core.errors import ConfigError, DataError, DebertaError, MissingError, StageError
+from deberta.ascend.runs import check_count, check_outputs, explain
+from deberta.core.errors import DataError, DebertaError, StageError
 
 PROGRAM = "msame"
 
@@ -27,24 +27,6 @@ _WITHOUT_FIRST = re.compile(rf"Inference average time without first time ?: {_NU
 _SUCCESS = re.compile(r"\[INFO\] (?:pid: \d+ )?Execute sample success")  # older builds print no pid
 # `OUT/<T>` alone on its line. T is the local time without leading zeros; older builds have fewer parts in it.
 _FOLDER = re.compile(r"[^\[].*/\d{6,8}(?:_\d{1,6}){1,4}")
-
-# Rows that name a cause come before those that only name what it led to.
-_CAUSES: tuple[Cause, ...] = (
-    (r"loop must in|dymBatch must in", ConfigError, "--loop must be from 1 to 100"),
-    (r"device id must in", ConfigError, "check --device"),
-    (r"model file type is not \.om", ConfigError, "--model must be a compiled model (.om)"),
-    (r"unknown param|invalid param|not both be true|at the same time", ConfigError, "check the options of the command"),
-    (r"must be folder or file", ConfigError, "--input must be directories alone, or .bin files alone"),
-    (r"(dynamic|dym)\w+ parameter", ConfigError, "the model was not compiled for these --dym options, or for none"),
-    (r"does not have permission", ConfigError, "check that the output folder's parent exists and can be written"),
-    # It names the first directory even if another one is missing.
-    (r"doesn't exist", MissingError, "one of the input directories is missing, run: invoke preprocess"),
-    (r"load model from file failed", MissingError, "the model is missing or unreadable, run: invoke build-om --force"),
-    (r"open file .+ failed", MissingError, "run: invoke preprocess --force"),
-    (r"No file in the directory|binfile is empty", DataError, "run: invoke preprocess --force"),
-    (r"open device \d+ failed", StageError, "check --device and who uses it with: npu-smi info"),
-    (r"acl init failed", StageError, "source CANN's set_env.sh, and remove an acl.json from the working directory"),
-)
 
 
 @dataclass(frozen=True)
@@ -85,7 +67,7 @@ def judge(run: MsameRun, outputs_folder: Path, expected: Mapping[str, int], expe
     counts differ, or there is no average) and StageError (anything else).
     """
     if run.errors:
-        raise explain(PROGRAM, run.errors, _CAUSES) or _unexplained(run)
+        raise explain(PROGRAM, run.errors) or _unexplained(run)
     if not run.success:
         raise StageError(f"the run stopped without its success line, after {len(run.times_ms)} inferences")
     question = "Are there as many files in each input directory, and a directory for each input?"

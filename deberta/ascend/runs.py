@@ -1,4 +1,11 @@
-"""What runs of ATC, msame and ais_bench are judged by in the same way: error lines, inferences, output files."""
+"""What runs of ATC, msame and ais_bench are judged by in the same way: error lines, inferences, output files.
+
+failures.json has a row for each way in which they fail: a code of ATC's (several codes stand in one text) or a regular
+expression for a printed line, our error, and what it means or what to do. Rows that name a cause come before those that
+only name what it led to. Codes and meanings are those of error_manager/error_code.json of Ascend/metadef (branch r1.8.0
+and its neighbours), from which ATC prints its texts; E19015, E76002, EZ3002 and EZ3003 are in the headers of
+graphengine v1.8.0; E10054, EC0010 and the texts without a code were seen in runs of newer builds. The wording is ours.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +14,28 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Optional
 
+import msgspec
+
+from deberta.core import errors
 from deberta.core.errors import DataError, DebertaError, some
 
-# What a line of a tool's output means: a regular expression (case is ignored), our error, and what to do.
-Cause = tuple[str, type[DebertaError], str]
+FAILURES = msgspec.json.decode(Path(__file__).with_name("failures.json").read_bytes())
+ADVICE_OF_CODE = {code: row for codes, *row in FAILURES["codes"] for code in codes.split()}
 
 
-def explain(tool: str, lines: Sequence[str], causes: Iterable[Cause]) -> Optional[DebertaError]:
-    """The error of the first cause that is in any of the lines; None if no cause fits."""
-    for pattern, error, advice in causes:
+def explain(tool: str, lines: Sequence[str]) -> Optional[DebertaError]:
+    """The error of the tool's first failure that is in any of the lines (case is ignored); None if none is."""
+    for pattern, error, advice in FAILURES[tool]:
         for line in lines:
             if re.search(pattern, line, re.IGNORECASE):
-                return error(f"{tool}: {line.rstrip(' .')}: {advice}")
+                return failure(tool, line, error, advice)
     return None
+
+
+def failure(tool: str, text: str, error: str, advice: str) -> DebertaError:
+    """The error of a row, which the tool's own text begins."""
+    kind: type[DebertaError] = getattr(errors, error)
+    return kind(f"{tool}: {text.rstrip(' .')}: {advice}")
 
 
 def check_count(times_ms: Sequence[float], expected: int, question: str) -> None:

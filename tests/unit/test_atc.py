@@ -11,7 +11,8 @@ import pytest
 
 from deberta.ascend import atc
 from deberta.ascend.atc import AtcOptions
-from deberta.ascend.atc_codes import BY_CODE
+from deberta.ascend.runs import ADVICE_OF_CODE
+from deberta.core import errors
 from deberta.core.errors import ConfigError, DataError, DebertaError, MissingError, StageError
 
 START = "ATC start working now, please wait for a moment.\n"
@@ -150,13 +151,13 @@ def test_each_listed_code_is_explained(om: Path, code: str, exit_code: int) -> N
     with pytest.raises(DebertaError) as raised:
         judge(f"{FAILED}{code}: Text of ATC's own.\n", 255, om)
     assert raised.value.exit_code == exit_code
-    assert str(raised.value).startswith(f"atc: {code}: Text of ATC's own: {BY_CODE[code][1]}")
+    assert str(raised.value).startswith(f"atc: {code}: Text of ATC's own: {ADVICE_OF_CODE[code][1]}")
 
 
 def test_the_table_of_codes() -> None:
-    for code, (error, advice) in BY_CODE.items():
+    for code, (error, advice) in ADVICE_OF_CODE.items():
         assert atc.parse(f"{code}: x\n").errors[0].code == code
-        assert error.exit_code in (2, 3, 4, 5)
+        assert getattr(errors, error).exit_code in (2, 3, 4, 5)
         assert ". " in advice and not advice.endswith(".")  # what it means, and what to do
 
 
