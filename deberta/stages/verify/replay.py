@@ -4,9 +4,8 @@ Each row's bins are also compared with the tokens of its line in the tsv. This a
 all records, but not with the model or the data.
 
 The plan is a JSON file: {"model": dynamic.onnx, "tokenizer": spm.model, "runs": [{"batch_size": 8, "data": TSV,
-"bins": {"256": folder}, "outputs": {"256": folder}, "reference": X.npy or ""}], "limit": 0, "float16": false}. Folders
-are by sequence length; one folder without a length is that of 256. The result is a JSON file: {"rows": n,
-"max_abs_difference": x, "tolerance": x, "differences": [text]}.
+"bins": {"256": folder}, "outputs": {"256": folder}, "reference": X.npy or ""}], "limit": 0, "float16": false}, folders
+by sequence length. The result is one: {"rows": n, "max_abs_difference": x, "tolerance": x, "differences": [text]}.
 """
 
 from __future__ import annotations
@@ -180,10 +179,8 @@ def _run(entry: Mapping[str, Any], rows: int) -> ReplayedRun:
     )
 
 
-def _by_length(folders: Mapping[str, str] | str) -> dict[int, Path]:
-    if isinstance(folders, str):
-        return {SEQUENCE_LENGTH: Path(folders)}
-    return {int(length): Path(folder) for length, folder in folders.items()}
+def _by_length(folders: Mapping[str, str]) -> dict[int, Path]:
+    return {int(length): Path(folders[length]) for length in sorted(folders, key=int)}
 
 
 def main(argv: Sequence[str]) -> None:
