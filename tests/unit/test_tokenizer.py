@@ -86,7 +86,7 @@ def test_lower_case_and_punctuation_switches(tmp_path: Path) -> None:
     assert split.encode("boat,again", "").ids == [1, *boat, *comma, *again, 2, 2]
     assert plain.encode("boat,again", "").ids != [1, *boat, *comma, *again, 2, 2]
     config.write_text("[1]")
-    with pytest.raises(DataError, match=r"tokenizer_config\.json is not a JSON object"):
+    with pytest.raises(DataError, match=r"tokenizer_config\.json does not fit its schema: Expected `object`"):
         guide.load(tmp_path)
 
 

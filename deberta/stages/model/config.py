@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deberta.core.errors import ConfigError, DataError, MissingError
+from deberta.core import schema
+from deberta.core.errors import ConfigError
 
 ACTIVATIONS = ("gelu", "relu", "tanh", "sigmoid", "swish", "silu", "linear")
 _LARGEST = 2**24  # above every real model's sizes; the product of two of them fits PyTorch's 64-bit sizes
@@ -63,14 +63,7 @@ class ModelConfig:
 
 def read(path: Path) -> ModelConfig:
     """Read a config file. Raises MissingError, DataError (not JSON) and ConfigError (a model we can't build)."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise MissingError(f"{path} is missing. Put the model's config there (the guide's model_config.json)") from None
-    except ValueError as error:
-        raise DataError(f"{path} is not JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise DataError(f"{path} holds {type(values).__name__}, not a JSON object")
+    values = schema.read(path, dict[str, Any], "Put the model's config there (the guide's model_config.json)")
     try:
         return from_dict(values)
     except ConfigError as error:

@@ -13,15 +13,16 @@ transformers 5's own class gives different ids, so only `tokenizers` is used; th
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from sentencepiece import sentencepiece_model_pb2
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import Unigram
 
+from deberta.core import schema
 from deberta.core.errors import DataError, MissingError
 
 REQUIRED = ("[PAD]", "[CLS]", "[SEP]", "[UNK]")
@@ -126,11 +127,8 @@ def _folder_options(folder: Path) -> tuple[bool, bool]:
     config = folder / "tokenizer_config.json"
     if not config.is_file():
         return False, False
-    try:
-        settings = json.loads(config.read_bytes())
-        return bool(settings.get("do_lower_case", False)), bool(settings.get("split_by_punct", False))
-    except (ValueError, AttributeError) as error:
-        raise DataError(f"{config} is not a JSON object: {error}") from error
+    settings = schema.read(config, dict[str, Any], "Fetch it again")
+    return bool(settings.get("do_lower_case", False)), bool(settings.get("split_by_punct", False))
 
 
 def _read_model(file: Path) -> _Model:

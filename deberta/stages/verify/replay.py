@@ -10,7 +10,6 @@ by sequence length. The result is one: {"rows": n, "max_abs_difference": x, "tol
 
 from __future__ import annotations
 
-import json
 import random
 import sys
 from collections.abc import Mapping, Sequence
@@ -21,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from deberta.core import contract, files, mnli
+from deberta.core import contract, files, mnli, schema
 from deberta.core.contract import INPUTS, LABELS, SEQUENCE_LENGTH
 from deberta.core.errors import DataError, run_stage
 from deberta.core.machine import effective_cpus
@@ -192,8 +191,8 @@ def main(argv: Sequence[str]) -> None:
         rows=Argument("rows to draw", whole(1, 10**9), required=True),
         seed=Argument("of the draw", whole(0, 2**32 - 1), required=True),
     )
-    result = replay(json.loads(options.plan.read_text(encoding="utf-8")), options.rows, options.seed)
-    files.write_text(options.output, json.dumps(result, indent=2) + "\n")
+    result = replay(schema.read(options.plan, dict[str, Any], "Run: invoke verify"), options.rows, options.seed)
+    files.write_text(options.output, schema.text(result))
 
 
 if __name__ == "__main__":

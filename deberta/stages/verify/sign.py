@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-import json
 import os
 import stat
 import sys
@@ -22,7 +21,7 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from deberta.core import files
+from deberta.core import files, schema
 from deberta.core.errors import ConfigError, DataError, MissingError, run_stage
 from deberta.stages import arguments
 from deberta.stages.arguments import Argument
@@ -164,15 +163,12 @@ def main(argv: Sequence[str]) -> None:
     if options.key is None or (options.statement and options.output is None):
         raise ConfigError("--key is needed, and --output to sign")
     if options.envelope:
-        try:
-            envelope = json.loads(options.envelope.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise DataError(f"{options.envelope} is not JSON ({error})") from None
+        envelope = schema.read(options.envelope, dict[str, Any], "Run: invoke sign")
         print(check(envelope, public_key(options.key), options.envelope))
         return
     key = private_key(options.key, _passphrase(options.passphrase_env))
     envelope = sign(options.statement.read_bytes(), key)
-    files.write_text(options.output, json.dumps(envelope, indent=2) + "\n")
+    files.write_text(options.output, schema.text(envelope))
     print(envelope["signatures"][0]["keyid"])
 
 
