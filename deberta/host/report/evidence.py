@@ -185,6 +185,7 @@ def _scope(evidence: Evidence, job: Job) -> Scope:
     supplied: set[str] = set()
     used: set[str] = set()  # bins and models of the present model's runs
     known: set[str] = set()  # and of all runs
+    present: set[str] = set()  # other files that its figures rest on
     padded = [
         (size, version, buckets.PADDED, contract.FP32) for size in job.batch_sizes for version in contract.VERSIONS
     ]
@@ -199,8 +200,10 @@ def _scope(evidence: Evidence, job: Job) -> Scope:
             supplied.add(str(artifacts.compiled(size)))
         if origin in ("", contract.BROUGHT_MODEL):
             used |= run
+            present.update(names)
         else:
             foreign.update(dict.fromkeys(names, f"bs {size}, {version}: {origin}"))
+    foreign = {path: why for path, why in foreign.items() if path not in present}
     foreign.update(dict.fromkeys(known - used, "no run of the present model used it"))
     stale = {str(artifacts.reference(version)) for version in contract.VERSIONS} - {*job.references.values()}
     foreign.update(dict.fromkeys(stale, "the report does not use it"))
