@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 from typing import Annotated, Optional
 
-from msgspec import Meta
+from msgspec import Meta, field
 
 from deberta.core import contract
 from deberta.core.schema import (
@@ -86,7 +86,7 @@ class JobMeasured(Schema):
     body was made, by bs<N>_<version>, or bs<N>_int8_<version>.
     """
 
-    made: Time
+    finished: Time = field(name="made")  # the last step
     deberta_ascend: Text
     command: Text
     executor: Annotated[str, one_of(contract.EXECUTORS)]

@@ -10,7 +10,7 @@ import json
 from typing import Annotated, Any, Mapping, Optional
 
 import msgspec
-from msgspec import Meta
+from msgspec import Meta, field
 
 from deberta.core import contract
 from deberta.core.job import FORMAT, Digests, JobMeasured, PublishedRow
@@ -229,7 +229,7 @@ class GateCheck(Schema):
     gate: Annotated[str, one_of(("complete", *GATES))]
     of: Text
     required: str
-    found: str
+    actual: str = field(name="found")
     status: Annotated[str, one_of(("passed", "failed", "not judged"))]
     reason: str
 

@@ -101,7 +101,7 @@ def _bill(project: Path, tree: Evidence, report: Report, job: Job) -> Component:
     head = {"bomFormat": "CycloneDX", "specVersion": "1.6"}
     content = {
         "version": 1,
-        "metadata": {"timestamp": report.measured.made, "tools": {"components": [tool]}, "component": deployment},
+        "metadata": {"timestamp": report.measured.finished, "tools": {"components": [tool]}, "component": deployment},
         "components": components,
         "dependencies": _dependencies(tree, components),
     }

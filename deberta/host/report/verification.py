@@ -253,7 +253,7 @@ def statement(tree: Evidence) -> dict[str, Any]:
             "limit": report.body.limit,
             "body_sha256": report.body_sha256,
             "verdict": report.verdict and report.verdict.verdict,
-            "made": report.measured.made,
+            "made": report.measured.finished,
         },
     }
 

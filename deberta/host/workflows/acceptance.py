@@ -111,7 +111,7 @@ def conclude(plan: Plan, report: Report) -> None:
     failed = [gate for gate in gates if gate.status == "failed"]
     for gate in failed:
         reason = f"; {gate.reason}" if gate.reason else ""
-        print(f"  failed: {_name(gate)}: found {gate.found or 'nothing'}, required {gate.required}{reason}")
+        print(f"  failed: {_name(gate)}: found {gate.actual or 'nothing'}, required {gate.required}{reason}")
     unjudged: dict[tuple[str, str], list[str]] = {}
     for gate in gates:
         if gate.status == "not judged":

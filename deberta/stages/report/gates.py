@@ -56,7 +56,7 @@ def near_tie_margin(job: Job) -> float:
 def _check(gate: str, of: str, required: str, actual: str, status: str | bool, reason: str = "") -> GateCheck:
     """`status`: a word, or whether the gate is met."""
     word = status if isinstance(status, str) else PASSED if status else FAILED
-    return GateCheck(gate=gate, of=of, required=required, found=actual, status=word, reason=reason)
+    return GateCheck(gate=gate, of=of, required=required, actual=actual, status=word, reason=reason)
 
 
 def complete(job: Job, body: Body, performances: Sequence[PerformanceRun]) -> list[GateCheck]:

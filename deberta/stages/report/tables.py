@@ -87,7 +87,7 @@ def _many(count: int, name: str) -> str:
 
 def _of_gate(gate: GateCheck) -> str:
     about = f" ({gate.reason})" if gate.reason else ""
-    return f"{gate.gate}, {gate.of}: found {gate.found}, required {gate.required}{about}"
+    return f"{gate.gate}, {gate.of}: found {gate.actual}, required {gate.required}{about}"
 
 
 def limited(report: Report) -> str:
@@ -242,7 +242,7 @@ def notes(report: Report) -> list[str]:
 
 def gates(report: Report) -> Table:
     checks = report.verdict.gates if report.verdict else []
-    rows = [(g.gate, g.of, g.required or ABSENT, g.found or ABSENT, g.status, g.reason) for g in checks]
+    rows = [(g.gate, g.of, g.required or ABSENT, g.actual or ABSENT, g.status, g.reason) for g in checks]
     heads = ("gate", "of", "required", "found", "status", "reason")
     kinds = ("", "wrap", "wrap", "wrap", "status", "wrap")
     return _filled(Table("gates", "What was required and what was found", heads, kinds, tuple(rows)))
@@ -441,7 +441,7 @@ def environment(report: Report) -> Table:
     measured = report.measured
     host, pins = measured.host, measured.pins
     facts: list[tuple[str, Iterable[str]]] = [
-        ("made", [measured.made]),
+        ("made", [measured.finished]),
         ("command", [measured.command]),
         ("deberta-ascend", [measured.deberta_ascend]),
         ("backend, executor", [f"{report.body.backend}, {measured.executor}"]),
