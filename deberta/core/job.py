@@ -173,62 +173,55 @@ class JobProfile(Schema):
     rows: dict[Version, Optional[int]]
 
 
-class EvaluationFiles(Schema):
+class FigureFiles(Schema):
+    """origin: empty for the present model, else what stands behind the figure in its place."""
+
+    batch_size: BatchSize
+    version: Version
+    origin: str
+
+
+class RunFiles(FigureFiles):
+    precision: Precision
+    pinned: bool
+    place: Text
+
+
+class EvaluationFiles(RunFiles):
     """One evaluation; its text is `evaluation`, its counts are in the .json of the same name.
 
     `outputs` are by sequence length, and so are `bins`, the folders with order.json: empty for 256 alone, whose rows
     are in the tsv's order.
     """
 
-    batch_size: BatchSize
-    version: Version
-    precision: Precision
     outputs: PathsByLength
     bins: PathsByLength
     evaluation: Text
-    origin: str
-    pinned: bool
-    place: Text
 
 
-class PerformanceFiles(Schema):
+class PerformanceFiles(RunFiles):
     """The timing log of one performance run."""
 
-    batch_size: BatchSize
-    version: Version
-    precision: Precision
-    length: Annotated[int, Meta(ge=1)]
+    length: Positive
     runner: Runner
     log: Text
-    origin: str
-    pinned: bool
-    place: Text
 
 
-class ThroughputFiles(Schema):
+class ThroughputFiles(RunFiles):
     """What several lengths come to over the data: the throughput stage's file, and what it was made of."""
 
-    batch_size: BatchSize
-    version: Version
-    precision: Precision
     throughput: Text
     logs: PathsByLength
     tokens: Text
-    origin: str
-    pinned: bool
-    place: Text
 
 
-class LabelChangeFiles(Schema):
+class LabelChangeFiles(FigureFiles):
     """The label-changes stage's file on an int8 run, and the outputs that it compared."""
 
-    batch_size: BatchSize
-    version: Version
     label_changes: Text
     fp32: PathsByLength
     int8: PathsByLength
     bins: PathsByLength
-    origin: str
 
 
 class Job(Schema):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from deberta.core.report import Report
-from deberta.stages.report import tables
-from deberta.stages.report.tables import ABOUT_LENGTHS, Cell, Table
+from deberta.stages.report import comparisons, tables
+from deberta.stages.report.tables import Cell, Table
 
 
 def markdown(report: Report) -> str:
@@ -26,10 +26,17 @@ def markdown(report: Report) -> str:
         lines += _section("Verdict", partial, [tables.gates(report)])
     lines += _section("Accuracy by genre", partial, [_genres(report)])
     lines += _section("Performance runs", partial, [tables.performances(report)])
-    lines += _section("Other lengths and int8", partial, [tables.lengths(report), tables.int8(report)], ABOUT_LENGTHS)
-    lines += _section("Agreement between batch sizes", partial, tables.agreement(report))
-    lines += _section("Comparison with the reference", partial, tables.reference(report))
-    lines += _section("Checks of data and labels", partial, [tables.data_checks(report), tables.orders(report)])
+    lines += _section(
+        "Other lengths and int8",
+        partial,
+        [comparisons.lengths(report), comparisons.int8(report)],
+        comparisons.ABOUT_LENGTHS,
+    )
+    lines += _section("Agreement between batch sizes", partial, comparisons.agreement(report))
+    lines += _section("Comparison with the reference", partial, comparisons.reference(report))
+    lines += _section(
+        "Checks of data and labels", partial, [comparisons.data_checks(report), comparisons.orders(report)]
+    )
     lines += _section("Environment", "", [tables.environment(report), tables.steps(report)])
     lines += _section("Artifacts", partial, tables.artifacts(report))
     lines.append(f"SHA-256 of the body, which holds no time and no machine: `{report.body_sha256}`")
@@ -38,9 +45,9 @@ def markdown(report: Report) -> str:
 
 def _genres(report: Report) -> Table:
     rows = [
-        (tables.size_of(cell), cell.version, genre, *tables.counted(counts))
+        (comparisons.size_of(cell), cell.version, genre, *tables.counted(counts))
         for cell in report.body.cells
-        for genre, counts in tables.counts_of(cell).items()
+        for genre, counts in comparisons.counts_of(cell).items()
     ]
     heads = ("batch size", "version", "genre", "correct / rows", "accuracy", tables.INTERVAL)
     return Table("genres", "", heads, ("", "", "", "number", "number", "number"), tuple(rows))

@@ -14,9 +14,10 @@ from markupsafe import Markup
 
 from deberta.core.contract import VERSIONS
 from deberta.core.report import PerformanceRun, Report
-from deberta.stages.report import charts, tables
+from deberta.stages.report import charts, comparisons, tables
 from deberta.stages.report.charts import Dot, Series
-from deberta.stages.report.tables import Group, Table
+from deberta.stages.report.comparisons import Group
+from deberta.stages.report.tables import Table
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 ABOUT_ACCURACY = (
@@ -71,7 +72,7 @@ def html(report: Report, data: str = "") -> str:
 
 
 def _sections(report: Report) -> list[Section]:
-    groups = tables.groups(report)
+    groups = comparisons.groups(report)
     judged = [tables.gates(report)] if report.verdict is not None else []
     confusions = tuple(_confusion(number, group) for number, group in enumerate(groups, 1))
     performances = tables.performances(report)
@@ -88,12 +89,17 @@ def _sections(report: Report) -> list[Section]:
             "lengths",
             "Other lengths and int8",
             (),
-            _filled(tables.lengths(report), tables.int8(report)),
-            (tables.ABOUT_LENGTHS,),
+            _filled(comparisons.lengths(report), comparisons.int8(report)),
+            (comparisons.ABOUT_LENGTHS,),
         ),
-        Section("agreement", "Agreement between batch sizes", (), tuple(tables.agreement(report))),
-        Section("reference", "Comparison with the reference", (), tuple(tables.reference(report))),
-        Section("data", "Checks of data and labels", (), _filled(tables.data_checks(report), tables.orders(report))),
+        Section("agreement", "Agreement between batch sizes", (), tuple(comparisons.agreement(report))),
+        Section("reference", "Comparison with the reference", (), tuple(comparisons.reference(report))),
+        Section(
+            "data",
+            "Checks of data and labels",
+            (),
+            _filled(comparisons.data_checks(report), comparisons.orders(report)),
+        ),
         Section("environment", "Environment", (), _filled(tables.environment(report), tables.steps(report))),
         Section("artifacts", "Artifacts", (), tuple(tables.artifacts(report))),
     ]
