@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import itertools
-import lzma
 import os
 import re
+import shutil
 import stat
 import struct
 import zipfile
@@ -22,16 +22,8 @@ import msgspec
 from deberta.core import files, schema
 from deberta.core.errors import DataError, some
 
-_ZIP_ERRORS = (
-    zipfile.BadZipFile,
-    zlib.error,
-    lzma.LZMAError,
-    struct.error,
-    EOFError,
-    NotImplementedError,
-    RuntimeError,
-    ValueError,
-)
+# RuntimeError: an encrypted member, or (NotImplementedError) a method that zipfile does not know.
+_ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError, ValueError)
 _SIDECAR_BYTES = 1 << 20
 
 
@@ -107,10 +99,8 @@ def extract(archive: Path, targets: Mapping[str, Path], limits: Limits = LIMITS)
             raise DataError(f"{archive} has no regular file {', '.join(missing)}; it has: {some(sorted(entries), 10)}")
         _check_sizes(zip_file, [entries[name] for name in targets], limits)
         for name, path in targets.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
             with _member(zip_file, entries[name]) as source, open(path, "wb") as target:
-                while chunk := source.read(1 << 20):
-                    target.write(chunk)
+                shutil.copyfileobj(source, target, 1 << 20)
                 target.flush()
                 os.fsync(target.fileno())
 
@@ -127,15 +117,11 @@ def find_in_archive(archive: Path, sha256: str, limits: Limits = LIMITS) -> tupl
         entries = members(zip_file, limits)
         names = [name for name in sorted(entries) if _may_be_searched(name, entries[name].file_size, limits)]
         _check_sizes(zip_file, [entries[name] for name in names], limits)
-        by_size = {name: entry.file_size for name, entry in entries.items()}
-        return _search(names, sha256, lambda name: _member(zip_file, entries[name]), lambda name: by_size.get(name, -1))
+        return _search(names, sha256, lambda name: _member(zip_file, entries[name]))
 
 
 def find_in_folder(folder: Path, sha256: str, depth: int = 4, limits: Limits = LIMITS) -> tuple[str | None, list[Seen]]:
     """The path of the file below `folder` with this hash, None if there is none, and the files read."""
-
-    def size(name: str) -> int:
-        return os.path.getsize(name) if os.path.isfile(name) else -1
 
     def names() -> Iterator[str]:
         for parent, folders, children in os.walk(folder):
@@ -143,24 +129,26 @@ def find_in_folder(folder: Path, sha256: str, depth: int = 4, limits: Limits = L
             if len(Path(parent).relative_to(folder).parts) >= depth:
                 folders.clear()
             for path in (os.path.join(parent, child) for child in sorted(children)):
-                if size(path) >= 0 and _may_be_searched(path, size(path), limits):
+                if os.path.isfile(path) and _may_be_searched(path, os.path.getsize(path), limits):
                     yield path
 
-    return _search(itertools.islice(names(), limits.searched_files), sha256, lambda name: open(name, "rb"), size)
+    def open_file(name: str) -> IO[bytes]:  # reading a pipe would not end
+        return open(name if os.path.isfile(name) else os.devnull, "rb")
+
+    return _search(itertools.islice(names(), limits.searched_files), sha256, open_file)
 
 
 def _search(
-    names: Iterable[str], sha256: str, open_file: Callable[[str], ContextManager[IO[bytes]]], size: Callable[[str], int]
+    names: Iterable[str], sha256: str, open_file: Callable[[str], ContextManager[IO[bytes]]]
 ) -> tuple[str | None, list[Seen]]:
-    """The first file with this hash, and the files read until then. `size` is -1 for a file that does not exist."""
+    """The first file with this hash, and the files read until then."""
     seen = []
     for name in names:
         with open_file(name) as file:
             digest = files.sha256_of_stream(file)
         url = ""
-        if 0 <= size(f"{name}.json") <= _SIDECAR_BYTES:
-            with open_file(f"{name}.json") as file:
-                url = _sidecar_url(file.read())
+        with contextlib.suppress(KeyError, ValueError), open_file(f"{name}.json") as file:  # it may have no sidecar
+            url = schema.decode(file.read(_SIDECAR_BYTES), _Sidecar).url
         seen.append(Seen(name, url, digest))
         if digest == sha256:
             return name, seen
@@ -177,13 +165,6 @@ def _may_be_searched(name: str, size: int, limits: Limits) -> bool:
     return size <= limits.searched and not name.endswith((".json", ".lock", ".part", ".zip"))
 
 
-def _sidecar_url(content: bytes) -> str:
-    try:
-        return schema.decode(content, _Sidecar).url
-    except ValueError:
-        return ""
-
-
 def _check_sizes(zip_file: zipfile.ZipFile, entries: list[zipfile.ZipInfo], limits: Limits) -> None:
     total = sum(entry.file_size for entry in entries)
     if total > limits.total:
@@ -198,8 +179,6 @@ def _check_sizes(zip_file: zipfile.ZipFile, entries: list[zipfile.ZipInfo], limi
 
 def _member(zip_file: zipfile.ZipFile, entry: zipfile.ZipInfo) -> IO[bytes]:
     """A member, opened: zipfile stops at the declared size and checks the CRC at the end. Raises DataError."""
-    if entry.flag_bits & 0x1:
-        raise DataError(f"{zip_file.filename}: {entry.filename} is encrypted: refused")
     if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise DataError(f"{zip_file.filename}: {entry.filename} is packed by method {entry.compress_type}: refused")
     return zip_file.open(entry)

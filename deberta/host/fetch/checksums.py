@@ -152,8 +152,7 @@ def remember(job: FetchItem, key: str, origin: str, path: Path, sha256: str, che
     if key not in entries or entries[key].sha256 != sha256:
         now = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
         entries[key] = Recorded(origin, path.stat().st_size, sha256, now, match or "first use")
-        listing = {"format": 1, "files": {name: msgspec.to_builtins(entries[name]) for name in sorted(entries)}}
-        files.write_text(job.record, json.dumps(listing, indent=2) + "\n")
+        files.write_text(job.record, schema.text({"format": 1, "files": dict(sorted(entries.items()))}))
 
 
 def check(job: FetchItem, key: str, kind: str, path: Path, checksums: Checksums) -> tuple[str, str]:

@@ -7,6 +7,7 @@ shown ("trust on first use"), and enforced from then on.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import shutil
 from collections.abc import Sequence
@@ -134,15 +135,8 @@ def _from_network(job: FetchItem, products: list[Product]) -> list[Fetched]:
 def _get(job: FetchItem, products: list[Product], download: Download, copy: Copy) -> list[Fetched]:
     """Download, check, and put in place. Raises DownloadFailed; a file that fails a check is removed."""
     part = job.workspace / root_folder(products[0].root, job.profile) / f"{download.name}.part"
-    transfer = http.Transfer(
-        copy.url,
-        part,
-        download.name,
-        download.about_bytes,
-        lambda head: wrong_start(download.kind, head),
-        job.settings,
-        job.show,
-    )
+    wrong = functools.partial(wrong_start, download.kind)
+    transfer = http.Transfer(copy.url, part, download.name, download.about_bytes, wrong, job.settings, job.show)
     job.show(f"{download.name}: from {http.shown(copy.url)}")
     url, in_pieces = transfer.run()
     problem = _unfit(job, download, part, copy)
@@ -151,10 +145,9 @@ def _get(job: FetchItem, products: list[Product], download: Download, copy: Copy
         http.discard(part)
         url, _ = transfer.run()
         problem = _unfit(job, download, part, copy)
-    if problem:
-        http.discard(part)
-        raise http.DownloadFailed(f"{problem}; the file was removed", wrong=True)
     try:
+        if problem:
+            raise Unfit(problem)
         if download.kind == ZIP:
             done = _unpack(job, products, download, part, copy, url)
         else:

@@ -1,15 +1,17 @@
-"""What `fetch` can get, as data: the files, their URLs, and the published hashes.
+"""What `fetch` can get, by sources.json: the files, their URLs, and the published hashes.
 
 A `Product` is a file in the workspace. It comes from a `Download`, which a host serves: the file itself or a zip that
 holds it. A download has one or more `Copy`s, which are tried in order.
+pre_deberta.zip is a transformers cache of 2022, whose files are named by hashes: spm.model is known by its own hash.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
+from typing import Optional
 
-from deberta.core.contract import DEV_FILES
+import msgspec
+
 from deberta.core.paths import Artifacts
 
 PRETRAINED = PurePosixPath("models", "pretrained", "deberta-v3-base")
@@ -20,14 +22,13 @@ TORCH, ZIP, SENTENCEPIECE, JSON, TSV = "PyTorch checkpoint", "zip", "SentencePie
 HEAD_BYTES = 4096
 
 
-@dataclass(frozen=True)
-class Product:
+class Product(msgspec.Struct, frozen=True):
     """A file in the workspace: `path` is below the profile's `models` or `data` folder, or below `pretrained`."""
 
     root: str
     path: str
     kind: str
-    sha256: str | None = None  # published: binding for every copy
+    sha256: Optional[str] = None  # published: binding for every copy
     optional: bool = False  # only `finetune` needs it: an offline folder may lack it
 
     def target(self, profile: str) -> PurePosixPath:
@@ -35,16 +36,14 @@ class Product:
         return root_folder(self.root, profile) / self.path
 
 
-@dataclass(frozen=True)
-class Copy:
+class Copy(msgspec.Struct, frozen=True):
     """A URL of a download; a published `sha256` of this copy alone."""
 
     url: str
-    sha256: str | None = None
+    sha256: Optional[str] = None
 
 
-@dataclass(frozen=True)
-class Download:
+class Download(msgspec.Struct, frozen=True):
     """A file under the name that it has on hosts and in offline folders."""
 
     name: str
@@ -57,8 +56,7 @@ class Download:
         return tuple(copy.sha256 for copy in self.copies if copy.sha256)
 
 
-@dataclass(frozen=True)
-class Item:
+class Item(msgspec.Struct, frozen=True):
     """What one name on the command line gets: any one of the downloads gives every product."""
 
     name: str
@@ -99,53 +97,5 @@ def wrong_start(kind: str, head: bytes) -> str | None:
     return None if fits[kind] else f"it is not a {kind}: it starts with {head[:8]!r}"
 
 
-_GUIDE_MODELS = (
-    "https://ascend-pytorch-model-file.obs.cn-north-4.myhuaweicloud.com"
-    "/%E9%AA%8C%E6%94%B6-%E6%8E%A8%E7%90%86/nlp/Deberta/"
-)
-_GUIDE_DATA = "https://ascend-pytorch-one-datasets.obs.cn-north-4.myhuaweicloud.com/infer/MNLI/"
-_PRETRAINED = "https://huggingface.co/microsoft/deberta-v3-base/resolve/main/"
-_CHECKPOINT = "pytorch.model-073631.bin"
-_SPM_SHA256 = "c679fbf93643d19aab7ee10c0b99e460bdbc02fedf34b92b05af343b4af586fd"
-_MNLI_SHA256 = "e7c1d896d26ed6caf700110645df426cc2d8ebf02a5ab743d5a5c68ac1c83633"
-
-
-def _single(name: str, product: Product, url: str, about_bytes: int = 0) -> Item:
-    copy = Copy(url, product.sha256)
-    return Item(name, (product,), (Download(product.path, product.kind, (copy,), about_bytes),))
-
-
-GUIDE: Sources = (
-    _single("checkpoint", Product("models", _CHECKPOINT, TORCH), _GUIDE_MODELS + _CHECKPOINT, 739_000_000),
-    Item(
-        "tokenizer",
-        (Product("models", "spm.model", SENTENCEPIECE, _SPM_SHA256),),
-        (
-            # A transformers cache of 2022: files named by hashes, so spm.model is found in it by its own hash.
-            Download("pre_deberta.zip", ZIP, (Copy(_GUIDE_MODELS + "pre_deberta.zip"),)),
-            Download("spm.model", SENTENCEPIECE, (Copy(_PRETRAINED + "spm.model", _SPM_SHA256),), 2_464_616),
-        ),
-    ),
-    Item(
-        "mnli",
-        (
-            *(Product("data", f"MNLI/{name}", TSV) for name in DEV_FILES.values()),
-            Product("data", "MNLI/train.tsv", TSV, optional=True),
-        ),
-        (
-            Download(
-                "MNLI.zip",
-                ZIP,
-                (
-                    Copy("https://dl.fbaipublicfiles.com/glue/data/MNLI.zip", _MNLI_SHA256),
-                    Copy(_GUIDE_DATA + "MNLI.zip"),
-                ),
-                312_783_507,
-            ),
-        ),
-    ),
-    _single("pretrained", Product("pretrained", "pytorch_model.bin", TORCH), _PRETRAINED + "pytorch_model.bin"),
-    _single("pretrained", Product("pretrained", "spm.model", SENTENCEPIECE, _SPM_SHA256), _PRETRAINED + "spm.model"),
-    _single("pretrained", Product("pretrained", "config.json", JSON), _PRETRAINED + "config.json"),
-)
+GUIDE = msgspec.json.decode(Path(__file__).with_name("sources.json").read_bytes(), type=Sources)
 ON_DEMAND = ("pretrained",)
