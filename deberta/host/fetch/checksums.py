@@ -17,7 +17,7 @@ import msgspec
 from deberta.core import files, schema
 from deberta.core.errors import DataError
 from deberta.host.fetch.download import DownloadSettings
-from deberta.host.fetch.sources import HEAD_BYTES, JSON, Item, Product, record_path, wrong_start
+from deberta.host.fetch.sources import HEAD_BYTES, JSON, Download, Item, Product, record_path, root_folder, wrong_start
 
 _LARGE = 100 << 20  # bytes; hashing more than this takes long enough to be announced
 
@@ -71,6 +71,9 @@ class FetchItem:
     @property
     def record(self) -> Path:
         return self.workspace / record_path(self.item, self.profile)
+
+    def part(self, download: Download) -> Path:
+        return self.workspace / root_folder(self.item.products[0].root, self.profile) / f"{download.name}.part"
 
     def target(self, product: Product) -> Path:
         return self.workspace / product.target(self.profile)

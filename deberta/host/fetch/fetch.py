@@ -19,18 +19,7 @@ from deberta.core.errors import ConfigError, DataError, MissingError, from_os_er
 from deberta.host.fetch import archives, checksums
 from deberta.host.fetch import download as http
 from deberta.host.fetch.checksums import Checksums, Fetched, FetchItem, Unfit
-from deberta.host.fetch.sources import (
-    GUIDE,
-    ON_DEMAND,
-    ZIP,
-    Copy,
-    Download,
-    Item,
-    Product,
-    Sources,
-    root_folder,
-    wrong_start,
-)
+from deberta.host.fetch.sources import GUIDE, ON_DEMAND, ZIP, Copy, Download, Item, Product, Sources, wrong_start
 
 _SHOWN = 20  # files listed when a search by hash finds nothing
 
@@ -134,7 +123,7 @@ def _from_network(job: FetchItem, products: list[Product]) -> list[Fetched]:
 
 def _get(job: FetchItem, products: list[Product], download: Download, copy: Copy) -> list[Fetched]:
     """Download, check, and put in place. Raises DownloadFailed; a file that fails a check is removed."""
-    part = job.workspace / root_folder(products[0].root, job.profile) / f"{download.name}.part"
+    part = job.part(download)
     wrong = functools.partial(wrong_start, download.kind)
     transfer = http.Transfer(copy.url, part, download.name, download.about_bytes, wrong, job.settings, job.show)
     job.show(f"{download.name}: from {http.shown(copy.url)}")
