@@ -220,17 +220,17 @@ def _current(
 
 
 def _artifacts(plan: Plan, request: ReportRequest, measured: Measured) -> list[Artifact]:
-    """What was made on the way, in that order: of the whole matrix padded, and of what was measured besides."""
+    """What was made on the way, in that order: of the whole matrix padded, and of the present model's other runs."""
     base = plan.artifacts
     artifacts = [artifact for version in request.versions for artifact in matrix.of_version(base, version)]
     for size in request.batch_sizes:
         for version in request.versions:
             artifacts += matrix.of_evaluation(base, buckets.PADDED, size, version)
             artifacts += matrix.of_performance(base, buckets.PADDED, size, version, request.runners)
-    for cell in measured.evaluations:
+    for cell in (cell for cell in measured.evaluations if not cell.origin):
         of_precision = replace(base, precision=cell.precision)
         artifacts += matrix.of_evaluation(of_precision, tuple(map(int, cell.outputs)), cell.batch_size, cell.version)
-    for result in measured.throughputs:
+    for result in (result for result in measured.throughputs if not result.origin):
         of_precision, lengths = replace(base, precision=result.precision), tuple(map(int, result.logs))
         artifacts += matrix.of_performance(of_precision, lengths, result.batch_size, result.version, request.runners)
     return list(dict.fromkeys(artifacts))
