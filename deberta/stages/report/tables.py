@@ -157,7 +157,8 @@ def _guide_row(report: Report, size: int, row: PublishedRow | None) -> tuple[Cel
 
 def accuracy(report: Report, cell: EvaluationCell, with_lengths: bool = True) -> str:
     """It says all that stands behind it, since these texts are copied."""
-    lengths = f", lengths {','.join(cell.lengths)}" if with_lengths and not is_padded(cell.lengths) else ""
+    count = len(cell.lengths)  # the table of lengths names them
+    lengths = f", {count} length{'s' * (count > 1)}" if with_lengths and not is_padded(cell.lengths) else ""
     partial = f", {limited(report)}" if report.body.limit else ""
     counts = f"{100 * cell.accuracy:.2f} ({cell.correct}/{cell.rows})"
     return f"{counts} {where_counted(report, cell)}{lengths}{partial}"
