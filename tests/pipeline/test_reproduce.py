@@ -148,7 +148,7 @@ def test_a_missing_artifact_and_a_missing_report_differ(made: tuple[Workspace, P
     said = workspace.fail(6, *command)
     assert "1 of 14 artifacts differ: data/tiny/pre_mnli_bs4_limit6/match (dirHash " in said and ", not there)" in said
     (other / "results/tiny/cpu/report_limit6.json").write_text("[]")
-    assert "is not a report" in workspace.fail(5, *command)
+    assert "does not fit its schema" in workspace.fail(5, *command)
     (other / "results/tiny/cpu/report_limit6.json").unlink()
     assert "report_limit6.json is missing" in workspace.fail(3, *command)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from invoke.config import Config
 from invoke.context import Context
@@ -24,7 +23,7 @@ def reproduce(c: Context, options: Options) -> None:
     plan, folder = plan_of(c, options), workspace(c)
     if options.compare:
         run = ReproductionRun(plan, options.sizes, tuple(plan.profile.rows))
-        return workflow.conclude(run, *_roots(options.compare))
+        return workflow.conclude(run, _roots(options.compare))
     names = workflow.parse_executors(options.executors or str(c.config.executor))
     places = workflow.places(
         Path(options.in_).absolute() if options.in_ else folder / workflow.FOLDER,
@@ -35,9 +34,11 @@ def reproduce(c: Context, options: Options) -> None:
     run = ReproductionRun(plan, options.sizes, workflow.present_versions(folder, plan))
     workflow.check_inputs(folder, run)
     builds = image_builds(c) if options.images else None
+    # As they are here and now, for a process of its own.
+    settings = {key: value for key, value in c.config.items() if key not in Config.global_defaults()}
     session = session_of(c, options, executor="local")
     with exclusive(session):
-        workflow.run(session, run, places, _settings(c), builds, options.keep_places)
+        workflow.run(session, run, places, settings, builds, options.keep_places)
 
 
 def _roots(text: str) -> tuple[Path, Path]:
@@ -46,12 +47,3 @@ def _roots(text: str) -> tuple[Path, Path]:
     if len(roots) != 2 or not all(root.is_dir() for root in roots):
         raise ConfigError(f"--compare {text!r} is not two folders: --compare A,B")
     return roots[0], roots[1]
-
-
-def _settings(c: Context) -> dict[str, Any]:
-    """The settings of invoke.yaml as they are here and now, for a process of its own."""
-    return {key: _plain(value) for key, value in c.config.items() if key not in Config.global_defaults()}
-
-
-def _plain(value: Any) -> Any:
-    return {key: _plain(entry) for key, entry in value.items()} if hasattr(value, "items") else value

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import PurePosixPath as Path
-from typing import Any, Mapping, Optional
+from typing import Any, Iterable, Mapping, Optional
 
 from deberta.core.contract import BACKENDS, DEV_FILES, LABELS, VERSIONS
 from deberta.core.errors import ConfigError
@@ -55,6 +55,10 @@ class Profile:
         if version not in self.rows:
             raise ConfigError(f"profile {self.name} has no version {version!r}, only: {', '.join(self.rows)}")
         return self.dataset_path / DEV_FILES[version]
+
+    def inputs(self, versions: Iterable[str]) -> list[Path]:
+        """What the user brings for these versions."""
+        return [self.checkpoint_path, self.config_path, self.tokenizer_path, *map(self.data_path, versions)]
 
 
 def load(name: Any, profiles: Any) -> Profile:

@@ -82,12 +82,12 @@ def run(session: Session, plan: Plan, wanted: ReportRequest, choice: Choice = ()
 
 def cells(wanted: ReportRequest, rows: Mapping[str, int]) -> list[MatrixCell]:
     """The matrix, batch size by batch size; `rows` of each version."""
-    found = []
+    matrix = []
     for size in wanted.batch_sizes:
         for version in wanted.versions:
-            found.append(MatrixCell(ACCURACY, size, version, batch_count(rows[version], size) * size))
-        found += [MatrixCell(PERFORMANCE, size, version, wanted.loops * size) for version in wanted.versions]
-    return found
+            matrix.append(MatrixCell(ACCURACY, size, version, batch_count(rows[version], size) * size))
+        matrix += [MatrixCell(PERFORMANCE, size, version, wanted.loops * size) for version in wanted.versions]
+    return matrix
 
 
 def conclude(plan: Plan, report: Report) -> None:

@@ -20,8 +20,8 @@ def clean(session: Session, profiles: Sequence[Profile]) -> None:
 
     A profile's inputs stay, trained by us or not, and so does every file without a record: it is the user's.
     """
-    roots = [session.workspace / kind / one.name for kind in ("models", "data", "results") for one in profiles]
-    inputs = {session.workspace / path for one in profiles for path in _inputs(one)}
+    roots = [session.workspace / kind / profile.name for kind in ("models", "data", "results") for profile in profiles]
+    inputs = {session.workspace / path for profile in profiles for path in profile.inputs(profile.rows)}
     doomed: list[Path] = []
     for root in roots:
         for path in sorted(root.rglob(f"*{RECORD}")):
@@ -61,11 +61,6 @@ def remove_environments(project: Path, dry: bool) -> None:
         print(f"{'would remove' if dry else 'removing'} {folder}")
         if not dry:
             files.remove(folder)
-
-
-def _inputs(profile: Profile) -> list[PurePosixPath]:
-    models = [profile.checkpoint_path, profile.config_path, profile.tokenizer_path]
-    return [*models, *(profile.data_path(version) for version in profile.rows)]
 
 
 def _subjects(session: Session, record_path: Path) -> list[Path]:

@@ -14,12 +14,15 @@ import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, Iterable, Iterator, Mapping, Optional, Sequence
 
-from deberta.core import contract, files, records
-from deberta.core.differences import differences as json_differences
-from deberta.core.errors import ConfigError, DataError, GateError, MissingError, some
+import msgspec
+
+from deberta.core import contract, files, records, schema
+from deberta.core.differences import JsonDifference, differences
+from deberta.core.errors import ConfigError, GateError, MissingError, some
 from deberta.core.paths import record_of
+from deberta.core.report import Report
 from deberta.host.plan import matrix
 from deberta.host.plan.plan import LATEST, Plan
 from deberta.host.report import measurements
@@ -33,7 +36,6 @@ if TYPE_CHECKING:
 FOLDER = Path(".cache", "reproduce")  # in the workspace
 NAMES = ("a", "b-elsewhere")  # not of one length: a path that got into an artifact would show
 SETTINGS = "reproduce.json"  # in a place: its settings, and the sign that it is one
-GATE = GateError.exit_code
 LOOPS = 2  # the fewest that have a time without the first
 
 
@@ -50,8 +52,8 @@ class ReproductionRun:
     """What is made in each place. `plan` has the profile, the backend and the limit."""
 
     plan: Plan
-    batch_sizes: Tuple[int, ...]
-    versions: Tuple[str, ...]
+    batch_sizes: tuple[int, ...]
+    versions: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -59,9 +61,9 @@ class Compared:
     """One artifact of both places. `digests`: empty where it is not there. `must`: a difference fails the run."""
 
     name: str
-    digests: Tuple[str, str]
+    digests: tuple[str, str]
     must: bool = True
-    details: Tuple[str, ...] = ()
+    details: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
         return self.digests[0] == self.digests[1] and not self.details
@@ -86,9 +88,9 @@ def run(
     try:
         for place in pair:
             fill(place, session.workspace, planned, settings)
-            make(session.project, place, planned, place.root.parent / "logs")
+            make(session.project, place, planned)
         in_images = _rebuild_images(session, planned, builds) if builds else []
-        conclude(planned, pair[0].root, pair[1].root, in_images)
+        conclude(planned, (pair[0].root, pair[1].root), in_images)
     finally:
         for place in pair:
             if keep_places:
@@ -99,51 +101,66 @@ def run(
 
 def show(project: Path, planned: ReproductionRun, pair: Sequence[Place]) -> None:
     """Print what a person could paste to do the same, but for the comparison."""
+    command = shlex.join([str(project / "inv"), *acceptance(planned)])
     for place in pair:
         root = shlex.quote(str(place.root))
         print(f"mkdir -p {root}")
         print(f"cp --parents {shlex.join(map(str, inputs(planned)))} {root}")
-        for line in commands(planned):
-            command = f"{shlex.quote(str(project / 'inv'))} {shlex.join(line)}"
-            print(f"INVOKE_WORKSPACE={root} INVOKE_EXECUTOR={place.executor} {command}")
+        print(f"INVOKE_WORKSPACE={root} INVOKE_EXECUTOR={place.executor} {command}")
 
 
-def conclude(planned: ReproductionRun, first: Path, second: Path, in_images: Sequence[str] = ()) -> None:
-    """Print the table and judge it. `in_images`: the paths that differ in two builds of an image. Raises GateError."""
-    artifacts = compare(first, second, planned)
-    print(f"{first} and {second}:")
-    for line in table(artifacts):
-        print(line)
-    judge(artifacts)
+def conclude(planned: ReproductionRun, roots: tuple[Path, Path], in_images: Sequence[str] = ()) -> None:
+    """Print a line for each artifact, with both hashes and what differs if it is not equal.
+
+    Raises GateError naming every artifact that has to be equal and is not, and `in_images`: the paths that differ in
+    two builds of an image.
+    """
+    artifacts = compare(roots, planned)
+    print(f"{roots[0]} and {roots[1]}:")
+    for artifact in artifacts:
+        digests = [digest or "not there" for digest in artifact.digests]
+        if artifact:
+            print(f"same    {digests[0]}  {artifact.name}")
+        else:
+            head = f"{'DIFFERS' if artifact.must else 'differs'} {artifact.name}"
+            print(*[head, *digests, *artifact.details], sep="\n        ")
+    if wrong := [artifact for artifact in artifacts if artifact.must and not artifact]:
+        names = [
+            f"{artifact.name} ({', '.join(text or 'not there' for text in artifact.digests)})" for artifact in wrong
+        ]
+        raise GateError(
+            f"{len(wrong)} of {len(artifacts)} artifacts differ: {some(names, 20)}. To look at both places, run it "
+            "again with --keep-places"
+        )
     if in_images:
         raise GateError(f"two builds of an image differ in {len(in_images)} paths: {some(in_images, 20)}")
     print(f"identical: {sum(map(bool, artifacts))} of {len(artifacts)} artifacts")
 
 
-def _rebuild_images(session: Session, planned: ReproductionRun, builds: BuildSettings) -> List[str]:
+def _rebuild_images(session: Session, planned: ReproductionRun, builds: BuildSettings) -> list[str]:
     """Build the image of each stage of the run anew; returns what differs from the one that is there."""
     from deberta.host.images import contents  # it needs the SDK, which the list of tasks must not load
 
     stages = ("export", "compile", "runtime") if planned.plan.backend == "ascend" else ("export",)
     by_tag = contents.rebuild_all(session.project, session.workspace, builds, stages, _say)
-    for tag, differences in by_tag.items():
-        _say(f"image {tag}: {len(differences)} differences between two builds")
-        for line in differences:
+    for tag, paths in by_tag.items():
+        _say(f"image {tag}: {len(paths)} differences between two builds")
+        for line in paths:
             _say(f"  {line}")
-    return [f"{tag}{line}" for tag, differences in by_tag.items() for line in differences]
+    return [f"{tag}{line}" for tag, paths in by_tag.items() for line in paths]
 
 
 def _say(line: str) -> None:
     print(line, flush=True)
 
 
-def places(folder: Path, executors: Sequence[str]) -> Tuple[Place, Place]:
+def places(folder: Path, executors: Sequence[str]) -> tuple[Place, Place]:
     """One executor for both places, or one for each."""
     first, second = executors[0], executors[-1]
     return Place(folder / NAMES[0], first), Place(folder / NAMES[1], second)
 
 
-def parse_executors(text: str) -> Tuple[str, ...]:
+def parse_executors(text: str) -> tuple[str, ...]:
     """`docker`, or `local,docker`. Raises ConfigError."""
     names = tuple(name.strip() for name in text.split(","))
     for name in names:
@@ -153,7 +170,7 @@ def parse_executors(text: str) -> Tuple[str, ...]:
     return names
 
 
-def present_versions(workspace: Path, plan: Plan) -> Tuple[str, ...]:
+def present_versions(workspace: Path, plan: Plan) -> tuple[str, ...]:
     """The versions whose tsv is there; one that is not is named. Raises MissingError if none is."""
     needed = {version: plan.source(plan.profile.data_path(version)) for version in plan.profile.rows}
     there = tuple(version for version, data in needed.items() if (workspace / data.path).exists())
@@ -165,11 +182,9 @@ def present_versions(workspace: Path, plan: Plan) -> Tuple[str, ...]:
     return there
 
 
-def inputs(run: ReproductionRun) -> List[PurePosixPath]:
+def inputs(run: ReproductionRun) -> list[PurePosixPath]:
     """What the user brings."""
-    profile = run.plan.profile
-    given = [profile.checkpoint_path, profile.config_path, profile.tokenizer_path]
-    return [*given, *(profile.data_path(version) for version in run.versions)]
+    return run.plan.profile.inputs(run.versions)
 
 
 def check_inputs(workspace: Path, run: ReproductionRun) -> None:
@@ -178,26 +193,19 @@ def check_inputs(workspace: Path, run: ReproductionRun) -> None:
         raise messages.missing([run.plan.source(path) for path in absent])
 
 
-def bytes_needed(workspace: Path, run: ReproductionRun) -> int:
-    """A generous estimate of what both places take: copies, the ONNX, the models, bins and outputs."""
-    sizes = {path: (workspace / path).stat().st_size for path in inputs(run)}
-    model = sizes[run.plan.profile.checkpoint_path]
-    expected = {v: run.plan.profile.rows[v] or sizes[run.plan.profile.data_path(v)] // 64 for v in run.versions}
-    # A performance run takes the bins of all rows, limited or not.
-    rows = sum(count + min(count, run.plan.limit) for count in expected.values())
-    per_row = len(contract.INPUTS) * contract.SEQUENCE_LENGTH * 4 + 2 * 4096  # a file is a block at least
-    made = model * (1 + len(run.batch_sizes)) + rows * per_row * len(run.batch_sizes)
-    return 2 * (sum(sizes.values()) + made)
-
-
 def check_disk(workspace: Path, folder: Path, run: ReproductionRun) -> None:
-    """Raise MissingError if the disk has no room for both places."""
-    needed = bytes_needed(workspace, run)
-    there = next(path for path in (folder, *folder.parents) if path.exists())
-    free = shutil.disk_usage(there).free
+    """Raise MissingError if the disk has no room for both places: copies, the ONNX, the models, bins and outputs."""
+    profile, sizes = run.plan.profile, {path: (workspace / path).stat().st_size for path in inputs(run)}
+    expected = [profile.rows[version] or sizes[profile.data_path(version)] // 64 for version in run.versions]
+    # A performance run takes the bins of all rows, limited or not.
+    rows = sum(count + min(count, run.plan.limit) for count in expected)
+    per_row = len(contract.INPUTS) * contract.SEQUENCE_LENGTH * 4 + 2 * 4096  # a file is a block at least
+    models = sizes[profile.checkpoint_path] * (1 + len(run.batch_sizes))
+    needed = 2 * (sum(sizes.values()) + models + rows * per_row * len(run.batch_sizes))
+    free = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
     if free < needed:
         raise MissingError(
-            f"two places of profile {run.plan.profile.name} need about {needed / 1e9:.1f} GB in {folder}, and "
+            f"two places of profile {profile.name} need about {needed / 1e9:.1f} GB in {folder}, and "
             f"{free / 1e9:.1f} GB are free. Free some, or name another folder: invoke reproduce --in DIR"
         )
 
@@ -211,7 +219,7 @@ def fill(place: Place, workspace: Path, run: ReproductionRun, settings: Mapping[
     if place.root.exists():
         raise ConfigError(f"{place.root} is there and was not made by reproduce. Name another folder: --in DIR")
     own = {**settings, "workspace": str(place.root), "executor": place.executor, "backend": run.plan.backend}
-    files.write_text(place.root / SETTINGS, json.dumps(own, indent=1) + "\n")
+    files.write_text(place.root / SETTINGS, json.dumps(own, indent=1, default=dict) + "\n")
     for path in inputs(run):
         (place.root / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(workspace / path, place.root / path)
@@ -223,46 +231,41 @@ def clear(place: Place) -> None:
         files.remove(place.root)
 
 
-def commands(run: ReproductionRun) -> List[List[str]]:
-    """The tasks that make everything, from the export to the report, with their options."""
-    sizes = ["--bs", ",".join(map(str, run.batch_sizes))]
-    one = ["--version", run.versions[0]] if len(run.versions) == 1 < len(run.plan.profile.rows) else []
-    limit = ["--limit", str(run.plan.limit)] if run.plan.limit else []
+def acceptance(run: ReproductionRun) -> list[str]:
+    """The task that makes everything, from the export to the report, with its options."""
+    plan = run.plan
+    version = ["--version", run.versions[0]] if len(run.versions) == 1 < len(plan.profile.rows) else []
+    limit = ["--limit", str(plan.limit)] if plan.limit else []
     # Times are not compared, so the performance runs are as short as they can be.
-    own = ["--loops", str(LOOPS), "--profile", run.plan.profile.name, "--backend", run.plan.backend]
-    return [["acceptance", *sizes, *one, *own, *limit]]
+    own = ["--loops", str(LOOPS), "--profile", plan.profile.name, "--backend", plan.backend]
+    return ["acceptance", "--bs", ",".join(map(str, run.batch_sizes)), *version, *own, *limit]
 
 
-def make(project: Path, place: Place, run: ReproductionRun, logs: Path) -> None:
-    """Run all commands in a place. Raises the error of the first one that fails.
-
-    A gate of the acceptance is no failure here: its outcome is in the report.
-    """
-    for number, command in enumerate(commands(run)):
-        line = [sys.executable, "-m", "invoke", "--search-root", str(project)]
-        line += ["-f", str(place.root / SETTINGS), *command]
-        log = logs / f"{place.root.name}-{number}-{command[0]}.log"
-        _say(f"{place.root.name} ({place.executor}): invoke {' '.join(command)}")
-        printed, code = local.execute(
-            line, project, local.environment(project, os.environ), log, lambda text: _say(f"  {text}")
-        )
-        if code != GATE:
-            check_exit(f"invoke {command[0]} in {place.root}", printed, code, log)
+def make(project: Path, place: Place, run: ReproductionRun) -> None:
+    """Run the acceptance in a place. Raises its error, but for a failed gate: its outcome is in the report."""
+    task, settings = acceptance(run), ["--search-root", str(project), "-f", str(place.root / SETTINGS)]
+    log = place.root.parent / "logs" / f"{place.root.name}-{task[0]}.log"
+    _say(f"{place.root.name} ({place.executor}): invoke {' '.join(task)}")
+    command = [sys.executable, "-m", "invoke", *settings, *task]
+    variables = local.environment(project, os.environ)
+    printed, code = local.execute(command, project, variables, log, lambda text: _say(f"  {text}"))
+    if code != GateError.exit_code:
+        check_exit(f"invoke {task[0]} in {place.root}", printed, code, log)
 
 
-def compare(one: Path, other: Path, run: ReproductionRun) -> List[Compared]:
+def compare(roots: tuple[Path, Path], run: ReproductionRun) -> list[Compared]:
     """Everything that was made in two workspaces. Raises MissingError if a place has no report, DataError."""
-    found = []
-    for name, must in names(run, one):
-        paths = tuple(_in_place(root, name, run) for root in (one, other))
-        digests = (_digest(paths[0]), _digest(paths[1]))
+    artifacts = []
+    for name, must in names(run, roots[0]):
+        first, second = (_in_place(root, name) for root in roots)
+        digests = (_digest(first), _digest(second))
         if any(digests):
-            details = _parts(paths[0], paths[1]) if digests[0] != digests[1] else ()
-            found.append(Compared(name, digests, must, details))
-    return [*found, _report(one, other, run), *_images(one, other, run)]
+            details = _files(first, second) if digests[0] != digests[1] else ()
+            artifacts.append(Compared(name, digests, must, details))
+    return [*artifacts, _report(roots, run), *_images(roots, run)]
 
 
-def names(run: ReproductionRun, root: Path) -> Iterator[Tuple[str, bool]]:
+def names(run: ReproductionRun, root: Path) -> Iterator[tuple[str, bool]]:
     """What there is to compare, by the lengths of the evaluations in `root`, and whether it has to be equal.
 
     ATC is not known to give the same .om twice, nor an NPU the same last bits of a logit, so of ascend these are said
@@ -270,52 +273,24 @@ def names(run: ReproductionRun, root: Path) -> Iterator[Tuple[str, bool]]:
     """
     yield from ((str(path), True) for path in inputs(run))
     base = run.plan.artifacts
-
-    def counts(size: int, version: str) -> PurePosixPath:
-        return base.evaluation(size, version).with_suffix(".json")
-
-    artifacts = [
-        artifact
-        for size in run.batch_sizes
-        for version in run.versions
-        for artifact in matrix.of_evaluation(base, measurements.lengths_of(root / counts(size, version)), size, version)
-    ]
-    artifacts += [artifact for version in run.versions for artifact in matrix.of_version(base, version)]
+    artifacts: list[matrix.Artifact] = []
+    for size in run.batch_sizes:
+        for version in run.versions:
+            lengths = measurements.lengths_of(root / base.evaluation(size, version).with_suffix(".json"))
+            artifacts += matrix.of_evaluation(base, lengths, size, version)
+    for version in run.versions:
+        artifacts += matrix.of_version(base, version)
     of_device = (matrix.MODEL, matrix.WEIGHTS, matrix.OUTPUTS)
     for path, kind in dict.fromkeys(artifacts):
         must = kind != matrix.REFERENCE and (kind not in of_device or base.backend != "ascend")
         yield f"{path}{LATEST if kind == matrix.OUTPUTS else ''}", must
 
 
-def table(found: Sequence[Compared]) -> Iterator[str]:
-    """A line for each artifact that is equal; for one that is not both hashes, and what differs in it."""
-    for one in found:
-        if one:
-            yield f"same    {one.digests[0]}  {one.name}"
-            continue
-        yield f"{'DIFFERS' if one.must else 'differs'} {one.name}"
-        for digest in one.digests:
-            yield f"        {digest or 'not there'}"
-        yield from (f"        {detail}" for detail in one.details)
-
-
-def judge(found: Sequence[Compared]) -> None:
-    """Raise GateError naming every artifact that has to be equal and is not."""
-    wrong = [one for one in found if one.must and not one]
-    if wrong:
-        listed = [f"{one.name} ({one.digests[0] or 'not there'}, {one.digests[1] or 'not there'})" for one in wrong]
-        raise GateError(
-            f"{len(wrong)} of {len(found)} artifacts differ: {some(listed, 20)}. To look at both places, run it again "
-            "with --keep-places"
-        )
-
-
-def _in_place(root: Path, name: str, run: ReproductionRun) -> Optional[Path]:
+def _in_place(root: Path, name: str) -> Optional[Path]:
     """Where an artifact is in a workspace; a run's folder is the only one of its length. None if there is none."""
     if not name.endswith(LATEST):
         return root / name
-    parent = root / name[: -len(LATEST)]
-    folders = [path for path in parent.iterdir() if path.is_dir()] if parent.is_dir() else []
+    folders = [path for path in (root / name[: -len(LATEST)]).glob("*") if path.is_dir()]
     return folders[0] if len(folders) == 1 else None
 
 
@@ -325,51 +300,38 @@ def _digest(path: Optional[Path]) -> str:
     return f"dirHash {files.folder_digest(path)}" if path.is_dir() else f"sha256  {files.sha256_of(path)}"
 
 
-def _parts(one: Optional[Path], other: Optional[Path]) -> Tuple[str, ...]:
+def _files(first: Optional[Path], second: Optional[Path]) -> tuple[str, ...]:
     """The files that differ in two folders."""
-    if one is None or other is None or not (one.is_dir() and other.is_dir()):
+    if not (first and second and first.is_dir() and second.is_dir()):
         return ()
-    first, second = (
-        {name: files.sha256_of(folder / name) for name in files.files_in(folder)} for folder in (one, other)
-    )
-    odd = sorted(name for name in {*first, *second} if first.get(name) != second.get(name))
-    said = [f"{name}: {first.get(name, 'not there')} and {second.get(name, 'not there')}" for name in odd[:3]]
-    return (*said, *([f"and {len(odd) - 3} more of {len({*first, *second})} files"] if len(odd) > 3 else []))
+    before, after = ({name: files.sha256_of(root / name) for name in files.files_in(root)} for root in (first, second))
+    entries = (JsonDifference(name, before.get(name), after.get(name)) for name in sorted({*before, *after}))
+    return _listed((entry for entry in entries if entry.first != entry.second), 3)
 
 
-def _report(one: Path, other: Path, run: ReproductionRun) -> Compared:
+def _report(roots: tuple[Path, Path], run: ReproductionRun) -> Compared:
     """The bodies of both reports, by the hash that the stage made of them and value by value."""
     path = run.plan.artifacts.report("json")
-    first, second = _read_report(one / path), _read_report(other / path)
-    details = tuple(
-        f"{difference.place}: {difference.first or 'nothing'} and {difference.second or 'nothing'}"
-        for difference in json_differences(first["body"], second["body"], "$.body")
-    )
-    digests = (f"sha256  {first['body_sha256']}", f"sha256  {second['body_sha256']}")
-    more = (f"and {len(details) - 20} more values",) if len(details) > 20 else ()
-    return Compared(f"{path}: body", digests, details=(*details[:20], *more))
+    hint = "Run: invoke reproduce, and without --compare"
+    first, second = (schema.read(root / path, Report, hint) for root in roots)
+    changes = differences(msgspec.to_builtins(first.body), msgspec.to_builtins(second.body), "$.body")
+    digests = (f"sha256  {first.body_sha256}", f"sha256  {second.body_sha256}")
+    return Compared(f"{path}: body", digests, details=_listed(changes, 20))
 
 
-def _images(one: Path, other: Path, run: ReproductionRun) -> Iterator[Compared]:
+def _listed(entries: Iterable[JsonDifference], most: int) -> tuple[str, ...]:
+    lines = [entry.describe("the first", "the second") for entry in entries]
+    return (*lines[:most], *([f"and {len(lines) - most} more"] if len(lines) > most else []))
+
+
+def _images(roots: tuple[Path, Path], run: ReproductionRun) -> Iterator[Compared]:
     """What was in the images, by tag, where the records of both places say so: each engine builds its own of a tag."""
-    first: Dict[str, str] = {}
-    second: Dict[str, str] = {}
-    for root, contents in ((one, first), (other, second)):
+    first: dict[str, str] = {}
+    second: dict[str, str] = {}
+    for root, contents in zip(roots, (first, second)):
         for name, _ in names(run, root):
             record = records.read(root / record_of(PurePosixPath(name.replace(LATEST, ""))))
             if record and "image_contents" in record.internal:
                 contents[str(record.parameters.get("image"))] = str(record.internal["image_contents"])
     for tag in sorted({*first} & {*second}):
         yield Compared(f"contents of {tag}", (f"sha256  {first[tag]}", f"sha256  {second[tag]}"), must=False)
-
-
-def _read_report(path: Path) -> Dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise MissingError(f"{path} is missing. Run: invoke reproduce, and without --compare") from None
-    except ValueError as error:
-        raise DataError(f"{path} is not JSON ({error}). Run: invoke report") from None
-    if not isinstance(content, dict) or not {"body", "body_sha256"} <= set(content):
-        raise DataError(f"{path} is not a report. Run: invoke report")
-    return content
