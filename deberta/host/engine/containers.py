@@ -79,6 +79,7 @@ def of_step(
     mounts += [mount for needed in step.inputs for mount in _input(workspace, needed.path, step.writes)]
     variables = {"HOME": str(inside / "home"), "TMPDIR": str(inside / "home")}
     if step.tool:
+        variables.update(access.variables)
         return Container(image, (*step.program, *arguments), inside, user, (*mounts, *access.mounts), variables, access)
     mounts.append(Mount(project / "deberta", CODE / "deberta"))
     variables.update(PYTHONPATH=str(CODE), PYTHONUNBUFFERED="1", PYTHONIOENCODING="utf-8", PYTHONDONTWRITEBYTECODE="1")
@@ -105,10 +106,8 @@ def passwd(user: User, home: PurePosixPath) -> str:
 
 def create_arguments(container: Container, image_id: str, name: str, labels: Mapping[str, str]) -> dict[str, Any]:
     """The arguments of the SDK's containers.create."""
-    from docker.types import Mount as BindMount
-
     mounts = [
-        BindMount(str(mount.target), str(mount.source), type="bind", read_only=not mount.writable)
+        {"Type": "bind", "Source": str(mount.source), "Target": str(mount.target), "ReadOnly": not mount.writable}
         for mount in container.mounts
     ]
     return {
@@ -118,7 +117,7 @@ def create_arguments(container: Container, image_id: str, name: str, labels: Map
         "labels": dict(labels),
         "read_only": True,
         "mounts": mounts,
-        "environment": _environment(container),
+        "environment": dict(container.variables),
         **_options(container),
     }
 
@@ -131,7 +130,7 @@ def command_line(container: Container) -> list[str]:
             line += [_FLAGS[name], value]
     for mount in container.mounts:
         line += ["--mount", _csv(mount)]
-    for variable, value in _environment(container).items():
+    for variable, value in container.variables.items():
         line += ["--env", f"{variable}={value}"]
     return [*line, container.image, *container.command]
 
@@ -152,10 +151,6 @@ def _options(container: Container) -> dict[str, Any]:
     if access.runtime:
         options["runtime"] = access.runtime
     return options
-
-
-def _environment(container: Container) -> dict[str, str]:
-    return {**container.variables, **dict(container.access.variables)}
 
 
 def _csv(mount: Mount) -> str:

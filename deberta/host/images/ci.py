@@ -71,7 +71,7 @@ def parts(project: Path, loaded: ImagePins, arch: str) -> Parts:
             raise
         return Parts(export, lacks=str(error))
     try:
-        return Parts(export, with_cann, definition.msame_file(project, loaded, arch))
+        return Parts(export, with_cann, definition.UserFiles(project, loaded, arch).msame())
     except MissingError as error:
         if (project / pins.MSAME).is_file():
             raise

@@ -8,25 +8,22 @@ image is exported as a tar by a container that is never started, and read as a s
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-import platform
+import re
 import tarfile
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Dict, Iterator, Mapping, Sequence
-
-import msgspec
+from typing import Any, Iterable, Mapping, NamedTuple, Sequence
 
 from deberta.core import files
-from deberta.core.errors import MissingError, StageError
+from deberta.core.errors import StageError
 from deberta.host.engine import engine
 from deberta.host.engine.transcript import Show
-from deberta.host.images import build, definition, pins
+from deberta.host.images import build, definition
 from deberta.host.images.definition import BuildSettings, Image
 
 FORMAT = 1  # version of the digest; a change of what it covers needs another one
-MEMORY = Path(".cache", "image_contents.json")
+MEMORY = Path(".cache", f"image_contents_{FORMAT}")  # a file with the digest for each image id
+_DIGEST = re.compile(r"[0-9a-f]{64}\n")
 CHUNK = 1 << 20
 # Folders and files that are not covered: logs and caches, which hold times (first line), and what engines put into
 # containers.
@@ -37,25 +34,17 @@ LEFT_OUT = (
 )
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """One path of a file system. A hard link is the entry of its target: in layers it may become a copy."""
 
     kind: str  # file, folder, link, device, pipe
-    mode: int
+    mode: str  # octal
     owner: str  # uid:gid
     target: str = ""  # of a link; major:minor of a device
     sha256: str = ""  # of a file
 
 
-class _Memory(msgspec.Struct):
-    """The file of remembered digests, by image id."""
-
-    format: int
-    digests: Dict[str, str]
-
-
-def entries(stream: IO[bytes]) -> dict[str, Entry]:
+def entries(stream: Any) -> dict[str, Entry]:
     """The file system in a tar, by path; compiled Python, logs and what engines inject are left out.
 
     Raises StageError for a stream that is cut off or no tar.
@@ -76,8 +65,7 @@ def digest_of(file_system: Mapping[str, Entry]) -> str:
     """SHA-256, in hexadecimal, over a JSON line for each path, sorted."""
     content = hashlib.sha256()
     for path, entry in sorted(file_system.items()):
-        line = [path, entry.kind, f"{entry.mode:04o}", entry.owner, entry.target, entry.sha256]
-        content.update(json.dumps(line).encode() + b"\n")
+        content.update(json.dumps([path, *entry]).encode() + b"\n")
     return content.hexdigest()
 
 
@@ -89,7 +77,9 @@ def differences(first: Mapping[str, Entry], second: Mapping[str, Entry]) -> list
         if before is None or after is None:
             texts.append(f"/{path} is only in the {'second' if before is None else 'first'}")
         elif before != after:
-            texts.append(f"/{path}: {', '.join(_changes(before, after))}")
+            fields = zip(Entry._fields, before, after)
+            changes = [f"{name} {old or 'none'} and {new or 'none'}" for name, old, new in fields if old != new]
+            texts.append(f"/{path}: {', '.join(changes)}")
     return texts
 
 
@@ -97,17 +87,17 @@ def contents(client: Any, image_id: str, workspace: Path) -> dict[str, Entry]:
     """The file system of an image, exported through a container that is never started."""
     labels = engine.container_labels(workspace)
     with engine.explained(f"reading what is in {image_id}"), engine.unstarted(client, image_id, labels) as container:
-        return entries(io.BufferedReader(_Chunks(container.export(chunk_size=CHUNK)), CHUNK))
+        return entries(_Chunks(container.export(chunk_size=CHUNK)))
 
 
 def digest(client: Any, image_id: str, workspace: Path) -> str:
     """The digest of an image's file system, remembered in the workspace: the contents of an id never change."""
-    known = _known(workspace)
-    if image_id not in known:
-        known[image_id] = digest_of(contents(client, image_id, workspace))
-        text = msgspec.json.format(msgspec.json.encode(_Memory(FORMAT, known))).decode()
-        files.write_text(workspace / MEMORY, text + "\n")
-    return known[image_id]
+    memory = workspace / MEMORY / image_id
+    if memory.is_file() and _DIGEST.fullmatch(text := memory.read_text(encoding="utf-8", errors="replace")):
+        return text.strip()
+    sha256 = digest_of(contents(client, image_id, workspace))
+    files.write_text(memory, f"{sha256}\n")
+    return sha256
 
 
 def rebuild(client: Any, image: Image, settings: BuildSettings, workspace: Path, show: Show) -> list[str]:
@@ -138,27 +128,8 @@ def rebuild_all(
     project: Path, workspace: Path, settings: BuildSettings, stages: Sequence[str], show: Show
 ) -> dict[str, list[str]]:
     """`rebuild` for each stage whose files are here: tag to differences. Raises MissingError if there is none."""
-    loaded, client = pins.load(project), engine.connect()
-    by_tag: dict[str, list[str]] = {}
-    for stage in stages:
-        try:
-            image = definition.plan(project, loaded, stage, platform.machine())
-        except MissingError as error:
-            if len(stages) == 1:
-                raise
-            show(f"image of {stage}: left out: {error}")
-            continue
-        by_tag[image.tag] = rebuild(client, image, settings, workspace, show)
-    return by_tag
-
-
-def _known(workspace: Path) -> dict[str, str]:
-    """The remembered digests by image id; none if the file is damaged or of another format."""
-    try:
-        memory = msgspec.json.decode((workspace / MEMORY).read_bytes(), type=_Memory)
-    except (OSError, msgspec.DecodeError):
-        return {}
-    return memory.digests if memory.format == FORMAT else {}
+    images, client = definition.plans(project, stages, show), engine.connect()
+    return {image.tag: rebuild(client, image, settings, workspace, show) for image in images}
 
 
 def _path(name: str) -> str:
@@ -175,7 +146,7 @@ def _is_left_out(path: str) -> bool:
 
 
 def _entry(archive: tarfile.TarFile, member: tarfile.TarInfo, by_path: Mapping[str, Entry]) -> Entry:
-    mode, owner = member.mode & 0o7777, f"{member.uid}:{member.gid}"
+    mode, owner = f"{member.mode & 0o7777:04o}", f"{member.uid}:{member.gid}"
     if member.islnk():
         target = by_path.get(_path(member.linkname))
         if target is None:
@@ -194,31 +165,11 @@ def _entry(archive: tarfile.TarFile, member: tarfile.TarInfo, by_path: Mapping[s
     return Entry("device", mode, owner, f"{member.devmajor}:{member.devminor}")
 
 
-def _changes(first: Entry, second: Entry) -> Iterator[str]:
-    for name in ("kind", "owner", "target"):
-        if getattr(first, name) != getattr(second, name):
-            yield f"{name} {getattr(first, name) or 'none'} and {getattr(second, name) or 'none'}"
-    if first.mode != second.mode:
-        yield f"mode {first.mode:04o} and {second.mode:04o}"
-    if first.sha256 != second.sha256:
-        yield f"bytes (SHA-256 {first.sha256[:12] or 'none'}.. and {second.sha256[:12] or 'none'}..)"
+class _Chunks:
+    """The chunks that the engine sends, read as tarfile reads a stream: of whatever size they are."""
 
+    def __init__(self, chunks: Iterable[bytes]) -> None:
+        self._chunks = filter(None, chunks)
 
-class _Chunks(io.RawIOBase):
-    """The chunks that the engine sends, as a file."""
-
-    def __init__(self, chunks: Iterator[bytes]) -> None:
-        self._chunks, self._rest = chunks, b""
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self._rest:
-            try:
-                self._rest = next(self._chunks)
-            except StopIteration:
-                return 0
-        size = min(len(buffer), len(self._rest))
-        buffer[:size], self._rest = self._rest[:size], self._rest[size:]
-        return size
+    def read(self, size: int) -> bytes:
+        return next(self._chunks, b"")

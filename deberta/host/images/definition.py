@@ -10,9 +10,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import platform
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Mapping, Optional
+from typing import Annotated, Any, Callable, Iterator, Mapping, Optional, Sequence
 
 import msgspec
 from msgspec import Meta
@@ -20,17 +21,8 @@ from msgspec import Meta
 from deberta.core import schema
 from deberta.core.errors import ConfigError, DataError, MissingError
 from deberta.core.records import Digests
-from deberta.host.images.pins import (
-    CANN,
-    CANN_PACKAGE,
-    DEBS,
-    MSAME,
-    PINS,
-    WHEELS,
-    ImagePins,
-    architecture_of,
-    user_files,
-)
+from deberta.host.images import pins
+from deberta.host.images.pins import ImagePins
 
 REPOSITORY = "deberta-ascend"
 LABEL = REPOSITORY
@@ -107,7 +99,7 @@ def settings(values: Any, project: Path) -> BuildSettings:
     return msgspec.structs.replace(images, wheelhouse=wheelhouse, ca=ca)
 
 
-def plan(project: Path, pins: ImagePins, stage: str, arch: str) -> Image:
+def plan(project: Path, pinned: ImagePins, stage: str, arch: str) -> Image:
     """The image of a stage for a machine (x86_64 or aarch64). Reads and hashes its inputs, and builds nothing.
 
     Raises MissingError (a user-supplied file is missing, or not pinned yet), DataError (a file is not the pinned one)
@@ -115,7 +107,7 @@ def plan(project: Path, pins: ImagePins, stage: str, arch: str) -> Image:
     """
     if arch not in DOCKER_ARCHITECTURES:
         raise ConfigError(f"there are no stage images for {arch}; they are for {' and '.join(DOCKER_ARCHITECTURES)}")
-    base, entry, supplied = pins.bases[stage], pins.locks.get(stage), _UserFiles(project, pins, arch)
+    base, entry, supplied = pinned.bases[stage], pinned.locks.get(stage), UserFiles(project, pinned, arch)
     files = [
         own_file(project, Path("docker", f"{stage}.Dockerfile"), "Dockerfile"),
         *(own_file(project, Path("docker", script), script) for script in SCRIPTS[stage]),
@@ -124,10 +116,10 @@ def plan(project: Path, pins: ImagePins, stage: str, arch: str) -> Image:
     if entry:
         files.append(_checked(own_file(project, Path(entry.file), "requirements.lock"), entry.sha256))
     if stage != "export":
-        files += supplied.cann(stage) + supplied.all(DEBS / stage, ".deb", "debs", pins.debs.get(stage, {}))
+        files += supplied.cann(stage) + supplied.all(pins.DEBS / stage, ".deb", "debs", pinned.debs.get(stage, {}))
         folders += ["cann", "debs"]
     if stage == "compile":
-        files += supplied.all(WHEELS, ".whl", "ais_bench", pins.wheels)
+        files += supplied.all(pins.WHEELS, ".whl", "ais_bench", pinned.wheels)
         folders.append("ais_bench")
     if stage == "runtime":
         files.append(supplied.msame())
@@ -146,6 +138,21 @@ def plan(project: Path, pins: ImagePins, stage: str, arch: str) -> Image:
         folders=tuple(folders),
         lock=project / entry.file if entry else None,
     )
+
+
+def plans(project: Path, stages: Sequence[str], show: Callable[[str], None]) -> Iterator[Image]:
+    """The images of these stages for this machine; one whose files are not here is left out with the reason.
+
+    Raises the errors of `plan`, and MissingError too if there is one stage only.
+    """
+    loaded = pins.load(project)
+    for stage in stages:
+        try:
+            yield plan(project, loaded, stage, platform.machine())
+        except MissingError as error:
+            if len(stages) == 1:
+                raise
+            show(f"{stage}: left out: {error}")
 
 
 def tag_of(stage: str, inputs: Mapping[str, str]) -> str:
@@ -192,55 +199,51 @@ def own_file(project: Path, path: Path, name: str) -> File:
     return File(name, project / path, hashlib.sha256(content).hexdigest(), executable=content.startswith(b"#!"))
 
 
-def msame_file(project: Path, pins: ImagePins, arch: str) -> File:
-    """The user's msame. Raises MissingError (not there, or not pinned), ConfigError (another machine's), DataError."""
-    return _UserFiles(project, pins, arch).msame()
-
-
-class _UserFiles:
+class UserFiles:
     """The user-supplied files of a project, each of which must have its pinned SHA-256."""
 
-    def __init__(self, project: Path, pins: ImagePins, arch: str) -> None:
-        self.project, self.pins, self.arch = project, pins, arch
+    def __init__(self, project: Path, pinned: ImagePins, arch: str) -> None:
+        self.project, self.pinned, self.arch = project, pinned, arch
         self.digests = Digests(project / "docker")  # remembered: a CANN package is over 1 GB; packing hashes it again
 
     def msame(self) -> File:
-        if not (self.project / MSAME).is_file():
+        """Raises MissingError (not there, or not pinned), ConfigError (another machine's) and DataError."""
+        if not (self.project / pins.MSAME).is_file():
             raise MissingError(
-                f"the runtime image needs msame: build it as the guide says, put it at {MSAME}, and run: invoke images "
-                "--lock"
+                f"the runtime image needs msame: build it as the guide says, put it at {pins.MSAME}, and run: "
+                "invoke images --lock"
             )
-        machine = architecture_of(self.project / MSAME)
+        machine = pins.architecture_of(self.project / pins.MSAME)
         if machine not in (None, self.arch):
             raise ConfigError(
-                f"{MSAME} is built for {machine}, and this machine is {self.arch}. Build it for {self.arch}"
+                f"{pins.MSAME} is built for {machine}, and this machine is {self.arch}. Build it for {self.arch}"
             )
-        return self._file(MSAME, "msame", self.pins.msame.get(self.arch), executable=True)
+        return self._file(pins.MSAME, "msame", self.pinned.msame.get(self.arch), executable=True)
 
     def cann(self, stage: str) -> list[File]:
         """CANN's package; none if the base was replaced and no package is there (check-cann tests the base)."""
         # The run-time package has no compiler; the toolkit has both.
         kinds = ("toolkit",) if stage == "compile" else ("nnrt", "toolkit")
-        matches = [CANN_PACKAGE.fullmatch(path.name) for path in user_files(self.project / CANN, ".run")]
+        matches = [pins.CANN_PACKAGE.fullmatch(path.name) for path in pins.user_files(self.project / pins.CANN, ".run")]
         for kind in kinds:
             packages = [match[0] for match in matches if match and match[3] == self.arch and match[1] == kind]
             if len(packages) > 1:
-                raise ConfigError(f"{CANN} has {' and '.join(packages)}: which one? Leave one of them there")
+                raise ConfigError(f"{pins.CANN} has {' and '.join(packages)}: which one? Leave one of them there")
             for name in packages:
-                return [self._file(CANN / name, f"cann/{name}", self.pins.cann.get(name), executable=True)]
-        if not self.pins.bases[stage].override:
+                return [self._file(pins.CANN / name, f"cann/{name}", self.pinned.cann.get(name), executable=True)]
+        if not self.pinned.bases[stage].override:
             raise MissingError(
-                f"the {stage} image needs CANN: put {TOOLKIT.format(self.arch)} in {CANN} and run invoke images "
+                f"the {stage} image needs CANN: put {TOOLKIT.format(self.arch)} in {pins.CANN} and run invoke images "
                 f"--lock, or name an image that has it: invoke images --base {stage}=IMAGE"
             )
         return []
 
     def all(self, folder: Path, suffix: str, name: str, pinned: Mapping[str, str]) -> list[File]:
         """Every file with a suffix in a folder, which must be exactly those that are pinned."""
-        names = [path.name for path in user_files(self.project / folder, suffix)]
+        names = [path.name for path in pins.user_files(self.project / folder, suffix)]
         if absent := sorted(set(pinned) - set(names)):
             raise MissingError(
-                f"{folder / absent[0]} is in {PINS}, and not there. Put it back, or take it out of the pins with: "
+                f"{folder / absent[0]} is in {pins.PINS}, and not there. Put it back, or take it out of the pins with: "
                 "invoke images --lock"
             )
         return [self._file(folder / file, f"{name}/{file}", pinned.get(file)) for file in names]
@@ -249,7 +252,7 @@ class _UserFiles:
         sha256 = self.digests.of(PurePosixPath(path.relative_to("docker").as_posix()))["sha256"]
         if pinned is None:
             raise MissingError(
-                f"{path} (SHA-256 {sha256}) is not in {PINS} yet. If it is the file that you mean, run: "
+                f"{path} (SHA-256 {sha256}) is not in {pins.PINS} yet. If it is the file that you mean, run: "
                 "invoke images --lock"
             )
         return _checked(File(name, self.project / path, sha256, executable), pinned)
@@ -258,7 +261,7 @@ class _UserFiles:
 def _checked(file: File, pinned: str) -> File:
     if file.sha256 != pinned:
         raise DataError(
-            f"{file.path} has SHA-256 {file.sha256}, and {PINS} says {pinned}. Put the pinned file back, or take this "
-            "one with: invoke images --lock"
+            f"{file.path} has SHA-256 {file.sha256}, and {pins.PINS} says {pinned}. Put the pinned file back, or "
+            "take this one with: invoke images --lock"
         )
     return file

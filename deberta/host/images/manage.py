@@ -43,19 +43,13 @@ def replace_bases(project: Path, assignments: Sequence[str], dry: bool) -> None:
 
 def make(project: Path, workspace: Path, settings: BuildSettings, force: bool, dry: bool) -> None:
     """Build every stage image that is missing; an image whose files are not here is left out with the reason."""
-    loaded, client = pins.load(project), engine.connect()
-    failures = []
-    for stage in pins.STAGES:
+    client, failures = engine.connect(), []
+    for image in definition.plans(project, pins.STAGES, print):
         try:
-            image = definition.plan(project, loaded, stage, platform.machine())
-        except MissingError as error:
-            print(f"{stage}: left out: {error}")
-            continue
-        try:
-            build.update(client, image, settings, workspace, f"{stage}: ", force, dry)
+            build.update(client, image, settings, workspace, f"{image.stage}: ", force, dry)
         except DebertaError as error:  # the other stages do not depend on this one
             failures.append(error)
-            print(f"{stage}: {error}")
+            print(f"{image.stage}: {error}")
     if failures:
         raise type(failures[0])(f"{len(failures)} of the images could not be built. First: {failures[0]}")
 
