@@ -70,7 +70,7 @@ def test_outputs_of_an_ascend_run_are_found(workspace: Workspace) -> None:
 
 
 def test_what_is_refused(workspace: Workspace) -> None:
-    assert "'tpu' cannot be compared, only: pytorch" in workspace.fail(2, "compare", "onnx", "tpu")
+    assert "SIDE-B 'tpu' is not one of: pytorch" in workspace.fail(2, "compare", "onnx", "tpu")
     assert "would be compared with itself" in workspace.fail(2, "compare", "onnx", "onnx")
     assert "--outputs is for om" in workspace.fail(2, "compare", "onnx", "cpu", "--outputs", "x")
     missing = workspace.fail(3, "compare", "onnx", "reference", *BS)

@@ -6,7 +6,7 @@ import re
 import secrets
 from dataclasses import replace
 from pathlib import Path
-from typing import Optional, Sequence
+from typing import Sequence
 
 from invoke.context import Context
 
@@ -14,18 +14,10 @@ from deberta import PROJECT
 from deberta.core import contract
 from deberta.core.errors import ConfigError, MissingError
 from deberta.core.paths import Artifacts
+from deberta.host.cli import settings
 from deberta.host.cli.auto import AUTO
 from deberta.host.cli.command import DEVICE, RUN, command
 from deberta.host.cli.options import Options
-from deberta.host.cli.settings import (
-    buckets_of,
-    plan_of,
-    prepared_python,
-    profile_of,
-    session_of,
-    stages_environment,
-    workspace,
-)
 from deberta.host.engine import containers
 from deberta.host.plan.plan import Plan
 from deberta.host.report import verification
@@ -39,11 +31,11 @@ from deberta.host.workflows import making
 @command("sizes", "version", "limit", "loops", "buckets", "profile", "backend", *DEVICE, *RUN)
 def acceptance(c: Context, options: Options) -> None:
     """Measure every batch size and version, judge all gates, and write the report with its verdict."""
-    sizes, plan = _batch_sizes(c, options), plan_of(c, options)
+    sizes, plan = _batch_sizes(c, options), settings.plan_of(c, options)
     if options.version:
         plan.profile.data_path(options.version)  # raises ConfigError if the profile does not have it
-    session = session_of(c, options)
-    settings = {"backend": options.backend or c.config.backend, "executor": options.executor or c.config.executor}
+    session = settings.session_of(c, options)
+    by_setting = {"backend": options.backend or c.config.backend, "executor": options.executor or c.config.executor}
     request = ReportRequest(
         purpose="acceptance",
         batch_sizes=sizes,
@@ -51,29 +43,30 @@ def acceptance(c: Context, options: Options) -> None:
         runners=[plan.tool or contract.RUNNERS[0]],
         loops=options.loops,
         command=_command(plan, session, sizes, options),
-        auto=[name for name, value in settings.items() if value == AUTO],
-        gates=_gates(c),
+        auto=[name for name, value in by_setting.items() if value == AUTO],
+        gates=settings.path_of(c, "gates"),
         reasons=_reasons(c, session),
         # The CI image alone has this setting, and its code lies in the image.
         in_image=c.config.get("image_unpinned") is not None and Path(containers.CODE) == PROJECT,
     )
     strict = replace(session, strict=True)
     with exclusive(strict):
-        workflow.run(strict, plan, request, buckets_of(c, options))
+        workflow.run(strict, plan, request, settings.buckets_of(c, options))
 
 
 @command("profile", "backend", "executor", "keep", "dry")
 def report(c: Context, options: Options) -> None:
     """Write report.md, .html and .json of what has been measured: published figures beside measured ones."""
-    plan, session, sizes = plan_of(c, options), session_of(c, options, usual="local"), _batch_sizes(c, options)
+    plan, sizes = settings.plan_of(c, options), _batch_sizes(c, options)
+    session = settings.session_of(c, options, usual="local")
     with exclusive(session):
-        making.write_report(session, plan, sizes, _gates(c))
+        making.write_report(session, plan, sizes, settings.path_of(c, "gates"))
 
 
 @command("profile", "backend", "limit", "tree", "replay", "seed", "key", "dry")
 def verify(c: Context, options: Options) -> None:
     """Check a report against all its files: digests, every number made again, the signature. Writes nothing."""
-    root = Path(options.tree).expanduser().absolute() if options.tree else workspace(c)
+    root = Path(options.tree).expanduser().absolute() if options.tree else settings.workspace(c)
     if not root.is_dir():
         raise MissingError(f"{root} is no folder. Check --path")
     request = replace(
@@ -99,12 +92,12 @@ def sign(c: Context, options: Options) -> None:
             print(f"would make {options.new_key} and {options.new_key}.pub")
             return
         return verification.new_key(_without_report(c), Path(options.new_key), passphrase_env)
-    request = _request(c, workspace(c), options)
+    request = _request(c, settings.workspace(c), options)
     if options.dry:
         verification.show(request)
         print(f"# then {request.artifacts.attestation()} is written")
         return
-    with exclusive(session_of(c, options, executor="local")):
+    with exclusive(settings.session_of(c, options, executor="local")):
         verification.sign(request, Path(options.key), passphrase_env)
 
 
@@ -116,18 +109,12 @@ def _batch_sizes(c: Context, options: Options) -> list[int]:
     return list(sizes)
 
 
-def _gates(c: Context) -> Optional[Path]:
-    """The user's own gates file, relative to the project; None for ours."""
-    setting = str(c.config.get("gates") or "")
-    return PROJECT / Path(setting).expanduser() if setting else None
-
-
 def _reasons(c: Context, session: Session) -> Sequence[str]:
     """Why the settings make this no acceptance; empty if they do not."""
     reasons = []
     if gates := c.config.get("gates"):
         reasons.append(f"the gates are those of {gates}, not deberta/gates.toml")
-    if session.executor.name == "local" and prepared_python(c):
+    if session.executor.name == "local" and settings.prepared_python(c):
         reasons.append("stages_python: the stages ran in an environment that nothing checked against its lock")
     return [*reasons, *(f"the CI image is not pinned: {reason}" for reason in c.config.get("image_unpinned") or ())]
 
@@ -147,7 +134,7 @@ def _request(c: Context, root: Path, options: Options) -> VerificationRequest:
     name = options.profile or str(c.config.get("profile"))
     is_name = re.fullmatch(r"[A-Za-z0-9][\w.-]*", name, re.ASCII)
     only_in_tree = name not in (c.config.get("profiles") or {}) and is_name and (root / "results" / name).is_dir()
-    profile = None if only_in_tree else profile_of(c, name)
+    profile = None if only_in_tree else settings.profile_of(c, name)
     backend = options.backend or str(c.config.get("backend") or AUTO)
     contract.one_of("--backend", backend, (AUTO, *contract.BACKENDS))
     if backend == AUTO:
@@ -157,4 +144,4 @@ def _request(c: Context, root: Path, options: Options) -> VerificationRequest:
 
 def _without_report(c: Context) -> VerificationRequest:
     """A request for what needs the stages' environment alone."""
-    return VerificationRequest(PROJECT, workspace(c), Artifacts(""), stages_environment(c))
+    return VerificationRequest(PROJECT, settings.workspace(c), Artifacts(""), settings.stages_environment(c))

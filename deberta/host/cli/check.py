@@ -40,7 +40,7 @@ def check_fp16(c: Context, options: Options) -> None:
     """Run the graph with float16 storage on the CPU: overflows, changed labels, nodes to keep in float32."""
     session, case = session_of(c, options), _case_with_atc(c, options)
     with exclusive(session):
-        making.check_fp16(session, case, _rows(options), options.margin)
+        making.check_fp16(session, case, options.typed.get("rows", ""), options.margin)
 
 
 @command(*SIDES, *TOLERANCES, "bs", "limit", "rows", "profile", *RUN, version="match")
@@ -56,7 +56,9 @@ def compare(c: Context, options: Options) -> None:
     ]
     if sides[0] == sides[1]:
         raise ConfigError(f"{kinds[0]} would be compared with itself. Name another file for one: --b-file FILE")
-    request = ComparisonRequest(_rows(options), options.tolerance, options.layer_tolerance, options.all_layers)
+    request = ComparisonRequest(
+        options.typed.get("rows", ""), options.tolerance, options.layer_tolerance, options.all_layers
+    )
     with exclusive(session):
         workflow.compare(session, case, sides, request)
 
@@ -65,8 +67,3 @@ def _case_with_atc(c: Context, options: Options) -> Case:
     """A case for the CPU that has ATC's options, which name the nodes that stay in float32."""
     plan = replace(cpu_plan(c, options), atc=atc_options(c.config.get("atc")))
     return Case(plan, options.bs, options.version)
-
-
-def _rows(options: Options) -> str:
-    """The stage's argument; empty: the stage's default."""
-    return "" if options.rows is None else str(options.rows)

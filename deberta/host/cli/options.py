@@ -1,9 +1,14 @@
-"""The tasks' options: one table, from which command lines, --help, explain's options and docs/commands.md come."""
+"""The tasks' options: one table, from which command lines, --help, explain's options and docs/commands.md come.
+
+options.json has the names and texts; Options has the types, the values without an option, and how text is read.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, Callable, Optional
 
 from deberta.core import buckets as bucketing
@@ -11,18 +16,6 @@ from deberta.core import contract
 from deberta.core.errors import ConfigError
 from deberta.host.cli.auto import AUTO
 from deberta.host.plan import comparison
-
-SETTING = "the setting in invoke.yaml"
-
-
-def whole(option: str, low: int, high: int = 10**9) -> Callable[[str], int]:
-    """A reader of whole numbers within `low` to `high`."""
-    return lambda text: contract.parse_integer(option, text, low, low, high)
-
-
-def batch_sizes(text: str) -> tuple[int, ...]:
-    """Batch sizes with commas between, each once, ascending. Raises ConfigError."""
-    return tuple(sorted({contract.parse_batch_size(size) for size in text.split(",")}))
 
 
 @dataclass(frozen=True)
@@ -33,23 +26,17 @@ class Option:
     decide. `empty`: the value without text and default. `kind`: str, bool (a flag) or list (may be repeated).
     """
 
+    name: str  # as typed, without --
     meaning: str
-    read: Callable[[str], Any] = str
-    default: Optional[str] = None
     usual: str = ""
-    choices: tuple[str, ...] = ()
-    name: str = ""  # as typed, without --; empty in the declaration: the field's name
     short: str = ""
+    positional: bool = False
+    read: Callable[[str], Any] = str
+    choices: tuple[str, ...] = ()
+    default: Optional[str] = None
     empty: Any = ""
     kind: type = str
-    positional: bool = False
     needed: bool = False
-
-    @property
-    def field(self) -> Any:
-        """A field of Options: what is typed of this option, read."""
-        value = self.value(None) if self.kind is not str or self.default else self.empty
-        return field(default=value, metadata={"option": self})
 
     @property
     def help(self) -> str:
@@ -68,142 +55,132 @@ class Option:
             raise ConfigError(f"--{self.name} is needed: {' or '.join(self.choices) or self.meaning}")
         if text is None:
             return self.empty
-        return contract.one_of(f"--{self.name}", text, self.choices) if self.choices else self.read(text)
+        if self.choices:
+            return contract.one_of(self.name.upper() if self.positional else f"--{self.name}", text, self.choices)
+        return self.read(text)
 
 
-def flag(meaning: str) -> Any:
-    return Option(meaning, kind=bool).field
+def whole(option: str, low: int, high: int = 10**9) -> Callable[[str], int]:
+    """A reader of whole numbers within `low` to `high`."""
+    return lambda text: contract.parse_integer(option, text, low, low, high)
+
+
+def batch_sizes(text: str) -> tuple[int, ...]:
+    """Batch sizes with commas between, each once, ascending. Raises ConfigError."""
+    return tuple(sorted({contract.parse_batch_size(size) for size in text.split(",")}))
+
+
+def text(default: Any = "", read: Callable[[str], Any] = str, choices: tuple[str, ...] = ()) -> Any:
+    """A field of Options whose option has a text."""
+    return field(default=default, metadata={"read": read, "choices": choices})
 
 
 @dataclass(frozen=True)
 class Options:
-    """What was typed, read. A field that the task does not take has its default or its empty value.
+    """What was typed, read. A field whose option was not typed, or that the task does not take, has its default.
 
     Two fields of one name are read in two ways, and no task takes both.
     """
 
     # many tasks
-    bs: int = Option("batch size", contract.parse_batch_size, "1", short="b").field
-    sizes: tuple[int, ...] = Option(
-        "batch sizes, commas between", batch_sizes, name="bs", short="b", usual=SETTING, empty=()
-    ).field
-    version: str = Option("the split", short="v", choices=contract.VERSIONS, usual="all").field
-    limit: int = Option("the first N rows only; never a result", whole("--limit", 1), short="n", empty=0).field
-    loops: int = Option("inferences of the performance run, 2 to 100", whole("--loops", 2, 100), "100").field
-    buckets: tuple[int, ...] | str = Option(
-        "lengths that rows run at, such as 32,64,128,256, or auto (from the data)", bucketing.parse, empty=()
-    ).field
-    precision: str = Option(
-        "of the cpu backend's model; the accuracy of int8 is shown beside fp32's",
-        default=contract.FP32,
-        choices=contract.PRECISIONS,
-    ).field
-    profile: str = Option("which model and data: a profile of invoke.yaml", short="P", usual=SETTING).field
-    backend: str = Option("what runs the model", choices=(AUTO, *contract.BACKENDS), usual=SETTING).field
-    soc_version: str = Option("the chip to compile for: Ascend310P3, or auto to ask npu-smi", usual=SETTING).field
-    device: Optional[int] = Option(
-        "the NPU to run on: npu-smi's column Device", whole("--device", 0, 255), usual=SETTING, empty=None
-    ).field
-    msame: str = Option("the msame binary of the local executor", usual="docker/bin/msame").field
-    runner: str = Option("what runs the model on ascend", choices=contract.RUNNERS, usual=SETTING).field
-    executor: str = Option("what runs the steps", choices=(AUTO, *contract.EXECUTORS), short="x", usual=SETTING).field
-    executors: str = Option(
-        "what runs the steps of both places, or of each: local,docker", name="executor", short="x", usual=SETTING
-    ).field
-    keep: bool = flag("keep the steps' containers")
-    force: bool = flag("run every step again, or build images that are there too")
-    dry: bool = flag("print what would run, touch nothing")
-    rows: Optional[int] = Option(
-        "rows of the data, evenly spread; 0: all", whole("--rows", 0), usual="256", empty=None
-    ).field
-    outputs: str = Option("folder of input_<i>_output_0.bin, in the workspace or absolute", usual="infer's own").field
-    seed: Optional[int] = Option(
-        "seed of what is drawn: new weights and the order of rows, or the rows to replay",
-        whole("--seed", 0, 2**32 - 1),
-        usual="finetune 0, verify a random one, which is printed",
-        empty=None,
-    ).field
-    images: bool = flag("the stage images: clean removes them instead, reproduce builds each twice and compares both")
-    key: str = Option("PEM file: verify's public key, or the private one to sign with (Ed25519, PKCS8)").field
+    bs: int = text(1, contract.parse_batch_size)
+    sizes: tuple[int, ...] = text((), batch_sizes)
+    version: str = text(choices=contract.VERSIONS)
+    limit: int = text(0, whole("--limit", 1))
+    loops: int = text(contract.PERFORMANCE_LOOPS, whole("--loops", 2, contract.PERFORMANCE_LOOPS))
+    buckets: tuple[int, ...] | str = text((), bucketing.parse)
+    precision: str = text(contract.FP32, choices=contract.PRECISIONS)
+    profile: str = ""
+    backend: str = text(choices=(AUTO, *contract.BACKENDS))
+    soc_version: str = ""
+    device: Optional[int] = text(None, whole("--device", 0, 255))
+    msame: str = ""
+    runner: str = text(choices=contract.RUNNERS)
+    executor: str = text(choices=(AUTO, *contract.EXECUTORS))
+    executors: str = ""
+    keep: bool = False
+    force: bool = False
+    dry: bool = False
+    rows: Optional[int] = text(None, whole("--rows", 0))
+    outputs: str = ""
+    seed: Optional[int] = text(None, whole("--seed", 0, 2**32 - 1))
+    images: bool = False
+    key: str = ""
     # export-onnx, build-om
-    relative: str = Option(
-        "the graph's form; gather goes into dynamic_gather.onnx", default="shift", choices=("shift", "gather")
-    ).field
-    no_lint: bool = flag("compile with ATC even if lint-onnx finds errors; the record says so")
+    relative: str = text("shift", choices=("shift", "gather"))
+    no_lint: bool = False
     # finetune
-    init: str = Option("pretrained checkpoint to start from: a file or a Hugging Face folder").field
-    epochs: str = Option("passes over train.tsv", usual="2").field
-    steps: str = Option("steps instead of epochs").field
-    batch_size: str = Option("rows in a step", usual="32").field
-    learning_rate: str = Option("the peak of the learning rate", usual="2e-5").field
-    warmup: str = Option("steps to that peak", usual="1000").field
+    init: str = ""
+    epochs: str = ""
+    steps: str = ""
+    batch_size: str = ""
+    learning_rate: str = ""
+    warmup: str = ""
     # lint-onnx, check-fp16, compare
-    model: str = Option("ONNX file, in the workspace or absolute", usual="the profile's dynamic.onnx").field
-    format: str = Option("format of the report", default="text", choices=("text", "json", "sarif")).field
-    output: str = Option("write the report there instead of printing it").field
-    severity: str = Option(
-        "exit with 6 from this severity on", default="error", choices=("error", "warning", "note")
-    ).field
-    stats: bool = flag("count parameters, FLOP and bytes too, and the time at a 310P's peak")
-    batch_sizes: str = Option("batch sizes to look at, commas between", default="1,8,64").field
-    margin: str = Option("float32 margin from which a changed label counts, in logits", usual="0.1").field
-    side_a: str = Option(f"one of: {', '.join(comparison.OWN)}", positional=True).field
-    side_b: str = Option("what it is compared with, of the same", positional=True).field
-    a_file: str = Option("what A runs in place of the profile's own: checkpoint, .onnx, .xml, outputs or .npy").field
-    b_file: str = Option("the same for B").field
-    tolerance: str = Option("largest difference of a logit", usual="1e-4; with fp16 or om 0.1").field
-    layer_tolerance: str = Option(
-        "largest difference of a layer, relative to its largest value", usual="2e-5; with fp16 0.02"
-    ).field
-    all_layers: bool = flag("compare every layer, also if the logits agree")
+    model: str = ""
+    format: str = text("text", choices=("text", "json", "sarif"))
+    output: str = ""
+    severity: str = text("error", choices=("error", "warning", "note"))
+    stats: bool = False
+    batch_sizes: str = "1,8,64"
+    margin: str = ""
+    side_a: str = text(choices=tuple(comparison.OWN))
+    side_b: str = text(choices=tuple(comparison.OWN))
+    a_file: str = ""
+    b_file: str = ""
+    tolerance: str = ""
+    layer_tolerance: str = ""
+    all_layers: bool = False
     # verify, sign, reproduce, explain
-    tree: str = Option(
-        "a copy of the workspace, with models/, data/ and results/", name="path", usual="the workspace"
-    ).field
-    replay: int = Option(
-        "run this many rows, drawn at random, through dynamic.onnx", whole("--replay", 1), empty=0
-    ).field
-    passphrase_env: str = Option("the environment variable that holds the key's passphrase").field
-    new_key: str = Option("make a key pair instead: PATH, and its public part PATH.pub").field
-    in_: str = Option("make the places in this folder", usual=".cache/reproduce in the workspace").field
-    keep_places: bool = flag("leave both places there")
-    compare: str = Option("instead: A,B: compare two workspaces as they are, and make nothing").field
-    task: str = Option("the task: evaluate, perf, build-om, ...", positional=True).field
+    tree: str = ""
+    replay: int = text(0, whole("--replay", 1))
+    passphrase_env: str = ""
+    new_key: str = ""
+    in_: str = ""
+    keep_places: bool = False
+    compare: str = ""
+    task: str = ""
     # fetch, images, ci-image, clean, demo
-    only: str = Option(
-        "what to get, of checkpoint, tokenizer, mnli, pretrained; commas between", default="checkpoint,tokenizer,mnli"
-    ).field
-    pretrained: bool = flag("also microsoft/deberta-v3-base, to train from")
-    from_: str = Option("take the files from this folder instead of the network").field
-    mirror: tuple[str, ...] = Option("URL of a folder with the files; tried first, may be repeated", kind=list).field
-    accept_new: bool = flag("replace hashes that were recorded at first use")
-    base: tuple[str, ...] = Option(
-        "STAGE=IMAGE: build on another image, a digest or one that the engine has; STAGE=pinned: not any more",
-        kind=list,
-    ).field
-    lock: bool = flag("write into docker/pins.toml what the tags and the files here are now, and build nothing")
-    tag: str = Option("one more name for the image, NAME or NAME:TAG").field
-    environments: bool = flag("also .venv and .venv-stages")
-    containers: bool = flag("instead: containers that were kept or left")
-    remake: bool = flag("make the demo's data, tokenizer and model again")
+    only: str = "checkpoint,tokenizer,mnli"
+    pretrained: bool = False
+    from_: str = ""
+    mirror: tuple[str, ...] = ()
+    accept_new: bool = False
+    base: tuple[str, ...] = ()
+    lock: bool = False
+    tag: str = ""
+    environments: bool = False
+    containers: bool = False
+    remake: bool = False
     # bench, test
-    size: str = Option(
-        "size of the random weights; full: the guide's config", default="full", choices=("full", "tiny")
-    ).field
-    repeats: str = Option("turns of each engine", usual="7").field
-    threads: str = Option("threads of every engine", usual="the cores that may be used").field
-    engines: str = Option("some of the engines, commas between", usual="all").field
-    lengths: str = Option("text file with the tokens of each row", usual="of the profile's dev_matched.tsv").field
-    publish: bool = flag("write docs/benchmarks.md and its plot too")
-    slow: bool = flag("also the tests at full size")
-    k: str = Option("tests whose names match, as pytest -k").field
-    path: str = Option("a test file or folder", default="tests").field
+    size: str = text("full", choices=("full", "tiny"))
+    repeats: str = ""
+    threads: str = ""
+    engines: str = ""
+    lengths: str = ""
+    publish: bool = False
+    slow: bool = False
+    k: str = ""
+    path: str = "tests"
 
     typed: Mapping[str, Any] = field(default_factory=dict)  # name -> text or flag, of every option that was typed
     planned: Optional[list[Any]] = None  # explain's: takes the steps and their sessions in place of running them
 
 
-OPTIONS: Mapping[str, Option] = {  # by field of Options
-    key: replace(entry, name=entry.name or key.strip("_").replace("_", "-"))
-    for key, entry in ((each.name, each.metadata["option"]) for each in fields(Options) if each.metadata)
+def _option(key: str, texts: Mapping[str, Any]) -> Option:
+    """The option of a field of Options, by its texts and the field's declaration."""
+    declared = next(entry for entry in fields(Options) if entry.name == key)
+    kind = bool if declared.type == "bool" else str if declared.metadata or declared.type == "str" else list
+    return Option(
+        **{"name": key.strip("_").replace("_", "-"), **texts},
+        **declared.metadata,
+        default=str(declared.default) if declared.default and kind is str else None,
+        empty=declared.default,
+        kind=kind,
+    )
+
+
+# By field of Options.
+OPTIONS: Mapping[str, Option] = {
+    key: _option(key, texts) for key, texts in json.loads(Path(__file__).with_name("options.json").read_bytes()).items()
 }

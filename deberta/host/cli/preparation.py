@@ -9,18 +9,9 @@ from invoke.exceptions import Exit
 
 from deberta import PROJECT
 from deberta.core.errors import ConfigError
+from deberta.host.cli import settings
 from deberta.host.cli.command import command
 from deberta.host.cli.options import Options
-from deberta.host.cli.settings import (
-    cann_script,
-    cpu_plan,
-    image_builds,
-    msame_path,
-    prepared_python,
-    profile_of,
-    session_of,
-    workspace,
-)
 from deberta.host.run.session import exclusive
 from deberta.host.workflows import clean as workflow
 from deberta.host.workflows import doctor as checkup
@@ -36,11 +27,11 @@ def fetch(c: Context, options: Options) -> None:
     names = [name.strip() for name in options.only.split(",")]
     names += ["pretrained"] if options.pretrained and "pretrained" not in names else []
     if options.dry:
-        print(f"would get {', '.join(names)} from {options.from_ or 'the network'} into {workspace(c)}")
+        print(f"would get {', '.join(names)} from {options.from_ or 'the network'} into {settings.workspace(c)}")
         return
     download.fetch(
-        workspace(c),
-        profile_of(c, options.profile).name,
+        settings.workspace(c),
+        settings.profile_of(c, options.profile).name,
         names,
         from_dir=Path(options.from_) if options.from_ else None,
         mirrors=options.mirror,
@@ -53,14 +44,14 @@ def images(c: Context, options: Options) -> None:
     """Build the stage images that are missing, from docker/pins.toml."""
     from deberta.host.images import manage
 
-    builds = image_builds(c)
+    builds = settings.image_builds(c)
     if options.lock:
         if options.base or options.dry:
             raise ConfigError("--lock is given alone, and writes docker/pins.toml")
         return manage.lock(PROJECT)
     if options.base:
         manage.replace_bases(PROJECT, options.base, options.dry)
-    manage.make(PROJECT, workspace(c), builds, options.force, options.dry)
+    manage.make(PROJECT, settings.workspace(c), builds, options.force, options.dry)
 
 
 @command("tag", "force", "dry")
@@ -69,21 +60,21 @@ def ci_image(c: Context, options: Options) -> None:
     from deberta.host.images import ci
 
     name = ci.check_name(options.tag) if options.tag else ""
-    ci.make(PROJECT, workspace(c), image_builds(c), name, options.force, options.dry)
+    ci.make(PROJECT, settings.workspace(c), settings.image_builds(c), name, options.force, options.dry)
 
 
 @command("profile")
 def doctor(c: Context, options: Options) -> None:
     """Say what this machine has and lacks, what that blocks, and how to get it."""
-    plan = cpu_plan(c, options)
+    plan = settings.cpu_plan(c, options)
     checks = checkup.run(
         PROJECT,
-        workspace(c),
+        settings.workspace(c),
         checkup.inputs(plan),
         full_size=plan.profile.name != "demo",
-        python=prepared_python(c),
-        cann_setting=cann_script(c),
-        msame_path=msame_path(c),
+        python=settings.prepared_python(c),
+        cann_setting=settings.cann_script(c),
+        msame_path=settings.msame_path(c),
     )
     print(checkup.render(checks))
     if checkup.missing(checks):
@@ -93,8 +84,9 @@ def doctor(c: Context, options: Options) -> None:
 @command("profile", "environments", "images", "containers", "dry")
 def clean(c: Context, options: Options) -> None:
     """Remove what the commands made, of all profiles or one; checkpoints, tokenizers, data and foreign files stay."""
-    profiles = [profile_of(c, name) for name in ([options.profile] if options.profile else sorted(c.config.profiles))]
-    session = session_of(c, options, executor="local")
+    names = [options.profile] if options.profile else sorted(c.config.profiles)
+    profiles = [settings.profile_of(c, name) for name in names]
+    session = settings.session_of(c, options, executor="local")
     with exclusive(session):
         if options.images or options.containers:
             workflow.clean_engine(session, options.images, options.containers)

@@ -30,14 +30,20 @@ if TYPE_CHECKING:
     from deberta.host.images.definition import BuildSettings
 
 
+def path_of(c: Context, name: str) -> Optional[Path]:
+    """The path that a setting is, relative to the project; None if it is empty."""
+    text = str(c.config.get(name) or "")
+    return PROJECT / Path(text).expanduser() if text else None
+
+
 def workspace(c: Context) -> Path:
-    return (PROJECT / Path(str(c.config.get("workspace") or ".")).expanduser()).resolve()
+    return (path_of(c, "workspace") or PROJECT).resolve()
 
 
 def prepared_python(c: Context) -> Optional[Path]:
     """The setting `stages_python`, relative to the project. A link is kept: its target is outside the environment."""
-    setting = str(c.config.get("stages_python") or "")
-    return Path(os.path.abspath(PROJECT / Path(setting).expanduser())) if setting else None
+    path = path_of(c, "stages_python")
+    return Path(os.path.abspath(path)) if path else None
 
 
 def stages_environment(c: Context) -> Callable[[], Path]:
@@ -66,13 +72,12 @@ def atc_options(setting: Any) -> AtcOptions:
 
 def cann_script(c: Context) -> str:
     """The setting `cann`, relative to the project; empty: the known places."""
-    setting = str(c.config.get("cann") or "")
-    return str(PROJECT / Path(setting).expanduser()) if setting else ""
+    return str(path_of(c, "cann") or "")
 
 
 def msame_path(c: Context, msame: str = "") -> Path:
     """The msame binary: of --msame, the setting or the usual place, relative to the project."""
-    return PROJECT / Path(msame or str(c.config.get("msame") or programs.MSAME)).expanduser()
+    return PROJECT / Path(msame).expanduser() if msame else path_of(c, "msame") or PROJECT / programs.MSAME
 
 
 def cpu_plan(c: Context, options: Options) -> Plan:
