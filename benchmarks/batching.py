@@ -35,10 +35,12 @@ def read_lengths(path: Path) -> list[int]:
     if not path.is_file():
         raise MissingError(f"{path} is missing. Give --lengths a file with the number of tokens of each row")
     words = path.read_text(encoding="utf-8", errors="replace").split()
-    wrong = [word for word in words if not re.fullmatch(r"\d{1,5}", word, re.ASCII) or int(word) < SHORTEST]
-    if wrong or not words:
-        what = repr(wrong[0][:20]) if wrong else "nothing"
-        raise DataError(f"{path} holds {what}; --lengths takes whole numbers from {SHORTEST}, the tokens of each row")
+    refused = [word for word in words if not re.fullmatch(r"\d{1,5}", word, re.ASCII) or int(word) < SHORTEST]
+    if refused or not words:
+        content = repr(refused[0][:20]) if refused else "nothing"
+        raise DataError(
+            f"{path} holds {content}; --lengths takes whole numbers from {SHORTEST}, the tokens of each row"
+        )
     return [min(int(word), SEQUENCE_LENGTH) for word in words]
 
 

@@ -94,8 +94,8 @@ class _Graph:
         """One element of `value`, to the output."""
         zeros = self.constant(f"zeros_{axes}", np.zeros(axes, np.int64))
         ones = self.constant(f"ones_{axes}", np.ones(axes, np.int64))
-        taken = self.node("Slice", (value, zeros, ones, self.constant(f"axes_{axes}", np.arange(axes))))
-        self.corners.append(self.reshape(taken, (1,)))
+        element = self.node("Slice", (value, zeros, ones, self.constant(f"axes_{axes}", np.arange(axes))))
+        self.corners.append(self.reshape(element, (1,)))
 
     def cut(self, table: str, first_only: bool) -> str:
         """What of a table for LONGEST tokens the input's number of tokens needs."""

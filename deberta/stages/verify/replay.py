@@ -5,7 +5,7 @@ all records, but not with the model or the data.
 
 The plan is a JSON file: {"model": dynamic.onnx, "tokenizer": spm.model, "runs": [{"batch_size": 8, "data": TSV,
 "bins": {"256": folder}, "outputs": {"256": folder}, "reference": X.npy or ""}], "limit": 0, "float16": false}, folders
-by sequence length. The result is one: {"rows": n, "max_abs_difference": x, "tolerance": x, "differences": [text]}.
+by sequence length. The result is JSON too: {"rows": n, "max_abs_difference": x, "tolerance": x, "differences": [text]}.
 """
 
 from __future__ import annotations
