@@ -35,6 +35,7 @@ PINS = "docker/pins.toml"
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "urn:deberta-ascend:bom")
 _ENTRY = re.compile(r"(?m)^([A-Za-z0-9._-]+)==([^\s;]+)[^\n]*\\\n((?: +--hash=[^\n]+\n)+)")  # of a lock
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_UNKNOWN = {"licence": "unknown"}
 _OURS = "deberta-ascend:"  # what our property names start with
 
 Json = Mapping[str, Any]
@@ -79,39 +80,29 @@ def of_tree(project: Path, root: Path, artifacts: Artifacts) -> Component:
 
 
 def _bill(project: Path, tree: Evidence, report: Report, job: Job) -> Component:
-    components = [
-        *_models(tree, report, job),
-        *_data(tree, job),
-        *_containers(project, tree),
-        *_tools(tree, report),
-        *_packages(project),
-    ]
-    deployment = {
-        "type": "application",
-        "bom-ref": "deployment",
-        "name": f"DeBERTa on MNLI: profile {report.body.profile}, backend {report.body.backend}",
-        "properties": _properties({"body_sha256": report.body_sha256, "limit": str(report.body.limit)}),
-    }
-    tool = {
-        "type": "application",
-        "name": "deberta-ascend",
-        "version": report.measured.deberta_ascend,
-        "licenses": [{"expression": "Apache-2.0"}],
-    }
+    components = [*_models(tree, report, job), *_data(tree, job), *_containers(project, tree)]
+    components += [*_tools(tree, report), *_packages(project)]
+    name = f"DeBERTa on MNLI: profile {report.body.profile}, backend {report.body.backend}"
+    properties = {"body_sha256": report.body_sha256, "limit": str(report.body.limit)}
+    deployment = _component("application", "deployment", name, properties)
+    tool = {"type": "application", "name": "deberta-ascend", "version": report.measured.deberta_ascend}
+    tools = {"components": [{**tool, "licenses": [{"expression": "Apache-2.0"}]}]}
     head = {"bomFormat": "CycloneDX", "specVersion": "1.6"}
     content = {
         "version": 1,
-        "metadata": {"timestamp": report.measured.finished, "tools": {"components": [tool]}, "component": deployment},
+        "metadata": {"timestamp": report.measured.finished, "tools": tools, "component": deployment},
         "components": components,
         "dependencies": _dependencies(tree, components),
     }
     serial = uuid.uuid5(_NAMESPACE, json.dumps({**head, **content}, sort_keys=True, ensure_ascii=False))
-    return {
-        "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",
-        **head,
-        "serialNumber": f"urn:uuid:{serial}",
-        **content,
-    }
+    schema_url = "http://cyclonedx.org/schema/bom-1.6.schema.json"
+    return {"$schema": schema_url, **head, "serialNumber": f"urn:uuid:{serial}", **content}
+
+
+def _component(kind: str, ref: str, name: str, properties: Mapping[str, str] | None = None, **fields: Any) -> Component:
+    """A component; `fields` stand between its name and its properties, whose empty values are left out."""
+    component = {"type": kind, "bom-ref": ref, "name": name, **fields}
+    return {**component, "properties": _properties(properties)} if properties else component
 
 
 def _properties(values: Mapping[str, str]) -> list[dict[str, str]]:
@@ -163,7 +154,7 @@ def _models(tree: Evidence, report: Report, job: Job) -> Iterator[Component]:
         yield _model(tree, report, job, path, "ONNX" if is_onnx else compiler, inputs[path], metrics)
         if path.endswith(".xml"):
             weights = f"{path[: -len('.xml')]}.bin"
-            yield {"type": "file", "bom-ref": weights, "name": weights, "hashes": _claimed(tree, weights)}
+            yield _component("file", weights, weights, hashes=_claimed(tree, weights))
 
 
 def _figures(report: Report) -> Iterator[tuple[Lengths, EvaluationCell | PerformanceRun, Json]]:
@@ -208,15 +199,8 @@ def _model(
     }
     if figures:
         card["quantitativeAnalysis"] = {"performanceMetrics": list(figures)}
-    return {
-        "type": "machine-learning-model",
-        "bom-ref": path,
-        "name": path,
-        "description": kind,
-        "hashes": _claimed(tree, path),
-        "modelCard": card,
-        "properties": _properties({"licence": "unknown"}),
-    }
+    hashes = _claimed(tree, path)
+    return _component("machine-learning-model", path, path, _UNKNOWN, description=kind, hashes=hashes, modelCard=card)
 
 
 def _data(tree: Evidence, job: Job) -> Iterator[Component]:
@@ -229,12 +213,8 @@ def _data(tree: Evidence, job: Job) -> Iterator[Component]:
         data = {"type": "configuration", "name": "configuration"}
         if path in versions:
             data = {"type": "dataset", "name": f"MNLI, {versions[path]}"}
-        component: Component = {"type": "data", "bom-ref": path, "name": path}
-        if "sha256" in digest:
-            component["hashes"] = _hashes(digest["sha256"])
-        component["data"] = [data]
-        component["properties"] = _properties({"licence": "unknown", "dirHash": digest.get("dirHash", "")})
-        yield component
+        hashes = {"hashes": _hashes(digest["sha256"])} if "sha256" in digest else {}
+        yield _component("data", path, path, {**_UNKNOWN, "dirHash": digest.get("dirHash", "")}, **hashes, data=[data])
 
 
 def _containers(project: Path, tree: Evidence) -> Iterator[Component]:
@@ -248,28 +228,17 @@ def _containers(project: Path, tree: Evidence) -> Iterator[Component]:
     for tag, (identity, pins) in sorted(images.items()):
         name, _, version = tag.rpartition(":")
         stages.add(PurePosixPath(name).name)
-        yield {
-            "type": "container",
-            "bom-ref": tag,
-            "name": name,
-            "version": version,
-            "hashes": _hashes(identity),
-            "properties": _properties({"hash": "of the image's configuration: its id", "pins": pins}),
-        }
+        properties = {"hash": "of the image's configuration: its id", "pins": pins}
+        yield _component("container", tag, name, properties, version=version, hashes=_hashes(identity))
     if not stages:
         return
     from deberta.host.images import pins as pinned  # tomlkit is not loaded for the list of tasks
 
     for stage, base in sorted(pinned.load(project).bases.items()):
         if stage in stages:
-            yield {
-                "type": "container",
-                "bom-ref": f"base.{stage}",
-                "name": base.image,
-                "version": base.digest,
-                "hashes": _hashes(base.digest.partition(":")[2]),
-                "properties": _properties({"hash": "of the manifest", "base-of": stage, "licence": "unknown"}),
-            }
+            properties = {"hash": "of the manifest", "base-of": stage, **_UNKNOWN}
+            hashes = _hashes(base.digest.partition(":")[2])
+            yield _component("container", f"base.{stage}", base.image, properties, version=base.digest, hashes=hashes)
 
 
 def _tools(tree: Evidence, report: Report) -> Iterator[Component]:
@@ -284,21 +253,9 @@ def _tools(tree: Evidence, report: Report) -> Iterator[Component]:
     if _SHA256.fullmatch(msame := report.measured.tools.get("msame", "")):
         programs.add(("msame", msame))
     for version in sorted(cann):
-        yield {
-            "type": "platform",
-            "bom-ref": f"cann@{version}",
-            "name": "CANN",
-            "version": version,
-            "properties": _properties({"licence": "unknown"}),
-        }
+        yield _component("platform", f"cann@{version}", "CANN", _UNKNOWN, version=version)
     for name, digest in sorted(programs):
-        yield {
-            "type": "application",
-            "bom-ref": f"{name}@{digest[:12]}",
-            "name": name,
-            "hashes": _hashes(digest),
-            "properties": _properties({"licence": "unknown"}),
-        }
+        yield _component("application", f"{name}@{digest[:12]}", name, _UNKNOWN, hashes=_hashes(digest))
 
 
 def _packages(project: Path) -> Iterator[Component]:
@@ -309,16 +266,13 @@ def _packages(project: Path) -> Iterator[Component]:
         if versions.get(name) != version:
             continue  # for another platform
         purl = f"pkg:pypi/{name}@{quote(version, safe='')}"
-        distributions = {
-            "type": "distribution",
-            "url": purl,
-            "comment": f"one of these files, by {lock.name}",
-            "hashes": _hashes(*re.findall(r"sha256:([0-9a-f]{64})", hashes)),
-        }
-        component: Component = {"type": "library", "bom-ref": purl, "name": name, "version": version, "purl": purl}
+        files_of_lock = _hashes(*re.findall(r"sha256:([0-9a-f]{64})", hashes))
+        comment = f"one of these files, by {lock.name}"
+        distributions = {"type": "distribution", "url": purl, "comment": comment, "hashes": files_of_lock}
+        component = _component("library", purl, name, version=version, purl=purl)
         licence = licences.declared(name, version)
         if licence is None:
-            component["properties"] = _properties({"licence": "unknown"})
+            component["properties"] = _properties(_UNKNOWN)
         elif licence[1]:
             component["licenses"] = [{"expression": licence[0], "acknowledgement": "declared"}]
         else:
@@ -332,11 +286,8 @@ def _dependencies(tree: Evidence, components: Iterable[Json]) -> list[Component]
     dependencies: list[Component] = [{"ref": "deployment", "dependsOn": refs}]
     for ref in refs:
         record = tree.record_for(ref)
-        names = (
-            {name[len(IMAGE) :] if name.startswith(IMAGE) else name for name in record.dependencies}
-            if record
-            else set()
-        )
+        made_of = record.dependencies if record else ()
+        names = {name[len(IMAGE) :] if name.startswith(IMAGE) else name for name in made_of}
         if needs := sorted(names & set(refs) - {ref}):
             dependencies.append({"ref": ref, "dependsOn": needs})
     return dependencies
