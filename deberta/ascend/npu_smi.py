@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Optional
 
+from deberta.ascend.runs import explain
 from deberta.core.errors import ConfigError, DataError, MissingError
 
 BUSY, IDLE, UNKNOWN = "busy", "idle", "unknown"
@@ -29,12 +30,6 @@ _USAGE = re.compile(r"(\d+|NA|-) +(\d+) */ *(\d+)")
 _NOBODY = re.compile(r"No running processes found in NPU (\d+)")
 _VIRTUAL = re.compile(r"vir\d", re.IGNORECASE)
 _SOC_VERSION = re.compile(r"Ascend\w+")
-
-# dcmi is the library that npu-smi asks; the codes are its own.
-_REASONS = (
-    (r"-8020|the device is used", "another container holds the device. Stop it, or give each its own"),
-    (r"dcmi \w+ initiali[sz]e", "the driver does not answer. Check that it is loaded and that this user may use it"),
-)
 
 
 @dataclass(frozen=True)
@@ -61,16 +56,16 @@ class Device:
 
 def parse(stdout: str) -> tuple[Device, ...]:
     """The chips that `npu-smi info` lists. Raises DataError (a table of another form) and MissingError (no device)."""
-    rows = [_cells(line) for line in stdout.splitlines()]
-    devices = _devices(rows)
-    if not devices:
-        raise MissingError(_no_device(stdout))
-    return devices
+    lines = [line.strip() for line in stdout.splitlines() if line.strip()]
+    if devices := _devices([_cells(line) for line in lines]):
+        return devices
+    raise explain("npu-smi info", lines) or MissingError(
+        f"npu-smi info shows no device; it printed: {lines[0] if lines else 'nothing'}. Run: invoke doctor"
+    )
 
 
 def _cells(line: str) -> list[str]:
     """The cells of a table's row, or nothing for a line of another kind."""
-    line = line.strip()
     return [cell.strip() for cell in line[1:-1].split("|")] if line.startswith("|") and line.endswith("|") else []
 
 
@@ -114,14 +109,6 @@ def _processes(rows: Sequence[Sequence[str]]) -> dict[int, list[tuple[int, str]]
         elif len(row) == 4 and (place := _PLACE.fullmatch(row[0])) and row[1].isdigit():
             processes.setdefault(int(place[1]), []).append((int(place[2]), f"{row[2] or 'process'} {row[1]}"))
     return processes
-
-
-def _no_device(stdout: str) -> str:
-    first = next((line.strip() for line in stdout.splitlines() if line.strip()), "nothing")
-    for pattern, reason in _REASONS:
-        if re.search(pattern, stdout):
-            return f"npu-smi info shows no device ({first}): {reason}"
-    return f"npu-smi info shows no device; it printed: {first}. Run: invoke doctor"
 
 
 def find(devices: Sequence[Device], wanted: int) -> Device:

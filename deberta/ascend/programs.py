@@ -103,17 +103,11 @@ def npu_devices() -> Optional[tuple[npu_smi.Device, ...]]:
         return None
     try:
         process = subprocess.run(
-            [program, "info"],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            encoding="utf-8",
-            errors="replace",
-            timeout=NPU_SMI_SECONDS,
+            [program, "info"], stdin=subprocess.DEVNULL, capture_output=True, errors="replace", timeout=NPU_SMI_SECONDS
         )
     except subprocess.TimeoutExpired:
         raise StageError(f"npu-smi info did not end in {NPU_SMI_SECONDS} s: the driver hangs. Look at dmesg") from None
-    return npu_smi.parse(process.stdout)
+    return npu_smi.parse(process.stdout + process.stderr)
 
 
 def check_device(wanted: int, say: Callable[[str], None]) -> None:

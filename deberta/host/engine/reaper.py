@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from typing import Any
 
 from deberta.host.engine import engine
 
@@ -18,16 +17,12 @@ def main(session: str) -> None:
     if sys.stdin.read() == "done":
         return
     for _ in range(2):  # twice, for a container that the engine was just creating
-        _sweep(client, session)
+        for left in engine.labelled(client, {engine.LABEL: "container", engine.OF_SESSION: session}):
+            if left.labels.get(engine.KEPT) != "yes":
+                engine.remove(left)
+            elif left.status == "running":
+                left.kill()
         time.sleep(2)
-
-
-def _sweep(client: Any, session: str) -> None:
-    for left in engine.labelled(client, {engine.LABEL: "container", engine.OF_SESSION: session}):
-        if left.labels.get(engine.KEPT) != "yes":
-            engine.remove(left)
-        elif left.status == "running":
-            left.kill()
 
 
 if __name__ == "__main__":

@@ -208,12 +208,9 @@ def check_new(job: FetchItem, product: Product, path: Path, origin: str) -> str:
     return sha256
 
 
-def put(job: FetchItem, product: Product, path: Path, origin: str, sha256: str = "") -> Fetched:
-    """Rename a file to its place, if no equal one is there, and record it.
-
-    `sha256`: the hash that `check_new` returned; if empty, that is called first, and raises its errors.
-    """
-    sha256 = sha256 or check_new(job, product, path, origin)
+def put(job: FetchItem, product: Product, path: Path, origin: str) -> Fetched:
+    """Rename a file to its place, if no equal one is there, and record it. Raises the errors of `check_new`."""
+    sha256 = check_new(job, product, path, origin)
     target, key = job.target(product), job.key(product)
     if not os.path.lexists(target):
         os.replace(path, target)

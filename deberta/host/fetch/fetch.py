@@ -71,9 +71,8 @@ def fetch(
 
 def _selected(profile: str, names: Sequence[str], sources: Sources) -> list[Item]:
     known = list(dict.fromkeys(item.name for item in sources))
-    for name in names:
-        if name not in known:
-            raise ConfigError(f"fetch does not know {name!r}. It gets: {', '.join(known)}")
+    if unknown := [name for name in names if name not in known]:
+        raise ConfigError(f"fetch does not know {unknown[0]!r}. It gets: {', '.join(known)}")
     selected = list(names) or [name for name in known if name not in ON_DEMAND]
     if profile == "demo" and set(selected) - set(ON_DEMAND):
         raise ConfigError("the demo profile's files come with the repository: nothing to fetch. Run: invoke demo")
@@ -128,15 +127,16 @@ def _get(job: FetchItem, products: list[Product], download: Download, copy: Copy
     transfer = http.Transfer(copy.url, part, download.name, download.about_bytes, wrong, job.settings, job.show)
     job.show(f"{download.name}: from {http.shown(copy.url)}")
     url, in_pieces = transfer.run()
-    problem = _unfit(job, download, part, copy)
-    if problem and in_pieces:
-        job.show(f"{download.name}: the pieces do not fit together ({problem}); getting it again, whole")
-        http.discard(part)
-        url, _ = transfer.run()
-        problem = _unfit(job, download, part, copy)
     try:
-        if problem:
-            raise Unfit(problem)
+        try:
+            _check(job, download, part, copy)
+        except Unfit as problem:
+            if not in_pieces:
+                raise
+            job.show(f"{download.name}: the pieces do not fit together ({problem}); getting it again, whole")
+            http.discard(part)
+            url, _ = transfer.run()
+            _check(job, download, part, copy)
         if download.kind == ZIP:
             done = _unpack(job, products, download, part, copy, url)
         else:
@@ -148,14 +148,10 @@ def _get(job: FetchItem, products: list[Product], download: Download, copy: Copy
     return done
 
 
-def _unfit(job: FetchItem, download: Download, path: Path, copy: Copy | None) -> str | None:
-    """What is wrong with an archive or a single file, from this copy or from a folder (None); None if nothing is."""
+def _check(job: FetchItem, download: Download, path: Path, copy: Copy | None) -> None:
+    """Check an archive or a single file, from this copy or from a folder (None). Raises Unfit."""
     key = download.name if download.kind == ZIP else job.key(job.item.products[0])
-    try:
-        checksums.check(job, key, download.kind, path, _checksums(download, copy))
-    except Unfit as error:
-        return str(error)
-    return None
+    checksums.check(job, key, download.kind, path, _checksums(download, copy))
 
 
 def _checksums(download: Download, copy: Copy | None) -> Checksums:
@@ -173,20 +169,17 @@ def _unpack(
             members = {_member_of(job, product, archive): product for product in products}
             for name in [name for name in members if name not in sizes and members[name].optional]:
                 job.show(f"{job.key(members.pop(name))}: not in {archive}; only finetune needs it")
-            staged = {}
-            for name, product in members.items():
-                staged[name] = stack.enter_context(checksums.staged(job.target(product)))
+            targets = {name: job.target(product) for name, product in members.items()}
+            staged = {name: stack.enter_context(checksums.staged(path)) for name, path in targets.items()}
             needed = sum(sizes.get(name, 0) for name in staged)
             http.check_space(archive.parent, needed, f"unpacking {download.name}")
             archives.extract(archive, staged)
         except DataError as error:
             raise Unfit(str(error)) from error
-        hashes = {name: checksums.check_new(job, product, staged[name], origin) for name, product in members.items()}
+        for name, product in members.items():
+            checksums.check_new(job, product, staged[name], origin)
         checksums.remember(job, download.name, origin, archive, files.sha256_of(archive), _checksums(download, copy))
-        return [
-            checksums.put(job, product, staged[name], f"{origin}#{name}", hashes[name])
-            for name, product in members.items()
-        ]
+        return [checksums.put(job, product, staged[name], f"{origin}#{name}") for name, product in members.items()]
 
 
 def _member_of(job: FetchItem, product: Product, archive: Path) -> str:
@@ -212,10 +205,8 @@ def _from_folder(job: FetchItem, products: list[Product], folder: Path) -> list[
     for download in job.item.downloads:
         archive = folder / download.name
         if absent and download.kind == ZIP and archive.is_file():
-            problem = _unfit(job, download, archive, None)
-            if problem:
-                raise DataError(f"{archive} was not used: {problem}")
             try:
+                _check(job, download, archive, None)
                 return done + _unpack(job, absent, download, archive, None, str(archive))
             except Unfit as error:
                 raise DataError(f"{archive} was not used: {error}") from error

@@ -83,7 +83,11 @@ def why(client: Any, image: Image) -> str:
         entries = client.api.images(filters={"label": labels})
     if not entries:
         return "not built yet"
-    inputs = _inputs(newest_first(entries)[0].get("Labels") or {})
+    try:
+        labelled = (newest_first(entries)[0].get("Labels") or {}).get(definition.INPUTS, "")
+        inputs = msgspec.json.decode(labelled, type=Dict[str, str])
+    except msgspec.DecodeError:
+        inputs = {}
     return ", ".join(definition.changes(inputs, image.inputs)) or "its tag is gone"
 
 
@@ -258,13 +262,6 @@ def _mismatch(attributes: Any, image: Image) -> str:
             return f"its label {name} is {labels.get(name)!r}"
     architecture = attributes.get("Architecture")
     return "" if architecture == definition.DOCKER_ARCHITECTURES[image.arch] else f"it is for {architecture}"
-
-
-def _inputs(labels: Any) -> dict[str, str]:
-    try:
-        return msgspec.json.decode(labels.get(definition.INPUTS, ""), type=Dict[str, str])
-    except msgspec.DecodeError:
-        return {}
 
 
 def _clean(client: Any, label: str, seconds: float) -> None:

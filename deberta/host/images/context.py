@@ -18,7 +18,11 @@ NETWORK = "network"  # folder of the context that builder stages copy to /build
 
 
 def write_context(target: IO[bytes], image: Image, settings: BuildSettings, label: str) -> None:
-    """Write the build context as a reproducible tar: sorted names, no times, no owners. Raises DataError."""
+    """Write the build context as a reproducible tar: sorted names, no times, no owners. Raises DataError.
+
+    `label`: NAME=VALUE, which becomes the first instruction of every stage in the Dockerfile.
+    """
+    name, _, value = label.partition("=")
     folders = [*image.folders, *([NETWORK, f"{NETWORK}/wheelhouse"] if image.lock else [])]
     with tarfile.open(fileobj=target, mode="w", format=tarfile.GNU_FORMAT) as archive:
         for folder in sorted(folders):
@@ -29,22 +33,17 @@ def write_context(target: IO[bytes], image: Image, settings: BuildSettings, labe
             if file.name == "Dockerfile":
                 content = file.path.read_bytes()
                 sha256 = hashlib.sha256(content).hexdigest()
-                _add(archive, file.name, _labelled(content.decode(), label).encode())
+                labelled = re.sub(r"(?m)^FROM .*$", rf'\g<0>\nLABEL {name}="{value}"', content.decode())  # each stage
+                _add(archive, file.name, labelled.encode())
             else:
                 sha256 = _add_file(archive, file.name, file.path, file.executable)
             if sha256 != file.sha256:
                 raise DataError(f"{file.path} changed while it was packed. Run the same command again")
         if image.lock:
-            for name, content in sorted(_network(settings).items()):
-                _add(archive, f"{NETWORK}/{name}", content)
+            for file_name, content in sorted(_network(settings).items()):
+                _add(archive, f"{NETWORK}/{file_name}", content)
             for wheel in _wheels(settings.wheelhouse, image.lock):
                 _add_file(archive, f"{NETWORK}/wheelhouse/{wheel.name}", wheel)
-
-
-def _labelled(dockerfile: str, label: str) -> str:
-    """The Dockerfile with a label as the first instruction of every stage."""
-    name, _, value = label.partition("=")
-    return re.sub(r"(?m)^FROM .*$", lambda match: f'{match[0]}\nLABEL {name}="{value}"', dockerfile)
 
 
 def _network(settings: BuildSettings) -> dict[str, bytes]:

@@ -255,7 +255,5 @@ def _table(document: Any, keys: tuple[str, ...]) -> Any:
     """The table at a path of keys, as [a.b."c"]; it is added if it is not there."""
     table = document
     for depth, key in enumerate(keys, 1):
-        if key not in table:
-            table[key] = tomlkit.table(is_super_table=depth < len(keys))
-        table = table[key]
+        table = table.setdefault(key, tomlkit.table(is_super_table=depth < len(keys)))
     return table
