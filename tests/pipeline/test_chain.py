@@ -298,7 +298,7 @@ def test_dry_prints_the_commands_and_touches_nothing(fresh: Workspace) -> None:
 
 
 def test_a_second_invocation_is_refused_while_one_runs(workspace: Workspace) -> None:
-    running = workspace.start(*EVALUATE, "--force")
+    running = workspace.start("export-onnx", "--force")
     assert running.stdout is not None
     for line in running.stdout:
         if "] running: " in line:
