@@ -12,21 +12,15 @@ from xdist.scheduler import LoadFileScheduling
 
 from tests import in_process
 
-# The files that go to one process: the container tests share an engine, the other two a demo that has run.
-TOGETHER = {
-    "tests/container/": "container",
-    "tests/pipeline/test_demo.py": "demo",
-    "tests/pipeline/test_docs.py": "demo",
-}
 # Longest first, so that no process is left with a long file at the end; the rest follow as they are.
-FIRST = ("tests/container/", "tests/pipeline/test_demo.py", "tests/pipeline/test_docs.py", "tests/pipeline/")
+FIRST = ("tests/container/", "tests/pipeline/")
 
 
 class _FilesAndContainers(LoadFileScheduling):  # type: ignore[misc]  # untyped
-    """A file goes to one process, which keeps its fixtures; some files go together."""
+    """A file goes to one process, which keeps its fixtures; so do all container tests, which share an engine."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return next((unit for name, unit in TOGETHER.items() if nodeid.startswith(name)), nodeid.split("::")[0])
+        return FIRST[0] if nodeid.startswith(FIRST[0]) else str(super()._split_scope(nodeid))
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _FilesAndContainers:

@@ -34,19 +34,10 @@ def run_invoke(
     arguments: Sequence[str], folder: Path, variables: Mapping[str, str]
 ) -> subprocess.CompletedProcess[str]:
     """`invoke ARGUMENTS` in `folder` with these environment variables alone; its stages run in this process too."""
-    from invoke.program import Program
-
-    tasks, output, error = sys.modules.get("tasks"), _text(), _text()
-    program = Program(name="Invoke", binary="inv[oke]")
-    try:
-        code = _run(lambda: program.run(["invoke", *arguments]), folder, variables, output, error)
-    finally:
-        sys.modules.pop("tasks", None)
-        if tasks is not None:
-            sys.modules["tasks"] = tasks
-    if code == errors.INTERRUPTED:
+    done = run_main(lambda: _invoke(arguments), folder, variables)
+    if done.returncode == errors.INTERRUPTED:
         raise KeyboardInterrupt  # whoever runs the tests wants to stop them
-    return subprocess.CompletedProcess(list(arguments), code, _content(output), _content(error))
+    return done
 
 
 def run_stage(
@@ -90,12 +81,14 @@ def stages_in_process() -> Iterator[None]:
 def execute(
     command: Sequence[str], folder: Path, variables: Mapping[str, str], log: Path, show: Callable[[str], None]
 ) -> tuple[list[str], int]:
-    """As `local.execute`, and by it if this is no stage of this interpreter."""
-    if [*command[:2]] != [sys.executable, "-m"] or not command[2].startswith("deberta.stages."):
+    """As `local.execute`, and by it if this is no stage, nor a command, of this interpreter."""
+    module, arguments = (command[2], command[3:]) if [*command[:2]] == [sys.executable, "-m"] else ("", ())
+    if module != "invoke" and not module.startswith("deberta.stages."):
         return _execute_process(command, folder, variables, log, show)
+    main = _invoke if module == "invoke" else functools.partial(_main, module)
     with transcript(log, command, show) as record:
         lines = _Lines(record)
-        code = _run(lambda: _main(command[2], command[3:]), folder, variables, lines, lines)
+        code = _run(lambda: main(arguments), folder, variables, lines, lines)
         lines.end()
     if code == errors.INTERRUPTED:
         raise KeyboardInterrupt
@@ -135,6 +128,19 @@ def _text() -> io.TextIOWrapper:
 def _content(stream: io.TextIOWrapper) -> str:
     stream.seek(0)
     return stream.read()
+
+
+def _invoke(arguments: Sequence[str]) -> int:
+    from invoke.program import Program
+
+    tasks = sys.modules.get("tasks")  # invoke puts its own copy there
+    try:
+        Program(name="Invoke", binary="inv[oke]").run(["invoke", *arguments])
+        return 0
+    finally:
+        sys.modules.pop("tasks", None)
+        if tasks is not None:
+            sys.modules["tasks"] = tasks
 
 
 def _main(module: str, arguments: Sequence[str]) -> int:
@@ -191,3 +197,8 @@ def _torch() -> Iterator[None]:
     finally:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(deterministic)
+
+
+if __name__ == "__main__":  # invoke with its stages in one process
+    with stages_in_process():
+        sys.exit(_invoke(sys.argv[1:]))

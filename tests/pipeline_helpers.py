@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from deberta.core import files
 from deberta.core.contract import DEV_FILES, LABELS
+from deberta.host.report.gates import OURS
 from tests import in_process
 from tests.mnli_helpers import REPOSITORY, SPM_MODEL, dev_line, write_dev
 
@@ -115,6 +119,30 @@ def copy_demo(workspace: Path) -> None:
     for name in DEMO:
         (workspace / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(REPOSITORY / name, workspace / name)
+
+
+def make_small_demo(root: Path, rows: int, gates: Mapping[str, tuple[int, int]]) -> Workspace:
+    """The demo with the first rows alone of some versions; `gates`: the rows expected right and those allowed less."""
+    copy_demo(root)
+    text = (REPOSITORY / OURS).read_text(encoding="utf-8")
+    for version, (expected, allowed) in gates.items():
+        data = root / "data/demo/MNLI" / DEV_FILES[version]
+        known = files.sha256_of(data)
+        data.write_bytes(b"".join(data.read_bytes().splitlines(keepends=True)[: rows + 1]))
+        gate = f"correct_rows.{version}]\nexpected = {expected}\nallowed = {allowed}\nof = {rows}"
+        text = re.sub(rf"(?<=profile.demo.)correct_rows\.{version}\](\n\w+ = \d+){{3}}", gate, text)
+        text = text.replace(known, files.sha256_of(data))
+    (root / "gates.toml").write_text(text, encoding="utf-8")
+    settings = {
+        "workspace": str(root),
+        "stages_python": sys.executable,
+        "executor": "local",
+        "profile": "demo",
+        "profiles": {"demo": {"rows": dict.fromkeys(gates, rows)}},
+        "gates": str(root / "gates.toml"),
+    }
+    (root / "settings.yaml").write_text(json.dumps(settings), encoding="utf-8")
+    return Workspace(root)
 
 
 def invoke(workspace: Path, *arguments: str) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from tests import pipeline_helpers
@@ -21,13 +19,4 @@ def evaluated(tiny: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Work
     """`invoke evaluate --bs 4 --version match` has run on the cpu backend."""
     workspace = tiny.copy(tmp_path_factory.mktemp("evaluated") / "workspace")
     workspace.succeed("evaluate", "--bs", "4", "--version", "match")
-    return workspace
-
-
-@pytest.fixture(scope="session")
-def demonstrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`invoke demo` has run where only what is committed was."""
-    workspace = tmp_path_factory.mktemp("demo")
-    pipeline_helpers.copy_demo(workspace)
-    pipeline_helpers.invoke(workspace, "demo")
     return workspace

@@ -6,21 +6,17 @@ import json
 import os
 import re
 import signal
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from deberta.core import files
 from deberta.core.errors import GateError
 from deberta.host.plan import profiles
 from deberta.host.plan.plan import Plan
-from deberta.host.report import gates as gate_file
 from deberta.host.workflows import acceptance
 from tests import pipeline_helpers as helpers
-from tests.mnli_helpers import REPOSITORY
-from tests.pipeline_helpers import Workspace, copy_demo, steps_that_ran
+from tests.pipeline_helpers import Workspace, copy_demo, make_small_demo, steps_that_ran
 
 RESULTS = "results/demo/cpu"
 TSV = "data/demo/MNLI/dev_matched.tsv"
@@ -37,17 +33,7 @@ def _accepted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Workspace, str,
 
     The demo with its first rows alone, and with gates for them: all tests here would else take minutes.
     """
-    workspace = Workspace(tmp_path_factory.mktemp("measured"))
-    copy_demo(workspace.root)
-    data, gates = workspace.root / TSV, workspace.root / "gates.toml"
-    known = files.sha256_of(data)
-    data.write_bytes(b"".join(data.read_bytes().splitlines(keepends=True)[: ROWS + 1]))
-    text = (REPOSITORY / gate_file.OURS).read_text().replace(known, files.sha256_of(data))
-    gates.write_text(text.replace("expected = 1189\nallowed = 3\nof = 1200", f"{_gate(CORRECT)}\nof = {ROWS}"))
-    profile = {"rows": {"match": ROWS, "mismatch": 1200}}
-    settings = {"stages_python": sys.executable, "executor": "local", "profile": "demo", "profiles": {"demo": profile}}
-    (workspace.root / "settings.yaml").write_text(json.dumps(settings))
-    workspace.configure(workspace=str(workspace.root), gates=str(gates))
+    workspace = make_small_demo(tmp_path_factory.mktemp("measured"), ROWS, {"match": (CORRECT, 1)})
     return workspace, workspace.succeed(*ACCEPT, "--bs", "8"), workspace.succeed(*WHOLE)
 
 

@@ -48,7 +48,7 @@ class Runner:
         copy_demo(self.workspace)
         self.job.mkdir()
         python, root = shlex.quote(sys.executable), shlex.quote(str(REPOSITORY))
-        script(self.bin / "inv", f'#!/bin/sh\ncd {root} && exec {python} -m invoke "$@"\n')
+        script(self.bin / "inv", f'#!/bin/sh\ncd {root} && exec {python} -m tests.in_process "$@"\n')
 
     def run(self, lines: list[str], variables: dict[str, Any]) -> subprocess.CompletedProcess[str]:
         given = {

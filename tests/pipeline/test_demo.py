@@ -16,11 +16,19 @@ from deberta.core.contract import INPUTS, LABELS, SEQUENCE_LENGTH
 from deberta.stages.model import checkpoint, config
 from tests import model_helpers
 from tests.mnli_helpers import run_stage
-from tests.pipeline_helpers import invoke
+from tests.pipeline_helpers import copy_demo, invoke
 
 # What the committed model gets right; another CPU's rounding must not change a prediction.
 CORRECT = {"match": 1189, "mismatch": 1157}
 ROWS = 1200
+
+
+@pytest.fixture(scope="module")
+def demonstrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    workspace = tmp_path_factory.mktemp("demo")
+    copy_demo(workspace)
+    invoke(workspace, "demo")
+    return workspace
 
 
 @pytest.mark.parametrize("version", CORRECT)

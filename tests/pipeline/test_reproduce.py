@@ -32,9 +32,10 @@ def _made(tiny: Workspace, tmp_path_factory: pytest.TempPathFactory) -> tuple[Wo
     workspace.data("mismatch").unlink()
     folder = tmp_path_factory.mktemp("places")
     brought = workspace.files()
-    said = workspace.succeed(*REPRODUCE, "--keep-places", "--in", str(folder))
+    done = workspace.run_process(*REPRODUCE, "--keep-places", "--in", str(folder))
+    assert done.returncode == 0, done.stdout + done.stderr
     assert workspace.files() == brought
-    return workspace, folder, said
+    return workspace, folder, done.stdout
 
 
 @pytest.fixture(name="workspace")

@@ -1,0 +1,27 @@
+"""What `invoke test` says, and asks of pytest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from deberta.core import machine
+from deberta.host.workflows import development
+
+
+def test_a_process_for_each_cpu_and_how_long_it_takes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    commands: list[list[str]] = []
+    monkeypatch.setattr(development, "_check", lambda _, arguments, *more: commands.append(arguments))
+    for cpus, path, slow, names in ((2, "tests", False, None), (1, "tests", True, "atc"), (2, "a.py", True, None)):
+        monkeypatch.setattr(machine, "effective_cpus", lambda cpus=cpus: cpus)
+        development.test(Path(), path, slow, names, dry=False)
+    durations = ["--durations", "10", "--durations-min", "1"]
+    assert commands == [
+        ["pytest", "tests", *durations, "-m", "not slow", "-n", "2"],
+        ["pytest", "tests", *durations, "-k", "atc"],
+        ["pytest", "a.py", *durations],
+    ]
+    assert f"about {development.TEST_MINUTES} minutes" in capsys.readouterr().out
