@@ -81,14 +81,17 @@ def stages_in_process() -> Iterator[None]:
 def execute(
     command: Sequence[str], folder: Path, variables: Mapping[str, str], log: Path, show: Callable[[str], None]
 ) -> tuple[list[str], int]:
-    """As `local.execute`, and by it if this is no stage, nor a command, of this interpreter."""
-    module, arguments = (command[2], command[3:]) if [*command[:2]] == [sys.executable, "-m"] else ("", ())
-    if module != "invoke" and not module.startswith("deberta.stages."):
+    """As `local.execute`, and by it if this is no stage of this interpreter.
+
+    A command of ours gets a process, and runs its stages in that.
+    """
+    if [*command[:3]] == [sys.executable, "-m", "invoke"]:
+        command = [sys.executable, "-m", "tests.in_process", *command[3:]]
+    if [*command[:2]] != [sys.executable, "-m"] or not command[2].startswith("deberta.stages."):
         return _execute_process(command, folder, variables, log, show)
-    main = _invoke if module == "invoke" else functools.partial(_main, module)
     with transcript(log, command, show) as record:
         lines = _Lines(record)
-        code = _run(lambda: main(arguments), folder, variables, lines, lines)
+        code = _run(lambda: _main(command[2], command[3:]), folder, variables, lines, lines)
         lines.end()
     if code == errors.INTERRUPTED:
         raise KeyboardInterrupt

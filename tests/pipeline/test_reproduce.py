@@ -32,10 +32,9 @@ def _made(tiny: Workspace, tmp_path_factory: pytest.TempPathFactory) -> tuple[Wo
     workspace.data("mismatch").unlink()
     folder = tmp_path_factory.mktemp("places")
     brought = workspace.files()
-    done = workspace.run_process(*REPRODUCE, "--keep-places", "--in", str(folder))
-    assert done.returncode == 0, done.stdout + done.stderr
+    said = workspace.succeed(*REPRODUCE, "--keep-places", "--in", str(folder))
     assert workspace.files() == brought
-    return workspace, folder, done.stdout
+    return workspace, folder, said
 
 
 @pytest.fixture(name="workspace")
