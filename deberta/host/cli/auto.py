@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 from pathlib import Path
-from typing import Optional
 
 from deberta.ascend import cann, npu_smi, programs
 from deberta.core import contract
@@ -14,7 +13,7 @@ AUTO = "auto"
 DEVICES = Path("/dev")
 
 
-def backend(name: str, compiles: bool, cann_setting: str = "", project: Optional[Path] = None) -> str:
+def backend(name: str, compiles: bool, cann_setting: str, project: Path) -> str:
     """The backend to use. `compiles`: the command needs ATC, not a device. Raises ConfigError.
 
     `auto` takes ascend to compile if CANN is here or what the compile image is made of, and to run the model if a
@@ -35,10 +34,8 @@ def backend(name: str, compiles: bool, cann_setting: str = "", project: Optional
     return "cpu"
 
 
-def _compile_image(project: Optional[Path]) -> str:
+def _compile_image(project: Path) -> str:
     """The tag of the compile image if its files are all here, empty if not."""
-    if project is None:
-        return ""
     from deberta.host.images import definition, pins  # tomlkit is not loaded for the list of tasks
 
     try:

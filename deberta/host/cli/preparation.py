@@ -89,7 +89,12 @@ def clean(c: Context, options: Options) -> None:
     session = settings.session_of(c, options, executor="local")
     with exclusive(session):
         if options.images or options.containers:
-            workflow.clean_engine(session, options.images, options.containers)
+            from deberta.host.images import manage
+
+            if options.containers:
+                manage.remove_containers(session.workspace, session.dry)
+            if options.images:
+                manage.remove_images(session.dry)
         else:
             workflow.clean(session, profiles)
     if options.environments:

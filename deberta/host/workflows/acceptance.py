@@ -47,9 +47,6 @@ class Pace:
     seconds: float = 0.0
     rows: int = 0
 
-    def add(self, seconds: float, rows: int) -> None:
-        self.seconds, self.rows = self.seconds + seconds, self.rows + rows
-
     def left(self, cells: Iterable[MatrixCell]) -> str:
         """What to add to a line; nothing before any cell ran."""
         if not self.rows:
@@ -166,4 +163,4 @@ def _measure(session: Session, plan: Plan, cell: MatrixCell, loops: int, choice:
     else:
         evaluation.evaluate(session, case, choice)
     if len(session.ran) > before:
-        pace.add(time.monotonic() - clock, cell.rows)
+        pace.seconds, pace.rows = pace.seconds + time.monotonic() - clock, pace.rows + cell.rows

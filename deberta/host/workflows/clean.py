@@ -45,16 +45,6 @@ def clean(session: Session, profiles: Sequence[Profile]) -> None:
         _remove_empty(roots)
 
 
-def clean_engine(session: Session, images: bool, containers: bool) -> None:
-    """Remove our containers and our images from the Docker engine, and nothing else."""
-    from deberta.host.images import manage  # it needs the SDK, which `invoke -l` must not load
-
-    if containers:
-        manage.remove_containers(session.workspace, session.dry)
-    if images:
-        manage.remove_images(session.dry)
-
-
 def remove_environments(project: Path, dry: bool) -> None:
     """Remove the stages' environment and inv's own."""
     for folder in (project / stages.FOLDER, project / ".venv"):

@@ -6,6 +6,7 @@ import os
 import shlex
 import signal
 import subprocess
+from functools import partial
 from pathlib import Path
 from typing import Callable, Optional, Sequence
 
@@ -59,12 +60,10 @@ def bench(project: Path, workspace: Path, python: Callable[[], Path], arguments:
         return
     log = workspace / "results" / "bench" / "bench.log"
     variables = local.environment(project, os.environ)
-    lines, code = local.execute([str(python()), "-m", BENCH, *options], workspace, variables, log, _say)
+    lines, code = local.execute(
+        [str(python()), "-m", BENCH, *options], workspace, variables, log, partial(print, flush=True)
+    )
     check_exit(BENCH, lines, code, log)
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)
 
 
 def _check(project: Path, arguments: Sequence[str], problem: str, dry: bool) -> None:

@@ -30,6 +30,7 @@ GIB = 1 << 30
 FULL_DISK, FULL_MEMORY = 8 * GIB, 4 * GIB  # models, bins and results of the guide's model; its export peaks below 4 GiB
 SMALL_DISK, SMALL_MEMORY = 1 * GIB, 2 * GIB  # the demo's
 ENGINE_TIMEOUT = 3  # seconds
+STAGES_PYTHON = ".".join(map(str, stages.PYTHON))
 WRITTEN = ("models", "data", "results", ".cache")  # below the workspace
 
 
@@ -140,7 +141,7 @@ def stage_environment(project: Path, prepared: Optional[Path] = None) -> Tuple[H
     packages = ", ".join(f"{package} {versions[package]}" for package in stages.IMPORTED if package in versions)
     details = {"lock": stages.STAGES_LOCK, "remedy": remedy}
     return (
-        _stages_python(f"{versions['python']} at {python}", versions["python"] == _stages_version(), remedy),
+        _stages_python(f"{versions['python']} at {python}", versions["python"] == STAGES_PYTHON, remedy),
         _check("stages-packages", "; ".join(problems) or packages, not problems, **details),
     )
 
@@ -158,11 +159,7 @@ def _new_environment(project: Path) -> HostCheck:
 
 
 def _stages_python(actual: str, ok: bool, remedy: str = "") -> HostCheck:
-    return _check("stages-python", actual, ok, python=_stages_version(), remedy=remedy)
-
-
-def _stages_version() -> str:
-    return ".".join(map(str, stages.PYTHON))
+    return _check("stages-python", actual, ok, python=STAGES_PYTHON, remedy=remedy)
 
 
 def writable(workspace: Path) -> HostCheck:

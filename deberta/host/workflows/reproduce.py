@@ -7,6 +7,7 @@ evaluations, and the body of report.json. Times, logs and the names of a run's f
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shlex
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 FOLDER = Path(".cache", "reproduce")  # in the workspace
 NAMES = ("a", "b-elsewhere")  # not of one length: a path that got into an artifact would show
 SETTINGS = "reproduce.json"  # in a place: its settings, and the sign that it is one
+_say = functools.partial(print, flush=True)  # as it happens: a run takes minutes
 LOOPS = 2  # the fewest that have a time without the first
 
 
@@ -148,10 +150,6 @@ def _rebuild_images(session: Session, planned: ReproductionRun, builds: BuildSet
         for line in paths:
             _say(f"  {line}")
     return [f"{tag}{line}" for tag, paths in by_tag.items() for line in paths]
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)
 
 
 def places(folder: Path, executors: Sequence[str]) -> tuple[Place, Place]:
