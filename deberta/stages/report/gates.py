@@ -6,11 +6,11 @@ nor failed, and is never accepted.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 
 from deberta.core.contract import BROUGHT_MODEL, FP32, LABELS, SEQUENCE_LENGTH
-from deberta.core.job import ExpectedRows, Job, PublishedRow
+from deberta.core.job import ExpectedRows, Job, OfficialGate, PublishedRow, VersionRows
 from deberta.core.report import Body, EvaluationCell, GateCheck, PerformanceRun, ReportVerdict
 from deberta.stages.report import intervals
 
@@ -25,18 +25,17 @@ def judge(job: Job, body: Body, performances: Sequence[PerformanceRun]) -> Repor
     Failed if any check failed; accepted only if all passed and the job has no reason against; else checked, and
     why_not_accepted is never empty.
     """
-    checks = [
-        *complete(job, body, performances),
-        *correct_rows(job, body),
-        *official(job, body),
-        *agreement(job, body),
-        *reference(job, body),
-        *fps(job, performances),
-        *sentinel(job, body),
-        *inputs(job),
-    ]
+    gates = job.gates
+    checks = complete(job, body, performances)
+    checks += correct_rows(job, gates.correct_rows, body) if gates.correct_rows else []
+    checks += official(job, gates.official, body) if gates.official else []
+    checks += agreement(job, gates.agreement.allowed, body) if gates.agreement else []
+    checks += reference(job, gates.reference.allowed, body) if gates.reference else []
+    checks += fps(job, gates.fps.at_least, performances) if gates.fps else []
+    checks += sentinel(job, body) if gates.sentinel else []
+    checks += inputs(job, gates.inputs or {})
     reasons = list(job.not_accepted)
-    if job.gates.correct_rows is None and job.gates.official is None:
+    if gates.correct_rows is None and gates.official is None:
         reasons.append(f"no gate looks at the accuracy of profile {job.profile.name}")
     for status in (NOT_JUDGED, FAILED):
         names = dict.fromkeys(check.gate for check in checks if check.status == status)
@@ -83,14 +82,11 @@ def _lack(job: Job, run: PerformanceRun) -> str:
     return run.origin or (f"{run.loops} loops, not {job.loops}" if run.loops != job.loops else "")
 
 
-def correct_rows(job: Job, body: Body) -> list[GateCheck]:
+def correct_rows(job: Job, gate: VersionRows, body: Body) -> list[GateCheck]:
     """As many rows right as expected, less the allowed number; of the whole file only.
 
     An int8 run is held against the float32 run of the same rows, where both are of the present model.
     """
-    gate = job.gates.correct_rows
-    if gate is None:
-        return []
     checks = []
     for size, version in _matrix(job):
         expected: ExpectedRows | None = getattr(gate, version)
@@ -115,15 +111,12 @@ def correct_rows(job: Job, body: Body) -> list[GateCheck]:
     return checks
 
 
-def official(job: Job, body: Body) -> list[GateCheck]:
+def official(job: Job, gate: OfficialGate, body: Body) -> list[GateCheck]:
     """Accuracy within some points of the published official figure, below or above it: both would need a reason."""
-    gate = job.gates.official
-    if gate is None:
-        return []
     checks = []
     for size, version in _matrix(job):
         cell, row = _cell(body, size, version), _published(job, size)
-        figure = _official(row, version)
+        figure = getattr(row, f"official_{version}", None)
         required = f"{figure} %, within {gate.points} points" if row else ""
         reason = "" if row else f"nothing is published for batch size {size}"
         if (reason := reason or _no_whole_cell(job, cell)) or not cell:
@@ -137,12 +130,9 @@ def official(job: Job, body: Body) -> list[GateCheck]:
     return checks
 
 
-def agreement(job: Job, body: Body) -> list[GateCheck]:
+def agreement(job: Job, allowed: int, body: Body) -> list[GateCheck]:
     """All batch sizes predict the same labels; near ties do not count."""
-    if job.gates.agreement is None:
-        return []
     checks = []
-    allowed = job.gates.agreement.allowed
     required = f"at most {allowed} rows that differ, near ties apart"
     for version in job.versions:
         entry = body.agreement.get(version)
@@ -159,12 +149,9 @@ def agreement(job: Job, body: Body) -> list[GateCheck]:
     return checks
 
 
-def reference(job: Job, body: Body) -> list[GateCheck]:
+def reference(job: Job, allowed: int, body: Body) -> list[GateCheck]:
     """The same labels as PyTorch; near ties do not count."""
-    if job.gates.reference is None:
-        return []
     checks = []
-    allowed = job.gates.reference.allowed
     required = f"at most {allowed} rows unlike PyTorch's, near ties apart"
     for place in _matrix(job):
         cell = _cell(body, *place)
@@ -180,11 +167,8 @@ def reference(job: Job, body: Body) -> list[GateCheck]:
     return checks
 
 
-def fps(job: Job, performances: Sequence[PerformanceRun]) -> list[GateCheck]:
+def fps(job: Job, column: str, performances: Sequence[PerformanceRun]) -> list[GateCheck]:
     """At least a published column's throughput; a CPU's says nothing about an NPU's."""
-    if job.gates.fps is None:
-        return []
-    column = job.gates.fps.at_least
     if job.backend != "ascend":
         reason = f"backend {job.backend}: its fps says nothing about an NPU"
         return [_check("fps", "all", f"at least the published {column} fps", "", NOT_JUDGED, reason)]
@@ -210,8 +194,6 @@ def fps(job: Job, performances: Sequence[PerformanceRun]) -> list[GateCheck]:
 
 def sentinel(job: Job, body: Body) -> list[GateCheck]:
     """Nothing wrong with the data, and the labels in the order that everything here takes them to have."""
-    if job.gates.sentinel is None:
-        return []
     checks = []
     for version in job.versions:
         of, required = f"{version}, the data", "no problem"
@@ -255,10 +237,10 @@ def permuted(cell: EvaluationCell) -> Sequence[str]:
     return best.order if moved and clear else ()
 
 
-def inputs(job: Job) -> list[GateCheck]:
+def inputs(job: Job, digests: Mapping[str, str]) -> list[GateCheck]:
     """The files are those that the expected figures belong to."""
     checks = []
-    for path, expected in (job.gates.inputs or {}).items():
+    for path, expected in digests.items():
         actual = job.inputs.get(path, {}).get("sha256", "")
         reason = "" if actual == expected else "another file" if actual else "not among the inputs of this run"
         checks.append(_check("inputs", path, expected, actual, actual == expected, reason))
@@ -300,10 +282,6 @@ def _no_whole_cell(job: Job, cell: EvaluationCell | None) -> str:
 
 def _published(job: Job, batch_size: int) -> PublishedRow | None:
     return next((row for row in job.published if row.batch_size == batch_size), None)
-
-
-def _official(row: PublishedRow | None, version: str) -> float | None:
-    return getattr(row, f"official_{version}", None)
 
 
 def _of(batch_size: int, version: str) -> str:

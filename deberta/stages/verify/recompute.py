@@ -12,6 +12,7 @@ import io
 import json
 import shutil
 import sys
+from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -120,30 +121,29 @@ class Recomputation:
             result.add(where, [f"cannot be made again: {reason}"])
 
 
-def recompute(
-    job_path: Path, report: Path, markdown: Path, html: Path, tokenizer: Path | None, config: Path | None, scratch: Path
-) -> Result:
+def recompute(options: Namespace) -> Result:
     """Make everything again and compare. Without a tokenizer and a config, the data are not looked at again.
 
     A job that cannot be read is a finding too. The report must be there.
     """
-    result = Result()
+    result, scratch, report = Result(), options.scratch, options.report
     try:
-        job = assess.read_job(job_path)
+        job = assess.read_job(options.job)
     except DebertaError as error:
-        result.add(job_path, [f"cannot be read: {one_line(str(error))}"])
+        result.add(options.job, [f"cannot be read: {one_line(str(error))}"])
         return result
     again, pages = scratch / "again.json", scratch / "pages"
     pages.mkdir()
     # Of the stored report, so that each file is judged for itself; a page names the report.json that lies beside it.
     beside = Path(shutil.copyfile(report, pages / report.name))
-    page_pairs = [(markdown, pages / markdown.name), (html, pages / html.name)]
+    page_pairs = [(path, pages / path.name) for path in (options.markdown, options.html)]
     rendering = ["--report", beside, "--markdown", page_pairs[0][1], "--html", page_pairs[1][1]]
+    of_data = options.tokenizer and options.config
     recomputations = [
-        *(_data_checks(job, tokenizer, config, scratch) if tokenizer and config else ()),
+        *(_data_checks(job, options.tokenizer, options.config, scratch) if of_data else ()),
         *_evaluations(job, scratch),
         *_comparisons(job, scratch),
-        Recomputation(assess.main, ["--job", job_path, "--output", again], [(report, again)]),
+        Recomputation(assess.main, ["--job", options.job, "--output", again], [(report, again)]),
         Recomputation(render.main, rendering, page_pairs),
     ]
     progress = Progress("recomputing", len(recomputations), "files")
@@ -151,17 +151,15 @@ def recompute(
         recomputation.run(result)
         progress.update(index)
     check_body(result, report)
+    if options.stored_bom and options.recomputed_bom:
+        compare_json(result, options.stored_bom, options.recomputed_bom)
     return result
 
 
 def _row_options(job: Job, version: str) -> list[object]:
     limit, rows = job.limit, job.profile.rows.get(version)
-    return [
-        "--version",
-        version,
-        *(["--limit", limit] if limit else []),
-        *(["--rows", rows] if rows is not None else []),
-    ]
+    options = {"--version": version, "--limit": limit or None, "--rows": rows}
+    return [f"{name}={value}" for name, value in options.items() if value is not None]
 
 
 def _data_checks(job: Job, tokenizer: Path, config: Path, scratch: Path) -> Iterator[Recomputation]:
@@ -227,18 +225,7 @@ def main(argv: Sequence[str]) -> None:
         recomputed_bom=arguments.file("the same, made again", required=False),
         scratch=arguments.file("an empty folder"),
     )
-    result = recompute(
-        options.job,
-        options.report,
-        options.markdown,
-        options.html,
-        options.tokenizer,
-        options.config,
-        options.scratch,
-    )
-    if options.stored_bom and options.recomputed_bom:
-        compare_json(result, options.stored_bom, options.recomputed_bom)
-    files.write_text(options.output, json.dumps(asdict(result), indent=2, ensure_ascii=False) + "\n")
+    files.write_text(options.output, json.dumps(asdict(recompute(options)), indent=2, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":
