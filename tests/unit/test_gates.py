@@ -214,6 +214,30 @@ def test_a_gate_of_an_unknown_name_is_refused(case: Case) -> None:
         case.judge()
 
 
+def test_int8_is_held_against_the_float32_run(case: Case) -> None:
+    """With its own allowance, and only where it is of the present model; nothing else is demanded of it."""
+    fp32 = case.body["cells"][0]
+    int8 = {**fp32, "precision": "int8", "correct": fp32["correct"] - 2, "versus_reference": None}
+    case.body["cells"].insert(1, int8)
+    [check] = [check for check in case.judge()["gates"] if check["of"] == "bs 1, match, int8"]
+    assert (check["gate"], check["required"], check["status"]) == ("correct_rows", "at least 42 of 48", "passed")
+    assert case.judge()["verdict"] == "accepted"
+    int8["correct"] -= 1
+    [check] = case.said("failed")
+    assert (check["of"], check["reason"]) == ("bs 1, match, int8", "too few rows are right beside the float32 run")
+    int8["origin"] = "outdated: another model"
+    assert case.judge()["verdict"] == "accepted"
+
+
+def test_a_run_at_another_length_is_no_performance_run_of_the_guide(case: Case) -> None:
+    """Accuracy counts at any lengths, throughput at 256 alone."""
+    case.body["cells"][0]["lengths"] = {"32": 40, "64": 8}
+    assert case.judge()["verdict"] == "accepted"
+    case.performances[0]["length"] = 64
+    [check] = case.said("failed")
+    assert (check["gate"], check["of"]) == ("complete", "performance run, bs 1, match")
+
+
 def test_a_version_without_a_count_is_not_judged(case: Case) -> None:
     del case.job["gates"]["correct_rows"]["mismatch"]
     [first, _] = case.said("not judged")
