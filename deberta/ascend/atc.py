@@ -14,6 +14,8 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, Optional
 
+import msgspec
+
 from deberta.ascend.runs import ADVICE_OF_CODE, explain, failure
 from deberta.core.contract import INPUTS, SEQUENCE_LENGTH
 from deberta.core.errors import ConfigError, DataError, DebertaError, StageError
@@ -21,17 +23,9 @@ from deberta.core.errors import ConfigError, DataError, DebertaError, StageError
 SUCCESS_LINE, FAILED_LINE = "ATC run success", "ATC run failed"
 CLOCK_GRAIN_SECONDS = 1.0  # file systems that keep whole seconds round a file's time down
 
-_PRECISIONS = ("force_fp16", "force_fp32", "allow_fp32_to_fp16", "allow_mix_precision", "must_keep_origin_dtype")
-_VALUES: Mapping[str, Sequence[str]] = {
-    "precision_mode": _PRECISIONS,
-    "op_select_implmode": ("high_performance", "high_precision", "high_performance_for_all", "high_precision_for_all"),
-    "buffer_optimize": ("l2_optimize", "l1_optimize", "off_optimize"),
-    "log": ("null", "debug", "info", "warning", "error"),
-}
-_FILES = ("op_precision_mode", "keep_dtype", "modify_mixlist", "fusion_switch_file")
-# Not allowed under extra: options that we set from the profile and --bs, or that make ATC do something else.
-_OURS = ("framework", "model", "output", "input_format", "input_shape", "soc_version", "mode", "om", "json", "singleop")
-_OTHER_DYNAMIC = ("dynamic_batch_size", "dynamic_image_size", "input_shape_range")
+# "values": those that ATC takes. "files": options that name a file. "refused": not allowed under extra, with
+# the reason: we set them from the profile and --bs, or they make ATC do something else.
+_OPTIONS = msgspec.json.decode(Path(__file__).with_name("atc_options.json").read_bytes())
 _FEWEST_GEARS, _MOST_GEARS = 2, 100  # ATC's limits
 
 _EXTRA = re.compile(r"--([a-z][a-z0-9_]*)=[^\x00-\x1f]*")
@@ -86,7 +80,7 @@ def options(values: Optional[Mapping[str, Any]]) -> AtcOptions:
 
 
 def _wrong_values(settings: AtcOptions) -> Iterator[str]:
-    for name, allowed in _VALUES.items():
+    for name, allowed in _OPTIONS["values"].items():
         value = getattr(settings, name)
         if value and value not in allowed:
             yield f"{name} {value!r} is not one of: {', '.join(allowed)}"
@@ -122,9 +116,7 @@ def _gears(text: str) -> list[tuple[int, ...]]:
 
 
 def _wrong_extra(settings: AtcOptions) -> Iterator[str]:
-    reasons = dict.fromkeys(_OURS, "is set by us and cannot stand under extra")
-    reasons.update(dict.fromkeys(_NAMES, "has a key of its own under atc"))
-    reasons.update(dict.fromkeys(_OTHER_DYNAMIC, "needs an input shape with -1: use dynamic_dims, which it excludes"))
+    reasons = {**_OPTIONS["refused"], **dict.fromkeys(_NAMES, "has a key of its own under atc")}
     if settings.dynamic_dims:
         reasons["insert_op_conf"] = "and dynamic_dims exclude each other"
     for item in settings.extra:
@@ -137,12 +129,13 @@ def _wrong_extra(settings: AtcOptions) -> Iterator[str]:
 
 def option_files(settings: AtcOptions) -> tuple[PurePosixPath, ...]:
     """The files that the options name: a compilation reads them, so its record depends on them."""
-    return tuple(PurePosixPath(getattr(settings, name)) for name in _FILES if getattr(settings, name))
+    return tuple(PurePosixPath(getattr(settings, name)) for name in _OPTIONS["files"] if getattr(settings, name))
 
 
 def rooted(settings: AtcOptions, folder: Path) -> AtcOptions:
     """The same options with their files absolute, for a run in another working directory."""
-    paths: dict[str, Any] = {name: str(folder / getattr(settings, name)) for name in _FILES if getattr(settings, name)}
+    names = [name for name in _OPTIONS["files"] if getattr(settings, name)]
+    paths: dict[str, Any] = {name: str(folder / getattr(settings, name)) for name in names}
     return replace(settings, **paths)
 
 

@@ -85,18 +85,19 @@ def _devices(rows: Sequence[Sequence[str]]) -> tuple[Device, ...]:
                 "Give --soc-version, and look yourself that the device is idle"
             )
         npu, number = int(chip[1]), int(place[1])
-        device = Device(
-            npu=npu,
-            chip=number,
-            device=int(place[2]),
-            name=chip[2],
-            health=row[1],
-            aicore_percent=int(usage[1]) if usage[1].isdigit() else None,
-            memory_used_mb=int(usage[2]),
-            memory_total_mb=int(usage[3]),
-            processes=tuple(text for on, text in processes[npu] if on == number) if npu in processes else None,
+        devices.append(
+            Device(
+                npu=npu,
+                chip=number,
+                device=int(place[2]),
+                name=chip[2],
+                health=row[1],
+                aicore_percent=int(usage[1]) if usage[1].isdigit() else None,
+                memory_used_mb=int(usage[2]),
+                memory_total_mb=int(usage[3]),
+                processes=tuple(text for on, text in processes[npu] if on == number) if npu in processes else None,
+            )
         )
-        devices.append(device)
     return tuple(devices)
 
 

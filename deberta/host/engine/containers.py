@@ -110,16 +110,9 @@ def create_arguments(container: Container, image_id: str, name: str, labels: Map
         {"Type": "bind", "Source": str(mount.source), "Target": str(mount.target), "ReadOnly": not mount.writable}
         for mount in container.mounts
     ]
-    return {
-        "image": image_id,
-        "command": list(container.command),
-        "name": name,
-        "labels": dict(labels),
-        "read_only": True,
-        "mounts": mounts,
-        "environment": dict(container.variables),
-        **_options(container),
-    }
+    options = {**_options(container), "labels": dict(labels), "read_only": True, "mounts": mounts}
+    command, variables = list(container.command), dict(container.variables)
+    return {"image": image_id, "command": command, "name": name, "environment": variables, **options}
 
 
 def command_line(container: Container) -> list[str]:

@@ -196,7 +196,9 @@ class Transfer:
             with response:
                 offset, total = self._position(response, offset)
                 if offset != total:
-                    self._remember(response, final_url, total)
+                    etag, modified = (response.headers.get(name, "") for name in ("ETag", "Last-Modified"))
+                    version = _Version(shown(self.url), shown(final_url), etag, modified, total)
+                    files.write_text(sidecar_of(self.part), schema.text(version))
                     expected = total if total >= 0 else self.about_bytes
                     check_space(self.part.parent, expected - offset, self.name)
                     self._receive(response, offset, total, expected)
@@ -260,12 +262,6 @@ class Transfer:
             raise DownloadFailed(f"HTTP {status} {response.reason or ''}".rstrip(), transient=status in _TRANSIENT)
         self.file.truncate(0)
         raise DownloadFailed(f"{reason}; starting over", transient=True)
-
-    def _remember(self, response: requests.Response, final_url: str, total: int) -> None:
-        etag, modified = (response.headers.get(name, "") for name in ("ETag", "Last-Modified"))
-        version = _Version(shown(self.url), shown(final_url), etag, modified, total)
-        text = msgspec.json.format(msgspec.json.encode(version), indent=2).decode()
-        files.write_text(sidecar_of(self.part), f"{text}\n")
 
     def _receive(self, response: requests.Response, offset: int, total: int, expected: int) -> None:
         """Append the body to the part. Raises DownloadFailed if it ends early or starts like another kind of file."""

@@ -270,7 +270,7 @@ def _clean(client: Any, label: str, seconds: float) -> None:
     `seconds`: how long to watch for more of them, if the engine may still be creating some.
     """
     deadline, quiet = time.monotonic() + seconds, 0
-    while True:
+    while quiet < (4 if seconds else 1):
         removed = 0
         with contextlib.suppress(docker.errors.DockerException, OSError):  # what stays is known by its label
             for container in client.containers.list(all=True, filters={"label": label}, ignore_removed=True):
@@ -283,7 +283,7 @@ def _clean(client: Any, label: str, seconds: float) -> None:
                         client.api.remove_image(entry["Id"], noprune=True)
                         removed += 1
         quiet = 0 if removed else quiet + 1
-        if (removed == 0 and not seconds) or quiet >= 4 or (seconds and time.monotonic() > deadline):
-            return
         if seconds:
+            if time.monotonic() > deadline:
+                return
             time.sleep(0.5)

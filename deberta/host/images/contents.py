@@ -25,13 +25,14 @@ FORMAT = 1  # version of the digest; a change of what it covers needs another on
 MEMORY = Path(".cache", f"image_contents_{FORMAT}")  # a file with the digest for each image id
 _DIGEST = re.compile(r"[0-9a-f]{64}\n")
 CHUNK = 1 << 20
-# Folders and files that are not covered: logs and caches, which hold times (first line), and what engines put into
-# containers.
-LEFT_OUT = (
-    *("var/log", "var/cache/ldconfig/aux-cache", "var/cache/apt"),
-    *("dev", "proc", "sys", ".dockerenv", "run/.containerenv"),
-    *("etc/hostname", "etc/hosts", "etc/resolv.conf", "etc/mtab"),
+# What is not covered: compiled Python; logs and caches, which hold times, but for their folders, which programs need;
+# what engines put into containers.
+LEFT_OUT = re.compile(
+    r".*\.pyc|(.*/)?__pycache__(/.*)?|(var/log|var/cache/apt)/.*|var/cache/ldconfig/aux-cache"
+    r"|(dev|proc|sys)(/.*)?|\.dockerenv|run/\.containerenv|etc/(hostname|hosts|resolv\.conf|mtab)",
+    re.DOTALL,
 )
+_KINDS = {tarfile.DIRTYPE: "folder", tarfile.SYMTYPE: "link", tarfile.FIFOTYPE: "pipe"}
 
 
 class Entry(NamedTuple):
@@ -58,7 +59,7 @@ def entries(stream: Any) -> dict[str, Entry]:
                     by_path[path] = _entry(archive, member, by_path)
     except (tarfile.TarError, EOFError) as error:
         raise StageError(f"an image's file system could not be read: {error}. Run the same command again") from None
-    return {path: entry for path, entry in by_path.items() if not _is_left_out(path)}
+    return {path: entry for path, entry in by_path.items() if not LEFT_OUT.fullmatch(path)}
 
 
 def digest_of(file_system: Mapping[str, Entry]) -> str:
@@ -137,14 +138,6 @@ def _path(name: str) -> str:
     return "/".join(part for part in name.split("/") if part not in ("", "."))
 
 
-def _is_left_out(path: str) -> bool:
-    if path.endswith(".pyc") or "__pycache__" in path.split("/"):
-        return True
-    # The folders of logs stay, since programs need them; those that an engine mounts are not the image's.
-    inside = any(path.startswith(f"{name}/") for name in LEFT_OUT)
-    return inside or (path in LEFT_OUT and path not in ("var/log", "var/cache/apt"))
-
-
 def _entry(archive: tarfile.TarFile, member: tarfile.TarInfo, by_path: Mapping[str, Entry]) -> Entry:
     mode, owner = f"{member.mode & 0o7777:04o}", f"{member.uid}:{member.gid}"
     if member.islnk():
@@ -156,13 +149,9 @@ def _entry(archive: tarfile.TarFile, member: tarfile.TarInfo, by_path: Mapping[s
         content = archive.extractfile(member)
         assert content is not None
         return Entry("file", mode, owner, sha256=files.sha256_of_stream(content))
-    if member.isdir():
-        return Entry("folder", mode, owner)
-    if member.issym():
-        return Entry("link", mode, owner, member.linkname)
-    if member.isfifo():
-        return Entry("pipe", mode, owner)
-    return Entry("device", mode, owner, f"{member.devmajor}:{member.devminor}")
+    kind = _KINDS.get(member.type, "device")
+    targets = {"link": member.linkname, "device": f"{member.devmajor}:{member.devminor}"}
+    return Entry(kind, mode, owner, targets.get(kind, ""))
 
 
 class _Chunks:

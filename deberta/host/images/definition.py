@@ -171,13 +171,8 @@ def digest_of(content: Mapping[str, str]) -> str:
 
 def labels(image: Image) -> dict[str, str]:
     """The labels that the built image carries."""
-    return {
-        LABEL: "image",
-        STAGE: image.stage,
-        INPUTS: canonical(dict(image.inputs)),
-        UNPINNED: canonical(list(image.unpinned)),
-        **image.notes,
-    }
+    inputs, unpinned = canonical(dict(image.inputs)), canonical(list(image.unpinned))
+    return {LABEL: "image", STAGE: image.stage, INPUTS: inputs, UNPINNED: unpinned, **image.notes}
 
 
 def changes(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:

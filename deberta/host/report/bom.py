@@ -15,6 +15,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Iterable, Iterator, Mapping, Sequence
 from urllib.parse import quote
 
+import msgspec
+
 import deberta
 from deberta.core import contract, files, records, schema
 from deberta.core.buckets import Lengths
@@ -25,7 +27,7 @@ from deberta.core.report import EvaluationCell, PerformanceRun, Proportion, Repo
 from deberta.host.environments import stages as stage_env
 from deberta.host.plan import matrix
 from deberta.host.plan.plan import Plan
-from deberta.host.report import evidence, licences
+from deberta.host.report import evidence
 from deberta.host.report.evidence import IMAGE, Evidence
 from deberta.host.run.runner import BUILDER
 from deberta.host.run.session import Session
@@ -35,6 +37,10 @@ PINS = "docker/pins.toml"
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "urn:deberta-ascend:bom")
 _ENTRY = re.compile(r"(?m)^([A-Za-z0-9._-]+)==([^\s;]+)[^\n]*\\\n((?: +--hash=[^\n]+\n)+)")  # of a lock
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+# Name: version, kind, licence, as the packages of requirements-stages.lock declare it in their metadata, which a test
+# compares; nothing here is our own judgement. An "expression" is of SPDX: License-Expression, or a License that is one.
+# A "name" is what else the metadata says, word for word: its classifier, or else its License.
+LICENCES = msgspec.json.decode(Path(__file__).with_name("licences.json").read_bytes())
 _UNKNOWN = {"licence": "unknown"}
 _OURS = "deberta-ascend:"  # what our property names start with
 
@@ -270,14 +276,17 @@ def _packages(project: Path) -> Iterator[Component]:
         comment = f"one of these files, by {lock.name}"
         distributions = {"type": "distribution", "url": purl, "comment": comment, "hashes": files_of_lock}
         component = _component("library", purl, name, version=version, purl=purl)
-        licence = licences.declared(name, version)
-        if licence is None:
-            component["properties"] = _properties(_UNKNOWN)
-        elif licence[1]:
-            component["licenses"] = [{"expression": licence[0], "acknowledgement": "declared"}]
-        else:
-            component["licenses"] = [{"license": {"name": licence[0], "acknowledgement": "declared"}}]
-        yield {**component, "externalReferences": [distributions]}
+        yield {**component, **licence_of(name, version), "externalReferences": [distributions]}
+
+
+def licence_of(name: str, version: str) -> Component:
+    """A package's licence as entries of its component: unknown for a version whose metadata was not looked at."""
+    known, kind, text = LICENCES.get(name, ("", "", ""))
+    if known != version:
+        return {"properties": _properties(_UNKNOWN)}
+    if kind == "expression":
+        return {"licenses": [{"expression": text, "acknowledgement": "declared"}]}
+    return {"licenses": [{"license": {"name": text, "acknowledgement": "declared"}}]}
 
 
 def _dependencies(tree: Evidence, components: Iterable[Json]) -> list[Component]:
