@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path, PurePosixPath
 from typing import Sequence
 
 from deberta.core import files, records
+from deberta.core.contract import BACKENDS
 from deberta.core.errors import DataError
 from deberta.host.environments import stages
 from deberta.host.plan.profiles import Profile
@@ -31,11 +33,9 @@ def clean(session: Session, profiles: Sequence[Profile]) -> None:
         unrecorded = sorted(root.rglob(f".*{UNRECORDED}"))  # beside what a killed run made and did not vouch for
         doomed += [path.with_name(path.name[1 : -len(UNRECORDED)]) for path in unrecorded]
         doomed += sorted(root.rglob(f".*{files.TEMPORARY}*"))
-    doomed += [
-        root / backend / "logs" for root in roots for backend in ("cpu", "ascend") if (root / backend / "logs").exists()
-    ]
-    of_reports = ("report.*", "report_job*.json", "report_limit*")  # some have no record
-    doomed += sorted({path for root in roots for name in of_reports for path in root.glob(f"*/{name}")})
+    folders = [root / backend for root in roots for backend in BACKENDS]
+    names = ("logs", "report.*", "report_job*.json", "report_limit*")  # some have no record
+    doomed += sorted({path for folder in folders for name in names for path in folder.glob(name)})
     for path in doomed:
         if path.exists():
             print(f"{'would remove' if session.dry else 'removing'} {path.relative_to(session.workspace)}")
@@ -58,15 +58,13 @@ def _subjects(session: Session, record_path: Path) -> list[Path]:
         record = records.read(record_path)
     except DataError:
         return []  # the damaged record goes, what it spoke of stays
-    names = record.subjects if record else {}
-    inside = [PurePosixPath(name) for name in names]
+    inside = map(PurePosixPath, record.subjects if record else {})
     return [session.workspace / path for path in inside if not path.is_absolute() and ".." not in path.parts]
 
 
 def _remove_empty(roots: Sequence[Path]) -> None:
     """Folders that nothing is left in, deepest first; a folder that holds anything stays."""
     for root in roots:
-        folders = sorted((path for path in root.rglob("*") if path.is_dir()), reverse=True)
-        for folder in [*folders, root]:
-            if folder.is_dir() and not any(folder.iterdir()):
-                folder.rmdir()
+        for folder, _, _ in os.walk(root, topdown=False):
+            if not os.listdir(folder):
+                os.rmdir(folder)

@@ -59,10 +59,8 @@ def bench(project: Path, workspace: Path, python: Callable[[], Path], arguments:
         print(shlex.join([f"PYTHONPATH={project}", "python", "-m", BENCH, *options]))
         return
     log = workspace / "results" / "bench" / "bench.log"
-    variables = local.environment(project, os.environ)
-    lines, code = local.execute(
-        [str(python()), "-m", BENCH, *options], workspace, variables, log, partial(print, flush=True)
-    )
+    variables, show = local.environment(project, os.environ), partial(print, flush=True)
+    lines, code = local.execute([str(python()), "-m", BENCH, *options], workspace, variables, log, show)
     check_exit(BENCH, lines, code, log)
 
 
