@@ -15,9 +15,9 @@ from invoke.program import Program
 
 import tasks
 from deberta.core.errors import ConfigError
-from deberta.host.cli import reference
 from deberta.host.cli.command import COMMANDS
 from deberta.host.cli.options import OPTIONS
+from tests import commands_page
 from tests.in_process import run_invoke
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -114,4 +114,4 @@ def test_explain_refuses_an_option_that_no_task_has(arguments: list[str]) -> Non
 
 
 def test_the_page_of_commands_is_current() -> None:
-    assert (ROOT / "docs/commands.md").read_text(encoding="utf-8") == reference.page()
+    assert (ROOT / "docs/commands.md").read_text(encoding="utf-8") == commands_page.page()

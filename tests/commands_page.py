@@ -1,4 +1,4 @@
-"""The page docs/commands.md: `python -m deberta.host.cli.reference > docs/commands.md` in the project's folder."""
+"""The page docs/commands.md: `python -m tests.commands_page > docs/commands.md` in the project's folder."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ HEAD = """\
 # Commands
 
 Every task of `./inv` with its options; `./inv --help TASK` shows one task's. `./inv --dry TASK` is its own `--dry`.
-This page is made by `.venv/bin/python -m deberta.host.cli.reference`, of the table in `deberta/host/cli/options.py`.
+This page is made by `.venv/bin/python -m tests.commands_page`, of the table in `deberta/host/cli/options.py`.
 """
 
 
