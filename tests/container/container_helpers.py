@@ -77,7 +77,8 @@ def make_place(root: Path, project: Path, caller: tuple[int, int] = (0, 0), **se
     copy_demo(root)
     (root / "settings.yaml").write_text("{}")
     place = Place(root, project, caller)
-    place.configure(**{"workspace": str(root), "executor": "docker", "profile": "demo", **settings})
+    common = {"workspace": str(root), "executor": "docker", "profile": "demo", "buckets": "256"}
+    place.configure(**{**common, **settings})
     own(root, caller)
     return place
 

@@ -54,10 +54,14 @@ def test_a_row_s_logits_do_not_depend_on_its_batch(finished: tuple[Workspace, st
 
 def test_with_buckets_the_rows_are_compared_in_the_tsv_s_order(finished: tuple[Workspace, str]) -> None:
     workspace, _ = finished
+    results = workspace.root / "results/tiny/cpu"
+    workspace.succeed(*EVALUATE)
+    padded = json.loads((results / "int8_bs4_match.json").read_text())
     said = workspace.succeed(*EVALUATE, "--buckets", "32,64,128")
     assert "int8 beside fp32, match bs=4: " in said and "on cpu in int8: " in said
-    padded = json.loads((workspace.root / "results/tiny/cpu/int8_bs4_match.json").read_text())
-    bucketed = json.loads((workspace.root / "results/tiny/cpu/int8_bs4_match_buckets.json").read_text())
+    bucketed = json.loads((results / "int8_bs4_match.json").read_text())
+    for name in ("eval_bs4_match", "eval_bs4_int8_match"):
+        assert sum(json.loads((results / f"{name}.json").read_text())["buckets"].values()) == 10
     assert bucketed["fp32"] == padded["fp32"] and bucketed["max_abs_difference"] < 0.3
 
 

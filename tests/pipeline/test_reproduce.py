@@ -103,7 +103,7 @@ def test_two_places_are_equal_and_all_hashes_are_said(made: tuple[Workspace, Pat
     assert ["same", "dirHash", files.folder_digest(bins), "data/tiny/pre_mnli_bs4_limit6/match"] in table
     report = json.loads((folder / FIRST / "results/tiny/cpu/report_limit6.json").read_text())
     assert ["same", "sha256", report["body_sha256"], "results/tiny/cpu/report_limit6.json:", "body"] in table
-    # 4 inputs, the ONNX, two files of the model, bins, outputs, two evaluations, sentinel, reference, and the body
+    # 4 inputs, the ONNX, two files of the model, bins, outputs, two evaluations, data check, reference, and the body
     assert "dev_mismatched.tsv is missing, so mismatch is left out" in said
     assert len(table) == 4 + 3 + 6 + 1 and f"identical: {len(table)} of {len(table)} artifacts" in said
 

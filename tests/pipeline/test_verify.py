@@ -68,6 +68,7 @@ def _made(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
         lines = (REPOSITORY / "data/demo/MNLI" / file).read_bytes().splitlines(keepends=True)
         (root / TSV).with_name(file).write_bytes(b"".join(lines[: ROWS + 1]))
     settings = {"workspace": str(root), "stages_python": sys.executable, "executor": "local", "profile": "small"}
+    settings["buckets"] = "256"  # what the tests tamper with are the padded files
     content = json.dumps({**settings, "profiles": {"small": PROFILE}})
     (root / "settings.yaml").write_text(content, encoding="utf-8")  # JSON is YAML
     workspace = Workspace(root)
