@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -150,7 +151,7 @@ def main(argv: Sequence[str]) -> None:
             "tolerance": layer_tolerance,
             "all": options.all_layers,
             "assumes": " ".join((layers.__doc__ or "").split()),
-            **divergence.as_json(),
+            **asdict(divergence),
         },
     }
     report["summary"] = lines_of(report)

@@ -10,8 +10,7 @@ before it differs is shown only by looking at every layer.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -48,9 +47,6 @@ class Divergence:
     node: GraphNode | None = None
     nodes_compared: int = 0
     probes: list[Difference] = field(default_factory=list)
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def difference(name: str, a: Array, b: Array, mask: Ids | None = None) -> Difference:

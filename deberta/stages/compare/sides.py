@@ -85,9 +85,10 @@ class Side:
 
 def open_side(kind: str, file: Path, setting: Setting) -> Side:
     """Raises MissingError and DataError for what can be seen without running it."""
+    opener, command = _KINDS[kind]
     if not file.exists():
-        raise MissingError(f"{file} is missing. Run: invoke {_MAKERS[kind]}")
-    return _KINDS[kind](kind, file, setting)
+        raise MissingError(f"{file} is missing. Run: invoke {command}")
+    return opener(kind, file, setting)
 
 
 @contextmanager
@@ -140,11 +141,9 @@ class _Recorder:
 def _by_parts(kind: str, rows: Rows, size: int) -> Iterator[Rows]:
     """`size` rows at a time, with progress."""
     progress = Progress(f"compare, {kind}", len(rows.numbers), "rows")
-    done = 0
-    for part in rows.split(size):
+    for done, part in enumerate(rows.split(size), start=1):
         yield part
-        done += len(part.numbers)
-        progress.update(done)
+        progress.update(min(done * size, len(rows.numbers)))
 
 
 def _modules(model: Any) -> dict[str, nn.Module]:
@@ -333,23 +332,15 @@ def _reference(kind: str, file: Path, setting: Setting) -> Side:
     return _stored(kind, file, lambda: logits)
 
 
-_KINDS: dict[str, Callable[[str, Path, Setting], Side]] = {
-    "pytorch": _torch,
-    "transformers": _torch,
-    "onnx": _onnx,
-    "fp16": _fp16,
-    "cpu": _cpu,
-    "om": _om,
-    "reference": _reference,
-}
-_MAKERS = {
-    "pytorch": "fetch",
-    "transformers": "fetch",
-    "onnx": "export-onnx",
-    "fp16": "export-onnx",
-    "cpu": "build-om",
-    "om": "infer",
-    "reference": "acceptance",
+# By kind: what opens it, and the command that makes its file.
+_KINDS: dict[str, tuple[Callable[[str, Path, Setting], Side], str]] = {
+    "pytorch": (_torch, "fetch"),
+    "transformers": (_torch, "fetch"),
+    "onnx": (_onnx, "export-onnx"),
+    "fp16": (_fp16, "export-onnx"),
+    "cpu": (_cpu, "build-om"),
+    "om": (_om, "infer"),
+    "reference": (_reference, "acceptance"),
 }
 KINDS = tuple(_KINDS)
 HALF = ("fp16", "om")  # computed in float16: the second by ATC's default

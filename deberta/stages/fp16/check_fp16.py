@@ -34,15 +34,6 @@ MARGIN = 0.1
 TOLERANCE = 1e-4  # of the largest logit, from ONNX Runtime's to ours without rounding: more, and the emulation is wrong
 
 
-def reference_logits(model: Path, parts: Sequence[Rows], threads: int) -> Logits:
-    """ONNX Runtime's float32 logits of all rows."""
-    session = onnx_runtime.open_session(model, threads)
-    logits = np.concatenate([onnx_runtime.run(session, part.ids, part.mask) for part in parts])
-    if not np.isfinite(logits).all():
-        raise DataError(f"{model} gives NaN or infinite logits in float32 already. {emulation.AGAIN}")
-    return logits
-
-
 def logits_report(reference: Logits, logits: Logits, numbers: Sequence[int], margin: float) -> dict[str, Any]:
     """The report's object of float16 logits, [rows, 3], of the rows `numbers`: differences of the finite rows, and the
     labels that changed, by their float32 margin."""
@@ -67,8 +58,7 @@ def logits_report(reference: Logits, logits: Logits, numbers: Sequence[int], mar
 
 def weights_report(graph: Float16Graph) -> dict[str, Any]:
     """Weights that float16 changes: to infinity, to 0, or to a subnormal number."""
-    changed = []
-    smallest = torch.finfo(torch.float16).smallest_normal
+    changed, smallest = [], torch.finfo(torch.float16).smallest_normal
     floats = {name: x for name, x in graph.weights.items() if x.is_floating_point()}
     for name, x in floats.items():
         magnitude = x.abs()
@@ -102,7 +92,10 @@ def main(argv: Sequence[str]) -> None:
     sample = bins.read_sample(options.bins, options.bs, graph.length, graph.vocabulary, options.rows)
     rows, parts = sample.rows, sample.rows.split(PART_ROWS)
     print(f"running {len(rows.numbers)} rows of {options.bins} in float32 and in float16", flush=True)
-    reference = reference_logits(options.model, parts, threads)
+    session = onnx_runtime.open_session(options.model, threads)
+    reference = np.concatenate([onnx_runtime.run(session, part.ids, part.mask) for part in parts])
+    if not np.isfinite(reference).all():
+        raise DataError(f"{options.model} gives NaN or infinite logits in float32 already. {emulation.AGAIN}")
     _check_emulation(graph, parts[0], reference)
     first = survey(graph, parts, kept, "check-fp16")
     compared = logits_report(reference, first.logits, rows.numbers, margin)

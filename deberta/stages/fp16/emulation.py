@@ -13,6 +13,7 @@ infinities and NaN show where values stop being right.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Container
 from dataclasses import dataclass
@@ -118,7 +119,12 @@ def load(path: Path) -> Float16Graph:
             weights[node.output[0]] = _tensor(attributes["value"])
         else:
             nodes.append(Node(node.name, node.op_type, tuple(node.input), node.output[0], attributes))
-    _check(path, nodes)
+    unknown = sorted({node.op for node in nodes} - set(_OPERATIONS))
+    unknown += [node.name for node in nodes if node.op == "Cast" and node.attributes["to"] != TensorProto.FLOAT]
+    if unknown:
+        raise DataError(f"{path} holds nodes that export-onnx does not write: {some(unknown)}. {AGAIN}")
+    if len({node.name for node in nodes} - {""}) != len(nodes):
+        raise DataError(f"{path} has nodes without a name of their own, so none could be named to ATC. {AGAIN}")
     last = {name: i for i, node in enumerate(nodes) for name in node.inputs if name not in weights}
     done_with = tuple(tuple(name for name in set(node.inputs) if last.get(name) == i) for i, node in enumerate(nodes))
     tables = [weights[n.inputs[0]] for n in nodes if n.op == "Gather" and n.inputs[1] == INPUTS[0]]
@@ -134,16 +140,6 @@ def load(path: Path) -> Float16Graph:
 
 def _tensor(tensor: TensorProto) -> Tensor:
     return torch.from_numpy(np.array(numpy_helper.to_array(tensor)))
-
-
-def _check(path: Path, nodes: list[Node]) -> None:
-    unknown = sorted({node.op for node in nodes} - set(_OPERATIONS))
-    unknown += [node.name for node in nodes if node.op == "Cast" and node.attributes["to"] != TensorProto.FLOAT]
-    if unknown:
-        raise DataError(f"{path} holds nodes that export-onnx does not write: {some(unknown)}. {AGAIN}")
-    names = {node.name for node in nodes}
-    if len(names) != len(nodes) or "" in names:
-        raise DataError(f"{path} has nodes without a name of their own, so none could be named to ATC. {AGAIN}")
 
 
 def rounded(x: Tensor, saturate: bool = False) -> Tensor:
@@ -232,10 +228,6 @@ def _gather_elements(node: Node, data: Tensor, indices: Tensor) -> Tensor:
     return torch.gather(data, axis, torch.where(indices < 0, indices + data.shape[axis], indices).long())
 
 
-def _expand(node: Node, x: Tensor, shape: Tensor) -> Tensor:
-    return x.expand(np.broadcast_shapes(tuple(x.shape), tuple(shape.tolist())))
-
-
 def _reshape(node: Node, x: Tensor, shape: Tensor) -> Tensor:
     return x.reshape([x.shape[i] if size == 0 else size for i, size in enumerate(shape.tolist())])
 
@@ -260,12 +252,9 @@ def _softmax(node: Node, x: Tensor) -> Tensor:
     return torch.softmax(x.flatten(axis), axis).reshape(x.shape)
 
 
-def _reduce(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    def reduce(node: Node, x: Tensor) -> Tensor:
-        axes = node.attributes.get("axes") or range(x.dim())
-        return function(x, dim=tuple(axes), keepdim=bool(node.attributes.get("keepdims", 1)))
-
-    return reduce
+def _reduce(function: Callable[..., Tensor], node: Node, x: Tensor) -> Tensor:
+    axes = node.attributes.get("axes") or range(x.dim())
+    return function(x, dim=tuple(axes), keepdim=bool(node.attributes.get("keepdims", 1)))
 
 
 def _convolution(node: Node, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -279,29 +268,20 @@ def _plain(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 _MOVING = ("Expand", "Gather", "GatherElements", "Reshape", "Slice", "Transpose")
+_NAMED_ALIKE = ("Add", "Div", "Erf", "MatMul", "Mul", "Pow", "Relu", "Sigmoid", "Sqrt", "Sub", "Tanh")  # in torch
 _OPERATIONS: dict[str, Callable[..., Tensor]] = {
-    "Add": _plain(torch.add),
+    **{op: _plain(getattr(torch, op.lower())) for op in _NAMED_ALIKE},
     "Cast": _plain(lambda x: x.float()),
     "Conv": _convolution,
-    "Div": _plain(torch.div),
-    "Erf": _plain(torch.erf),
-    "Expand": _expand,
+    "Expand": _plain(lambda x, shape: x.expand(np.broadcast_shapes(tuple(x.shape), tuple(shape.tolist())))),
     "Gather": _gather,
     "GatherElements": _gather_elements,
     "Gemm": _gemm,
-    "MatMul": _plain(torch.matmul),
-    "Mul": _plain(torch.mul),
-    "Pow": _plain(torch.pow),
-    "ReduceMean": _reduce(torch.mean),
-    "ReduceSum": _reduce(torch.sum),
-    "Relu": _plain(torch.relu),
+    "ReduceMean": functools.partial(_reduce, torch.mean),
+    "ReduceSum": functools.partial(_reduce, torch.sum),
     "Reshape": _reshape,
     "Shape": _plain(lambda x: torch.tensor(x.shape)),
-    "Sigmoid": _plain(torch.sigmoid),
     "Slice": _slice,
     "Softmax": _softmax,
-    "Sqrt": _plain(torch.sqrt),
-    "Sub": _plain(torch.sub),
-    "Tanh": _plain(torch.tanh),
     "Transpose": lambda node, x: x.permute(*node.attributes["perm"]),
 }

@@ -24,11 +24,7 @@ TRIALS = 256  # runs of a few rows that shortening may take
 
 
 class _Stop(Exception):
-    """Ends a run at a node."""
-
-    def __init__(self, node: Node) -> None:
-        super().__init__(node.name)
-        self.node = node
+    """Ends a run at a node, its one argument."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +73,7 @@ def _grow(graph: Float16Graph, parts: Sequence[Rows], keep: set[str]) -> bool:
                 emulation.run(graph, part, keep, watch)
                 break
             except _Stop as stop:
-                if not _keep_producers(graph, stop.node, keep):
+                if not _keep_producers(graph, stop.args[0], keep):
                     return False
         else:
             return False
@@ -87,8 +83,7 @@ def _grow(graph: Float16Graph, parts: Sequence[Rows], keep: set[str]) -> bool:
 
 def _keep_producers(graph: Float16Graph, node: Node, keep: set[str]) -> bool:
     """Keep the nearest nodes before `node` that are not kept yet; False if there are none."""
-    producers = graph.producers
-    added = False
+    producers, before = graph.producers, len(keep)
     seen: set[str] = set()
     left = [node]
     while left:
@@ -99,16 +94,13 @@ def _keep_producers(graph: Float16Graph, node: Node, keep: set[str]) -> bool:
             seen.add(name)
             if producer.name in keep or producer.moves:
                 left.append(producer)
-            added = added or producer.name not in keep
             keep.add(producer.name)
-    return added
+    return len(keep) > before
 
 
 def _shorten(graph: Float16Graph, parts: Sequence[Rows], keep: set[str], before: Collection[str]) -> bool:
     """Leave out of `keep` what is not needed in these rows; True if all that remains was shown to be needed."""
-    order = list(parts)
-    trials = 0
-    dropped = True
+    order, trials, dropped = list(parts), 0, True
     while dropped:  # what was needed may no longer be, without what was dropped after it
         dropped = False
         candidates = [node.name for node in graph.nodes if node.name in keep and node.name not in before]
@@ -147,8 +139,7 @@ def read(path: Path, graph: Float16Graph) -> set[str]:
     if not path.is_file():
         raise MissingError(f"{path} is missing. Check keep_dtype under atc in invoke.yaml")
     names = {line.strip() for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()}
-    unknown = sorted(names - {node.name for node in graph.nodes})
-    if unknown:
+    if unknown := sorted(names - {node.name for node in graph.nodes}):
         raise DataError(f"{path} names nodes that the graph does not compute: {some(unknown)}")
     return names
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,18 +10,7 @@ from onnx import NodeProto, TensorProto
 
 from deberta.core.contract import INPUTS, LABELS, ONNX_IR_VERSION, ONNX_MAX_BYTES, OUTPUT
 from deberta.stages.lint import rules
-from deberta.stages.lint.graph import (
-    FLOATS,
-    Constant,
-    Cost,
-    Graph,
-    Tensor,
-    attribute,
-    describe_constant,
-    folded_bytes,
-    name_of,
-    node_cost,
-)
+from deberta.stages.lint.graph import FLOATS, Constant, Cost, Graph, Tensor, attribute, name_of, node_cost
 from deberta.stages.lint.rules import Rule
 
 _WIDE = (TensorProto.INT64, TensorProto.UINT64, TensorProto.DOUBLE)
@@ -71,7 +60,7 @@ def check(graph: Graph, batches: Sequence[int], length: int) -> list[LintFinding
     """All findings, the gravest first."""
     job = LintJob(graph, tuple(batches), length)
     grouped: dict[tuple[str, str], list[Hit]] = {}
-    for run_check in CHECKS:
+    for run_check in _CHECKS:
         for hit in run_check(job):
             grouped.setdefault((hit.rule, hit.detail), []).append(hit)
     findings = [_finding(job, hits) for hits in grouped.values()]
@@ -118,9 +107,7 @@ def _operators(job: LintJob) -> Iterator[Hit]:
             yield Hit("unknown-op", node.op_type, node)
         if node.op_type in rules.OPERATORS:
             known = " (constant once the batch is fixed)" if constant.issuperset(node.output) else ""
-            size = (
-                f", {_gather_size(job, node)} the AI Core kernel's limits" if node.op_type == "GatherElements" else ""
-            )
+            size = _gather_size(job, node) if node.op_type == "GatherElements" else ""
             yield Hit(rules.OPERATORS[node.op_type], node.op_type + size + known, node)
 
 
@@ -128,9 +115,9 @@ def _gather_size(job: LintJob, node: NodeProto) -> str:
     """Whether CANN's kernel would take a GatherElements, its data in float16, at the smallest batch size."""
     data, index = (job.tensors.get(name) for name in node.input[:2])
     if not data or not index or data.elements is None or index.elements is None:
-        return "perhaps beyond"
+        return ", perhaps beyond the AI Core kernel's limits"
     beyond = data.bytes(float_bytes=2) >= rules.GATHER_DATA_BYTES and index.elements >= rules.GATHER_INDICES
-    return "beyond" if beyond else "within"
+    return f", {'beyond' if beyond else 'within'} the AI Core kernel's limits"
 
 
 def _types(job: LintJob) -> Iterator[Hit]:
@@ -184,7 +171,7 @@ def _constants(job: LintJob) -> Iterator[Hit]:
     for node in job.graph.nodes:
         fill = attribute(node, "value") if node.op_type == "ConstantOfShape" else None
         if isinstance(fill, TensorProto):
-            places.append((describe_constant(name_of(node), fill), node, None))
+            places.append((Constant.of(name_of(node), fill), node, None))
     for constant, node, cost in places:
         if constant.tensor.dtype in FLOATS and constant.largest > rules.LARGEST_FP16:
             yield Hit("constant-fp16", f"constants up to {constant.largest:.4g}", node, cost)
@@ -211,7 +198,7 @@ def _shapes(job: LintJob) -> Iterator[Hit]:
 
 def _folding(job: LintJob) -> Iterator[Hit]:
     for batch in job.batches:
-        stored = folded_bytes(job.graph, batch)
+        stored = job.graph.folded_bytes(batch)
         if stored > ONNX_MAX_BYTES:
             yield Hit("folded-size", f"{stored} bytes of constants at batch size {batch}")
 
@@ -305,16 +292,4 @@ def _dims(graph: Graph, name: str) -> str:
     return f"[{', '.join(map(str, graph.declared(name)))}]"
 
 
-CHECKS: tuple[Callable[[LintJob], Iterator[Hit]], ...] = (
-    _file,
-    _operators,
-    _types,
-    _indices,
-    _slices,
-    _constants,
-    _shapes,
-    _folding,
-    _contract,
-    _layer_norms,
-    _gelus,
-)
+_CHECKS = (_file, _operators, _types, _indices, _slices, _constants, _shapes, _folding, _contract, _layer_norms, _gelus)

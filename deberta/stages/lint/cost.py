@@ -7,8 +7,8 @@ computation (per input element of a reduction, 5 of a Softmax); 0 for an operato
 from __future__ import annotations
 
 import re
-import time
-from collections.abc import Callable, Sequence
+import timeit
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,13 +17,9 @@ from onnx import NodeProto
 
 from deberta.core.errors import ConfigError
 from deberta.stages.lint.graph import FLOATS, Graph, Tensor, attribute, node_cost
-from deberta.stages.lint.rules import OPERATORS, VIEWS
+from deberta.stages.lint.rules import MOVES, OPERATORS, VIEWS
 
-_MOVES = (
-    *VIEWS,
-    *("Transpose", "Slice", "Gather", "GatherElements", "GatherND", "Concat", "Split", "Expand", "Tile", "Cast", "Pad"),
-    *(op for op, rule in OPERATORS.items() if rule in ("copy-op", "dynamic-shape-op", "data-dependent-shape")),
-)
+_COPIES = [op for op, rule in OPERATORS.items() if rule in ("copy-op", "dynamic-shape-op", "data-dependent-shape")]
 
 
 @dataclass(frozen=True)
@@ -62,15 +58,9 @@ def _measure_cpu() -> ChipModel:
     """The best of a few float32 products and copies by numpy: about a second, and lower while others compute."""
     left, right = np.ones((1024, 1024), np.float32), np.ones((1024, 1024), np.float32)
     source, target = np.ones(1 << 24, np.float32), np.empty(1 << 24, np.float32)
-    flops = 2 * 1024**3 / min(_seconds(lambda: left @ right) for _ in range(6))
-    bandwidth = 2 * source.nbytes / min(_seconds(lambda: np.copyto(target, source)) for _ in range(6))
+    flops = 2 * 1024**3 / min(timeit.repeat(lambda: left @ right, number=1, repeat=6))
+    bandwidth = 2 * source.nbytes / min(timeit.repeat(lambda: np.copyto(target, source), number=1, repeat=6))
     return ChipModel("cpu", flops, bandwidth, 4, "numpy's float32 product and copy, measured in this run")
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
 
 
 def statistics(graph: Graph, batches: Sequence[int], devices: Sequence[ChipModel]) -> dict[str, Any]:
@@ -135,7 +125,7 @@ def flop(node: NodeProto, tensors: dict[str, Tensor]) -> int:
     """FLOP of one node, 0 for an unknown shape."""
     sizes = [tensors[name].elements or 0 if name in tensors else 0 for name in node.input]
     out = sum(tensors[name].elements or 0 for name in node.output if name in tensors)
-    if node.op_type in _MOVES or not sizes:
+    if node.op_type in (*VIEWS, *MOVES, *_COPIES) or not sizes:
         return 0
     first = tensors[node.input[0]].shape if node.input[0] in tensors else None
     if node.op_type == "MatMul":

@@ -41,9 +41,11 @@ class Tensor(NamedTuple):
         return int(np.prod([size for size in self.shape if size is not None], dtype=np.int64))
 
     def bytes(self, float_bytes: int | None = None) -> int:
-        """Bytes in memory, 0 for an unknown shape; `float_bytes`: of one float, if not its type's own."""
-        size = float_bytes if float_bytes and self.dtype in FLOATS else item_bytes(self.dtype)
-        return (self.elements or 0) * size
+        """Bytes in memory, 0 for an unknown type or shape; `float_bytes`: of one float, if not its type's own."""
+        if self.dtype not in TensorProto.DataType.values()[1:]:
+            return 0
+        of_one = helper.tensor_dtype_to_np_dtype(self.dtype).itemsize
+        return (self.elements or 0) * (float_bytes if float_bytes and self.dtype in FLOATS else of_one)
 
 
 class Cost(NamedTuple):
@@ -65,6 +67,25 @@ class Constant:
     highest: float = 0.0
     not_finite: int = 0  # infinite and NaN values
 
+    @classmethod
+    def of(cls, name: str, tensor: TensorProto) -> Constant:
+        described = Tensor(tensor.data_type, tuple(tensor.dims))
+        external = tensor.data_location == TensorProto.EXTERNAL
+        small = (described.elements or 0) <= _SMALL
+        if external or tensor.data_type == TensorProto.STRING:
+            return cls(name, described, external, np.zeros(0) if small and not external else None)
+        values = numpy_helper.to_array(tensor)
+        kept = values.copy() if small else None
+        if tensor.data_type in (TensorProto.BFLOAT16, TensorProto.FLOAT16):
+            values = values.astype(np.float32)
+        if not np.issubdtype(values.dtype, np.number):
+            return cls(name, described, external, kept)
+        finite = np.isfinite(values)
+        not_finite = values.size - int(finite.sum())
+        numbers = values[finite] if not_finite else values
+        low, high = (float(numbers.min()), float(numbers.max())) if numbers.size else (0.0, 0.0)
+        return cls(name, described, external, kept, low, high, not_finite)
+
     @property
     def largest(self) -> float:
         """The largest finite magnitude."""
@@ -74,7 +95,6 @@ class Constant:
 @dataclass(frozen=True)
 class Graph:
     path: Path
-    bytes: int
     model: onnx.ModelProto  # without the large constants
     nodes: tuple[NodeProto, ...]  # those of subgraphs too
     constants: dict[str, Constant]
@@ -100,6 +120,13 @@ class Graph:
             self._folded[batch] = constant
         return self._folded[batch]
 
+    def folded_bytes(self, batch: int) -> int:
+        """Bytes of the constants that are left once all that is constant at this batch size is computed."""
+        tensors, constant = self.tensors(batch), self.folded(batch)
+        read = {name for node in self.nodes if not constant.issuperset(node.output) for name in node.input}
+        read |= {value.name for value in self.model.graph.output}
+        return sum(tensors[name].bytes() for name in read & constant if name in tensors)
+
     def declared(self, name: str) -> list[str | int]:
         """The dimensions of an input or output in the file: numbers, names, or ? for neither."""
         for value in (*self.model.graph.input, *self.model.graph.output):
@@ -119,7 +146,6 @@ class Graph:
 def load_graph(path: Path) -> Graph:
     """Read a file of at most ONNX_MAX_BYTES. Raises MissingError, and DataError if it is no ONNX."""
     try:
-        size = path.stat().st_size
         model = onnx.load(str(path), load_external_data=False)
     except FileNotFoundError:
         raise MissingError(f"{path} is missing. Run: invoke export-onnx") from None
@@ -140,7 +166,7 @@ def load_graph(path: Path) -> Graph:
             consumers.setdefault(name, []).append(node)
     producers = {name: node for node in nodes for name in node.output if name}
     inputs = tuple(value.name for value in small.graph.input if value.name not in constants)
-    return Graph(path, size, small, nodes, constants, producers, consumers, inputs)
+    return Graph(path, small, nodes, constants, producers, consumers, inputs)
 
 
 def too_large(path: Path) -> bool:
@@ -150,14 +176,6 @@ def too_large(path: Path) -> bool:
 
 def name_of(node: NodeProto) -> str:
     return node.name or (node.output[0] if node.output else node.op_type)
-
-
-def item_bytes(dtype: int) -> int:
-    """Bytes of one element; 0 for an unknown type."""
-    try:
-        return int(helper.tensor_dtype_to_np_dtype(dtype).itemsize)
-    except KeyError:
-        return 0
 
 
 def attribute(node: NodeProto, name: str) -> object:
@@ -183,14 +201,6 @@ def node_cost(node: NodeProto, tensors: dict[str, Tensor], float_bytes: int | No
     return Cost(elements, written + sum(tensor.bytes(float_bytes) for tensor in inputs))
 
 
-def folded_bytes(graph: Graph, batch: int) -> int:
-    """Bytes of the constants that are left once all that is constant at this batch size is computed."""
-    tensors, constant = graph.tensors(batch), graph.folded(batch)
-    read = {name for node in graph.nodes if not constant.issuperset(node.output) for name in node.input}
-    read |= {value.name for value in graph.model.graph.output}
-    return sum(tensors[name].bytes() for name in read & constant if name in tensors)
-
-
 def _walk(graph: onnx.GraphProto) -> Iterator[NodeProto]:
     """All nodes, those of subgraphs after the node that has them."""
     for node in graph.node:
@@ -206,7 +216,7 @@ def _take_constants(model: onnx.ModelProto) -> Iterator[Constant]:
     listed = {value.name for value in graph.input}
     kept = []
     for tensor in graph.initializer:
-        constant = describe_constant(tensor.name, tensor)
+        constant = Constant.of(tensor.name, tensor)
         if constant.values is not None:
             kept.append(tensor)
         elif tensor.name not in listed:
@@ -220,7 +230,7 @@ def _take_constants(model: onnx.ModelProto) -> Iterator[Constant]:
         value = _value(node)
         if value is None:
             continue
-        constant = describe_constant(node.output[0], value)
+        constant = Constant.of(node.output[0], value)
         if constant.values is None:
             graph.input.append(_typed(constant))
             del graph.node[index]
@@ -235,25 +245,6 @@ def _value(node: NodeProto) -> TensorProto | None:
     if name in ("value_float", "value_floats", "value_int", "value_ints"):
         return numpy_helper.from_array(np.asarray(value, dtype=np.float32 if "float" in name else np.int64))
     return value if name == "value" else None
-
-
-def describe_constant(name: str, tensor: TensorProto) -> Constant:
-    described = Tensor(tensor.data_type, tuple(tensor.dims))
-    external = tensor.data_location == TensorProto.EXTERNAL
-    small = (described.elements or 0) <= _SMALL
-    if external or tensor.data_type == TensorProto.STRING:
-        return Constant(name, described, external, np.zeros(0) if small and not external else None)
-    values = numpy_helper.to_array(tensor)
-    kept = values.copy() if small else None
-    if tensor.data_type in (TensorProto.BFLOAT16, TensorProto.FLOAT16):
-        values = values.astype(np.float32)
-    if not np.issubdtype(values.dtype, np.number):
-        return Constant(name, described, external, kept)
-    finite = np.isfinite(values)
-    not_finite = values.size - int(finite.sum())
-    numbers = values[finite] if not_finite else values
-    low, high = (float(numbers.min()), float(numbers.max())) if numbers.size else (0.0, 0.0)
-    return Constant(name, described, external, kept, low, high, not_finite)
 
 
 def _typed(constant: Constant) -> onnx.ValueInfoProto:
