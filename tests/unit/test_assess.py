@@ -174,7 +174,7 @@ def unknown_fact(job: Path) -> None:
         (other_last_bits, 5, f"{EVALUATION}: outputs_sha256 is "),
         (nan_logits, 5, f"{OUTPUTS}: 1 of 48 rows hold NaN or infinity, the first in input_2_output_0.bin row 0"),
         (no_outputs, 3, "results/none is missing. Run: invoke infer"),
-        (fewer_outputs, 5, "1 missing (input_5_output_0.bin)"),
+        (fewer_outputs, 5, f"1 outputs of 6 are missing from {OUTPUTS}: input_5_output_0.bin"),
         (better_count, 5, f"{EVALUATION}: correct is 47, and 43 by the logits"),
         (extra_key, 5, "checked_by is there, and not expected"),
         (no_genre, 5, "genres.fiction is missing"),

@@ -295,7 +295,7 @@ REFUSED: list[tuple[str, Any, tuple[str, str], Sequence[object], int]] = [
     ("holds logits of 3 rows, not of those in 3 bins of 4", _small_reference, ("reference", "onnx"), (), 5),
     ("is not a NumPy array", _pickle, ("reference", "onnx"), (), 5),
     ("takes inputs of 2 x 16, not of 4 x 16", _other_batch, ("onnx", "cpu"), (), 5),
-    ("expected 3 output files", lambda place: (place.folder / "outputs").mkdir(), ("onnx", "om"), (), 5),
+    ("3 outputs of 3 are missing", lambda place: (place.folder / "outputs").mkdir(), ("onnx", "om"), (), 5),
     ("is not an ONNX file", lambda place: place.file("onnx").write_bytes(b"\0no"), ("onnx", "fp16"), (), 5),
     (
         "must hold input_0.bin",

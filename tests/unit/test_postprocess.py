@@ -173,14 +173,17 @@ def resize(size: int) -> Callable[[Path], object]:
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
-        (remove, "1 missing (input_1_output_0.bin)"),
-        (add("input_2_output_0.bin"), "1 extra (input_2_output_0.bin)"),
-        (add("input_01_output_0.bin"), "1 extra (input_01_output_0.bin)"),
-        (add("notes.txt"), "1 extra (notes.txt)"),
-        (lambda folder: (folder / "input_1_output_0.bin").rename(folder / "deberta_output_0.bin"), "1 missing"),
-        (resize(47), "1 of 2 output files are not 48 bytes (float32 [4, 3]): input_1_output_0.bin has 47"),
-        (resize(96), "input_1_output_0.bin has 96"),
-        (resize(0), "input_1_output_0.bin has 0"),
+        (remove, "1 outputs of 2 are missing from {folder}: input_1_output_0.bin."),
+        (add("input_2_output_0.bin"), "1 outputs of 2 are not expected in {folder}: input_2_output_0.bin."),
+        (add("input_01_output_0.bin"), "1 outputs of 2 are not expected in {folder}: input_01_output_0.bin."),
+        (add("notes.txt"), "1 outputs of 2 are not expected in {folder}: notes.txt."),
+        (
+            lambda folder: (folder / "input_1_output_0.bin").rename(folder / "deberta_output_0.bin"),
+            "1 outputs of 2 are missing",
+        ),
+        (resize(47), "have a wrong size: input_1_output_0.bin (47 bytes, not 48). Each is float32 [4, 3]. Run: "),
+        (resize(96), "input_1_output_0.bin (96 bytes, not 48)"),
+        (resize(0), "input_1_output_0.bin (0 bytes, not 48)"),
     ],
 )
 def test_wrong_outputs_are_named_and_nothing_is_written(
@@ -194,7 +197,7 @@ def test_wrong_outputs_are_named_and_nothing_is_written(
     damage(outputs)
     assert main(outputs, data, text) == 5
     message = capsys.readouterr().err
-    assert says in message and "invoke infer" in message and message.count("\n") == 1
+    assert says.format(folder=outputs) in message and "invoke infer" in message and message.count("\n") == 1
     assert not text.parent.exists()
 
 
@@ -202,7 +205,7 @@ def test_many_missing_files_are_counted(
     outputs: Path, data: Path, text: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(outputs, data, text, bs=1) == 5
-    assert "expected 7 output files at batch size 1: 5 missing (input_2_output_0.bin, " in capsys.readouterr().err
+    assert f"5 outputs of 7 are missing from {outputs}: input_2_output_0.bin, " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -320,12 +323,12 @@ BROKEN: dict[str, tuple[Callable[[Path, Path], object], int, str]] = {
     "beyond": (_edited(lambda o: o["order"][0].__setitem__(0, 23)), 5, "there is no row 23 in a tsv of 23 rows"),
     "missing row": (_edited(lambda o: o["order"][-1].pop()), 5, "is nowhere (1 of 23"),
     "short file": (_edited(lambda o: o["order"][0].pop()), 5, "files that are not of 4 rows"),
-    "missing output": (
-        lambda _, out: next(out.glob("s64/match/*/input_1_*")).unlink(),
+    "missing output": (lambda _, out: next(out.glob("s64/match/*/input_1_*")).unlink(), 5, "input_1_output_0.bin. "),
+    "no folder": (
+        lambda _, out: (out / "s64/match/20261123_4_4_54_1").rename(out / "s64/x"),
         5,
-        "1 missing (input_1_output_0.bin)",
+        "3 outputs of 3 are missing",
     ),
-    "no folder": (lambda _, out: (out / "s64/match/20261123_4_4_54_1").rename(out / "s64/x"), 5, "3 missing"),
     "no outputs": (lambda _, out: (out / "s64").rename(out / "s65"), 3, "is missing. Run: invoke infer"),
     "not finite": (_set_nan, 5, "1 of "),
 }

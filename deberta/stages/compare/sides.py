@@ -30,7 +30,7 @@ from deberta.stages.data.bins import Rows
 from deberta.stages.fp16 import emulation, keep_dtype
 from deberta.stages.fp16.emulation import EmulationResult, Node
 from deberta.stages.inference import openvino_engine
-from deberta.stages.inference.logits import Logits, read_array, read_outputs
+from deberta.stages.inference.logits import read_array, read_outputs
 from deberta.stages.model import checkpoint, config
 from deberta.stages.model.deberta import Deberta
 
@@ -306,30 +306,23 @@ def _compiled_with(file: Path, tensors: dict[str, str], threads: int) -> tuple[o
     return core.compile_model(model, "CPU", openvino_engine.engine_settings(threads)), present
 
 
-def _stored(kind: str, file: Path, read: Callable[[], Logits]) -> Side:
-    """Logits in a file or folder, float32 [rows, 3], by the number of the row."""
+def _stored(kind: str, file: Path, setting: Setting) -> Side:
+    """Logits in a run's output files, or PyTorch's in a .npy: float32 [rows, 3] in the tsv's order."""
+    if kind == "om":
+        logits = read_outputs(file, setting.batches, setting.batch_size)
+    else:
+        again = "It is of other data, or of other rows of them: make it again"
+        logits = read_array(file, again)
+        if contract.batch_count(len(logits), setting.batch_size) != setting.batches:
+            raise DataError(
+                f"{file} holds logits of {len(logits)} rows, not of those in {setting.batches} bins of"
+                f" {setting.batch_size}. {again}"
+            )
 
     def run(rows: Rows, wanted: Sequence[str]) -> Results:
-        return {OUTPUT: read()[rows.numbers].reshape(len(rows.numbers), 1, -1)}
+        return {OUTPUT: logits[rows.numbers].reshape(len(rows.numbers), 1, -1)}
 
     return Side(kind, file, run)
-
-
-def _om(kind: str, file: Path, setting: Setting) -> Side:
-    """The output files that msame, ais_bench or the cpu backend's runner left in one folder."""
-    return _stored(kind, file, lambda: read_outputs(file, setting.batches, setting.batch_size))
-
-
-def _reference(kind: str, file: Path, setting: Setting) -> Side:
-    """PyTorch's logits in a .npy, in the tsv's order."""
-    again = "It is of other data, or of other rows of them: make it again"
-    logits = read_array(file, again)
-    if contract.batch_count(len(logits), setting.batch_size) != setting.batches:
-        raise DataError(
-            f"{file} holds logits of {len(logits)} rows, not of those in {setting.batches} bins of"
-            f" {setting.batch_size}. {again}"
-        )
-    return _stored(kind, file, lambda: logits)
 
 
 # By kind: what opens it, and the command that makes its file.
@@ -339,8 +332,8 @@ _KINDS: dict[str, tuple[Callable[[str, Path, Setting], Side], str]] = {
     "onnx": (_onnx, "export-onnx"),
     "fp16": (_fp16, "export-onnx"),
     "cpu": (_cpu, "build-om"),
-    "om": (_om, "infer"),
-    "reference": (_reference, "acceptance"),
+    "om": (_stored, "infer"),
+    "reference": (_stored, "acceptance"),
 }
 KINDS = tuple(_KINDS)
 HALF = ("fp16", "om")  # computed in float16: the second by ATC's default

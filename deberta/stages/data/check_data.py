@@ -71,11 +71,7 @@ def check(
         "expected_rows": expected_rows or None,
         "labels": labels,
         "genres": dict(sorted(findings.genres.items())),
-        "tokens": {
-            "total": tokens,
-            "unknown": counts.unknown,
-            "unknown_rate": round(counts.unknown / tokens, 6),
-        },
+        "tokens": {"total": tokens, "unknown": counts.unknown, "unknown_rate": round(counts.unknown / tokens, 6)},
         "truncated_rows": len(counts.truncated),
         "truncated_lines": counts.truncated[:_SHOWN],
         "duplicate_pair_ids": {"count": len(counts.duplicates), "lines": counts.duplicates[:_SHOWN]},
@@ -88,20 +84,16 @@ def check(
 
 def survey(rows: Sequence[mnli.Row], in_file: int, unknown: list[int]) -> DataFindings:
     """Check the texts; `rows` are the first ones of a file of `in_file`. `unknown`: lines with an [UNK]."""
-    genres: Counter[str] = Counter()
     empty, repeated, contradicting = [], [], 0
-    first_labels: dict[tuple[str, str], int] = {}
+    first_rows: dict[tuple[str, str], mnli.Row] = {}
     for line, row in enumerate(rows, start=2):
-        texts = (row.premise, row.hypothesis)
-        genres[row.genre] += 1
-        if not all(text.strip() for text in texts):
+        if not (row.premise.strip() and row.hypothesis.strip()):
             empty.append(line)
-        if texts in first_labels:
+        first = first_rows.setdefault((row.premise, row.hypothesis), row)
+        if first is not row:
             repeated.append(line)
-            contradicting += first_labels[texts] != row.label
-        else:
-            first_labels[texts] = row.label
-    return DataFindings(len(rows), in_file, genres, empty, repeated, contradicting, unknown)
+            contradicting += first.label != row.label
+    return DataFindings(len(rows), in_file, Counter(row.genre for row in rows), empty, repeated, contradicting, unknown)
 
 
 def problems(

@@ -101,21 +101,19 @@ class EncodedRows:
                 mask[row, : len(tokens)] = 1
                 self.counts.add(done + row, pair, encoding)
             self.counts.unknown += int(np.count_nonzero(ids == self.unknown_id))
-            self._check_vocabulary(ids, done)
+            largest = int(ids.max())
+            if self.vocabulary and largest >= self.vocabulary:
+                row = done + int(np.argmax(ids.max(axis=1) >= self.vocabulary))
+                raise DataError(
+                    f"{self.tokenizer_path} gives id {largest} (first in {self.data} line {row + 2}),"
+                    f" but the model's vocabulary has {self.vocabulary} entries. They do not belong together"
+                )
             yield done, ids, mask
             done += len(chunk)
             progress.update(done)
         if done != self.rows:
             raise StageError(
                 f"{done} rows were encoded, {self.rows} were counted: the tsv changed. Run: invoke preprocess"
-            )
-
-    def _check_vocabulary(self, ids: Array, first_row: int) -> None:
-        if self.vocabulary and int(ids.max()) >= self.vocabulary:
-            row = first_row + int(np.argmax(ids.max(axis=1) >= self.vocabulary))
-            raise DataError(
-                f"{self.tokenizer_path} gives id {int(ids.max())} (first in {self.data} line {row + 2}),"
-                f" but the model's vocabulary has {self.vocabulary} entries. They do not belong together"
             )
 
     def tokenizer_facts(self) -> dict[str, object]:

@@ -81,15 +81,12 @@ def read_all(folders: Mapping[int, Path], rows: int, batch_size: int) -> dict[in
         sizes = [len(batch) for batch in order.order]
         if any(size != batch_size for size in sizes[:-1]) or sizes[-1] > batch_size:
             raise DataError(f"{path} has files that are not of {batch_size} rows. {AGAIN}")
-    _check_rows([row for order in orders.values() for row in order.flat], rows, list(folders.values()))
-    return orders
-
-
-def _check_rows(placed: Sequence[int], rows: int, folders: Sequence[Path]) -> None:
-    where = f"{NAME} of {', '.join(map(str, folders))}"
+    placed = [row for order in orders.values() for row in order.flat]
+    where = f"{NAME} of {', '.join(map(str, folders.values()))}"
     if outside := sorted({row for row in placed if not 0 <= row < rows}):
         raise DataError(f"{where}: there is no row {outside[0]} in a tsv of {rows} rows. {AGAIN}")
     if repeated := sorted(row for row, times in Counter(placed).items() if times > 1):
         raise DataError(f"{where}: row {repeated[0]} is there more than once ({len(repeated)} such rows). {AGAIN}")
     if lacking := sorted(set(range(rows)) - set(placed)):
         raise DataError(f"{where}: row {lacking[0]} is nowhere ({len(lacking)} of {rows} are not there). {AGAIN}")
+    return orders

@@ -63,10 +63,6 @@ class Float16Graph:
     length: int
     vocabulary: int
 
-    @property
-    def producers(self) -> dict[str, Node]:
-        return {node.output: node for node in self.nodes}
-
 
 @dataclass(frozen=True)
 class EmulationResult:

@@ -83,7 +83,7 @@ def _grow(graph: Float16Graph, parts: Sequence[Rows], keep: set[str]) -> bool:
 
 def _keep_producers(graph: Float16Graph, node: Node, keep: set[str]) -> bool:
     """Keep the nearest nodes before `node` that are not kept yet; False if there are none."""
-    producers, before = graph.producers, len(keep)
+    producers, before = {node.output: node for node in graph.nodes}, len(keep)
     seen: set[str] = set()
     left = [node]
     while left:

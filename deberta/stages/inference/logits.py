@@ -5,7 +5,6 @@ They are float32 [rows, 3], columns as contract.LABELS, and rows are numbered fr
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,9 @@ from zipfile import BadZipFile
 import numpy as np
 import numpy.typing as npt
 
+from deberta.ascend.runs import check_files
 from deberta.core import contract
-from deberta.core.errors import DataError, MissingError, some
+from deberta.core.errors import DataError, MissingError
 
 Logits = npt.NDArray[np.float32]
 RowNumbers = npt.NDArray[np.intp]
@@ -85,32 +85,11 @@ def read_outputs(outputs: Path, batches: int, batch_size: int) -> Logits:
     """
     if not outputs.is_dir():
         raise MissingError(f"{outputs} is missing. Run: invoke infer")
-    expected = [contract.output_file(index) for index in range(batches)]
-    present = set(os.listdir(outputs))
-    missing = [name for name in expected if name not in present]
-    extra = sorted(present - set(expected))
-    if missing or extra:
-        what = [
-            f"{len(names)} {kind} ({some(names)})" for kind, names in (("missing", missing), ("extra", extra)) if names
-        ]
-        raise DataError(
-            f"{outputs}: expected {batches} output files at batch size {batch_size}: {', '.join(what)}."
-            " Run: invoke infer --force"
-        )
-    size = contract.output_bytes(batch_size)
-    content = bytearray()
-    wrong = []
-    for name in expected:
-        data = (outputs / name).read_bytes()
-        if len(data) != size:
-            wrong.append(f"{name} has {len(data)}")
-        content += data
-    if wrong:
-        raise DataError(
-            f"{outputs}: {len(wrong)} of {batches} output files are not {size} bytes"
-            f" (float32 [{batch_size}, {len(contract.LABELS)}]): {some(wrong)}. Run: invoke infer --force"
-        )
-    return np.frombuffer(content, "<f4").reshape(-1, len(contract.LABELS))
+    expected = {contract.output_file(index): contract.output_bytes(batch_size) for index in range(batches)}
+    advice = f". Each is float32 [{batch_size}, {len(contract.LABELS)}]. Run: invoke infer --force"
+    check_files(outputs.iterdir(), expected, "outputs", outputs, advice)
+    content = b"".join((outputs / name).read_bytes() for name in expected)
+    return np.frombuffer(bytearray(content), "<f4").reshape(-1, len(contract.LABELS))
 
 
 def read_array(path: Path, again: str, rows: int | None = None) -> Logits:

@@ -12,13 +12,13 @@ import contextlib
 import hashlib
 import json
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from deberta.core import buckets, contract, files, mnli
 from deberta.core.errors import ConfigError, DataError, run_stage
@@ -96,7 +96,14 @@ def read_run(
         placed = orders[length].flat if orders else list(range(rows))
         values = read_outputs(folder, contract.batch_count(len(placed), batch_size), batch_size)
         finite = finite_rows(values)
-        check_finite(folder, data, finite[: len(placed)], placed, batch_size)
+        if len(bad := np.flatnonzero(~finite[: len(placed)])):
+            batch, row = divmod(int(bad[0]), batch_size)
+            raise DataError(
+                f"{folder}: {len(bad)} of {len(placed)} rows hold NaN or infinity, the first in"
+                f" {contract.output_file(batch)} row {row} ({data.name} line {placed[bad[0]] + 2}). This is usually an"
+                " fp16 overflow in the compiled model: compile it with another precision_mode (atc's default is"
+                " force_fp16), then run: invoke infer --force"
+            )
         padding_nan += int(np.count_nonzero(~finite[len(placed) :]))
         logits[placed] = values[: len(placed)]
         digests[length] = files.folder_digest(folder)
@@ -118,23 +125,20 @@ def read_gold(data: Path, limit: int = 0, expected_rows: int = 0) -> list[Gold]:
 
 def count(gold: Sequence[Gold], run: RunLogits, version: str, batch_size: int, limit: int = 0) -> Evaluation:
     """Count a run's logits against the gold labels."""
-    rows = len(gold)
+    genres, labels = zip(*gold, strict=True)
     predictions = predicted(run.logits)
     confusion = np.zeros((len(contract.LABELS), len(contract.LABELS)), np.int64)
-    genres: dict[str, list[int]] = {}  # correct, rows
-    for (genre, label), guess in zip(gold, predictions.tolist(), strict=True):
-        confusion[label, guess] += 1
-        tally = genres.setdefault(genre, [0, 0])
-        tally[0] += label == guess
-        tally[1] += 1
+    np.add.at(confusion, (np.array(labels), predictions), 1)
+    correct, rows = int(confusion.trace()), Counter(genres)
+    right = Counter(genre for (genre, label), guess in zip(gold, predictions, strict=True) if label == guess)
     return Evaluation(
         version=version,
         batch_size=batch_size,
-        rows=rows,
+        rows=len(gold),
         limit=limit,
-        correct=int(confusion.trace()),
-        accuracy=int(confusion.trace()) / rows,
-        genres={genre: Tally(right, count, right / count) for genre, (right, count) in sorted(genres.items())},
+        correct=correct,
+        accuracy=correct / len(gold),
+        genres={genre: Tally(right[genre], count, right[genre] / count) for genre, count in sorted(rows.items())},
         labels_predicted=_by_label(confusion.sum(axis=0).tolist()),
         labels_gold=_by_label(confusion.sum(axis=1).tolist()),
         confusion=_by_label([_by_label(counts) for counts in confusion.tolist()]),
@@ -154,22 +158,6 @@ def guide_text(result: Evaluation) -> str:
 
 def _by_label(values: Sequence[_Value]) -> dict[str, _Value]:
     return dict(zip(contract.LABELS, values, strict=True))
-
-
-def check_finite(
-    outputs: Path, data: Path, finite: npt.NDArray[np.bool_], tsv_rows: Sequence[int], batch_size: int
-) -> None:
-    """Raise DataError for the first row that is not; `tsv_rows` says which of the tsv each one is."""
-    bad = np.flatnonzero(~finite)
-    if len(bad):
-        batch, row = divmod(int(bad[0]), batch_size)
-        line = tsv_rows[int(bad[0])] + 2
-        raise DataError(
-            f"{outputs}: {len(bad)} of {len(finite)} rows hold NaN or infinity, the first in"
-            f" {contract.output_file(batch)} row {row} ({data.name} line {line}). This is usually an fp16"
-            " overflow in the compiled model: compile it with another precision_mode (atc's default is force_fp16),"
-            " then run: invoke infer --force"
-        )
 
 
 BINS = Argument("folders of preprocess, one for each length, commas between; not needed for 256 alone")

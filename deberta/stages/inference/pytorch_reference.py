@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from deberta.core import contract, files
@@ -21,16 +20,15 @@ from deberta.core.errors import ConfigError, DataError, run_stage
 from deberta.core.machine import effective_cpus
 from deberta.core.progress import Progress
 from deberta.stages import arguments
+from deberta.stages.data.bins import Ids
 from deberta.stages.data.encoding import EncodedRows
+from deberta.stages.inference.logits import Logits, finite_rows
 from deberta.stages.model import checkpoint, config
 from deberta.stages.model.deberta import Deberta
 
 # Of a batch. Every batch makes the position tables anew, at full size the work of some 85 tokens, so batches are not
 # tiny; more tokens are no faster and only take memory.
 BATCH_TOKENS = 2048
-
-Ids = npt.NDArray[np.int32]
-Logits = npt.NDArray[np.float32]
 
 
 def read_ids(
@@ -70,7 +68,7 @@ def run(model: Deberta, rows: Sequence[Ids], name: str, data: Path, batch_tokens
         for batch in plan([len(ids) for ids in rows], batch_tokens):
             ids = torch.from_numpy(np.stack([rows[row] for row in batch]))
             values: Logits = model(ids, torch.ones_like(ids)).numpy()
-            finite = np.logical_and.reduce(np.isfinite(values), axis=1)
+            finite = finite_rows(values)
             if not finite.all():
                 row = batch[int(np.argmin(finite))]
                 raise DataError(

@@ -28,7 +28,7 @@ import numpy as np
 
 from deberta.core import files
 from deberta.core.contract import INPUTS, PERFORMANCE_LOOPS, input_bytes
-from deberta.core.errors import ConfigError, DataError, MissingError, StageError, run_stage, some
+from deberta.core.errors import ConfigError, DataError, MissingError, run_stage, some
 from deberta.core.machine import effective_cpus
 from deberta.core.progress import Progress
 from deberta.stages import arguments
@@ -43,21 +43,14 @@ from deberta.stages.inference.openvino_engine import (
 
 
 @dataclass(frozen=True)
-class Batch:
-    """One batch: what its output's name starts with, and one file per model input, in the order of contract.INPUTS."""
-
-    stem: str
-    files: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class RunRequest:
     """What to run at one length, and the parent of `<T>`. Each batch runs `loops` times.
 
+    `batches` has by the name that a batch's output starts with its files, one for each of contract.INPUTS.
     `by_directory` decides how msame prints the averages. `output` is printed as the user wrote it.
     """
 
-    batches: tuple[Batch, ...]
+    batches: dict[str, tuple[str, ...]]
     loops: int
     by_directory: bool
     output: str
@@ -79,7 +72,7 @@ def plan(elements: Sequence[str], output: str, loops: int, model: Path) -> RunRe
         raise MissingError(f"the folder {folder.parent} of --output is missing. Run: mkdir -p {folder.parent}")
     directories = [os.path.isdir(element) for element in elements]
     if not any(directories):
-        return RunRequest((Batch(model.stem, tuple(elements)),), loops, by_directory=False, output=output)
+        return RunRequest({model.stem: tuple(elements)}, loops, by_directory=False, output=output)
     if not all(directories):
         raise ConfigError(f"--input {','.join(elements)!r} mixes directories and files")
     names = _bins_in(elements[0])
@@ -89,8 +82,8 @@ def plan(elements: Sequence[str], output: str, loops: int, model: Path) -> RunRe
                 f"{elements[0]} and {element} must hold files of the same names; only one has {some(different)}. "
                 "Run: invoke preprocess --force"
             )
-    batches = (Batch(name[: -len(".bin")], tuple(f"{folder}/{name}" for folder in elements)) for name in names)
-    return RunRequest(tuple(batches), loops=1, by_directory=True, output=output)
+    batches = {name[: -len(".bin")]: tuple(f"{folder}/{name}" for folder in elements) for name in names}
+    return RunRequest(batches, loops=1, by_directory=True, output=output)
 
 
 def _bins_in(folder: str) -> list[str]:
@@ -98,8 +91,7 @@ def _bins_in(folder: str) -> list[str]:
     names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
     if not names:
         raise DataError(f"{folder} holds no file. Run: invoke preprocess --force")
-    strange = [name for name in names if not name.endswith(".bin") or not os.path.isfile(os.path.join(folder, name))]
-    if strange:
+    if strange := [name for name in names if not name.endswith(".bin") or not os.path.isfile(f"{folder}/{name}")]:
         raise DataError(
             f"{folder} holds something else than .bin files: {some(strange)}. Run: invoke preprocess --force"
         )
@@ -110,8 +102,8 @@ def _check_sizes(request: RunRequest, expected: int, model: Path) -> None:
     """Every file must hold exactly one input of the model: `expected` bytes. Raises DataError naming the wrong ones."""
     wrong = [
         f"{file} ({size} bytes)"
-        for batch in request.batches
-        for file in batch.files
+        for batch in request.batches.values()
+        for file in batch
         if (size := os.path.getsize(file)) != expected
     ]
     if wrong:
@@ -151,8 +143,8 @@ def run(requests: Sequence[RunRequest], engines: Sequence[OpenVinoEngine], model
             print(f"[INFO] load model {model} success\n{request.output}/{time_folder}", flush=True)
             folder = folders.enter_context(files.new_folder(Path(request.output, time_folder)))
             times: list[float] = []
-            for batch in request.batches:
-                for name, file in zip(INPUTS, batch.files, strict=True):
+            for stem, batch in request.batches.items():
+                for name, file in zip(INPUTS, batch, strict=True):
                     print(f"[INFO] start to process file:{file}")
                     set_input(infer_request, name, _read_input(name, file, engine))
                 for _ in range(request.loops):
@@ -163,7 +155,8 @@ def run(requests: Sequence[RunRequest], engines: Sequence[OpenVinoEngine], model
                     print(f"Inference time: {times[-1]:g}ms", flush=True)  # %g is a C++ stream's default
                     if len(times) == 1:  # this length may have packed matrices in another form
                         release_pages(model.with_suffix(".bin"))
-                _write_output(folder / f"{batch.stem}_output_0.bin", infer_request.get_output_tensor(0).data)
+                logits = infer_request.get_output_tensor(0).data.astype("<f4")
+                (folder / f"{stem}_output_0.bin").write_bytes(logits.tobytes())
                 print("[INFO] output data success", flush=True)
                 done += 1
                 if shows_progress:
@@ -174,19 +167,11 @@ def run(requests: Sequence[RunRequest], engines: Sequence[OpenVinoEngine], model
     return all_times
 
 
-def _write_output(path: Path, values: np.ndarray) -> None:
-    content = values.astype("<f4").tobytes()
-    path.write_bytes(content)
-    if path.stat().st_size != len(content):
-        raise StageError(f"{path} has {path.stat().st_size} bytes after {len(content)} were written. Check the disk")
-
-
 def _print_averages(times: Sequence[float], by_directory: bool) -> None:
     """msame's two average lines, which differ between its modes; the second only after more than one inference."""
-    average = statistics.fmean(times)
-    print(f"Inference average time : {average:.2f} ms" if by_directory else f"Inference average time: {average:.6f} ms")
+    blank, digits = (" ", 2) if by_directory else ("", 6)
+    print(f"Inference average time{blank}: {statistics.fmean(times):.{digits}f} ms")
     if len(times) > 1:
-        digits = 2 if by_directory else 6
         print(f"Inference average time without first time: {statistics.fmean(times[1:]):.{digits}f} ms")
 
 
