@@ -55,7 +55,7 @@ def _look(data: Path, *more: object) -> dict[str, Any]:
 def test_sound_data_have_no_problem_and_every_count_is_there(tmp_path: Path) -> None:
     data = _write(tmp_path / "dev.tsv")
     found = _look(data, "--rows", ROWS, "--summary", tmp_path / "summary.json")
-    counted = preprocess.preprocess(data, SPM_MODEL, 8, {256: tmp_path / "bins"})
+    counted = preprocess.preprocess(encoding.EncodedRows(data, SPM_MODEL), 8, {256: tmp_path / "bins"})
     assert found == {
         "format": 1,
         "version": "match",

@@ -15,6 +15,7 @@ from deberta.core.errors import run_stage
 from deberta.stages.compile import export_onnx
 from deberta.stages.data import preprocess
 from deberta.stages.data.bins import Rows
+from deberta.stages.data.encoding import EncodedRows
 from deberta.stages.fp16 import check_fp16, emulation
 from deberta.stages.model import checkpoint, config, deberta
 from tests import model_helpers as helpers
@@ -207,7 +208,7 @@ def test_demo_model_passes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     export_onnx.export(
         checkpoint.load(models / "pytorch.model-demo.bin", read, LABELS).model, tmp_path / "dynamic.onnx", 256
     )
-    preprocess.preprocess(data, models / "spm.model", 8, {256: tmp_path / "demo"}, limit=15)
+    preprocess.preprocess(EncodedRows(data, models / "spm.model", limit=15), 8, {256: tmp_path / "demo"})
     given = ["--model", tmp_path / "dynamic.onnx", "--bins", tmp_path / "demo", "--bs", 8, "--rows", 0]
     assert run_stage(check_fp16.main, [str(x) for x in given]) == 0
     printed = capsys.readouterr().out

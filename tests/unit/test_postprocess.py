@@ -11,6 +11,7 @@ import pytest
 
 from deberta.core import contract, errors, files
 from deberta.stages.data import preprocess, row_order
+from deberta.stages.data.encoding import EncodedRows
 from deberta.stages.inference import postprocess, throughput
 from tests.mnli_helpers import SPM_MODEL, bucket_folders, bucketed_data, dev_line, small_disk, write_dev
 
@@ -249,7 +250,8 @@ def _bucketed(tmp_path: Path) -> Path:
 @pytest.fixture(name="bins")
 def _bins(bucketed: Path, tmp_path: Path) -> Path:
     root = tmp_path / "bins"
-    preprocess.preprocess(bucketed, SPM_MODEL, BATCH, {n: root / f"s{n}" / "match" for n in (32, 64, 256)})
+    folders = {n: root / f"s{n}" / "match" for n in (32, 64, 256)}
+    preprocess.preprocess(EncodedRows(bucketed, SPM_MODEL), BATCH, folders)
     return root
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from deberta.core import contract, errors
 from deberta.stages.data import encoding, preprocess, row_order, token_counts
+from deberta.stages.data.encoding import EncodedRows
 from deberta.stages.model import tokenizer as tokenizer_of_guide
 from tests.mnli_helpers import (
     SPM_MODEL,
@@ -221,7 +222,7 @@ def _bucketed(data: Path, root: Path, lengths: str, *more: str) -> int:
 
 def _padded(data: Path, folder: Path) -> np.ndarray:
     """[2, rows, 256]: what the padded run's bins hold."""
-    preprocess.preprocess(data, SPM_MODEL, BATCH_SIZE, {256: folder})
+    preprocess.preprocess(EncodedRows(data, SPM_MODEL), BATCH_SIZE, {256: folder})
     files = [[folder / name / contract.input_file(i) for i in range(6)] for name in contract.INPUTS]
     return np.array([np.concatenate([np.fromfile(file, "<i4") for file in paths]) for paths in files]).reshape(
         2, -1, 256
@@ -258,10 +259,10 @@ def test_every_row_is_in_the_shortest_length_that_holds_it(tmp_path: Path) -> No
 def test_token_counts_are_those_of_the_rows(tmp_path: Path) -> None:
     data = bucketed_data(tmp_path / "dev_matched.tsv", ROWS)
     tokens = _padded(data, tmp_path / "padded")[1].sum(axis=1)[:ROWS]
-    counted = token_counts.count(data, SPM_MODEL)
+    counted = token_counts.count(EncodedRows(data, SPM_MODEL))
     assert counted["tokens"] == {str(n): int((tokens == n).sum()) for n in np.unique(tokens)}
     assert counted["rows"] == ROWS
-    assert token_counts.count(data, SPM_MODEL, limit=3)["rows"] == 3
+    assert token_counts.count(EncodedRows(data, SPM_MODEL, limit=3))["rows"] == 3
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from deberta.core.machine import effective_cpus
 from deberta.host.plan import checks, profiles
 from deberta.host.plan.plan import Plan
 from deberta.stages.data import preprocess
+from deberta.stages.data.encoding import EncodedRows
 from deberta.stages.inference import pytorch_reference
 from deberta.stages.model import checkpoint, config
 from tests import model_helpers, pipeline_helpers
@@ -88,8 +89,8 @@ def test_batches_hold_every_row_once_and_no_padding() -> None:
 
 
 def test_ids_are_those_of_the_bins(workspace: Workspace, tmp_path: Path) -> None:
-    rows, facts = pytorch_reference.read_ids(workspace.data("match"), SPM_MODEL)
-    counted = preprocess.preprocess(workspace.data("match"), SPM_MODEL, 10, {256: tmp_path / "bins"})
+    rows, facts = pytorch_reference.read_ids(EncodedRows(workspace.data("match"), SPM_MODEL))
+    counted = preprocess.preprocess(EncodedRows(workspace.data("match"), SPM_MODEL), 10, {256: tmp_path / "bins"})
     ids, mask = (
         np.fromfile(tmp_path / "bins" / name / "input_0.bin", "<i4").reshape(10, 256) for name in contract.INPUTS
     )
@@ -126,7 +127,7 @@ def test_the_demos_checkpoint_is_as_good_as_its_gate_says(tmp_path: Path) -> Non
 
 def _damaged(workspace: Workspace, folder: Path) -> tuple[Path, int]:
     """A checkpoint of finite weights that are too large for one token, and the row that is to be named."""
-    rows = [row.tolist() for row in pytorch_reference.read_ids(workspace.data("match"), SPM_MODEL)[0]]
+    rows = [row.tolist() for row in pytorch_reference.read_ids(EncodedRows(workspace.data("match"), SPM_MODEL))[0]]
     having = {token: [row for row, ids in enumerate(rows) if token in ids] for ids in rows for token in ids}
     token, named = next(item for item in having.items() if len(item[1]) == 1 and item[1] != [0])
     values = config.read(workspace.checkpoint.parent / "model_config.json")

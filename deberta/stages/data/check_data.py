@@ -12,7 +12,6 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -48,25 +47,19 @@ class DataFindings:
     unknown: list[int]  # lines with an [UNK]
 
 
-def check(
-    data: Path, tokenizer: Path, version: str, limit: int = 0, expected_rows: int = 0, vocabulary: int = 0
-) -> dict[str, Any]:
-    """The JSON file's object. The arguments are EncodedRows', but a row count other than `expected_rows` is a problem
-    here and no error. Raises MissingError and DataError."""
-    rows = list(mnli.rows(data))
-    in_file = len(rows)
-    rows = rows[:limit] if limit else rows
-    encoded = EncodedRows(data, tokenizer, limit, vocabulary=vocabulary)
+def check(encoded: EncodedRows, version: str, expected_rows: int = 0) -> dict[str, Any]:
+    """The JSON file's object. Another row count than `expected_rows` is a problem, and no error. Raises DataError."""
+    rows = list(mnli.rows(encoded.data))
     unknown: list[int] = []
     for first, ids, _ in encoded.chunks(f"check-data {version}"):
         unknown += (np.flatnonzero((ids == encoded.unknown_id).any(axis=1)) + first + 2).tolist()
-    findings, counts = survey(rows, in_file, unknown), encoded.counts
+    findings, counts = survey(rows[: encoded.rows], len(rows), unknown), encoded.counts
     tokens, labels = counts.tokens, dict(zip(LABELS, counts.labels, strict=True))
     return {
         "format": FORMAT,
         "version": version,
         "rows": findings.rows,
-        "limit": limit,
+        "limit": encoded.limit,
         "columns": mnli.DEV_COLUMNS,
         "expected_rows": expected_rows or None,
         "labels": labels,
@@ -165,7 +158,8 @@ def _lines(lines: Sequence[int]) -> str:
 def main(argv: Sequence[str]) -> None:
     options = arguments.parse(argv, __doc__, "data tokenizer config version output limit rows summary")
     vocabulary = config.read(options.config).vocab_size
-    result = check(options.data, options.tokenizer, options.version, options.limit, options.rows, vocabulary)
+    encoded = EncodedRows(options.data, options.tokenizer, options.limit, vocabulary=vocabulary)
+    result = check(encoded, options.version, options.rows)
     files.write_text(options.output, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     for problem in result["problems"]:
         where = f": {_lines(problem['lines'])}" if problem["lines"] else ""

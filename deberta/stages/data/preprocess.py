@@ -88,21 +88,11 @@ class _LengthBins:
         self._waiting = [values[written:] for values in self._waiting]
 
 
-def preprocess(
-    data: Path,
-    tokenizer: Path,
-    batch_size: int,
-    outputs: Mapping[int, Path],
-    limit: int = 0,
-    expected_rows: int = 0,
-    vocabulary: int = 0,
-) -> dict[str, Any]:
-    """Write the bins of `data` into the folders of `outputs`, by increasing length, and return what was counted.
+def preprocess(encoded: EncodedRows, batch_size: int, outputs: Mapping[int, Path]) -> dict[str, Any]:
+    """Write the bins of the rows into the folders of `outputs`, by increasing length, and return what was counted.
 
-    `limit`, `expected_rows` and `vocabulary` are EncodedRows'. Raises MissingError; ConfigError for a row longer than
-    the last length; DataError, also for a length that no row needs; StageError.
+    Raises ConfigError for a row longer than the last length, DataError for a length that no row needs, StageError.
     """
-    encoded = EncodedRows(data, tokenizer, limit, expected_rows, vocabulary)
     lengths = np.array(list(outputs))
     with contextlib.ExitStack() as folders:
         bins = [
@@ -114,8 +104,8 @@ def preprocess(
             if tokens.max() > lengths[-1]:
                 row = first + int(np.argmax(tokens > lengths[-1]))
                 raise ConfigError(
-                    f"{data} line {row + 2} has {tokens.max()} tokens, and --buckets ends with {lengths[-1]}: rows are "
-                    f"not cut. Add a last length of {contract.SEQUENCE_LENGTH}"
+                    f"{encoded.data} line {row + 2} has {tokens.max()} tokens, and --buckets ends with {lengths[-1]}:"
+                    f" rows are not cut. Add a last length of {contract.SEQUENCE_LENGTH}"
                 )
             bucket_of = np.searchsorted(lengths, tokens)
             for index, part in enumerate(bins):
@@ -124,7 +114,7 @@ def preprocess(
         for part in bins:
             part.finish()
             if not part.rows:
-                raise DataError(f"no row of {data} needs length {part.length}. Leave it out of --buckets")
+                raise DataError(f"no row of {encoded.data} needs length {part.length}. Leave it out of --buckets")
             if row_order.is_needed(list(outputs)):
                 row_order.write(part.folder, Order(encoded.rows, batch_size, part.length, tuple(outputs), part.order))
     batches = sum(part.batches for part in bins)
@@ -135,7 +125,7 @@ def preprocess(
         "batches": batches,
         "padding_rows": batches * batch_size - encoded.rows,
         "run_tokens": sum(part.batches * batch_size * part.length for part in bins),
-        "limit": limit,
+        "limit": encoded.limit,
         **encoded.counts.summary(),
         **encoded.tokenizer_facts(),
     }
@@ -154,7 +144,8 @@ def main(argv: Sequence[str]) -> None:
         if output.exists() and not output.is_dir():
             raise ConfigError(f"--output {output} is a file, expected a folder or nothing there")
     vocabulary = config.read(options.config).vocab_size if options.config else 0
-    summary = preprocess(options.data, options.tokenizer, options.bs, outputs, options.limit, options.rows, vocabulary)
+    encoded = EncodedRows(options.data, options.tokenizer, options.limit, options.rows, vocabulary)
+    summary = preprocess(encoded, options.bs, outputs)
     print(
         f"{summary['rows']} rows{' (the first only)' if options.limit else ''} in {summary['batches']} batches of"
         f" {options.bs} at lengths {buckets.text(options.lengths)}, {summary['padding_rows']} padding rows,"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,22 +15,21 @@ from deberta.stages import arguments
 from deberta.stages.data.encoding import EncodedRows
 
 
-def count(data: Path, tokenizer: Path, limit: int = 0, expected_rows: int = 0) -> dict[str, Any]:
-    """Tokens as `preprocess` would write them, cut at the contract's length. Raises MissingError and DataError."""
-    encoded = EncodedRows(data, tokenizer, limit, expected_rows)
-    for _ in encoded.chunks(f"token-counts {data.name}"):
+def count(encoded: EncodedRows) -> dict[str, Any]:
+    """Tokens as `preprocess` would write them, cut at the contract's length. Raises DataError."""
+    for _ in encoded.chunks(f"token-counts {encoded.data.name}"):
         pass  # `encoded.counts` has the numbers
     lengths = encoded.counts.lengths
     return {
         "rows": encoded.rows,
-        "limit": limit,
+        "limit": encoded.limit,
         "tokens": {str(tokens): int(lengths[tokens]) for tokens in np.flatnonzero(lengths).tolist()},
     }
 
 
 def main(argv: Sequence[str]) -> None:
     options = arguments.parse(argv, __doc__, "data tokenizer output limit rows summary")
-    counted = count(options.data, options.tokenizer, options.limit, options.rows)
+    counted = count(EncodedRows(options.data, options.tokenizer, options.limit, options.rows))
     files.write_text(options.output, json.dumps(counted, indent=1) + "\n")
     print(f"{counted['rows']} rows counted: {options.output}")
     arguments.write_summary(options.summary, {"rows": counted["rows"]})

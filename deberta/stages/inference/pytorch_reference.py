@@ -31,16 +31,10 @@ from deberta.stages.model.deberta import Deberta
 BATCH_TOKENS = 2048
 
 
-def read_ids(
-    data: Path, tokenizer: Path, limit: int = 0, expected_rows: int = 0, vocabulary: int = 0
-) -> tuple[list[Ids], dict[str, object]]:
-    """Each row's ids, int32 [its tokens], as `preprocess` writes them without the padding, and what was counted.
-
-    The arguments, and the errors raised, are EncodedRows'.
-    """
-    encoded = EncodedRows(data, tokenizer, limit, expected_rows, vocabulary)
+def read_ids(encoded: EncodedRows) -> tuple[list[Ids], dict[str, object]]:
+    """Each row's ids, int32 [its tokens], as `preprocess` writes them without the padding, and what was counted."""
     rows: list[Ids] = []
-    for _, ids, mask in encoded.chunks(f"tokens of {data.name}"):
+    for _, ids, mask in encoded.chunks(f"tokens of {encoded.data.name}"):
         rows += [row[:tokens].copy() for row, tokens in zip(ids, mask.sum(axis=1).tolist(), strict=True)]
     return rows, {"truncated_rows": len(encoded.counts.truncated), **encoded.tokenizer_facts()}
 
@@ -91,7 +85,9 @@ def main(argv: Sequence[str]) -> None:
             f"{options.config}: max_position_embeddings is {model_config.max_position_embeddings}, and rows have up to"
             f" {contract.SEQUENCE_LENGTH} tokens"
         )
-    rows, facts = read_ids(options.data, options.tokenizer, options.limit, options.rows, model_config.vocab_size)
+    rows, facts = read_ids(
+        EncodedRows(options.data, options.tokenizer, options.limit, options.rows, model_config.vocab_size)
+    )
     print(f"loading {options.checkpoint}", flush=True)
     loaded = checkpoint.load(options.checkpoint, model_config, options.labels)
     tokens = sum(map(len, rows))
