@@ -312,8 +312,12 @@ def _set_nan(_: Path, outputs: Path) -> None:
 BROKEN: dict[str, tuple[Callable[[Path, Path], object], int, str]] = {
     "no order": (lambda bins, _: (bins / "s64/match/order.json").unlink(), 3, "order.json is missing"),
     "no JSON": (lambda bins, _: (bins / "s64/match/order.json").write_text("{"), 5, "is not JSON"),
-    "another shape": (_edited(lambda o: o.update(order=[])), 5, "does not say which row"),
-    "text in it": (_edited(lambda o: o["order"][0].__setitem__(0, "1")), 5, "does not say which row"),
+    "another shape": (_edited(lambda o: o.update(order=[])), 5, "order.json does not fit its schema, at $.order"),
+    "text in it": (
+        _edited(lambda o: o["order"][0].__setitem__(0, "1")),
+        5,
+        "order.json does not fit its schema, at $.order",
+    ),
     "another set": (
         _edited(lambda o: o.update(buckets=[64, 256])),
         5,

@@ -138,9 +138,9 @@ def _first_node(
         group = {node.output: node for node in inside[start : start + GROUP]}
         differences = compare(a.run(rows, list(group)), b.run(rows, list(group)), list(group))
         compared += len(differences)
-        first = next((name for name, values in differences.items() if values.exceeds(tolerance)), None)
-        if first is not None:
-            return group[first], compared
+        for name, values in differences.items():
+            if values.exceeds(tolerance):
+                return group[name], compared
     return None, compared
 
 

@@ -17,8 +17,8 @@ from typing import Annotated
 
 import msgspec
 
-from deberta.core import buckets, files
-from deberta.core.errors import DataError, MissingError
+from deberta.core import buckets, files, schema
+from deberta.core.errors import DataError
 
 NAME = "order.json"
 AGAIN = "Run: invoke preprocess --force"
@@ -50,15 +50,7 @@ def write(folder: Path, order: Order) -> None:
 
 def read(folder: Path) -> Order:
     """Raises MissingError, and DataError for a file that is not one of these."""
-    path = folder / NAME
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=Order)
-    except FileNotFoundError:
-        raise MissingError(f"{path} is missing. Run: invoke preprocess") from None
-    except msgspec.ValidationError as error:
-        raise DataError(f"{path} does not say which row is where ({error}). {AGAIN}") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is not JSON ({error}). {AGAIN}") from None
+    return schema.read(folder / NAME, Order, AGAIN)
 
 
 def read_all(folders: Mapping[int, Path], rows: int, batch_size: int) -> dict[int, Order]:

@@ -10,17 +10,17 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
-import json
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
+import msgspec
 import numpy as np
 
-from deberta.core import buckets, contract, files, mnli
+from deberta.core import buckets, contract, files, mnli, schema
 from deberta.core.errors import ConfigError, DataError, run_stage
 from deberta.stages import arguments
 from deberta.stages.arguments import Argument
@@ -31,8 +31,7 @@ Gold = tuple[str, int]  # genre, index of the label
 _Value = TypeVar("_Value")
 
 
-@dataclass(frozen=True)
-class Tally:
+class Tally(msgspec.Struct, frozen=True):
     """One genre's counts."""
 
     correct: int
@@ -40,8 +39,7 @@ class Tally:
     accuracy: float
 
 
-@dataclass(frozen=True)
-class Evaluation:
+class Evaluation(msgspec.Struct, frozen=True, omit_defaults=True):
     """Exact counts of one version: the JSON file beside the accuracy text, in this order."""
 
     version: str
@@ -57,12 +55,7 @@ class Evaluation:
     nan_rows: int  # 0: with any, there is no evaluation
     padding_nan_rows: int
     outputs_sha256: str  # of the folder (files.folder_digest), or of those of all lengths
-    buckets: dict[str, int] = field(default_factory=dict)  # length -> rows; empty for 256 alone
-
-    def content(self) -> dict[str, Any]:
-        """The JSON file's object."""
-        counts = asdict(self)
-        return counts if self.buckets else {name: value for name, value in counts.items() if name != "buckets"}
+    buckets: dict[str, int] = {}  # length -> rows; empty, and not in the file, for 256 alone
 
 
 @dataclass(frozen=True)
@@ -190,13 +183,12 @@ def main(argv: Sequence[str]) -> None:
         text_file = both.enter_context(files.new_file(options.output))
         json_file = both.enter_context(files.new_file(options.output.with_suffix(".json")))
         text_file.write_bytes(guide_text(result).encode("utf-8"))
-        content = json.dumps(result.content(), indent=2, ensure_ascii=False) + "\n"
-        json_file.write_bytes(content.encode("utf-8"))
+        json_file.write_bytes(schema.text(result).encode("utf-8"))
     print(
         f"accuracy {result.accuracy:.4f} ({result.correct}/{result.rows} rows"
         f"{', the first only' if result.limit else ''}): {options.output}"
     )
-    arguments.write_summary(options.summary, result.content())
+    arguments.write_summary(options.summary, msgspec.to_builtins(result))
 
 
 if __name__ == "__main__":

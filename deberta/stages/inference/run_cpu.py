@@ -33,13 +33,7 @@ from deberta.core.machine import effective_cpus
 from deberta.core.progress import Progress
 from deberta.stages import arguments
 from deberta.stages.arguments import SHARED, Argument, whole
-from deberta.stages.inference.openvino_engine import (
-    OpenVinoEngine,
-    engine_facts,
-    load_model,
-    release_pages,
-    set_input,
-)
+from deberta.stages.inference.openvino_engine import OpenVinoEngine, engine_facts, load_model, release_pages, set_input
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -105,7 +106,7 @@ def _check_evaluation(text: Path, outputs: str, counts: Evaluation) -> None:
         stored = json.loads(path.read_bytes())
     except ValueError as error:
         raise DataError(f"{path} is not JSON ({error}). {again}") from None
-    for place, value, counted in differences(stored, counts.content()):
+    for place, value, counted in differences(stored, msgspec.to_builtins(counts)):
         what = f"is {value}, and {counted}"
         if value is None:
             what = f"is missing, and is {counted}"
