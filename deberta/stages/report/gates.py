@@ -100,7 +100,7 @@ def correct_rows(job: Job, gate: VersionRows, body: Body) -> list[GateCheck]:
         enough = same_rows and cell.correct >= expected.expected - expected.allowed
         reason = "" if enough else "too few rows are right" if same_rows else "not the rows expected"
         checks.append(_check("correct_rows", of, required, _counted(cell), enough, reason))
-        quantized = next((other for other in _cells(body, size, version) if other.precision != FP32), None)
+        quantized = next((run for run in _cells(body, size, version) if run.precision != FP32), None)
         if quantized and not quantized.origin:
             least = cell.correct - expected.allowed
             enough = quantized.correct >= least
