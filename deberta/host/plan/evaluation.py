@@ -66,7 +66,7 @@ def build_om(case: Case) -> Step:
     name, title = f"build-om_bs{case.batch_size}{suffix}", f"build-om bs={case.batch_size}{length}"
     if plan.precision != FP32:
         name, title = f"{name}_{plan.precision}", f"{title} {plan.precision}"
-    exported = exported_model(plan, case.batch_size)
+    exported = Input(plan.artifacts.onnx, plan.commands(case.batch_size)["export-onnx"])
     if plan.backend == "ascend":
         return _atc(case, name, title, exported)
     return stage(
@@ -100,10 +100,6 @@ def _atc(case: Case, name: str, title: str, exported: Input) -> Step:
         compilation=Compilation(exported.path, compiled, case.batch_size, plan.soc_version, plan.atc, plan.length),
         gate=checks.lint(case) if plan.lint else None,
     )
-
-
-def exported_model(plan: Plan, batch_size: Optional[int] = None) -> Input:
-    return Input(plan.artifacts.onnx, plan.commands(batch_size)["export-onnx"])
 
 
 def compiled_model(case: Case) -> list[Input]:
@@ -156,101 +152,89 @@ def infer(case: Case, rows: Mapping[int, int]) -> list[Step]:
 
 
 def _infer(parts: Sequence[Case], rows: Mapping[int, int], of_all_lengths: bool) -> Step:
-    first, plan = parts[0], parts[0].plan
-    inputs = [[f"{part.bins / name}/" for name in INPUTS] for part in parts]
-    name, title = first.named("infer", of_all_lengths)
-    return Step(
-        name=name,
-        title=title,
-        stage="" if plan.tool else "run-cpu",
-        tool=plan.tool,
-        arguments=_runner_arguments(parts, inputs, [part.outputs for part in parts]),
-        inputs=(*compiled_model(first), *(bins_of(part) for part in parts)),
-        outputs=tuple(part.outputs for part in parts),
-        log=plan.artifacts.log(name),
-        commands=first.commands,
-        inference=Inference(tuple(_run(part, rows.get(part.plan.length, 0)) for part in parts), plan.device),
-    )
-
-
-def _run(case: Case, rows: int) -> ModelRun:
-    batches = contract.batch_count(rows, case.batch_size)
-    output_file = ais_bench.output_file if case.plan.tool == ais_bench.MODULE else contract.output_file
-    return ModelRun(
-        output=case.outputs,
-        expected={output_file(i): contract.output_bytes(case.batch_size) for i in range(batches)},
-        times=batches,
-        bins=tuple(case.bins / name for name in INPUTS),
-        bin_bytes=contract.input_bytes(case.batch_size, case.plan.length),
-    )
+    runs = []
+    for part in parts:
+        batches = contract.batch_count(rows.get(part.plan.length, 0), part.batch_size)
+        output_file = ais_bench.output_file if part.plan.tool == ais_bench.MODULE else contract.output_file
+        names = [output_file(i) for i in range(batches)]
+        runs.append(_run(part, part.outputs, names, batches, [part.bins / name for name in INPUTS]))
+    return _model_step(parts, parts[0].named("infer", of_all_lengths), runs)
 
 
 def perf(case: Case, loops: int) -> Step:
     """The guide's performance run: the first bin alone, `loops` times; its output is kept under the guide's name."""
-    plan, output = case.plan, case.artifacts.performance(case.batch_size, case.version)
-    name, title = case.named("perf")
-    bins = tuple(case.bins / name / contract.input_file(0) for name in INPUTS)
+    output = case.artifacts.performance(case.batch_size, case.version)
     by_model = f"{case.compiled.stem}_output_0.bin"
-    output_file = ais_bench.output_file(0) if plan.tool == ais_bench.MODULE else by_model
-    run = ModelRun(
+    output_file = ais_bench.output_file(0) if case.plan.tool == ais_bench.MODULE else by_model
+    run = _run(case, output, [output_file], loops, [case.bins / name / contract.input_file(0) for name in INPUTS])
+    return _model_step([case], case.named("perf"), [run], loops)
+
+
+def _run(case: Case, output: Path, names: Sequence[str], times: int, bins: Sequence[Path]) -> ModelRun:
+    return ModelRun(
         output=output,
-        expected={output_file: contract.output_bytes(case.batch_size)},
-        times=loops,
-        bins=bins,
-        bin_bytes=contract.input_bytes(case.batch_size, plan.length),
+        expected=dict.fromkeys(names, contract.output_bytes(case.batch_size)),
+        times=times,
+        bins=tuple(bins),
+        bin_bytes=contract.input_bytes(case.batch_size, case.plan.length),
     )
+
+
+def _model_step(
+    parts: Sequence[Case], named: tuple[str, str], runs: Sequence[ModelRun], loops: Optional[int] = None
+) -> Step:
+    """A step that runs the model, at each length of `parts`; with `loops` its log is kept as a timing log."""
+    first, plan, (name, title) = parts[0], parts[0].plan, named
+    timing_log = None if loops is None else first.timing_log
+    outputs = tuple(run.output for run in runs)
     return Step(
         name=name,
         title=title,
         stage="" if plan.tool else "run-cpu",
         tool=plan.tool,
-        arguments=_runner_arguments([case], [[str(path) for path in bins]], [output], loops),
-        inputs=(*compiled_model(case), bins_of(case)),
-        outputs=(case.timing_log, output),
+        arguments=_runner_arguments(parts, runs, loops),
+        inputs=(*compiled_model(first), *(bins_of(part) for part in parts)),
+        outputs=(timing_log, *outputs) if timing_log else outputs,
         log=plan.artifacts.log(name),
-        commands=case.commands,
-        inference=Inference((run,), plan.device, log_copy=case.timing_log),
+        commands=first.commands,
+        inference=Inference(tuple(runs), plan.device, timing_log),
     )
 
 
 def postprocess(case: Case, outputs: Sequence[Path]) -> Step:
     """`outputs`: of each length the folder of input_<i>_output_0.bin, as infer's record has it or as the user says."""
-    name, title = case.padded.named("postprocess")  # one evaluation of a case, whatever its lengths
-    bucketed = [] if case.plan.is_padded else [bins_of(part) for part in case.lengths]
-    return stage(
-        "postprocess",
-        (name, title),
-        case,
-        reads={
-            "--data": case.plan.source(case.data),
-            "--outputs": [Input(path, case.command("infer")) for path in outputs],
-            "--bins": bucketed,
-        },
-        writes={"--output": case.evaluation},
-        also_writes=[case.evaluation.with_suffix(".json")],
-        options={
-            "--bs": case.batch_size,
-            "--version": case.version,
-            **_lengths(case.plan),
-            **case.plan.row_counts(case.version),
-        },
-    )
+    _, title = case.padded.named("postprocess")  # one evaluation of a case, whatever its lengths
+    counts = case.evaluation.with_suffix(".json")
+    return _of_outputs(case, "postprocess", title, {"--outputs": outputs}, case.evaluation, [counts])
 
 
 def label_changes(case: Case, fp32: Sequence[Path], int8: Sequence[Path]) -> Step:
     """An int8 run beside the float32 one, each with a folder of outputs for each length."""
-    name, _ = case.padded.named("label-changes")
+    title = f"int8 beside fp32 bs={case.batch_size} {case.version}"
+    return _of_outputs(case, "label-changes", title, {"--fp32": fp32, "--int8": int8}, case.label_changes)
+
+
+def _of_outputs(
+    case: Case,
+    stage_id: str,
+    title: str,
+    folders: Mapping[str, Sequence[Path]],
+    output: Path,
+    also_writes: Sequence[Path] = (),
+) -> Step:
+    """A stage that reads what the model gave: `folders` by flag, one for each length."""
+    infer = case.command("infer")
     return stage(
-        "label-changes",
-        (name, f"int8 beside fp32 bs={case.batch_size} {case.version}"),
+        stage_id,
+        (case.padded.named(stage_id)[0], title),
         case,
         reads={
             "--data": case.plan.source(case.data),
-            "--fp32": [Input(path, case.command("infer")) for path in fp32],
-            "--int8": [Input(path, case.command("infer")) for path in int8],
+            **{flag: [Input(path, infer) for path in paths] for flag, paths in folders.items()},
             "--bins": [] if case.plan.is_padded else [bins_of(part) for part in case.lengths],
         },
-        writes={"--output": case.label_changes},
+        writes={"--output": output},
+        also_writes=also_writes,
         options={
             "--bs": case.batch_size,
             "--version": case.version,
@@ -284,9 +268,7 @@ def _lengths(plan: Plan) -> dict[str, Optional[str]]:
     return {"--lengths": None if plan.is_padded else buckets.text(plan.lengths)}
 
 
-def _runner_arguments(
-    parts: Sequence[Case], inputs: Sequence[Sequence[str]], outputs: Sequence[Path], loops: Optional[int] = None
-) -> tuple[str, ...]:
+def _runner_arguments(parts: Sequence[Case], runs: Sequence[ModelRun], loops: Optional[int]) -> tuple[str, ...]:
     """The guide's line for msame, and for ais_bench its own; beyond it the gear of a model that has gears.
 
     The cpu backend's stage takes --input and --output for each of its lengths.
@@ -294,13 +276,14 @@ def _runner_arguments(
     case, plan = parts[0], parts[0].plan
     gear = atc.dym_dims(case.batch_size, plan.atc, plan.length) if plan.tool else ()
     if plan.tool == ais_bench.MODULE:
-        paths = [Path(path) for path in inputs[0]]
-        return (*ais_bench.command(case.compiled, paths, outputs[0], case.batch_size, plan.device, loops), *gear)
+        run = runs[0]
+        return (*ais_bench.command(case.compiled, run.bins, run.output, case.batch_size, plan.device, loops), *gear)
     if plan.tool and ".bin" in plan.profile.name:  # in a folder's name too, msame takes it for a file
         raise ConfigError(f"msame cannot run profile {plan.profile.name}: rename it, so that its name has no .bin")
     line = ["--model", str(case.compiled)]
-    for paths_of_length, output in zip(inputs, outputs):
-        line += ["--input", ",".join(paths_of_length), "--output", str(output)]
+    for run in runs:
+        bins = map(str, run.bins) if loops else (f"{folder}/" for folder in run.bins)
+        line += ["--input", ",".join(bins), "--output", str(run.output)]
     if loops is not None:
         line += ["--loop", str(loops)]
     if plan.tool and plan.device:

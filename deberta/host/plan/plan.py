@@ -216,15 +216,19 @@ class Plan:
 
     def source(self, path: Path) -> Input:
         """A file that the user brings."""
+        name = self.profile.name
         commands = {"mnli": "invoke fetch --profile mnli", "demo": "invoke demo --remake"}
-        return Input(
-            path, commands.get(self.profile.name, f"put it there, or change profile {self.profile.name} in invoke.yaml")
-        )
+        return Input(path, commands.get(name, f"put it there, or change profile {name} in invoke.yaml"))
 
-    def named(self, step: str, version: str) -> tuple[str, str]:
-        """Name and title of a step on the data alone."""
-        first = f" first {self.limit} rows" if self.limit else ""
-        return limited(f"{step}_{version}", self.limit), f"{step} {version}{first}"
+    @property
+    def first_rows(self) -> str:
+        """What titles say of a limited run."""
+        return f"first {self.limit} rows" if self.limit else ""
+
+    def named(self, step: str, version: str = "") -> tuple[str, str]:
+        """Name and title of a step on the data alone, or on no version."""
+        name = f"{step}_{version}" if version else step
+        return limited(name, self.limit), " ".join(filter(None, (step, version, self.first_rows)))
 
     def row_counts(self, version: str) -> dict[str, Optional[int]]:
         """The options by which a stage knows how many rows there are: of this run, and of the whole tsv."""
@@ -308,20 +312,15 @@ class Case:
         plan = self.plan
         precision = plan.precision if plan.precision != FP32 and step in _OF_PRECISION else ""
         part = length = lengths = ""
-        if not plan.is_padded:
-            part = "lengths" if of_all_lengths else f"s{plan.length}"
-            length = "" if of_all_lengths else f" s={plan.length}"
-            count = len(plan.lengths)
-            lengths = f" at {count} length{'s' * (count > 1)}" if of_all_lengths else ""
+        if not plan.is_padded and of_all_lengths:
+            part, lengths = "lengths", f"at {len(plan.lengths)} length{'s' * (len(plan.lengths) > 1)}"
+        elif not plan.is_padded:
+            part, length = f"s{plan.length}", f"s={plan.length}"
         name = limited(f"{step}_bs{self.batch_size}_{self.version}", plan.limit)
-        first = f" first {plan.limit} rows" if plan.limit else ""
-        spaced = f" {precision}" if precision else ""
-        title = f"{step} bs={self.batch_size}{spaced}{length} {self.version}{lengths}{first}"
-        return "_".join(filter(None, (name, precision, part))), title
+        title = (step, f"bs={self.batch_size}", precision, length, self.version, lengths, plan.first_rows)
+        return "_".join(filter(None, (name, precision, part))), " ".join(filter(None, title))
 
 
-Reads = Mapping[str, Union[Input, Sequence[Input]]]
-Writes = Mapping[str, Union[Path, Sequence[Path]]]
 StageOptions = Mapping[str, Union[str, int, bool, None]]
 
 
@@ -329,12 +328,11 @@ def stage(
     stage: str,
     named: tuple[str, str],
     about: Union[Plan, Case],
-    reads: Reads,
-    writes: Writes,
+    reads: Mapping[str, Union[Input, Sequence[Input]]],
+    writes: Mapping[str, Union[Path, Sequence[Path]]],
     options: StageOptions,
     also_reads: Sequence[Input] = (),
     also_writes: Sequence[Path] = (),
-    log: str = "",
 ) -> Step:
     """A step that a stage of ours does. Each path is named once, by the flag that gives it to the stage.
 
@@ -363,6 +361,6 @@ def stage(
         arguments=tuple(arguments),
         inputs=(*(needed for value in inputs.values() for needed in value), *also_reads),
         outputs=(*(path for value in outputs.values() for path in value), *also_writes),
-        log=about.artifacts.log(log or name),
+        log=about.artifacts.log(name),
         commands=about.commands if isinstance(about, Case) else about.commands(),
     )

@@ -14,7 +14,6 @@ from deberta.core.paths import Artifacts
 _FILES = ("checkpoint", "config", "tokenizer", "dataset")
 _KEYS = {*_FILES, "labels", "rows", "published"}
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
-_MADE = {Path("."), *(Path(backend) for backend in BACKENDS)}  # below models/<name>/
 
 
 @dataclass(frozen=True)
@@ -77,22 +76,17 @@ def load(name: Any, profiles: Any) -> Profile:
     if not isinstance(values, dict):
         raise ConfigError(f"profile {name} in invoke.yaml is {values!r}, not a mapping")
     problems = [f"unknown key {key!r}" for key in sorted(set(values) - _KEYS, key=str)]
-    names = {}
-    for key in _FILES:
-        value = values.get(key)
-        names[key] = str(value)
-        if problem := _file_problem(key, value):
-            problems.append(f"{key} {problem}")
+    names = [values.get(key) for key in _FILES]
+    problems += [f"{key} {problem}" for key, value in zip(_FILES, names) if (problem := _file_problem(key, value))]
     rows = values.get("rows")
     if rows is None:
         rows = dict.fromkeys(VERSIONS)
     if not isinstance(rows, dict) or not rows:
         problems.append(f"rows is {rows!r}, not a number of rows for each of: {', '.join(VERSIONS)}")
-        rows = {}
-    for version, count in rows.items():
+    for version, count in rows.items() if isinstance(rows, dict) else ():
         if version not in VERSIONS:
             problems.append(f"rows names {version!r}, which is no version")
-        elif count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
+        elif count is not None and (type(count) is not int or count < 1):
             problems.append(f"rows of {version} is {count!r}, not a positive whole number")
     labels = values.get("labels")
     if labels is not None and not (isinstance(labels, (list, tuple)) and sorted(map(str, labels)) == sorted(LABELS)):
@@ -102,13 +96,7 @@ def load(name: Any, profiles: Any) -> Profile:
         problems.append(f"published is {published!r}, not true or false")
     if problems:
         raise ConfigError(f"profile {name} in invoke.yaml: {'; '.join(problems)}")
-    return Profile(
-        name=name,
-        labels=tuple(labels) if labels is not None else None,
-        rows=rows,
-        published=published,
-        **names,
-    )
+    return Profile(name, *names, None if labels is None else tuple(labels), rows, published)
 
 
 def _plain(value: Any) -> Any:
@@ -116,17 +104,16 @@ def _plain(value: Any) -> Any:
     return {key: _plain(value[key]) for key in value} if hasattr(value, "keys") else value
 
 
-def _file_problem(key: str, value: Any) -> Optional[str]:
-    """What is wrong with a file's name in a profile."""
-    if value is None or value == "":
+def _file_problem(key: str, value: Any) -> str:
+    """What is wrong with a file's name in a profile; empty if nothing is."""
+    if value in (None, ""):
         return "is missing"
     if not isinstance(value, str):
         return f"is {value!r}, not a file name"
-    path = Path(value)
-    if path.is_absolute() or ".." in path.parts:
+    if Path(value).is_absolute() or ".." in Path(value).parts:
         return f"{value!r} leaves the profile's folder"
     if "," in value or not value.isprintable():
         return f"{value!r} holds a comma or an unprintable character"  # msame separates its inputs by commas
-    if key != "dataset" and path in _MADE:
-        return f"{value!r} is a folder that artifacts are written to"  # its digest would change with every artifact
-    return None
+    if key != "dataset" and str(Path(value)) in (".", *BACKENDS):  # its digest would change with every artifact
+        return f"{value!r} is a folder that artifacts are written to"
+    return ""

@@ -6,24 +6,32 @@ from pathlib import PurePosixPath as Path
 from typing import Optional
 
 from deberta.core.job import Job
-from deberta.core.paths import limited
-from deberta.host.plan.plan import Input, Plan, Step
+from deberta.host.plan.plan import Input, Plan, Step, stage
 
 
 def assess(plan: Plan, job: Optional[Job]) -> Step:
     """Every evaluation counted again, compared and judged. Its inputs are all files that the report is about."""
-    artifacts = plan.artifacts
-    report = artifacts.report("json")
-    arguments = ("--job", str(artifacts.job()), "--output", str(report))
-    inputs = (Input(artifacts.job(), plan.command("report")), *(_inputs(plan, job) if job else ()))
-    return _step(plan, "assess", arguments, inputs, (report,))
+    return stage(
+        "assess",
+        plan.named("assess"),
+        plan,
+        reads={"--job": Input(plan.artifacts.job(), plan.command("report"))},
+        also_reads=_inputs(plan, job) if job else [],
+        writes={"--output": plan.artifacts.report("json")},
+        options={},
+    )
 
 
 def render(plan: Plan) -> Step:
     """report.json for people."""
-    report, text, page = (plan.artifacts.report(kind) for kind in ("json", "md", "html"))
-    arguments = ("--report", str(report), "--markdown", str(text), "--html", str(page))
-    return _step(plan, "render", arguments, (Input(report, plan.command("report")),), (text, page))
+    return stage(
+        "render",
+        plan.named("render"),
+        plan,
+        reads={"--report": Input(plan.artifacts.report("json"), plan.command("report"))},
+        writes={"--markdown": plan.artifacts.report("md"), "--html": plan.artifacts.report("html")},
+        options={},
+    )
 
 
 def _inputs(plan: Plan, job: Job) -> list[Input]:
@@ -40,19 +48,3 @@ def _inputs(plan: Plan, job: Job) -> list[Input]:
     again = plan.command("evaluate")
     steps = [Input(Path(path), again) for path in dict.fromkeys(paths)]
     return [*(plan.source(Path(path)) for path in sorted(supplied)), *steps]
-
-
-def _step(
-    plan: Plan, stage: str, arguments: tuple[str, ...], inputs: tuple[Input, ...], outputs: tuple[Path, ...]
-) -> Step:
-    name = limited(stage, plan.limit)
-    return Step(
-        name=name,
-        title=f"{stage} first {plan.limit} rows" if plan.limit else stage,
-        stage=stage,
-        arguments=arguments,
-        inputs=inputs,
-        outputs=outputs,
-        log=plan.artifacts.log(name),
-        commands=plan.commands(),
-    )
