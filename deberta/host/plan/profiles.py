@@ -76,8 +76,7 @@ def load(name: Any, profiles: Any) -> Profile:
     if not isinstance(values, dict):
         raise ConfigError(f"profile {name} in invoke.yaml is {values!r}, not a mapping")
     problems = [f"unknown key {key!r}" for key in sorted(set(values) - _KEYS, key=str)]
-    names = [values.get(key) for key in _FILES]
-    problems += [f"{key} {problem}" for key, value in zip(_FILES, names) if (problem := _file_problem(key, value))]
+    problems += [f"{key} {problem}" for key in _FILES if (problem := _file_problem(key, values.get(key)))]
     rows = values.get("rows")
     if rows is None:
         rows = dict.fromkeys(VERSIONS)
@@ -96,7 +95,9 @@ def load(name: Any, profiles: Any) -> Profile:
         problems.append(f"published is {published!r}, not true or false")
     if problems:
         raise ConfigError(f"profile {name} in invoke.yaml: {'; '.join(problems)}")
-    return Profile(name, *names, None if labels is None else tuple(labels), rows, published)
+    checkpoint, config, tokenizer, dataset = (values[key] for key in _FILES)
+    order = None if labels is None else tuple(labels)
+    return Profile(name, checkpoint, config, tokenizer, dataset, order, rows, published)
 
 
 def _plain(value: Any) -> Any:

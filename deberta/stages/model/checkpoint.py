@@ -83,9 +83,12 @@ def select(
             f"{path} is a DeBERTa v1 checkpoint ({', '.join(v1[:3])} and the like: {len(v1)} tensors). "
             "A v2 or v3 checkpoint is needed"
         )
-    extras = tuple(sorted(key for key in state if key not in expected and is_known_extra(key, config)))
+    unknown = sorted(state.keys() - expected.keys())
+    # Tensors of published checkpoints that this model does not use; older transformers saved the buffer position_ids.
+    unused = ("deberta.embeddings.position_ids", "" if config.position_biased_input else POSITION_EMBEDDINGS)
+    extras = tuple(key for key in unknown if key.startswith(_LANGUAGE_MODEL_HEADS) or key in unused)
     missing = [key for key in expected if key not in state]
-    unexpected = sorted(key for key in state if key not in expected and key not in extras)
+    unexpected = [key for key in unknown if key not in extras]
     misshapen = [
         f"{key} {tuple(state[key].shape)} instead of {tuple(expected[key].shape)}"
         for key in expected
@@ -104,15 +107,6 @@ def select(
     return selected, extras
 
 
-def is_known_extra(key: str, config: ModelConfig) -> bool:
-    """Whether a key is that of a tensor in published checkpoints which this model does not use."""
-    return (
-        key.startswith(_LANGUAGE_MODEL_HEADS)
-        or (key == POSITION_EMBEDDINGS and not config.position_biased_input)
-        or key == "deberta.embeddings.position_ids"  # a buffer that older transformers saved
-    )
-
-
 def save(path: Path, model: Deberta) -> None:
     """Write a model's state dict in Microsoft's layout; the same weights give the same bytes.
 
@@ -128,15 +122,14 @@ def save(path: Path, model: Deberta) -> None:
 def _read(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """`read_state_dict`, and the names of accepted entries that are not tensors."""
     if path.is_dir():
-        file = next((path / name for name in _FOLDER_FILES if (path / name).is_file()), None)
-        if file is None:
-            raise MissingError(
-                f"{path} holds none of: {', '.join(_FOLDER_FILES)} (a checkpoint in shards is not supported)"
-            )
-        path = file
+        present = [path / name for name in _FOLDER_FILES if (path / name).is_file()]
+        if not present:
+            files_known = ", ".join(_FOLDER_FILES)
+            raise MissingError(f"{path} holds none of: {files_known} (a checkpoint in shards is not supported)")
+        path = present[0]
     if not path.is_file():
         raise MissingError(f"{path} is missing. Run: invoke fetch, or put the checkpoint there")
-    values = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    values = _read_file(path)
     state: dict[str, Tensor] = {}
     unused: list[str] = []
     for key, value in values.items():
@@ -153,34 +146,24 @@ def _read(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     return state, tuple(unused)
 
 
-def _read_safetensors(path: Path) -> Mapping[str, Any]:
+def _read_file(path: Path) -> Mapping[str, Any]:
     try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise DataError(f"{path} is truncated or not a safetensors file ({error}). Fetch it again") from None
-
-
-def _read_torch(path: Path) -> Mapping[str, Any]:
-    with open(path, "rb") as file:
-        zipped = file.read(2) == b"PK"
-    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        with open(path, "rb") as file:
+            zipped = file.read(2) == b"PK"
         values = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped or None)
-    except pickle.UnpicklingError as error:
-        if forbidden := re.search(r"GLOBAL (\S+)", str(error)):  # torch names what is not a tensor
+    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        forbidden = re.search(r"GLOBAL (\S+)", str(error))  # torch names what is not a tensor
+        if forbidden and isinstance(error, pickle.UnpicklingError):
             raise DataError(
                 f"{path} holds {forbidden[1]}, so loading it would run code from the file, and it was not loaded. "
                 "Save it again as a plain state dict: torch.save(model.state_dict(), FILE)"
             ) from None
-        raise _damaged(path, error) from None
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise _damaged(path, error) from None
+        raise DataError(f"{path} is truncated or not a checkpoint ({first_line(error)}). Fetch it again") from None
     if not isinstance(values, Mapping):
         raise DataError(f"{path} holds a {type(values).__name__}, not a state dict")
     return values
-
-
-def _damaged(path: Path, error: Exception) -> DataError:
-    return DataError(f"{path} is truncated or not a checkpoint ({first_line(error)}). Fetch it again")
 
 
 def first_line(error: Exception) -> str:

@@ -13,7 +13,6 @@ transformers 5's own class gives different ids, so only `tokenizers` is used; th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +35,11 @@ def source(path: Path) -> Path:
 
     Raises MissingError.
     """
-    if path.is_file():
-        return path
-    if not path.is_dir():
+    if not path.exists():
         raise MissingError(f"{path} is missing. Run: invoke fetch")
-    for name in (TOKENIZER_FILE, MODEL_FILE):
-        if (path / name).is_file():
-            return path / name
+    for file in (path, path / TOKENIZER_FILE, path / MODEL_FILE):
+        if file.is_file():
+            return file
     raise MissingError(f"{path} holds neither {TOKENIZER_FILE} nor {MODEL_FILE}. Run: invoke fetch")
 
 
@@ -62,7 +59,10 @@ def load(path: Path, max_length: int = 0) -> Tokenizer:
     if lacking:
         raise DataError(f"{file} has no {', '.join(lacking)}: it is not a DeBERTa v2 or v3 tokenizer")
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
-    _check_special(file, tokenizer)
+    if (pad := tokenizer.token_to_id("[PAD]")) != PAD_ID:
+        raise DataError(f"{file} gives [PAD] id {pad}, expected {PAD_ID}: the bins are filled with zeros")
+    if (tokens := tokenizer.encode("", "").tokens) != ["[CLS]", "[SEP]", "[SEP]"]:
+        raise DataError(f"{file} encodes an empty pair as {tokens}, expected [CLS] [SEP] [SEP]")
     if max_length:  # from the end of the longer text, as truncation=True does
         tokenizer.enable_truncation(max_length, stride=0, strategy="longest_first", direction="right")
     return tokenizer
@@ -91,28 +91,20 @@ def _from_json(file: Path) -> Tokenizer:
     return tokenizer
 
 
-@dataclass(frozen=True)
-class _Model:
-    """The parts of a SentencePiece model that the fast tokenizer uses; the character map is empty if it has none."""
-
-    pieces: list[tuple[str, float]]
-    unknown: int
-    character_map: bytes
-
-
 def _from_sentencepiece(file: Path, lower_case: bool, split_by_punctuation: bool) -> Tokenizer:
     model = _read_model(file)
-    tokenizer = Tokenizer(Unigram(model.pieces, unk_id=model.unknown, byte_fallback=False))
+    pieces = [(piece.piece, piece.score) for piece in model.pieces]
+    tokenizer = Tokenizer(Unigram(pieces, unk_id=model.trainer_spec.unk_id, byte_fallback=False))
+    character_map = model.normalizer_spec.precompiled_charsmap
     tokenizer.normalizer = normalizers.Sequence(
         ([normalizers.Lowercase()] if lower_case else [])
         + [normalizers.Strip()]
-        + ([normalizers.Precompiled(model.character_map)] if model.character_map else [])
+        + ([normalizers.Precompiled(character_map)] if character_map else [])
         + [normalizers.Replace(Regex(" {2,}"), " ")]
     )
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        ([pre_tokenizers.Punctuation(behavior="isolated")] if split_by_punctuation else [])
-        + [pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")]
-    )
+    metaspace = [pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")]
+    punctuation = [pre_tokenizers.Punctuation(behavior="isolated")] if split_by_punctuation else []
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(punctuation + metaspace)
     tokenizer.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="always")
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS]:0 $A:0 [SEP]:0",
@@ -125,13 +117,11 @@ def _from_sentencepiece(file: Path, lower_case: bool, split_by_punctuation: bool
 def _folder_options(folder: Path) -> tuple[bool, bool]:
     """do_lower_case and split_by_punct of a folder's tokenizer_config.json; off in all published v2 and v3 models."""
     config = folder / "tokenizer_config.json"
-    if not config.is_file():
-        return False, False
-    settings = schema.read(config, dict[str, Any], "Fetch it again")
+    settings = schema.read(config, dict[str, Any], "Fetch it again") if config.is_file() else {}
     return bool(settings.get("do_lower_case", False)), bool(settings.get("split_by_punct", False))
 
 
-def _read_model(file: Path) -> _Model:
+def _read_model(file: Path) -> sentencepiece_model_pb2.ModelProto:  # type: ignore[name-defined]
     """Parse a SentencePiece model and check that the fast tokenizer supports it. Raises DataError."""
     model = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
     content = file.read_bytes()
@@ -159,14 +149,4 @@ def _read_model(file: Path) -> _Model:
         raise DataError(f"{file} names {len(names) - len(set(names))} pieces twice")
     if not 0 <= spec.unk_id < len(names) or names[spec.unk_id] != "[UNK]":
         raise DataError(f"{file} gives unknown text id {spec.unk_id}, but [UNK] is piece {names.index('[UNK]')}")
-    pieces = [(piece.piece, piece.score) for piece in model.pieces]
-    return _Model(pieces, spec.unk_id, model.normalizer_spec.precompiled_charsmap)
-
-
-def _check_special(file: Path, tokenizer: Tokenizer) -> None:
-    ids = {token: tokenizer.token_to_id(token) for token in SPECIAL}
-    if ids["[PAD]"] != PAD_ID:
-        raise DataError(f"{file} gives [PAD] id {ids['[PAD]']}, expected {PAD_ID}: the bins are filled with zeros")
-    encoded = tokenizer.encode("", "")
-    if encoded.ids != [ids["[CLS]"], ids["[SEP]"], ids["[SEP]"]]:
-        raise DataError(f"{file} encodes an empty pair as {encoded.tokens}, expected [CLS] [SEP] [SEP]")
+    return model

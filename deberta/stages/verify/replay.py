@@ -75,10 +75,6 @@ class ReplayedRun:
         place = self.places[row]
         return self.outputs[place.length] / contract.output_file(place.file)
 
-    def logits(self, row: int) -> Logits:
-        """The logits that were kept of a row, float32 [3]."""
-        return read_row(self.output_file(row), self.places[row].row, (self.batch_size, len(LABELS)), "<f4")
-
 
 def read_row(path: Path, row: int, shape: tuple[int, int], kind: str) -> npt.NDArray[Any]:
     """Row `row` of a file that holds an array of `shape`, little-endian `kind` of 4 bytes. Raises DataError."""
@@ -133,16 +129,16 @@ def replay(plan: Mapping[str, Any], size: int, seed: int) -> dict[str, Any]:
         logits = onnx_runtime.run(session, inputs[:, 0], inputs[:, 1])
         for expected, ids_and_mask, (run, row) in zip(logits, inputs, chunk, strict=True):
             pair, line = pairs[str(run.data)][row], f"{run.data} line {row + 2}"
+            place, file = run.places[row], run.output_file(row)
+            stored = read_row(file, place.row, (run.batch_size, len(LABELS)), "<f4")  # the logits kept, float32 [3]
             tokens = tokenizer.encode(pair.premise, pair.hypothesis).ids
             padding = [0] * (SEQUENCE_LENGTH - len(tokens))
             if ids_and_mask.tolist() != [tokens + padding, [1] * len(tokens) + padding]:
-                folder = run.bins[run.places[row].length]
-                differences.append(f"{folder}: row {row} is not what the tokenizer makes of {line}")
-            difference, problem = judge(expected, run.logits(row), tolerance, float16)
+                differences.append(f"{run.bins[place.length]}: row {row} is not what the tokenizer makes of {line}")
+            difference, problem = judge(expected, stored, tolerance, float16)
             largest = max(largest, difference)
             if problem:
-                where = f"row {run.places[row].row} (bs {run.batch_size}, {line})"
-                differences.append(f"{run.output_file(row)}: {where}: {problem}")
+                differences.append(f"{file}: row {place.row} (bs {run.batch_size}, {line}): {problem}")
             if run.reference is not None:
                 _, problem = judge(expected, references[run.reference][row], TOLERANCE, False)
                 if problem:

@@ -97,10 +97,8 @@ def new_key(path: Path, passphrase: bytes | None) -> str:
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
         file.write(pem)
     public = key.public_key()
-    with files.new_file(public_path) as temporary:
-        temporary.write_bytes(
-            public.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
-        )
+    public_pem = public.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    files.write_text(public_path, public_pem.decode("ascii"))
     return key_id(public)
 
 
@@ -137,11 +135,9 @@ def check(envelope: Any, key: Ed25519PublicKey, where: Path) -> str:
 
 
 def _passphrase(variable: str | None) -> bytes | None:
-    if variable is None:
-        return None
-    if not os.environ.get(variable):
+    if variable is not None and not os.environ.get(variable):
         raise ConfigError(f"--passphrase-env {variable}: this variable is not set")
-    return os.environ[variable].encode("utf-8")
+    return os.environ[variable].encode("utf-8") if variable else None
 
 
 def main(argv: Sequence[str]) -> None:
