@@ -12,9 +12,8 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional
+from typing import NamedTuple, Optional
 
 from deberta.core.errors import ConfigError, MissingError, StageError
 
@@ -44,8 +43,7 @@ _VERSIONS = (
 _HOMES = ("ASCEND_TOOLKIT_HOME", "ASCEND_HOME_PATH", "ASCEND_NNRT_HOME")
 
 
-@dataclass(frozen=True)
-class Cann:
+class Cann(NamedTuple):
     """An installation. `environment` is all that atc and msame get; `version` is empty if no file has it."""
 
     script: Path

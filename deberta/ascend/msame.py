@@ -10,9 +10,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional
+from typing import NamedTuple, Optional
 
 from deberta.ascend.runs import check_count, check_outputs, explain
 from deberta.core.errors import DataError, DebertaError, StageError
@@ -29,8 +28,7 @@ _SUCCESS = re.compile(r"\[INFO\] (?:pid: \d+ )?Execute sample success")  # older
 _FOLDER = re.compile(r"[^\[].*/\d{6,8}(?:_\d{1,6}){1,4}")
 
 
-@dataclass(frozen=True)
-class MsameRun:
+class MsameRun(NamedTuple):
     """What a run printed. Times in ms; an average is None if it was not printed, NaN if msame printed that."""
 
     folder: Optional[str]

@@ -24,9 +24,12 @@ BUSY, IDLE, UNKNOWN = "busy", "idle", "unknown"
 IDLE_MEMORY_MB = 2500  # idle cards were seen with 930 to 1910 MB in use; above this something may be loaded
 HEALTHY = "OK"  # others: Warning, Alarm, Critical, UNKNOWN
 
-_CHIP = re.compile(r"(\d+) +([A-Za-z]*\d\w*)")  # the name is 310P3, 310Pvir01, Ascend910 ...
 _PLACE = re.compile(r"(\d+) +(\d+)")
-_USAGE = re.compile(r"(\d+|NA|-) +(\d+) */ *(\d+)")
+# The cells of a chip's two rows; its name is 310P3, 310Pvir01, Ascend910 ...
+_CHIP = re.compile(
+    r"(?P<npu>\d+) +(?P<name>[A-Za-z]*\d\w*)\|(?P<health>[^|]*)\|[^|]*\|"
+    r"(?P<chip>\d+) +(?P<device>\d+)\|[^|]*\|(?P<aicore>\d+|NA|-) +(?P<used>\d+) */ *(?P<total>\d+)"
+)
 _NOBODY = re.compile(r"No running processes found in NPU (\d+)")
 _VIRTUAL = re.compile(r"vir\d", re.IGNORECASE)
 _SOC_VERSION = re.compile(r"Ascend\w+")
@@ -75,29 +78,18 @@ def _devices(rows: Sequence[Sequence[str]]) -> tuple[Device, ...]:
     processes = _processes(rows)
     devices = []
     for row, after in zip(numbered[0::2], [*numbered[1::2], []]):
-        chip = _CHIP.fullmatch(row[0])
-        place = _PLACE.fullmatch(after[0]) if after else None
-        usage = _USAGE.fullmatch(after[2]) if after else None
-        if chip is None or place is None or usage is None:
+        match = _CHIP.fullmatch("|".join([*row, *after]))
+        if match is None:
             raise DataError(
                 f"npu-smi info has a table of a form that is not known: '{' | '.join(row)}', then "
                 f"'{' | '.join(after)}', are not NPU, name | health | ... and chip, device | bus | AI cores, memory. "
                 "Give --soc-version, and look yourself that the device is idle"
             )
-        npu, number = int(chip[1]), int(place[1])
-        devices.append(
-            Device(
-                npu=npu,
-                chip=number,
-                device=int(place[2]),
-                name=chip[2],
-                health=row[1],
-                aicore_percent=int(usage[1]) if usage[1].isdigit() else None,
-                memory_used_mb=int(usage[2]),
-                memory_total_mb=int(usage[3]),
-                processes=tuple(text for on, text in processes[npu] if on == number) if npu in processes else None,
-            )
-        )
+        name, health, aicore = match["name"], match["health"], match["aicore"]
+        npu, chip, device, used, total = map(int, match.group("npu", "chip", "device", "used", "total"))
+        percent = int(aicore) if aicore.isdigit() else None
+        listed = tuple(text for on, text in processes[npu] if on == chip) if npu in processes else None
+        devices.append(Device(npu, chip, device, name, health, percent, used, total, listed))
     return tuple(devices)
 
 

@@ -6,9 +6,8 @@ import os
 import shutil
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Callable, Optional
+from typing import Callable, NamedTuple, Optional
 
 from deberta.ascend import ais_bench, cann, npu_smi
 from deberta.ascend.cann import Cann
@@ -21,8 +20,7 @@ KINDS = ("models", "data", "results")
 NPU_SMI_SECONDS = 60
 
 
-@dataclass(frozen=True)
-class Tools:
+class Tools(NamedTuple):
     """Where the programs are. CANN is located when a step first needs it; `source` is its set_env.sh in a dry run."""
 
     cann: Callable[[], Cann]

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from deberta.ascend import ais_bench, msame
 from deberta.core.errors import DataError
@@ -17,8 +17,7 @@ from deberta.core.errors import DataError
 PERCENTILES = (50, 90, 99)
 
 
-@dataclass(frozen=True)
-class Timing:
+class Timing(NamedTuple):
     """A run's inference times in ms; `average_ms` and `fps` (rows per second) are without the warm-up.
 
     `times_ms`: all that the log has; `counted_ms`: those without the warm-up.

@@ -9,9 +9,8 @@ from __future__ import annotations
 import csv
 import io
 import os
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Mapping, Sequence
+from typing import Any, Mapping, NamedTuple, Sequence
 
 from deberta.ascend import programs
 from deberta.host.plan.plan import Step
@@ -26,8 +25,7 @@ _FLAGS = {  # the SDK's name of an option: that of `docker run`
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class User:
+class User(NamedTuple):
     """The owner of the files that a container writes. `note`: why it is not the caller, if it is not."""
 
     uid: int
@@ -35,8 +33,7 @@ class User:
     note: str = ""
 
 
-@dataclass(frozen=True)
-class Mount:
+class Mount(NamedTuple):
     """A file or folder of this machine in the container, read-only by default."""
 
     source: Path
@@ -44,8 +41,7 @@ class Mount:
     writable: bool = False
 
 
-@dataclass(frozen=True)
-class Access:
+class Access(NamedTuple):
     """What a container needs to reach an NPU: device nodes and driver mounts one by one, or the vendor's runtime."""
 
     nodes: Sequence[tuple[Path, str]] = ()  # path on this machine, path in the container
@@ -55,8 +51,7 @@ class Access:
     variables: Sequence[tuple[str, str]] = ()
 
 
-@dataclass(frozen=True)
-class Container:
+class Container(NamedTuple):
     """Everything that decides how a step's container runs."""
 
     image: str

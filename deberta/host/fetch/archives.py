@@ -13,9 +13,8 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Callable, ContextManager
+from typing import IO, Callable, ContextManager, NamedTuple
 
 import msgspec
 
@@ -27,8 +26,7 @@ _ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeEr
 _SIDECAR_BYTES = 1 << 20
 
 
-@dataclass(frozen=True)
-class Limits:
+class Limits(NamedTuple):
     """Bounds on archives and searches; MNLI.zip and a tokenizer cache stay far below them."""
 
     entries: int = 10_000
@@ -42,8 +40,7 @@ class Limits:
 LIMITS = Limits()
 
 
-@dataclass(frozen=True)
-class Seen:
+class Seen(NamedTuple):
     """A file that a search by hash read; `url` is from its sidecar."""
 
     name: str

@@ -7,10 +7,9 @@ import json
 import os
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Callable, Dict
+from typing import Callable, Dict, NamedTuple
 
 import msgspec
 
@@ -38,8 +37,7 @@ class _Record(msgspec.Struct):
     files: Dict[str, Recorded]
 
 
-@dataclass(frozen=True)
-class Fetched:
+class Fetched(NamedTuple):
     """A file that is in the workspace and was checked in this run; `path` is relative to the workspace."""
 
     path: str
@@ -48,16 +46,14 @@ class Fetched:
     origin: str  # a URL, a file, or "already there"
 
 
-@dataclass(frozen=True)
-class Checksums:
+class Checksums(NamedTuple):
     """Published hashes. `binding`: one of them must match; otherwise the hash of the first use may match instead."""
 
     hashes: tuple[str, ...]
     binding: bool
 
 
-@dataclass(frozen=True)
-class FetchItem:
+class FetchItem(NamedTuple):
     """One item, and the options of this run."""
 
     item: Item

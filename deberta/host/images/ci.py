@@ -11,9 +11,9 @@ import importlib
 import platform
 import re
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import Any, Sequence
+from typing import Any, NamedTuple, Sequence
 
 from deberta.core import files
 from deberta.core.errors import ConfigError, MissingError
@@ -40,8 +40,7 @@ _LEFT_OUT = ("images", "npu", "stages_python", "msame")  # settings of one machi
 _NAME = re.compile(r"(?:[\w.-]+(?::\d+)?/)?[a-z0-9]+(?:[._/-]+[a-z0-9]+)*(?::\w[\w.-]{0,127})?", re.ASCII)
 
 
-@dataclass(frozen=True)
-class Parts:
+class Parts(NamedTuple):
     """The images and files it is built from. `lacks`: why it has no CANN, or no msame; empty if it has both."""
 
     export: Image
