@@ -15,9 +15,8 @@ import math
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Optional, Union
+from typing import NamedTuple, Optional, Union
 
 import msgspec
 
@@ -78,8 +77,7 @@ class AisBenchSummary(msgspec.Struct, frozen=True):
         return self.throughput
 
 
-@dataclass(frozen=True)
-class AisBenchRun:
+class AisBenchRun(NamedTuple):
     """What a run printed and wrote: the `OUT/<T>`, and the summary or why there is none."""
 
     folder: Optional[str]

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path, PurePath, PurePosixPath
-from typing import Any, Optional
+from typing import Any, NamedTuple, Optional
 
 import msgspec
 
@@ -189,8 +189,7 @@ def dym_dims(batch_size: int, settings: AtcOptions, length: int = SEQUENCE_LENGT
     return ("--dymDims", ";".join(f"{name}:{batch_size},{length}" for name in INPUTS))
 
 
-@dataclass(frozen=True)
-class Message:
+class Message(NamedTuple):
     """`<code>: <text>`; `details` are the lines that belong to it, up to a traceback."""
 
     code: str
@@ -203,15 +202,14 @@ class Message:
         return self.code.endswith("9999")
 
 
-@dataclass(frozen=True)
-class AtcOutcome:
+class AtcOutcome(NamedTuple):
     """What a run printed: whether its success and failure lines, its messages, and its last 50 lines."""
 
     success: bool
     failed: bool
     errors: tuple[Message, ...]
     warnings: tuple[Message, ...]
-    lines: tuple[str, ...] = field(default=(), repr=False)
+    lines: tuple[str, ...] = ()
 
 
 def least_bytes(onnx_bytes: int) -> int:
@@ -229,7 +227,7 @@ def parse(stdout: str) -> AtcOutcome:
             messages.append(Message(match[1], match[2].strip()))
             inside = True
         elif inside and "TraceBack" not in line and (match := _DETAIL.fullmatch(line.expandtabs())):
-            messages[-1] = replace(messages[-1], details=(*messages[-1].details, match[1].strip()))
+            messages[-1] = messages[-1]._replace(details=(*messages[-1].details, match[1].strip()))
         else:
             inside = False
     return AtcOutcome(

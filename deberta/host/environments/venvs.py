@@ -49,7 +49,9 @@ def python_of(folder: Path) -> Path:
 
 def is_current(folder: Path, locks: Sequence[Path]) -> bool:
     """Whether `folder` is a complete environment of exactly these locks, on a Python that still exists."""
-    return os.access(python_of(folder), os.X_OK) and all(_same(lock, folder / lock.name) for lock in locks)
+    copies = [(lock, folder / lock.name) for lock in locks]
+    whole = all(path.is_file() for pair in copies for path in pair)
+    return whole and os.access(python_of(folder), os.X_OK) and all(a.read_bytes() == b.read_bytes() for a, b in copies)
 
 
 @contextlib.contextmanager
@@ -164,10 +166,6 @@ def _with_progress(folder: Path, arguments: list[str], packages: int) -> None:
             say("unpacking (pip says nothing meanwhile; about half a minute) ...")
 
     pip(folder, arguments, count)
-
-
-def _same(lock: Path, copy: Path) -> bool:
-    return lock.is_file() and copy.is_file() and lock.read_bytes() == copy.read_bytes()
 
 
 if __name__ == "__main__":

@@ -111,13 +111,12 @@ def _from_network(job: FetchItem, products: list[Product]) -> list[Fetched]:
                 wrong = wrong or failure.wrong
                 failures.append(f"{http.shown(copy.url)}: {failure}")
                 job.show(f"{job.item.name}: {failures[-1]}")
-    message = (
+    raise (DataError if wrong else MissingError)(
         f"{', '.join(job.key(product) for product in products)} could not be fetched. Tried: {'; '.join(failures)}. "
         f"If this machine cannot reach the hosts, copy the file "
         f"({' or '.join(download.name for download in job.item.downloads)}) from another machine and run: "
         f"{job.command('--from', 'DIR')}"
     )
-    raise DataError(message) if wrong else MissingError(message)
 
 
 def _get(job: FetchItem, products: list[Product], download: Download, copy: Copy) -> list[Fetched]:

@@ -226,7 +226,7 @@ def _base(client: Any, image: Image, settings: BuildSettings, show: Show) -> str
     if base.attrs.get("Architecture") != architecture:
         raise ConfigError(
             f"the base {image.base} is for {base.attrs.get('Architecture')}, and this machine needs {architecture}. "
-            f"Name another one: invoke images --base {image.stage}=IMAGE"
+            f"Load one that is, {replace}"
         )
     return str(base.id)
 

@@ -89,9 +89,8 @@ class Image:
 def settings(values: Any, project: Path) -> BuildSettings:
     """BuildSettings of the mapping `images` in invoke.yaml; paths are relative to the project. Raises ConfigError."""
     images = schema.setting(values, BuildSettings, "images")
-    wheelhouse, ca = (
-        (project / path.expanduser()).absolute() if path else None for path in (images.wheelhouse, images.ca)
-    )
+    paths = (images.wheelhouse, images.ca)
+    wheelhouse, ca = ((project / path.expanduser()).absolute() if path else None for path in paths)
     if wheelhouse and not wheelhouse.is_dir():
         raise ConfigError(f"images in invoke.yaml: wheelhouse: {wheelhouse} is no folder")
     if ca and not (ca.is_file() and b"-----BEGIN CERTIFICATE-----" in ca.read_bytes()):

@@ -73,9 +73,8 @@ def remove_images(dry: bool) -> None:
     """Remove our images and what interrupted builds left; bases, which others built, stay. Raises StageError."""
     client = engine.connect()
     with engine.explained("listing images"):
-        lists = [
-            client.api.images(all=True, filters={"label": label}) for label in (f"{engine.LABEL}=image", build.BUILD)
-        ]
+        labels = (f"{engine.LABEL}=image", build.BUILD)
+        lists = [client.api.images(all=True, filters={"label": label}) for label in labels]
     waiting = build.newest_first({entry["Id"]: entry for entries in lists for entry in entries}.values())
     for entry in waiting:
         print(f"{'would remove' if dry else 'removing'} image {_name(entry)}")
