@@ -17,7 +17,7 @@ from tests.pipeline_helpers import environment, make_small_demo
 
 PAGES = sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md"), REPOSITORY / "docker/README.md"])
 # Not to be run inside the tests: they would fetch, train for minutes, or be this very run.
-ROWS = 160
+ROWS = 64
 ONLY_PARSED = ("fetch", "finetune", "test", "lint", "clean", "doctor")
 
 
