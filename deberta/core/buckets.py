@@ -6,6 +6,7 @@ A row runs at the smallest length that holds it; the batches of each length are 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -109,27 +110,22 @@ def cost(counted: Mapping[int, int], batch_size: int) -> int:
 def choose(histogram: Histogram, batch_size: int, backend: str) -> Lengths:
     """The cheapest lengths for these rows by `cost`; of equally cheap ones those with the fewest lengths.
 
-    Dynamic programming: best[j] are the cheapest lengths, with the j-th candidate as the last, for the rows up to it.
+    Dynamic programming: best[j] are the cheapest lengths for the rows up to the j-th candidate, with one length more
+    in every round.
     """
     step, most = AUTO_STEP[backend], AUTO_MOST[backend]
-    candidates = [length for length in range(step, SEQUENCE_LENGTH + 1, step) if length >= SHORTEST]
+    candidates = [0, *(length for length in range(step, SEQUENCE_LENGTH + 1, step) if length >= SHORTEST)]
     last = next(j for j, length in enumerate(candidates) if length >= max(histogram))
-    candidates = candidates[: last + 1]
     rows_up_to = [sum(rows for tokens, rows in histogram.items() if tokens <= length) for length in candidates]
-    best: list[tuple[int, Lengths]] = [
-        (cost({length: rows_up_to[j]}, batch_size) if rows_up_to[j] else 0, (length,) if rows_up_to[j] else ())
-        for j, length in enumerate(candidates)
-    ]
-    cheapest = best[-1]
-    for _ in range(most - 1):
-        best = [_extended(best, j, candidates, rows_up_to, batch_size) for j in range(len(candidates))]
-        cheapest = min(cheapest, best[-1], key=lambda entry: (entry[0], len(entry[1])))
-    return cheapest[1]
+    best: list[tuple[float, Lengths]] = [(0.0 if j == 0 else math.inf, ()) for j in range(last + 1)]
+    for _ in range(most):
+        best = [_extended(best, j, candidates, rows_up_to, batch_size) for j in range(last + 1)]
+    return best[-1][1]
 
 
 def _extended(
-    best: Sequence[tuple[int, Lengths]], j: int, candidates: Sequence[int], rows_up_to: Sequence[int], batch_size: int
-) -> tuple[int, Lengths]:
+    best: Sequence[tuple[float, Lengths]], j: int, candidates: Sequence[int], rows_up_to: Sequence[int], batch_size: int
+) -> tuple[float, Lengths]:
     """The cheapest of best[j] and of best[i], i < j, with candidate j behind it."""
     options = [best[j]]
     for i in range(j):

@@ -65,11 +65,6 @@ def parse_integer(option: str, value: Union[str, int, None], default: int, low: 
     return int(text)
 
 
-def parse_version(value: str) -> str:
-    """`match` or `mismatch`, as in the guide. Raises ConfigError."""
-    return one_of("--version", value, VERSIONS)
-
-
 def one_of(option: str, value: str, known: Sequence[str]) -> str:
     """An option that is one of a few words. Raises ConfigError."""
     if value not in known:

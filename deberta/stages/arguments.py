@@ -55,8 +55,9 @@ def decimal(high: float) -> Callable[[str, str], float]:
     return read
 
 
-def path(_: str, text: str) -> Path:
-    return Path(text)
+def one_of(words: Sequence[str]) -> Callable[[str, str], str]:
+    """A reader of one of a few words."""
+    return lambda option, text: contract.one_of(option, text, words)
 
 
 def flag(help: str) -> Argument:
@@ -65,7 +66,7 @@ def flag(help: str) -> Argument:
 
 def file(help: str, required: bool = True) -> Argument:
     """The path of a file or folder."""
-    return Argument(help, path, required=required)
+    return Argument(help, lambda _, text: Path(text), required=required)
 
 
 SHARED: Mapping[str, Argument] = {
@@ -90,15 +91,13 @@ SHARED: Mapping[str, Argument] = {
     "limit": Argument("the first N rows only", whole(0), default=0),
     "model": file("the model to run"),
     "output": file("where the result goes"),
-    "precision": Argument(
-        "fp32 or int8", lambda option, text: contract.one_of(option, text, contract.PRECISIONS), default=contract.FP32
-    ),
+    "precision": Argument("fp32 or int8", one_of(contract.PRECISIONS), default=contract.FP32),
     "rows": Argument("rows that the whole tsv must have", whole(1), default=0),
     "sequence_length": Argument("tokens in a row", whole(1, 2**20), default=contract.SEQUENCE_LENGTH),
     "summary": file("write what was counted to this JSON file", required=False),
     "threads": Argument("default: as many as the container's CPU quota allows", whole(1, 1024)),
     "tokenizer": file("spm.model, or a Hugging Face tokenizer folder"),
-    "version": Argument("match or mismatch", lambda _, text: contract.parse_version(text), default="match"),
+    "version": Argument("match or mismatch", one_of(contract.VERSIONS), default="match"),
 }
 
 

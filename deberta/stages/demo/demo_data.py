@@ -244,7 +244,7 @@ def write_split(path: Path, seed: str, rows: int, genres: Sequence[str], train: 
     return labels
 
 
-def train_vocabulary(texts: Sequence[str], pieces: int = PIECES) -> bytes:
+def train_vocabulary(texts: Sequence[str]) -> bytes:
     """A SentencePiece Unigram model in DeBERTa-v3's layout: [PAD], [CLS], [SEP], [UNK] are pieces 0 to 3.
 
     The texts come from an iterator, so that the model holds no path of this machine, and one thread keeps the order of
@@ -256,29 +256,10 @@ def train_vocabulary(texts: Sequence[str], pieces: int = PIECES) -> bytes:
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter([*texts, *words]),
         model_writer=model,
-        model_type="unigram",
-        vocab_size=pieces,
-        character_coverage=0.9999,
-        normalization_rule_name="nmt_nfkc",
-        num_threads=1,
-        pad_id=0,
-        bos_id=1,
-        eos_id=2,
-        unk_id=3,
-        pad_piece="[PAD]",
-        bos_piece="[CLS]",
-        eos_piece="[SEP]",
-        unk_piece="[UNK]",
-        minloglevel=2,
+        vocab_size=PIECES,
+        **TEXT.vocabulary,
     )
     return model.getvalue()
-
-
-def vocabulary_texts(seed: int) -> list[str]:
-    """Texts of all genres; none is a row of the train or dev files."""
-    genres = (*demo_text.MATCHED_GENRES, *demo_text.MISMATCHED_GENRES)
-    drawn = pairs(f"{seed} vocabulary", VOCABULARY_ROWS, genres)
-    return [text for pair in drawn for text in (pair.premise, pair.hypothesis)]
 
 
 def main(argv: Sequence[str]) -> None:
@@ -304,7 +285,8 @@ def main(argv: Sequence[str]) -> None:
         counts[name] = {"rows": rows, "labels": dict(sorted(labels.items()))}
         print(f"{options.data / name}: {rows} rows", flush=True)
     print("training the vocabulary", flush=True)
-    vocabulary = train_vocabulary(vocabulary_texts(seed))
+    drawn = pairs(f"{seed} vocabulary", VOCABULARY_ROWS, (*matched, *mismatched))  # none is a row of the files above
+    vocabulary = train_vocabulary([text for pair in drawn for text in (pair.premise, pair.hypothesis)])
     with files.new_file(options.tokenizer) as temporary:
         temporary.write_bytes(vocabulary)
     files.write_text(options.config, json.dumps(MODEL_CONFIG, indent=2) + "\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -42,6 +43,7 @@ class DemoText(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     attributes: tuple[Attribute, ...]
     scenes: dict[str, Scene]
     model_config: dict[str, object]
+    vocabulary: dict[str, Any]  # SentencePiece's options
 
 
 TEXT = msgspec.toml.decode(Path(__file__).with_name("demo_text.toml").read_bytes(), type=DemoText)

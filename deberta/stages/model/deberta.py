@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -106,8 +106,7 @@ class Embeddings(nn.Module):
         x = x.reshape(-1, self.word_embeddings.embedding_dim)
         if self.embed_proj is not None:
             x = self.embed_proj(x)
-        out: Tensor = self.dropout(self.LayerNorm(x) * mask)
-        return out
+        return cast(Tensor, self.dropout(self.LayerNorm(x) * mask))
 
 
 class SelfAttention(nn.Module):
@@ -244,8 +243,7 @@ class Dense(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
-        out: Tensor = self.LayerNorm(self.dropout(self.dense(x)) + residual)
-        return out
+        return cast(Tensor, self.LayerNorm(self.dropout(self.dense(x)) + residual))
 
 
 class Attention(nn.Module):
@@ -277,8 +275,7 @@ class Layer(nn.Module):
         """[B * L, E] -> [B * L, E], or [B, E] for the first position alone."""
         context = self.attention.self(x, bias, length, relative, first_only)
         x = self.attention.output(context, first_position(x, length, self.size) if first_only else x)
-        out: Tensor = self.output(self.intermediate(x), x)
-        return out
+        return cast(Tensor, self.output(self.intermediate(x), x))
 
 
 class Convolution(nn.Module):
@@ -395,5 +392,4 @@ class Deberta(nn.Module):
         by_token = mask.reshape(-1, 1)
         embedded = self.deberta.embeddings(input_ids, by_token, length)
         x = encoder(embedded, by_token, bias, length)
-        logits: Tensor = self.classifier(self.dropout(self.pooler(x)))
-        return logits
+        return cast(Tensor, self.classifier(self.dropout(self.pooler(x))))

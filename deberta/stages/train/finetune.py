@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+import msgspec
 import torch
 from torch.nn import functional
 
@@ -243,17 +244,8 @@ def main(argv: Sequence[str]) -> None:
     )
     if options.steps and options.epochs:
         raise ConfigError("--epochs and --steps say the same in two ways. Give one of them")
-    settings = TrainingSettings(
-        steps=options.steps,
-        epochs=0 if options.steps else options.epochs or 2,
-        batch_size=options.batch_size,
-        learning_rate=options.learning_rate,
-        warmup=options.warmup,
-        short_steps=options.short_steps,
-        weight_decay=options.weight_decay,
-        seed=options.seed,
-        max_length=options.max_length,
-    )
+    options.epochs = 0 if options.steps else options.epochs or 2
+    settings = msgspec.convert(options, TrainingSettings, from_attributes=True)
     os.environ["TOKENIZERS_PARALLELISM"] = "true"  # a setting of tokenizers: one thread per core in encode_batch
     torch.set_num_threads(effective_cpus())
     # Racing threads would sum some gradients in varying order, and a resumed run would end with other weights.

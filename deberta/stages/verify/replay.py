@@ -71,10 +71,6 @@ class ReplayedRun:
             values[: place.length] = read_row(path, place.row, (self.batch_size, place.length), "<i4")
         return padded
 
-    def output_file(self, row: int) -> Path:
-        place = self.places[row]
-        return self.outputs[place.length] / contract.output_file(place.file)
-
 
 def read_row(path: Path, row: int, shape: tuple[int, int], kind: str) -> npt.NDArray[Any]:
     """Row `row` of a file that holds an array of `shape`, little-endian `kind` of 4 bytes. Raises DataError."""
@@ -129,7 +125,8 @@ def replay(plan: Mapping[str, Any], size: int, seed: int) -> dict[str, Any]:
         logits = onnx_runtime.run(session, inputs[:, 0], inputs[:, 1])
         for expected, ids_and_mask, (run, row) in zip(logits, inputs, chunk, strict=True):
             pair, line = pairs[str(run.data)][row], f"{run.data} line {row + 2}"
-            place, file = run.places[row], run.output_file(row)
+            place = run.places[row]
+            file = run.outputs[place.length] / contract.output_file(place.file)
             stored = read_row(file, place.row, (run.batch_size, len(LABELS)), "<f4")  # the logits kept, float32 [3]
             tokens = tokenizer.encode(pair.premise, pair.hypothesis).ids
             padding = [0] * (SEQUENCE_LENGTH - len(tokens))
