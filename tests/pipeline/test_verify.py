@@ -72,7 +72,7 @@ def _made(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     content = json.dumps({**settings, "profiles": {"small": PROFILE}})
     (root / "settings.yaml").write_text(content, encoding="utf-8")  # JSON is YAML
     workspace = Workspace(root)
-    workspace.succeed("acceptance", "--backend", "cpu", "--bs", "8", "--loops", "2", "--buckets", "256")
+    workspace.succeed("acceptance", "--backend", "cpu", "--bs", "8", "--loops", "2")
     return workspace
 
 

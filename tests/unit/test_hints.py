@@ -19,9 +19,10 @@ PROSE = {"and"}  # "installing invoke and docker"
 # The host completes a stage's hints with the options of the run, so these stand there as they are or with --force.
 COMPLETED = {"export-onnx", "preprocess", "build-om", "infer", "postprocess", "evaluate", "perf", "report"}
 UNCOMPLETED = {"fetch", "doctor", "acceptance", "verify", "sign"}
-# A stage about many runs says which one; one that makes a key says how to.
-OF_ONE = ["--bs", "--version", "--force"]
-OF_THEIR_OWN = {"assess.py": OF_ONE, "cells.py": OF_ONE, "sign.py": ["--new-key"]}
+# A stage about many runs says which one, of int8 too; one that makes a key says how to.
+OF_RUN = ["--bs", "--version", "--force"]
+OF_INT8 = ["--bs", "--version", "--precision", "--force"]
+OF_THEIR_OWN = {"assess.py": (OF_RUN, OF_INT8), "cells.py": (OF_RUN,), "sign.py": (["--new-key"],)}
 SHOWN_BY_STAGES = [
     *(ROOT / "deberta" / name for name in ("core/mnli.py", "ascend/msame.py")),
     *sorted(ROOT.glob("deberta/stages/*/*.py")),
@@ -87,5 +88,5 @@ def test_stages_leave_the_options_of_the_run_to_the_host(path: Path) -> None:
         options = OPTION.findall(hint.more)
         allowed = ([], ["--force"]) if hint.task in COMPLETED else ([],)
         if path.name in OF_THEIR_OWN:
-            allowed = (*allowed, OF_THEIR_OWN[path.name])
+            allowed = (*allowed, *OF_THEIR_OWN[path.name])
         assert options in allowed, f"{hint.where}: {hint.task} with {' '.join(options)}"
