@@ -117,8 +117,16 @@ def test_nothing_runs_twice_and_the_report_stays_the_same(workspace: Workspace) 
 @pytest.mark.parametrize(
     ("name", "size", "command"),
     [
-        (f"{OUTPUT}/*/input_7_output_0.bin", 90, "invoke infer --bs 8 --version match --profile demo --force"),
-        (f"{RESULTS}/eval_bs16_match.txt", 10, "invoke postprocess --bs 16 --version match --profile demo --force"),
+        (
+            f"{OUTPUT}/*/input_7_output_0.bin",
+            90,
+            "invoke infer --bs 8 --version match --buckets 256 --profile demo --force",
+        ),
+        (
+            f"{RESULTS}/eval_bs16_match.txt",
+            10,
+            "invoke postprocess --bs 16 --version match --buckets 256 --profile demo --force",
+        ),
         (f"{RESULTS}/msame_bs8_match.txt", 100, "invoke perf --bs 8 --version match --profile demo --force"),
         ("results/demo/reference_match.npy", 1000, "add --force to this command"),
         ("models/demo/dynamic.onnx", None, "invoke export-onnx --profile demo --force"),

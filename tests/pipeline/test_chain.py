@@ -143,7 +143,7 @@ def test_outdated_outputs_are_not_counted_as_if_they_were_new(workspace: Workspa
     workspace.data("match").write_bytes(b"".join([header, *reversed(rows)]))
     said = workspace.fail(5, "postprocess", "--bs", "4", "--version", "match")
     assert "preprocess bs=4 match: data/tiny/MNLI/dev_matched.tsv changed" in said
-    assert "Run: invoke evaluate --bs 4 --version match --profile tiny" in said
+    assert "Run: invoke evaluate --bs 4 --version match --buckets 256 --profile tiny" in said
 
 
 def test_report_tells_the_present_model_from_others(workspace: Workspace) -> None:

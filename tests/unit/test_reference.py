@@ -221,9 +221,9 @@ def test_the_planned_step_is_what_the_stage_takes() -> None:
         "deberta.stages.inference.pytorch_reference",
     )
     assert " ".join(step.arguments) == (
-        "--checkpoint models/own/m.bin --config models/own/c.json --labels neutral,entailment,contradiction"
+        "--checkpoint models/own/m.bin --config models/own/c.json"
         " --data data/own/MNLI/dev_mismatched.tsv --tokenizer models/own/spm.model"
-        " --output results/own/reference_mismatch.npy"
+        " --output results/own/reference_mismatch.npy --labels neutral,entailment,contradiction"
     )
     assert [str(path) for path in step.outputs] == ["results/own/reference_mismatch.npy"]
     assert {str(needed.path) for needed in step.inputs} == {

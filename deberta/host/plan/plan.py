@@ -196,7 +196,9 @@ class Plan:
         if self.tool == ais_bench.MODULE and task in ("infer", "evaluate", "perf"):
             runner = f" --runner {self.tool}"
         lengths = ""
-        if not self.is_padded and task not in ("export-onnx", "report"):
+        # Accuracy on cpu runs at other lengths unless a command says 256.
+        padded_accuracy = self.backend == "cpu" and options and task in ("infer", "postprocess", "evaluate")
+        if padded_accuracy if self.is_padded else task not in ("export-onnx", "report"):
             lengths = f" --buckets {buckets.text(self.lengths)}"
         precision = ""
         if self.precision != FP32 and task not in ("export-onnx", "preprocess"):
