@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from deberta.core.contract import FP32, SEQUENCE_LENGTH, VERSIONS
 from deberta.core.report import DataProblem, EvaluationCell, Proportion, Report, is_padded
-from deberta.stages.report.tables import (
-    ABSENT,
-    INTERVAL,
-    Table,
-    accuracy,
-    counted,
-    filled,
-    padded_runs,
-    stands,
-    where_counted,
-)
+from deberta.stages.report import tables
+from deberta.stages.report.tables import ABSENT, Section, Table, table
 
 ABOUT_LENGTHS = (
     "Rows run at the shortest of these lengths that holds them. fps over the data = rows / sum over the lengths of "
@@ -26,31 +17,38 @@ ABOUT_LENGTHS = (
 )
 
 
+def sections(report: Report) -> list[Section]:
+    """What follows the performance runs, on the page and in report.md."""
+    return [
+        Section("lengths", "Other lengths and int8", [lengths(report), int8(report)], [ABOUT_LENGTHS]),
+        Section("agreement", "Agreement between batch sizes", agreement(report)),
+        Section("reference", "Comparison with the reference", reference(report)),
+        Section("data", "Checks of data and labels", [data_checks(report), orders(report)]),
+        Section("environment", "Environment", [tables.environment(report), tables.steps(report)]),
+        Section("artifacts", "Artifacts", tables.artifacts(report)),
+    ]
+
+
 def lengths(report: Report) -> Table:
     """What ran at several lengths or in int8: none of it stands beside a published figure."""
     figures: dict[tuple[int, str, str], list[str]] = {}
     for cell in report.body.cells:
         if cell.precision != FP32 or not is_padded(cell.lengths):
             row = figures.setdefault((cell.batch_size, cell.version, cell.precision), [ABSENT] * 5)
-            row[:2] = ",".join(cell.lengths), accuracy(report, cell, with_lengths=False)
+            row[:2] = ",".join(cell.lengths), tables.accuracy(report, cell, with_lengths=False)
     for result in report.measured.throughputs:
         place = (result.batch_size, result.version, result.precision)
         row = figures.setdefault(place, [ABSENT] * 5)
         row[2] = ",".join(result.lengths)
-        row[3] = f"{result.fps:.3f} {stands(result.origin, result.place, result.pinned, FP32)}"
-        padded = [run.fps for run in padded_runs(report) if (run.batch_size, run.version) == place[:2]]
+        row[3] = f"{result.fps:.3f} {tables.stands(result.origin, result.place, result.pinned, FP32)}"
+        padded = [run.fps for run in tables.padded_runs(report) if (run.batch_size, run.version) == place[:2]]
         row[4] = f"{padded[0]:.3f}" if padded else ABSENT
-    rows = tuple((f"{size}", version, precision, *row) for (size, version, precision), row in sorted(figures.items()))
-    heads = (
-        *("batch size", "version", "precision", "lengths", "measured accuracy"),
-        *("lengths that were timed", "fps over the data", "padded fps"),
-    )
-    return Table("lengths", "Other lengths and int8", heads, ("", "", "", "", "", "", "", "number"), rows)
+    return table("lengths", ((f"{place[0]}", *place[1:], *row) for place, row in sorted(figures.items())))
 
 
 def int8(report: Report) -> Table:
     """int8 runs beside the float32 runs of the same rows."""
-    rows = tuple(
+    rows = (
         (
             f"{entry.batch_size}",
             entry.version,
@@ -66,95 +64,52 @@ def int8(report: Report) -> Table:
         )
         for entry in report.measured.label_changes
     )
-    heads = (
-        *("batch size", "version", "lengths", "int8 correct", "fp32 correct", "changed labels", "right in fp32"),
-        *("right in int8", "largest fp32 margin", "largest difference of a logit", "remarks"),
-    )
-    return filled(Table("int8", "int8 beside fp32", heads, ("", "", "", *["number"] * 7, "wrap"), rows))
+    return table("int8", rows)
 
 
 def agreement(report: Report) -> list[Table]:
     """Whether all batch sizes predict the same, and the rows where they do not."""
-    versions = report.body.agreement
-    rows = [
-        (
-            version,
-            ", ".join(map(str, entry.batch_sizes)),
-            f"{entry.rows_that_differ}",
-            f"{entry.beyond_near_ties}",
-            f"{entry.near_tie_margin}",
-        )
-        for version, entry in versions.items()
-    ]
-    heads = ("version", "batch sizes", "rows that differ", "beyond near ties", "near tie: margin below")
-    kinds = ("", "", "number", "number", "number")
-    singles = [
-        (version, f"{row.row}", f"{row.line}", f"{row.margin:.3f}", _predictions(row.labels))
-        for version, entry in versions.items()
-        for row in entry.differences
-    ]
-    single_heads = ("version", "row", "line of the tsv", "margin", "predicted, by batch size")
-    single_kinds = ("", "number", "number", "number", "wrap")
-    caption = "Rows that differ between batch sizes, the largest margins first, 50 at most of a version"
-    tables = (
-        Table("agreement", "Predictions at all batch sizes", heads, kinds, tuple(rows)),
-        Table("differences", caption, single_heads, single_kinds, tuple(singles)),
-    )
-    return [table for table in tables if table.rows]
-
-
-def _predictions(labels: Mapping[str, str]) -> str:
-    return ", ".join(f"bs {size}: {label}" for size, label in labels.items())
+    rows, singles = [], []
+    for version, entry in report.body.agreement.items():
+        counts = (f"{entry.rows_that_differ}", f"{entry.beyond_near_ties}", f"{entry.near_tie_margin}")
+        rows.append((version, ", ".join(map(str, entry.batch_sizes)), *counts))
+        for row in entry.differences:
+            labels = ", ".join(f"bs {size}: {label}" for size, label in row.labels.items())
+            singles.append((version, f"{row.row}", f"{row.line}", f"{row.margin:.3f}", labels))
+    return [table("agreement", rows), table("differences", singles)]
 
 
 def reference(report: Report) -> list[Table]:
-    """PyTorch's own accuracy, each cell against it, and the rows whose label changed."""
-    rows = [(version, *counted(counts)) for version, counts in report.body.reference.items()]
-    heads = ("version", "correct / rows", "accuracy", INTERVAL)
-    kinds = ("", "number", "number", "number")
-    own = Table("reference", "PyTorch, float32, the same rows", heads, kinds, tuple(rows))
-    return [table for table in (own, _versus(report.body.cells), _label_changes(report.body.cells)) if table.rows]
+    """PyTorch's own accuracy, each cell against it, and the rows whose label changed: alike cells in one row."""
+    versus, flips = [], []
+    for cell in report.body.cells:
+        if compared := cell.versus_reference:
+            counts = (compared.only_reference_correct, compared.only_this_correct, compared.p_value)
+            changed = (compared.flips_total, compared.beyond_near_ties)
+            same = f"{compared.same_labels}/{cell.rows}"
+            versus.append((size_of(cell), (cell.version, same, *map(str, (*counts, *changed)))))
+            for flip in compared.flips:
+                labels = (flip.gold, flip.reference, flip.this)
+                row = (cell.version, f"{flip.row}", f"{flip.line}", *labels, f"{flip.margin:.3f}")
+                flips.append((size_of(cell), row))
+    return [
+        table("reference", ((name, *tables.counted(counts)) for name, counts in report.body.reference.items())),
+        table("versus", ((sizes, *row) for row, sizes in _sizes(versus).items())),
+        table("flips", ((*row, sizes) for row, sizes in _sizes(flips).items())),
+    ]
+
+
+def _sizes(rows: Iterable[tuple[str, tuple[str, ...]]]) -> dict[tuple[str, ...], str]:
+    """The rows, each once, with all batch sizes that have it."""
+    sizes: dict[tuple[str, ...], list[str]] = {}
+    for size, row in rows:
+        sizes.setdefault(row, []).append(size)
+    return {row: ", ".join(names) for row, names in sizes.items()}
 
 
 def size_of(cell: EvaluationCell) -> str:
     """The batch size, as it distinguishes the cells of a version."""
     return f"{cell.batch_size}" if cell.precision == FP32 else f"{cell.batch_size} ({cell.precision})"
-
-
-def _versus(cells: Sequence[EvaluationCell]) -> Table:
-    """A row for all batch sizes that compare alike."""
-    sizes: dict[tuple[str, ...], list[str]] = {}
-    for cell in cells:
-        if versus := cell.versus_reference:
-            key = (
-                cell.version,
-                f"{versus.same_labels}/{cell.rows}",
-                f"{versus.only_reference_correct}",
-                f"{versus.only_this_correct}",
-                f"{versus.p_value}",
-                f"{versus.flips_total}",
-                f"{versus.beyond_near_ties}",
-            )
-            sizes.setdefault(key, []).append(size_of(cell))
-    rows = [(", ".join(names), *key) for key, names in sizes.items()]
-    compared = ("same labels", "only PyTorch correct", "only this correct", "p (McNemar, mid-p)", "changed labels")
-    heads = ("batch sizes", "version", *compared, "beyond near ties")
-    return Table("versus", "Evaluations against PyTorch", heads, ("", "", *["number"] * 6), tuple(rows))
-
-
-def _label_changes(cells: Sequence[EvaluationCell]) -> Table:
-    """A row each, with all batch sizes that changed its label so."""
-    sizes: dict[tuple[str, ...], list[str]] = {}
-    for cell in cells:
-        for change in cell.versus_reference.flips if cell.versus_reference else ():
-            labels = (change.gold, change.reference, change.this)
-            key = (cell.version, f"{change.row}", f"{change.line}", *labels, f"{change.margin:.3f}")
-            sizes.setdefault(key, []).append(size_of(cell))
-    rows = [(*key, ", ".join(names)) for key, names in sizes.items()]
-    heads = ("version", "row", "line of the tsv", "gold", "PyTorch", "this", "PyTorch's margin", "batch sizes")
-    kinds = ("", "number", "number", "", "", "", "number", "")
-    caption = "Rows whose label changed, the largest margins first, 50 at most of an evaluation"
-    return Table("flips", caption, heads, kinds, tuple(rows))
 
 
 @dataclass(frozen=True)
@@ -185,7 +140,7 @@ def groups(report: Report) -> list[Group]:
     """The cells by what they counted, versions in order: as a rule one group for each version."""
     same: list[Group] = []
     for cell in sorted(report.body.cells, key=lambda cell: (VERSIONS.index(cell.version), cell.batch_size)):
-        stands = where_counted(report, cell)
+        stands = tables.where_counted(report, cell)
         for place, group in enumerate(same):
             counts = [(c.version, c.genres, c.confusion, c.permutations) for c in (cell, group.cell)]
             if counts[0] == counts[1] and group.stands == stands:
@@ -203,9 +158,7 @@ def orders(report: Report) -> Table:
         best, second = group.cell.permutations[:2]
         first = [", ".join(best.order), f"{best.correct}", ", ".join(second.order), f"{second.correct}"]
         rows.append((f"{', '.join(map(str, group.sizes))}", group.version, *first))
-    heads = ("batch sizes", "version", "best order of outputs", "correct", "next best", "correct")
-    kinds = ("", "", "", "number", "", "number")
-    return Table("orders", "The outputs taken in other orders", heads, kinds, tuple(rows))
+    return table("orders", rows)
 
 
 def data_checks(report: Report) -> Table:
@@ -214,8 +167,7 @@ def data_checks(report: Report) -> Table:
         (version, f"{check.rows}", tuple(map(_problem, check.problems)) or "none", tuple(check.notes) or ABSENT)
         for version, check in report.body.sentinels.items()
     ]
-    heads = ("version", "rows", "problems", "notes")
-    return Table("data", "The data themselves", heads, ("", "number", "wrap", "wrap"), tuple(rows))
+    return table("data", rows)
 
 
 def _problem(problem: DataProblem) -> str:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from deberta.core.report import Report
 from deberta.stages.report import comparisons, tables
-from deberta.stages.report.tables import Cell, Table
+from deberta.stages.report.tables import Cell, Section, Table
 
 
 def markdown(report: Report) -> str:
@@ -22,23 +20,14 @@ def markdown(report: Report) -> str:
     lines += [*_table(tables.guide(report)), ""]
     for note in tables.notes(report):
         lines += [_text(note), ""]
-    if report.verdict is not None:
-        lines += _section("Verdict", partial, [tables.gates(report)])
-    lines += _section("Accuracy by genre", partial, [_genres(report)])
-    lines += _section("Performance runs", partial, [tables.performances(report)])
-    lines += _section(
-        "Other lengths and int8",
-        partial,
-        [comparisons.lengths(report), comparisons.int8(report)],
-        comparisons.ABOUT_LENGTHS,
-    )
-    lines += _section("Agreement between batch sizes", partial, comparisons.agreement(report))
-    lines += _section("Comparison with the reference", partial, comparisons.reference(report))
-    lines += _section(
-        "Checks of data and labels", partial, [comparisons.data_checks(report), comparisons.orders(report)]
-    )
-    lines += _section("Environment", "", [tables.environment(report), tables.steps(report)])
-    lines += _section("Artifacts", partial, tables.artifacts(report))
+    sections = [
+        Section("gates", "Verdict", [tables.gates(report)]),
+        Section("accuracy", "Accuracy by genre", [_genres(report)]),
+        Section("performances", "Performance runs", [tables.performances(report)]),
+        *comparisons.sections(report),
+    ]
+    for section in sections:
+        lines += _section(section, partial if section.name != "environment" else "")
     lines.append(f"SHA-256 of the body, which holds no time and no machine: `{report.body_sha256}`")
     return "\n".join(lines) + "\n"
 
@@ -49,20 +38,21 @@ def _genres(report: Report) -> Table:
         for cell in report.body.cells
         for genre, counts in comparisons.counts_of(cell).items()
     ]
-    heads = ("batch size", "version", "genre", "correct / rows", "accuracy", tables.INTERVAL)
-    return Table("genres", "", heads, ("", "", "", "number", "number", "number"), tuple(rows))
+    return tables.table("genres", rows)
 
 
-def _section(title: str, partial: str, tables: Iterable[Table], note: str = "") -> list[str]:
+def _section(section: Section, partial: str) -> list[str]:
     """A heading and its tables; several tables say which is which. No heading without a table."""
-    present = [table for table in tables if table.rows]
+    present = [table for table in section.tables if table.rows]
     if not present:
         return []
-    lines = [f"## {title}{f' ({partial})' if partial else ''}", ""]
+    lines = [f"## {section.title}{f' ({partial})' if partial else ''}", ""]
     for table in present:
         lines += [f"{_text(table.caption)}:", ""] if len(present) > 1 else []
         lines += [*_table(table), ""]
-    return [*lines, note, ""] if note else lines
+    for note in section.notes:
+        lines += [note, ""]
+    return lines
 
 
 def _table(table: Table) -> list[str]:

@@ -5,7 +5,7 @@ The page's look is report.html.jinja beside this module; here its numbers are pu
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import jinja2
@@ -17,7 +17,7 @@ from deberta.core.report import PerformanceRun, Report
 from deberta.stages.report import charts, comparisons, tables
 from deberta.stages.report.charts import Dot, Series
 from deberta.stages.report.comparisons import Group
-from deberta.stages.report.tables import Table
+from deberta.stages.report.tables import Figure, Section, Table
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 ABOUT_ACCURACY = (
@@ -25,25 +25,6 @@ ABOUT_ACCURACY = (
 )
 ABOUT_CONFUSION = "Rows are gold labels, columns predictions; a cell is shaded by its share of its gold label's rows."
 ABOUT_LATENCY = "Times of one batch, without the first of a run; each curve has an axis of its own."
-
-
-@dataclass(frozen=True)
-class PageFigure:
-    caption: str
-    svg: Markup
-
-
-@dataclass(frozen=True)
-class Section:
-    """A part of the page. `notes` stand below its tables,"""
-
-    name: str
-    title: str
-    figures: tuple[PageFigure, ...] = ()
-    tables: tuple[Table, ...] = ()
-    notes: tuple[str, ...] = ()
-    small: bool = False  # small multiples: more figures beside each other
-    beside: bool = False  # the tables too
 
 
 def html(report: Report, data: str = "") -> str:
@@ -73,47 +54,25 @@ def html(report: Report, data: str = "") -> str:
 
 def _sections(report: Report) -> list[Section]:
     groups = comparisons.groups(report)
-    judged = [tables.gates(report)] if report.verdict is not None else []
-    confusions = tuple(_confusion(number, group) for number, group in enumerate(groups, 1))
-    performances = tables.performances(report)
-    return [
-        Section("results", "Published and measured", (), (tables.guide(report),), tuple(tables.notes(report))),
-        Section("gates", "Gates", tables=tuple(judged)),
-        Section(
-            "accuracy", "Accuracy by genre", _accuracy(report, groups), _genres(groups), (ABOUT_ACCURACY,), beside=True
-        ),
-        Section("confusion", "Confusion", (), confusions, (ABOUT_CONFUSION,), beside=True),
-        Section("throughput", "Throughput", _throughput(report), _filled(performances)),
-        Section("latency", "Latency", _latencies(report), notes=(ABOUT_LATENCY,), small=True),
-        Section(
-            "lengths",
-            "Other lengths and int8",
-            (),
-            _filled(comparisons.lengths(report), comparisons.int8(report)),
-            (comparisons.ABOUT_LENGTHS,),
-        ),
-        Section("agreement", "Agreement between batch sizes", (), tuple(comparisons.agreement(report))),
-        Section("reference", "Comparison with the reference", (), tuple(comparisons.reference(report))),
-        Section(
-            "data",
-            "Checks of data and labels",
-            (),
-            _filled(comparisons.data_checks(report), comparisons.orders(report)),
-        ),
-        Section("environment", "Environment", (), _filled(tables.environment(report), tables.steps(report))),
-        Section("artifacts", "Artifacts", (), tuple(tables.artifacts(report))),
+    confusions = [_confusion(number, group) for number, group in enumerate(groups, 1)]
+    accuracies = _accuracy(report, groups)
+    sections = [
+        Section("results", "Published and measured", [tables.guide(report)], tables.notes(report)),
+        Section("gates", "Gates", [tables.gates(report)]),
+        Section("accuracy", "Accuracy by genre", _genres(groups), [ABOUT_ACCURACY], accuracies, beside=True),
+        Section("confusion", "Confusion", confusions, [ABOUT_CONFUSION], beside=True),
+        Section("throughput", "Throughput", [tables.performances(report)], figures=_throughput(report)),
+        Section("latency", "Latency", notes=[ABOUT_LATENCY], figures=_latencies(report), small=True),
+        *comparisons.sections(report),
     ]
+    return [replace(section, tables=[table for table in section.tables if table.rows]) for section in sections]
 
 
-def _filled(*all_tables: Table) -> tuple[Table, ...]:
-    return tuple(table for table in all_tables if table.rows)
-
-
-def _accuracy(report: Report, groups: list[Group]) -> tuple[PageFigure, ...]:
+def _accuracy(report: Report, groups: list[Group]) -> list[Figure]:
     """A chart for each group of cells, all on one axis."""
     ends = [end for group in groups for counts in group.counts.values() for end in counts.interval]
     if not ends:
-        return ()
+        return []
     official = {version: _official(report, version) for version in VERSIONS}
     ends += [value / 100 for value in official.values() if value is not None]
     # 0 and 100 are ticks of any step, so that an axis that reaches them ends there.
@@ -127,8 +86,8 @@ def _accuracy(report: Report, groups: list[Group]) -> tuple[PageFigure, ...]:
         value = official[group.version]
         marked = {f"official {value}": value} if value is not None else {}
         svg = charts.whiskers(f"accuracy-{number}", f"Accuracy by genre: {group.title}", dots, marked, domain)
-        figures.append(PageFigure(group.title, Markup(svg)))
-    return tuple(figures)
+        figures.append(Figure(group.title, Markup(svg)))
+    return figures
 
 
 def _official(report: Report, version: str) -> float | None:
@@ -137,18 +96,18 @@ def _official(report: Report, version: str) -> float | None:
     return float(values.pop()) if len(values) == 1 else None
 
 
-def _genres(groups: list[Group]) -> tuple[Table, ...]:
-    heads, kinds = ("genre", "correct / rows", "accuracy", tables.INTERVAL), ("", "number", "number", "number")
-    return tuple(
+def _genres(groups: list[Group]) -> list[Table]:
+    heads, kinds = zip(*tables.TEXTS["genres"]["columns"][2:], strict=True)
+    return [
         Table(
             f"genres-{number}",
             group.title,
             heads,
             kinds,
-            tuple((name, *tables.counted(counts)) for name, counts in group.counts.items()),
+            [(name, *tables.counted(counts)) for name, counts in group.counts.items()],
         )
         for number, group in enumerate(groups, 1)
-    )
+    ]
 
 
 def _confusion(number: int, group: Group) -> Table:
@@ -163,16 +122,16 @@ def _confusion(number: int, group: Group) -> Table:
     rows.append(("predicted", *(f"{cell.labels_predicted[label]}" for label in labels), f"{cell.rows}"))
     shares.append((0.0,) * (len(labels) + 1))
     heads, kinds = ("gold", *labels, "gold rows"), ("", *["number"] * (len(labels) + 1))
-    return Table(f"confusion-{number}", group.title, heads, kinds, tuple(rows), tuple(shares))
+    return Table(f"confusion-{number}", group.title, heads, kinds, rows, shares)
 
 
-def _throughput(report: Report) -> tuple[PageFigure, ...]:
+def _throughput(report: Report) -> list[Figure]:
     """Measured throughput by batch size; the published lines too, where there are any."""
     lines: dict[str, list[PerformanceRun]] = {}
     for run in sorted(tables.padded_runs(report), key=lambda run: (VERSIONS.index(run.version), run.batch_size)):
         lines.setdefault(f"measured, {run.version}, {tables.where_timed(run)}", []).append(run)
     if not lines:
-        return ()
+        return []
     series = [
         Series(
             label,
@@ -191,7 +150,7 @@ def _throughput(report: Report) -> tuple[PageFigure, ...]:
             Series("baseline (T4), published", "baseline", baseline),
         ]
     caption = "Throughput against batch size; the vertical lines are intervals of the average"
-    return (PageFigure(caption, Markup(charts.throughput("throughput-1", caption, series))),)
+    return [Figure(caption, Markup(charts.throughput("throughput-1", caption, series)))]
 
 
 def _fps_interval(run: PerformanceRun) -> tuple[float, float] | None:
@@ -202,7 +161,7 @@ def _fps_interval(run: PerformanceRun) -> tuple[float, float] | None:
     return run.batch_size * 1000 / interval[1], run.batch_size * 1000 / interval[0]
 
 
-def _latencies(report: Report) -> tuple[PageFigure, ...]:
+def _latencies(report: Report) -> list[Figure]:
     figures = []
     for number, run in enumerate(tables.padded_runs(report), 1):
         if times := _times(run):
@@ -210,8 +169,8 @@ def _latencies(report: Report) -> tuple[PageFigure, ...]:
             title = f"bs {run.batch_size}, {run.version}{' ' if stands.startswith('on ') else ', '}{stands}"
             percentiles = msgspec.structs.asdict(run.percentiles_ms)
             svg = charts.distribution(f"latency-{number}", f"Latency: {title}", times, percentiles)
-            figures.append(PageFigure(title, Markup(svg)))
-    return tuple(figures)
+            figures.append(Figure(title, Markup(svg)))
+    return figures
 
 
 def _times(run: PerformanceRun) -> list[float]:

@@ -3,39 +3,53 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from pathlib import Path
+
+from markupsafe import Markup
 
 from deberta.ascend import ais_bench
 from deberta.core.contract import FP32, SEQUENCE_LENGTH, VERSIONS
 from deberta.core.job import PublishedRow
-from deberta.core.report import (
-    EvaluationCell,
-    GateCheck,
-    PerformanceRun,
-    Proportion,
-    Report,
-    is_padded,
-)
+from deberta.core.report import EvaluationCell, GateCheck, PerformanceRun, Proportion, Report, is_padded
 
 Cell = str | tuple[str, ...]  # text, or several lines of it
 ABSENT = "-"
 SHORT = dict(zip(VERSIONS, ("M", "MM"), strict=True))
-INTERVAL = "95 % interval (Wilson)"
+TEXTS = tomllib.loads(Path(__file__).with_name("tables.toml").read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True)
 class Table:
-    """`name` is unique in a report. `kinds`, one for each column: "" (text), number, short (one line), wrap, hash,
-    status.
-    """
+    """`name` is unique in a report; `kinds` are as in tables.toml."""
 
     name: str
     caption: str
-    heads: tuple[str, ...]
-    kinds: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
-    shares: tuple[tuple[float, ...], ...] = ()  # from 0 to 1: how strongly a cell after the first is shaded
+    heads: Sequence[str]
+    kinds: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    shares: Sequence[Sequence[float]] = ()  # from 0 to 1: how strongly a cell after the first is shaded
+
+
+@dataclass(frozen=True)
+class Figure:
+    caption: str
+    svg: Markup
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a report; `notes` stand below its tables. Figures are the page's alone."""
+
+    name: str
+    title: str
+    tables: Sequence[Table] = ()
+    notes: Sequence[str] = ()
+    figures: Sequence[Figure] = ()
+    small: bool = False  # small multiples: more figures beside each other
+    beside: bool = False  # the tables too
 
 
 @dataclass(frozen=True)
@@ -48,12 +62,14 @@ class Headline:
     reasons: tuple[str, ...]
 
 
-def filled(table: Table) -> Table:
-    """Without columns that are empty."""
-    kept = [place for place in range(len(table.heads)) if any(row[place] for row in table.rows)]
-    rows = tuple(tuple(row[place] for place in kept) for row in table.rows)
-    heads, kinds = (tuple(words[place] for place in kept) for words in (table.heads, table.kinds))
-    return replace(table, heads=heads, kinds=kinds, rows=rows)
+def table(name: str, rows: Iterable[Sequence[Cell]]) -> Table:
+    """A table of tables.toml with these rows."""
+    text, every = TEXTS[name], list(rows)
+    kept = [
+        place for place in range(len(text["columns"])) if not text.get("filled") or any(row[place] for row in every)
+    ]
+    heads, kinds = zip(*(text["columns"][place] for place in kept), strict=True) if kept else ((), ())
+    return Table(name, text["caption"], heads, kinds, [[row[place] for place in kept] for row in every])
 
 
 def headline(report: Report) -> Headline:
@@ -122,17 +138,7 @@ def guide(report: Report) -> Table:
     body, measured = report.body, report.measured
     published = {row.batch_size: row for row in measured.published}
     sizes = {*body.batch_sizes, *(c.batch_size for c in body.cells), *(r.batch_size for r in measured.performances)}
-    heads = (
-        "model",
-        "official accuracy",
-        "310P accuracy (published)",
-        "measured accuracy",
-        "baseline fps (published)",
-        "310P fps (published)",
-        "measured fps",
-    )
-    rows = tuple(_guide_row(report, size, published.get(size)) for size in sorted(sizes))
-    return Table("guide", "By batch size", heads, ("", "", "", "", "number", "number", ""), rows)
+    return table("guide", (_guide_row(report, size, published.get(size)) for size in sorted(sizes)))
 
 
 def _guide_row(report: Report, size: int, row: PublishedRow | None) -> tuple[Cell, ...]:
@@ -190,18 +196,13 @@ def notes(report: Report) -> list[str]:
 
 def gates(report: Report) -> Table:
     checks = report.verdict.gates if report.verdict else []
-    rows = [(g.gate, g.of, g.required or ABSENT, g.actual or ABSENT, g.status, g.reason) for g in checks]
-    heads = ("gate", "of", "required", "found", "status", "reason")
-    kinds = ("", "wrap", "wrap", "wrap", "status", "wrap")
-    return filled(Table("gates", "What was required and what was found", heads, kinds, tuple(rows)))
+    return table(
+        "gates", ((g.gate, g.of, g.required or ABSENT, g.actual or ABSENT, g.status, g.reason) for g in checks)
+    )
 
 
 def performances(report: Report) -> Table:
-    times = ("average ms", "p50 ms", "p90 ms", "p99 ms", "interval of the average, ms", "spread")
-    heads = ("batch size", "version", "loops", "fps", *times, "remarks")
-    kinds = ("", "", *["number"] * 8, "wrap")
-    rows = tuple(_performance(run) for run in report.measured.performances)
-    return filled(Table("performances", "Performance runs; times of one batch", heads, kinds, rows))
+    return table("performances", map(_performance, report.measured.performances))
 
 
 def _performance(run: PerformanceRun) -> tuple[Cell, ...]:
@@ -252,34 +253,27 @@ def environment(report: Report) -> Table:
         ("loops of a performance run", [f"{measured.loops}"]),
         ("pins", ["as pinned" if pins.pinned else "not pinned", *pins.notes]),
     ]
-    rows = [(name, tuple(values) or ABSENT) for name, values in facts]
-    return Table("environment", "Where it was measured", ("fact", "value"), ("", "wrap"), tuple(rows))
+    return table("environment", ((name, tuple(values) or ABSENT) for name, values in facts))
 
 
 def steps(report: Report) -> Table:
-    rows = [
-        (step.step, step.executor, f"{step.seconds:.1f}", step.started, step.image) for step in report.measured.steps
-    ]
-    heads, kinds = ("step", "executor", "seconds", "started", "image"), ("short", "", "number", "short", "hash")
-    return filled(Table("steps", "Steps behind these figures", heads, kinds, tuple(rows)))
+    every = report.measured.steps
+    return table(
+        "steps", ((step.step, step.executor, f"{step.seconds:.1f}", step.started, step.image) for step in every)
+    )
 
 
 def artifacts(report: Report) -> list[Table]:
     """Every file and folder with its hash; a folder's is the in-toto dirHash."""
-    groups = (
-        ("inputs", "Inputs", report.body.inputs),
-        ("artifacts", "Artifacts that the same inputs give anywhere", report.body.artifacts),
-        ("measured-artifacts", "Artifacts of this machine", report.measured.artifacts),
-    )
-    heads, kinds = ("path", "kind", "hash"), ("hash", "", "hash")
-    return [
-        Table(name, caption, heads, kinds, tuple((path, *hashed) for path, hashed in _hashes(group)))
-        for name, caption, group in groups
-        if group
-    ]
+    groups = {
+        "inputs": report.body.inputs,
+        "artifacts": report.body.artifacts,
+        "measured-artifacts": report.measured.artifacts,
+    }
+    return [table(name, _hashes(group)) for name, group in groups.items()]
 
 
-def _hashes(group: Mapping[str, Mapping[str, str]]) -> list[tuple[str, tuple[str, str]]]:
+def _hashes(group: Mapping[str, Mapping[str, str]]) -> list[tuple[str, str, str]]:
     """By path, bs8 before bs16."""
     paths = sorted(group, key=lambda path: [part.zfill(4) for part in re.split(r"(\d+)", path)])
-    return [(path, pair) for path in paths for pair in sorted(group[path].items())]
+    return [(path, kind, digest) for path in paths for kind, digest in sorted(group[path].items())]
