@@ -11,22 +11,23 @@ import math
 import statistics
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import msgspec
 
 from deberta.ascend import timing
 from deberta.core import files, schema
-from deberta.core.contract import PRECISIONS, RUNNERS
+from deberta.core.contract import FP32, PRECISIONS, RUNNERS
 from deberta.core.errors import DataError, MissingError, StageError, run_stage
 from deberta.core.job import FORMAT, Job, LabelChangeFiles, PerformanceFiles, ThroughputFiles
 from deberta.core.progress import Progress
 from deberta.core.report import (
     Body,
     DataCheck,
+    EvaluationCell,
     Int8Comparison,
     LabelChangeCounts,
-    Percentiles,
     PerformanceRun,
     Report,
     ReportMeasured,
@@ -36,7 +37,7 @@ from deberta.core.report import (
 from deberta.stages import arguments
 from deberta.stages.inference import postprocess
 from deberta.stages.report import canonical, cells, gates, intervals
-from deberta.stages.report.cells import Cell, Version
+from deberta.stages.report.cells import Recount, Version
 
 AVERAGE_TOLERANCE = 1e-3  # the log's average beside its times, which have six digits
 
@@ -57,7 +58,7 @@ def assess(job: Job, root: Path = Path()) -> Report:
     body = make_body(job, root)
     performances = sorted(
         (performance(run, root) for run in job.performances),
-        key=lambda run: (run.batch_size, run.version, PRECISIONS.index(run.precision), RUNNERS.index(run.runner)),
+        key=lambda run: (*_order(run), RUNNERS.index(run.runner)),
     )
     report = Report(
         format=FORMAT,
@@ -85,13 +86,14 @@ def make_body(job: Job, root: Path) -> Body:
     """What depends on pins and inputs alone."""
     used = {*job.references, *(cell.version for cell in job.cells)}
     versions = {name: _version(job, name, root) for name in job.data if name in used}
-    counted: list[Cell] = []
+    counted: list[Recount] = []
     progress = Progress("recount", len(job.cells), "evaluations")
     for source in job.cells:
         version = versions[source.version]
-        counted.append(cells.recount(source, root / job.data[version.name], version.gold, job.limit, root))
+        counted.append(cells.recount(source, root / job.data[version.name], version, job.limit, root))
         progress.update(len(counted))
-    counted.sort(key=lambda cell: (cell.batch_size, cell.version, PRECISIONS.index(cell.precision)))
+    counted.sort(key=lambda entry: _order(entry.cell))
+    comparable = [entry for entry in counted if entry.cell.precision == FP32 and not entry.cell.origin]
     return Body(
         profile=job.profile.name,
         backend=job.backend,
@@ -110,13 +112,17 @@ def make_body(job: Job, root: Path) -> Body:
             for name, version in versions.items()
             if version.reference is not None
         },
-        cells=[cells.report_cell(cell, versions[cell.version]) for cell in counted],
+        cells=[entry.cell for entry in counted],
         agreement={
-            name: cells.agreement(comparable, version)
+            name: cells.agreement(of_version, version)
             for name, version in versions.items()
-            if (comparable := [cell for cell in counted if cell.version == name and cell.is_comparable])
+            if (of_version := [entry for entry in comparable if entry.cell.version == name])
         },
     )
+
+
+def _order(figure: EvaluationCell | PerformanceRun) -> tuple[int, str, int]:
+    return figure.batch_size, figure.version, PRECISIONS.index(figure.precision)
 
 
 def _version(job: Job, name: str, root: Path) -> Version:
@@ -146,54 +152,32 @@ def performance(source: PerformanceFiles, root: Path = Path()) -> PerformanceRun
         raise DataError(
             f"{path}: its average is {run.average_ms} ms, and {average:.6g} ms by its times: it was changed. {again}"
         )
-    return PerformanceRun(
-        batch_size=source.batch_size,
-        version=source.version,
-        precision=source.precision,
-        length=source.length,
-        runner=source.runner,
-        origin=source.origin,
-        place=source.place,
-        pinned=source.pinned,
-        loops=len(run.times_ms),
-        fps=run.fps,
-        average_ms=run.average_ms,
-        percentiles_ms=Percentiles(**latency.percentiles_ms),
-        interval_ms=latency.interval_ms,
-        spread=latency.spread,
-        warning=latency.warning,
-        times_ms=list(run.times_ms),
-    )
+    content = {
+        **cells.shared(source, PerformanceRun),
+        **asdict(latency),
+        "loops": len(run.times_ms),
+        "fps": run.fps,
+        "average_ms": run.average_ms,
+        "times_ms": run.times_ms,
+    }
+    return msgspec.convert(content, PerformanceRun)
 
 
 def throughput(source: ThroughputFiles, root: Path) -> ThroughputResult:
     """What the throughput stage's file says; whether it is of these logs is for `verify`. Raises as schema.read."""
     again = f"Run: invoke perf --bs {source.batch_size} --version {source.version} --force"
     counts = schema.read(root / source.throughput, ThroughputCounts, again)
-    return ThroughputResult(
-        batch_size=source.batch_size,
-        version=source.version,
-        precision=source.precision,
-        lengths={length: entry.rows for length, entry in counts.buckets.items()},
-        origin=source.origin,
-        place=source.place,
-        pinned=source.pinned,
-        rows=counts.rows,
-        fps=counts.fps,
-    )
+    lengths = {length: entry.rows for length, entry in counts.buckets.items()}
+    figures = {"lengths": lengths, "rows": counts.rows, "fps": counts.fps}
+    return msgspec.convert({**cells.shared(source, ThroughputResult), **figures}, ThroughputResult)
 
 
 def label_changes(source: LabelChangeFiles, root: Path) -> Int8Comparison:
     """What the label-changes stage's file says, likewise."""
     again = f"Run: invoke evaluate --bs {source.batch_size} --version {source.version} --precision int8 --force"
     counts = schema.read(root / source.label_changes, LabelChangeCounts, again)
-    return Int8Comparison(
-        **msgspec.structs.asdict(counts),
-        batch_size=source.batch_size,
-        version=source.version,
-        lengths=list(map(int, source.int8)),
-        origin=source.origin,
-    )
+    figures = {"lengths": list(map(int, source.int8)), **msgspec.structs.asdict(counts)}
+    return msgspec.convert({**cells.shared(source, Int8Comparison), **figures}, Int8Comparison)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -19,7 +20,7 @@ import numpy.typing as npt
 from deberta.core import contract
 from deberta.core.differences import differences
 from deberta.core.errors import DataError, MissingError
-from deberta.core.job import EvaluationFiles
+from deberta.core.job import EvaluationFiles, FigureFiles
 from deberta.core.report import (
     LISTED,
     Agreement,
@@ -30,15 +31,9 @@ from deberta.core.report import (
     Proportion,
     ReferenceComparison,
 )
+from deberta.core.schema import Schema
 from deberta.stages.inference import postprocess
-from deberta.stages.inference.logits import (
-    Logits,
-    compare_logits,
-    finite_rows,
-    margins,
-    predicted,
-    read_array,
-)
+from deberta.stages.inference.logits import Logits, compare_logits, finite_rows, margins, predicted, read_array
 from deberta.stages.inference.postprocess import Evaluation, Gold
 from deberta.stages.report import intervals
 
@@ -46,22 +41,11 @@ MARGIN_DIGITS = 3
 Rows = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One evaluation, counted again. `origin`: empty, or why it is not of the present model."""
+class Recount(NamedTuple):
+    """One evaluation, counted again from its logits."""
 
-    batch_size: int
-    version: str
-    precision: str
-    lengths: dict[str, int]  # length -> rows
-    origin: str
-    counts: Evaluation
+    cell: EvaluationCell
     logits: Logits
-
-    @property
-    def is_comparable(self) -> bool:
-        """Whether its predictions have to be those of the other batch sizes."""
-        return not self.origin and self.precision == contract.FP32
 
 
 @dataclass(frozen=True)
@@ -78,18 +62,33 @@ class Version:
         return np.array([label for _, label in self.gold], np.int64)
 
 
-def recount(source: EvaluationFiles, data: Path, gold: Sequence[Gold], limit: int, root: Path = Path()) -> Cell:
+def shared(source: FigureFiles, schema: type[Schema]) -> dict[str, Any]:
+    """What a job says of a figure that the report's schema has by the same name."""
+    return {name: getattr(source, name) for name in source.__struct_fields__ if name in schema.__struct_fields__}
+
+
+def recount(source: EvaluationFiles, data: Path, version: Version, limit: int, root: Path = Path()) -> Recount:
     """Count a cell's outputs again; `source` is the job's, its paths relative to `root`.
 
     Raises MissingError; DataError if outputs are not whole or not finite, or if either of the evaluation's two files
     says something else than the logits do.
     """
-    outputs = _by_length(source.outputs, root)
-    run = postprocess.read_run(outputs, _by_length(source.bins, root), data, len(gold), source.batch_size)
-    counts = postprocess.count(gold, run, source.version, source.batch_size, limit)
+    outputs, rows = _by_length(source.outputs, root), len(version.gold)
+    run = postprocess.read_run(outputs, _by_length(source.bins, root), data, rows, source.batch_size)
+    counts = postprocess.count(version.gold, run, source.version, source.batch_size, limit)
     _check_evaluation(root / source.evaluation, ", ".join(map(str, outputs.values())), counts)
-    lengths = run.buckets or {str(contract.SEQUENCE_LENGTH): len(gold)}
-    return Cell(source.batch_size, source.version, source.precision, lengths, source.origin, counts, run.logits)
+    content = {
+        **shared(source, EvaluationCell),
+        **msgspec.structs.asdict(proportion(counts.correct, counts.rows)),
+        "lengths": run.buckets or {str(contract.SEQUENCE_LENGTH): rows},
+        "genres": {genre: proportion(tally.correct, tally.rows) for genre, tally in counts.genres.items()},
+        "labels_predicted": counts.labels_predicted,
+        "labels_gold": counts.labels_gold,
+        "confusion": counts.confusion,
+        "permutations": permutations(counts.confusion),
+        "versus_reference": None if version.reference is None else versus(run.logits, version.reference, version),
+    }
+    return Recount(msgspec.convert(content, EvaluationCell), run.logits)
 
 
 def _by_length(folders: Mapping[str, str], root: Path) -> dict[int, Path]:
@@ -125,29 +124,6 @@ def read_reference(path: Path, rows: int) -> Logits:
     if len(bad):
         raise DataError(f"{path}: {len(bad)} rows hold NaN or infinity, the first is row {bad[0]}. {again}")
     return logits
-
-
-def report_cell(cell: Cell, version: Version) -> EvaluationCell:
-    """The report's object of one cell."""
-    counts = cell.counts
-    correct = proportion(counts.correct, counts.rows)
-    return EvaluationCell(
-        batch_size=cell.batch_size,
-        version=cell.version,
-        precision=cell.precision,
-        lengths=cell.lengths,
-        origin=cell.origin,
-        rows=correct.rows,
-        correct=correct.correct,
-        accuracy=correct.accuracy,
-        interval=correct.interval,
-        genres={genre: proportion(tally.correct, tally.rows) for genre, tally in counts.genres.items()},
-        labels_predicted=counts.labels_predicted,
-        labels_gold=counts.labels_gold,
-        confusion=counts.confusion,
-        permutations=permutations(counts.confusion),
-        versus_reference=None if version.reference is None else versus(cell.logits, version.reference, version),
-    )
 
 
 def proportion(correct: int, rows: int) -> Proportion:
@@ -199,17 +175,17 @@ def versus(logits: Logits, reference: Logits, version: Version) -> ReferenceComp
     )
 
 
-def agreement(cells: Sequence[Cell], version: Version) -> Agreement:
+def agreement(recounts: Sequence[Recount], version: Version) -> Agreement:
     """Whether all batch sizes predict the same labels; the margins are the smallest batch size's.
 
-    `cells`: at least one, all of `version` and comparable.
+    `recounts`: at least one, by increasing batch size, all of `version`, in float32 and of the present model.
     """
-    ordered = sorted(cells, key=lambda cell: cell.batch_size)
-    labels = np.stack([predicted(cell.logits) for cell in ordered])
+    sizes = [recount.cell.batch_size for recount in recounts]
+    labels = np.stack([predicted(recount.logits) for recount in recounts])
     differ = np.flatnonzero((labels != labels[0]).any(axis=0))
-    margin = _rounded(margins(ordered[0].logits))
+    margin = _rounded(margins(recounts[0].logits))
     return Agreement(
-        batch_sizes=[cell.batch_size for cell in ordered],
+        batch_sizes=sizes,
         rows_that_differ=len(differ),
         beyond_near_ties=int((margin[differ] >= version.near_tie_margin).sum()),
         near_tie_margin=version.near_tie_margin,
@@ -218,10 +194,7 @@ def agreement(cells: Sequence[Cell], version: Version) -> Agreement:
                 row=row,
                 line=row + 2,
                 margin=float(margin[row]),
-                labels={
-                    str(cell.batch_size): contract.LABELS[label]
-                    for cell, label in zip(ordered, labels[:, row], strict=True)
-                },
+                labels={str(size): contract.LABELS[label] for size, label in zip(sizes, labels[:, row], strict=True)},
             )
             for row in _listed(differ, margin)
         ],

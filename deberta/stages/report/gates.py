@@ -26,7 +26,7 @@ def judge(job: Job, body: Body, performances: Sequence[PerformanceRun]) -> Repor
     why_not_accepted is never empty.
     """
     gates = job.gates
-    checks = complete(job, body, performances)
+    checks = list(complete(job, body, performances))
     checks += correct_rows(job, gates.correct_rows, body) if gates.correct_rows else []
     checks += official(job, gates.official, body) if gates.official else []
     checks += agreement(job, gates.agreement.allowed, body) if gates.agreement else []
@@ -58,12 +58,11 @@ def _check(gate: str, of: str, required: str, actual: str, status: str | bool, r
     return GateCheck(gate=gate, of=of, required=required, actual=actual, status=word, reason=reason)
 
 
-def complete(job: Job, body: Body, performances: Sequence[PerformanceRun]) -> list[GateCheck]:
+def complete(job: Job, body: Body, performances: Sequence[PerformanceRun]) -> Iterator[GateCheck]:
     """Every batch size and version has an evaluation and a whole performance run of the present model."""
     matrix = list(_matrix(job))
     evaluations = {place: [cell.origin] if (cell := _cell(body, *place)) else [] for place in matrix}
     runs = {place: [_lack(job, run) for run in _padded(performances, *place)] for place in matrix}
-    checks = []
     for what, article, lacks in (("evaluation", "an", evaluations), ("performance run", "a", runs)):
         lacking = [(place, texts[0] if texts else "missing") for place, texts in lacks.items() if "" not in texts]
         for place, text in lacking:
@@ -71,10 +70,9 @@ def complete(job: Job, body: Body, performances: Sequence[PerformanceRun]) -> li
             if text == BROUGHT_MODEL:
                 status, reason = NOT_JUDGED, "the compiled model is the user's"
             required = f"{article} {what} of the present model"
-            checks.append(_check("complete", f"{what}, {_of(*place)}", required, text, status, reason))
+            yield _check("complete", f"{what}, {_of(*place)}", required, text, status, reason)
         if not lacking:
-            checks.append(_check("complete", f"{what}s", f"all {len(matrix)}", f"all {len(matrix)}", PASSED))
-    return checks
+            yield _check("complete", f"{what}s", f"all {len(matrix)}", f"all {len(matrix)}", PASSED)
 
 
 def _lack(job: Job, run: PerformanceRun) -> str:
@@ -82,24 +80,23 @@ def _lack(job: Job, run: PerformanceRun) -> str:
     return run.origin or (f"{run.loops} loops, not {job.loops}" if run.loops != job.loops else "")
 
 
-def correct_rows(job: Job, gate: VersionRows, body: Body) -> list[GateCheck]:
+def correct_rows(job: Job, gate: VersionRows, body: Body) -> Iterator[GateCheck]:
     """As many rows right as expected, less the allowed number; of the whole file only.
 
     An int8 run is held against the float32 run of the same rows, where both are of the present model.
     """
-    checks = []
     for size, version in _matrix(job):
         expected: ExpectedRows | None = getattr(gate, version)
         cell, of = _cell(body, size, version), _of(size, version)
         required = f"at least {expected.expected - expected.allowed} of {expected.of}" if expected else ""
         reason = "" if expected else f"the gates have no count for {version}"
         if (reason := reason or _no_whole_cell(job, cell)) or not cell or not expected:
-            checks.append(_check("correct_rows", of, required, _counted(cell), NOT_JUDGED, reason))
+            yield _check("correct_rows", of, required, _counted(cell), NOT_JUDGED, reason)
             continue
         same_rows = cell.rows == expected.of
         enough = same_rows and cell.correct >= expected.expected - expected.allowed
         reason = "" if enough else "too few rows are right" if same_rows else "not the rows expected"
-        checks.append(_check("correct_rows", of, required, _counted(cell), enough, reason))
+        yield _check("correct_rows", of, required, _counted(cell), enough, reason)
         quantized = next((run for run in _cells(body, size, version) if run.precision != FP32), None)
         if quantized and not quantized.origin:
             least = cell.correct - expected.allowed
@@ -107,104 +104,94 @@ def correct_rows(job: Job, gate: VersionRows, body: Body) -> list[GateCheck]:
             reason = "" if enough else "too few rows are right beside the float32 run"
             required = f"at least {least} of {cell.rows}"
             of = f"{of}, {quantized.precision}"
-            checks.append(_check("correct_rows", of, required, _counted(quantized), enough, reason))
-    return checks
+            yield _check("correct_rows", of, required, _counted(quantized), enough, reason)
 
 
-def official(job: Job, gate: OfficialGate, body: Body) -> list[GateCheck]:
+def official(job: Job, gate: OfficialGate, body: Body) -> Iterator[GateCheck]:
     """Accuracy within some points of the published official figure, below or above it: both would need a reason."""
-    checks = []
     for size, version in _matrix(job):
         cell, row = _cell(body, size, version), _published(job, size)
         figure = getattr(row, f"official_{version}", None)
         required = f"{figure} %, within {gate.points} points" if row else ""
         reason = "" if row else f"nothing is published for batch size {size}"
         if (reason := reason or _no_whole_cell(job, cell)) or not cell:
-            checks.append(_check("official", _of(size, version), required, _counted(cell), NOT_JUDGED, reason))
+            yield _check("official", _of(size, version), required, _counted(cell), NOT_JUDGED, reason)
             continue
         # Exact: the figures are decimal, and 90.5 less 90.0 is 0.5.
         away = Fraction(100 * cell.correct, cell.rows) - Fraction(str(figure))
         near = abs(away) <= Fraction(str(gate.points))
         reason = "" if near else f"{abs(float(away)):.2f} points {'above' if away > 0 else 'below'}"
-        checks.append(_check("official", _of(size, version), required, _counted(cell), near, reason))
-    return checks
+        yield _check("official", _of(size, version), required, _counted(cell), near, reason)
 
 
-def agreement(job: Job, allowed: int, body: Body) -> list[GateCheck]:
+def agreement(job: Job, allowed: int, body: Body) -> Iterator[GateCheck]:
     """All batch sizes predict the same labels; near ties do not count."""
-    checks = []
     required = f"at most {allowed} rows that differ, near ties apart"
     for version in job.versions:
         entry = body.agreement.get(version)
         if entry is None or len(entry.batch_sizes) < 2:
             reason = "it takes evaluations of two batch sizes of the present model"
-            checks.append(_check("agreement", version, required, "", NOT_JUDGED, reason))
+            yield _check("agreement", version, required, "", NOT_JUDGED, reason)
             continue
         sizes = ", ".join(map(str, entry.batch_sizes))
         near = entry.rows_that_differ - entry.beyond_near_ties
         actual = f"{_many(entry.beyond_near_ties, 'row')}, and {_near_ties(job, near)}"
         met = entry.beyond_near_ties <= allowed
         reason = "" if met else f"batch sizes {sizes} do not agree"
-        checks.append(_check("agreement", f"{version}, bs {sizes}", required, actual, met, reason))
-    return checks
+        yield _check("agreement", f"{version}, bs {sizes}", required, actual, met, reason)
 
 
-def reference(job: Job, allowed: int, body: Body) -> list[GateCheck]:
+def reference(job: Job, allowed: int, body: Body) -> Iterator[GateCheck]:
     """The same labels as PyTorch; near ties do not count."""
-    checks = []
     required = f"at most {allowed} rows unlike PyTorch's, near ties apart"
     for place in _matrix(job):
         cell = _cell(body, *place)
         versus = cell.versus_reference if cell else None
         if (reason := _no_cell(cell)) or versus is None:
             reason = reason or "there are no logits of PyTorch"
-            checks.append(_check("reference", _of(*place), required, "", NOT_JUDGED, reason))
+            yield _check("reference", _of(*place), required, "", NOT_JUDGED, reason)
             continue
         beyond = versus.beyond_near_ties
         actual = f"{_many(beyond, 'row')}, and {_near_ties(job, versus.flips_total - beyond)}"
         reason = "" if beyond <= allowed else "the compiled model does not predict what PyTorch does"
-        checks.append(_check("reference", _of(*place), required, actual, beyond <= allowed, reason))
-    return checks
+        yield _check("reference", _of(*place), required, actual, beyond <= allowed, reason)
 
 
-def fps(job: Job, column: str, performances: Sequence[PerformanceRun]) -> list[GateCheck]:
+def fps(job: Job, column: str, performances: Sequence[PerformanceRun]) -> Iterator[GateCheck]:
     """At least a published column's throughput; a CPU's says nothing about an NPU's."""
     if job.backend != "ascend":
         reason = f"backend {job.backend}: its fps says nothing about an NPU"
-        return [_check("fps", "all", f"at least the published {column} fps", "", NOT_JUDGED, reason)]
-    checks = []
+        yield _check("fps", "all", f"at least the published {column} fps", "", NOT_JUDGED, reason)
+        return
     for place in _matrix(job):
         row, runs = _published(job, place[0]), _padded(performances, *place)
         least: float = getattr(row, f"{column}_fps") if row else 0.0
         required = f"at least {least:.3f} fps" if row else ""
         if not row or not runs:
             reason = "there is no performance run" if row else f"nothing is published for batch size {place[0]}"
-            checks.append(_check("fps", _of(*place), required, "", NOT_JUDGED, reason))
+            yield _check("fps", _of(*place), required, "", NOT_JUDGED, reason)
             continue
         for run in runs:
             of, actual = f"{_of(*place)}, {run.runner}", f"{run.fps:.3f} fps"
             if run.origin:
-                checks.append(_check("fps", of, required, actual, NOT_JUDGED, run.origin))
+                yield _check("fps", of, required, actual, NOT_JUDGED, run.origin)
                 continue
             fast = run.fps >= least
             reason = run.warning if fast else "; ".join(filter(None, ("too slow", run.warning)))
-            checks.append(_check("fps", of, required, actual, fast, reason))
-    return checks
+            yield _check("fps", of, required, actual, fast, reason)
 
 
-def sentinel(job: Job, body: Body) -> list[GateCheck]:
+def sentinel(job: Job, body: Body) -> Iterator[GateCheck]:
     """Nothing wrong with the data, and the labels in the order that everything here takes them to have."""
-    checks = []
     for version in job.versions:
         of, required = f"{version}, the data", "no problem"
         data_check = body.sentinels.get(version)
         if data_check is None:
-            checks.append(_check("sentinel", of, required, "", NOT_JUDGED, "nothing looked at the data"))
+            yield _check("sentinel", of, required, "", NOT_JUDGED, "nothing looked at the data")
         else:
             texts = [problem.what for problem in data_check.problems]
-            checks.append(_check("sentinel", of, required, _many(len(texts), "problem"), not texts, "; ".join(texts)))
-        checks.append(_label_order(version, [cell for cell in body.cells if cell.version == version]))
-    return checks
+            yield _check("sentinel", of, required, _many(len(texts), "problem"), not texts, "; ".join(texts))
+        yield _label_order(version, [cell for cell in body.cells if cell.version == version])
 
 
 def _label_order(version: str, cells: Sequence[EvaluationCell]) -> GateCheck:
@@ -237,14 +224,12 @@ def permuted(cell: EvaluationCell) -> Sequence[str]:
     return best.order if moved and clear else ()
 
 
-def inputs(job: Job, digests: Mapping[str, str]) -> list[GateCheck]:
+def inputs(job: Job, digests: Mapping[str, str]) -> Iterator[GateCheck]:
     """The files are those that the expected figures belong to."""
-    checks = []
     for path, expected in digests.items():
         actual = job.inputs.get(path, {}).get("sha256", "")
         reason = "" if actual == expected else "another file" if actual else "not among the inputs of this run"
-        checks.append(_check("inputs", path, expected, actual, actual == expected, reason))
-    return checks
+        yield _check("inputs", path, expected, actual, actual == expected, reason)
 
 
 def _matrix(job: Job) -> Iterator[tuple[int, str]]:
