@@ -10,6 +10,8 @@ from deberta.core.errors import ConfigError
 from deberta.host.cli.command import DEVICE, RUN, command
 from deberta.host.cli.options import Options
 from deberta.host.cli.settings import buckets_of, case_of, cpu_plan, plan_of, session_of
+from deberta.host.plan import evaluation as steps
+from deberta.host.run import runner
 from deberta.host.run.session import exclusive
 from deberta.host.workflows import evaluation, making
 
@@ -19,7 +21,7 @@ def export_onnx(c: Context, options: Options) -> None:
     """Export the checkpoint to models/<profile>/dynamic.onnx, validated against PyTorch."""
     session, plan = session_of(c, options), cpu_plan(c, options)
     with exclusive(session):
-        making.export(session, plan, options.relative)
+        runner.run_all(session, [steps.export_onnx(plan, options.relative)])
 
 
 @command("bs", "version", "limit", "buckets", "profile", *RUN)
@@ -51,10 +53,8 @@ def postprocess(c: Context, options: Options) -> None:
     """Work out accuracy, overall and by genre, from the model's outputs."""
     case, session = case_of(c, options), session_of(c, options)
     with exclusive(session):
-        if options.outputs:
-            evaluation.postprocess(session, case, options.outputs, options.buckets)
-        else:
-            evaluation.postprocess(session, case, choice=buckets_of(c, options))
+        choice = options.buckets if options.outputs else buckets_of(c, options)
+        evaluation.postprocess(session, case, options.outputs, choice)
 
 
 @command("bs", "version", "limit", "buckets", "precision", "profile", "backend", *DEVICE, *RUN, needed=["version"])
@@ -90,6 +90,4 @@ def demo(c: Context, options: Options) -> None:
     """The whole chain on the bundled tiny profile: accuracy of both versions, throughput and the table."""
     session, plan = session_of(c, options, usual="local"), cpu_plan(c, replace(options, profile="demo"))
     with exclusive(session):
-        if options.remake:
-            making.remake_demo(session, plan)
-        making.run_demo(session, plan)
+        making.run_demo(session, plan, options.remake)

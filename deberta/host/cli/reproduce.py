@@ -14,6 +14,7 @@ from deberta.host.cli.options import Options
 from deberta.host.cli.settings import cann_script, image_builds, plan_of, session_of, workspace
 from deberta.host.run.session import exclusive
 from deberta.host.workflows import reproduce as workflow
+from deberta.host.workflows.evaluation import present_versions
 from deberta.host.workflows.reproduce import ReproductionRun
 
 
@@ -31,12 +32,12 @@ def reproduce(c: Context, options: Options) -> None:
     )
     if options.images and "docker" not in (place.executor for place in places):
         raise ConfigError("--images needs a place that runs in containers. Add --executor local,docker")
-    run = ReproductionRun(plan, options.sizes, workflow.present_versions(folder, plan))
+    session = session_of(c, options, executor="local")
+    run = ReproductionRun(plan, options.sizes, present_versions(session, plan))
     workflow.check_inputs(folder, run)
     builds = image_builds(c) if options.images else None
     # As they are here and now, for a process of its own.
     settings = {key: value for key, value in c.config.items() if key not in Config.global_defaults()}
-    session = session_of(c, options, executor="local")
     with exclusive(session):
         workflow.run(session, run, places, settings, builds, options.keep_places)
 

@@ -124,25 +124,20 @@ def stage_environment(project: Path, prepared: Optional[Path] = None) -> Tuple[H
 
     Only a Python that runs can be asked for its packages: without one there is no second check.
     """
-    python = prepared or stages.find(project)
+    python, folder = prepared or stages.find(project), project / stages.FOLDER
     if python is None:
         return (_new_environment(project),)
-    remedy = f"remove {project / stages.FOLDER}: the next command that runs a stage makes it again"
-    if prepared:
-        remedy = (
-            f"give stages_python a Python 3.11 with the packages of {stages.STAGES_LOCK} in it, "
-            f"or leave it out to have {stages.FOLDER} made"
-        )
+    whose = "-prepared" if prepared else ""
     try:
         versions = stages.installed(python)
         problems = stages.misfits(project, versions)
     except DebertaError as error:
-        return (_stages_python(str(error), False, remedy),)
+        return (_check(f"stages-python{whose}", str(error), False, folder=folder),)
+    version = versions["python"]
     packages = ", ".join(f"{package} {versions[package]}" for package in stages.IMPORTED if package in versions)
-    details = {"lock": stages.STAGES_LOCK, "remedy": remedy}
     return (
-        _stages_python(f"{versions['python']} at {python}", versions["python"] == STAGES_PYTHON, remedy),
-        _check("stages-packages", "; ".join(problems) or packages, not problems, **details),
+        _check(f"stages-python{whose}", f"{version} at {python}", version == STAGES_PYTHON, folder=folder),
+        _check(f"stages-packages{whose}", "; ".join(problems) or packages, not problems, folder=folder),
     )
 
 
@@ -150,16 +145,12 @@ def _new_environment(project: Path) -> HostCheck:
     """ok if all is there that makes the environment on first use."""
     python, needed, free = stages.find_python(), stages.DISK_MB * 10**6, _free(project)
     if python is None:
-        remedy = "install Python 3.11 (Debian 12: apt-get install python3.11 python3.11-venv)"
-        return _stages_python("no Python 3.11", False, remedy)
+        return _check("stages-python-none", "no Python 3.11", False)
     if free < needed:
-        remedy = f"free {_gib(needed)} on the disk of {project}"
-        return _stages_python(f"not made yet, and {_gib(free)} free where it goes", False, remedy)
-    return _stages_python(f"{python}; {stages.FOLDER} will be made by the first command that runs a stage", True)
-
-
-def _stages_python(actual: str, ok: bool, remedy: str = "") -> HostCheck:
-    return _check("stages-python", actual, ok, python=STAGES_PYTHON, remedy=remedy)
+        actual = f"not made yet, and {_gib(free)} free where it goes"
+        return _check("stages-python-disk", actual, False, amount=_gib(needed), folder=project)
+    actual = f"{python}; {stages.FOLDER} will be made by the first command that runs a stage"
+    return _check("stages-python", actual, True, folder=project / stages.FOLDER)
 
 
 def writable(workspace: Path) -> HostCheck:
@@ -223,7 +214,7 @@ def engine() -> HostCheck:
 
 
 def stage_images(project: Path) -> Tuple[HostCheck, ...]:
-    """Whether the parts of each stage image are here: what is missing is built by the command that needs it."""
+    """Whether the parts of each stage image are here: the image is built by the command that needs it."""
     from deberta.host.images import definition, pins
 
     checks = []
@@ -239,11 +230,11 @@ def stage_images(project: Path) -> Tuple[HostCheck, ...]:
 
 def cann(setting: str = "", scripts: Sequence[Path] = SCRIPTS) -> HostCheck:
     """CANN's set_env.sh: the setting's, at the guide's path or the default one."""
+    places = ", ".join(map(str, scripts))
     try:
-        actual, ok = str(find(setting, scripts)), True
+        return _check("cann", str(find(setting, scripts)), True, places=places)
     except DebertaError as error:
-        actual, ok = str(error) if setting else "no set_env.sh", False
-    return _check("cann", actual, ok, places=", ".join(map(str, scripts)))
+        return _check("cann", str(error) if setting else "no set_env.sh", False, places=places)
 
 
 def on_path(program: str) -> HostCheck:
@@ -270,6 +261,7 @@ def devices(folder: Path = Path("/dev")) -> HostCheck:
 def _check(key: str, actual: str, ok: Optional[bool], **details: object) -> HostCheck:
     """A check of doctor.json; `details` fill in its texts. `ok` None: unknown."""
     check, state = CHECKS[key], UNKNOWN if ok is None else OK if ok else MISSING
+    details.update(python=STAGES_PYTHON, lock=stages.STAGES_LOCK)
     required, get = check.required.format(**details), check.get.format(**details)
     return msgspec.structs.replace(check, actual=actual, state=state, required=required, get=get)
 

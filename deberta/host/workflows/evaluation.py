@@ -125,19 +125,15 @@ def compiling(session: Session, case: Case) -> list[Step]:
 
 def uses_supplied_om(session: Session, case: Case) -> bool:
     """Whether an .om of the user's is used: it stays as it is until --force."""
-    if case.plan.backend != "ascend" or session.force:
-        return False
-    return freshness.is_user_supplied(session, case.compiled)
+    return case.plan.backend == "ascend" and not session.force and freshness.is_user_supplied(session, case.compiled)
 
 
 def outdated(session: Session, fitted: FittedCase) -> str:
     """Why the outputs that are there are not of the present model and bins; empty if they are."""
     case = fitted.case
-    before: list[Step] = []
-    for plan in case.plan.models:
-        part = replace(case, plan=plan)
-        if not uses_supplied_om(session, part):
-            before += [evaluation.export_onnx(plan), evaluation.build_om(part)]
+    parts = [replace(case, plan=plan) for plan in case.plan.models]
+    own = [part for part in parts if not uses_supplied_om(session, part)]
+    before = [step for part in own for step in (evaluation.export_onnx(part.plan), evaluation.build_om(part))]
     for step in (*before, evaluation.preprocess(case), *_inference(fitted, {})):
         if reason := freshness.outdated(session, step):
             return f"{step.title}: {reason}"
@@ -186,9 +182,19 @@ def _run_folders(steps: Sequence[Step], known: Sequence[Optional[Record]]) -> li
 
 
 def _count(session: Session, case: Case, outputs: Sequence[PurePosixPath], place: str) -> None:
+    """Count what is right, and print it."""
     runner.run(session, evaluation.postprocess(case, outputs))
-    if not session.dry:
-        print_evaluation(session, case, place)
+    if session.dry:
+        return
+    path = case.evaluation
+    result = measurements.read_evaluation(session.workspace / path.with_suffix(".json"))
+    print(
+        f"accuracy {case.version} bs={case.batch_size} {place}: "
+        f"{result['accuracy']} = {result['correct']}/{result['rows']}{_partial(case.plan)}"
+    )
+    for genre, counts in result["genres"].items():
+        print(f"  {genre}: {counts['accuracy']} = {counts['correct']}/{counts['rows']}")
+    print(f"  {path}\n  {path.with_suffix('.json')}")
 
 
 def origin(plan: Plan) -> str:
@@ -204,29 +210,17 @@ def _partial(plan: Plan) -> str:
     return f" (only the first {plan.limit} rows: no result)" if plan.limit else ""
 
 
-def print_evaluation(session: Session, case: Case, place: str) -> None:
-    path = case.evaluation
-    result = measurements.read_evaluation(session.workspace / path.with_suffix(".json"))
-    print(
-        f"accuracy {case.version} bs={case.batch_size} {place}: "
-        f"{result['accuracy']} = {result['correct']}/{result['rows']}{_partial(case.plan)}"
-    )
-    for genre, counts in result["genres"].items():
-        print(f"  {genre}: {counts['accuracy']} = {counts['correct']}/{counts['rows']}")
-    print(f"  {path}\n  {path.with_suffix('.json')}")
-
-
 def _print_label_changes(session: Session, case: Case, path: PurePosixPath) -> None:
     changes = json.loads((session.workspace / path).read_text(encoding="utf-8"))
     int8, fp32 = (
         f"{changes[name]['accuracy']} = {changes[name]['correct']}/{changes['rows']}" for name in ("int8", FP32)
     )
-    details = (
-        f" ({changes['right_before']} right in fp32, {changes['right_now']} right in int8; "
-        f"the largest fp32 margin among them is {changes['largest_margin_changed']:.3f})"
-        if changes["labels_changed"]
-        else ""
-    )
+    details = ""
+    if changes["labels_changed"]:
+        details = (
+            f" ({changes['right_before']} right in fp32, {changes['right_now']} right in int8; "
+            f"the largest fp32 margin among them is {changes['largest_margin_changed']:.3f})"
+        )
     print(
         f"int8 beside fp32, {case.version} bs={case.batch_size}: accuracy {int8} against {fp32}{_partial(case.plan)}\n"
         f"  {changes['labels_changed']} labels differ{details}\n"

@@ -47,27 +47,16 @@ def fit(session: Session, case: Case, choice: Choice) -> FittedCase:
     histogram = buckets.read_histogram(session.workspace / counts)
     lengths = buckets.choose(histogram, case.batch_size, plan.backend) if isinstance(choice, str) else choice
     rows = buckets.rows_by_length(histogram, lengths, version)
-    _tell(session, case, choice, lengths, histogram, rows)
-    return FittedCase(case.of_lengths(rows), rows)
-
-
-def _tell(
-    session: Session,
-    case: Case,
-    choice: Choice,
-    lengths: buckets.Lengths,
-    histogram: buckets.Histogram,
-    rows: Mapping[int, int],
-) -> None:
     tokens = sum(count * length for length, count in histogram.items())
     run = sum(batch_count(count, case.batch_size) * case.batch_size * length for length, count in rows.items())
-    counts = f" ({'auto; ' if isinstance(choice, str) else ''}rows {', '.join(map(str, rows.values()))})"
+    by_length = f" ({'auto; ' if isinstance(choice, str) else ''}rows {', '.join(map(str, rows.values()))})"
     unused = [length for length in lengths if length not in rows]
     left_out = f"; no row needs {buckets.text(unused)}" if unused else ""
     padded = batch_count(sum(rows.values()), case.batch_size) * case.batch_size * buckets.PADDED[0]
     session.say(
-        f"buckets: {buckets.text(list(rows))}{counts}{left_out}; {run} tokens to run for {tokens}, padded {padded}"
+        f"buckets: {buckets.text(list(rows))}{by_length}{left_out}; {run} tokens to run for {tokens}, padded {padded}"
     )
+    return FittedCase(case.of_lengths(rows), rows)
 
 
 def of_model(plan: Plan, choice: Choice) -> Plan:

@@ -1,4 +1,4 @@
-"""What tasks do beside the chain: export, checks of the model, training, the report so far, the demo."""
+"""What tasks do beside the chain: the lint of a file, training, the report so far, the demo."""
 
 from __future__ import annotations
 
@@ -14,11 +14,6 @@ from deberta.host.report import request
 from deberta.host.run import runner
 from deberta.host.run.session import Session
 from deberta.host.workflows.evaluation import evaluate, perf
-
-
-def export(session: Session, plan: Plan, relative: str = "shift") -> None:
-    """checkpoint -> dynamic.onnx, or dynamic_gather.onnx."""
-    runner.run_all(session, [evaluation.export_onnx(plan, relative)])
 
 
 def lint(session: Session, plan: Plan, model: Optional[str], output: Optional[str], options: StageOptions) -> None:
@@ -47,12 +42,6 @@ def finetune(session: Session, plan: Plan, init: Optional[str], options: StageOp
     runner.run_all(session, [evaluation.finetune(plan, versions, start, options)])
 
 
-def check_fp16(session: Session, case: Case, rows: str, margin: str) -> None:
-    """checkpoint and data -> what the graph would do in float16, as ATC compiles it."""
-    before = [evaluation.export_onnx(case.plan), evaluation.preprocess(case)]
-    runner.run_all(session, [*before, checks.check_fp16(case, rows, margin)])
-
-
 def write_report(session: Session, plan: Plan, usual: Sequence[int], gates: Optional[Path] = None) -> None:
     """results/.../report.{json,md,html} of what has been measured so far; the text is printed too.
 
@@ -61,19 +50,19 @@ def write_report(session: Session, plan: Plan, usual: Sequence[int], gates: Opti
     if session.dry:
         request.show(session, plan)
         return
-    asked = request.of_report(session, plan, usual, gates)
-    request.publish(session, plan, request.make(session, plan, asked))
+    of_report = request.of_report(session, plan, usual, gates)
+    request.publish(session, plan, request.make(session, plan, of_report))
     text = (session.workspace / plan.artifacts.report()).read_text(encoding="utf-8")
     print("\n".join([text, *(str(plan.artifacts.report(kind)) for kind in ("json", "md", "html"))]))
 
 
-def remake_demo(session: Session, plan: Plan) -> None:
-    """Make the demo's data, tokenizer and model again, in the place of the committed ones."""
-    runner.run_all(session, demo.remake_steps(plan))
+def run_demo(session: Session, plan: Plan, remake: bool) -> None:
+    """Both versions and two batch sizes of the demo profile, then the report.
 
-
-def run_demo(session: Session, plan: Plan) -> None:
-    """Both versions and two batch sizes of the demo profile, then the report."""
+    `remake`: make the demo's data, tokenizer and model again first, in the place of the committed ones.
+    """
+    if remake:
+        runner.run_all(session, demo.remake_steps(plan))
     for version in plan.profile.rows:
         evaluate(session, Case(plan, 8, version))
     for batch_size in (1, 8):

@@ -13,9 +13,8 @@ import os
 import shlex
 import shutil
 import sys
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, Iterable, Iterator, Mapping, Optional, Sequence
+from typing import TYPE_CHECKING, Any, Iterable, Iterator, Mapping, NamedTuple, Optional, Sequence
 
 import msgspec
 
@@ -38,36 +37,40 @@ FOLDER = Path(".cache", "reproduce")  # in the workspace
 NAMES = ("a", "b-elsewhere")  # not of one length: a path that got into an artifact would show
 SETTINGS = "reproduce.json"  # in a place: its settings, and the sign that it is one
 _say = functools.partial(print, flush=True)  # as it happens: a run takes minutes
+ABSENT = "not there"
 LOOPS = 2  # the fewest that have a time without the first
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(NamedTuple):
     """A workspace of one of the two runs, and the executor of its steps."""
 
     root: Path
     executor: str
 
 
-@dataclass(frozen=True)
-class ReproductionRun:
+class ReproductionRun(NamedTuple):
     """What is made in each place. `plan` has the profile, the backend and the limit."""
 
     plan: Plan
-    batch_sizes: tuple[int, ...]
-    versions: tuple[str, ...]
+    batch_sizes: Sequence[int]
+    versions: Sequence[str]
+
+    @property
+    def inputs(self) -> list[PurePosixPath]:
+        """What the user brings."""
+        return self.plan.profile.inputs(self.versions)
 
 
-@dataclass(frozen=True)
-class Compared:
-    """One artifact of both places. `digests`: empty where it is not there. `must`: a difference fails the run."""
+class Compared(NamedTuple):
+    """One artifact of both places. `digests`: ABSENT where it is not there. `must`: a difference fails the run."""
 
     name: str
     digests: tuple[str, str]
     must: bool = True
-    details: tuple[str, ...] = ()
+    details: Sequence[str] = ()
 
-    def __bool__(self) -> bool:
+    @property
+    def same(self) -> bool:
         return self.digests[0] == self.digests[1] and not self.details
 
 
@@ -81,10 +84,16 @@ def run(
 ) -> None:
     """Make everything in both places and compare. `builds`: also build each stage's image anew, with these settings.
 
-    Raises GateError for a difference, and what `fill`, `make` and `compare` raise.
+    A dry run prints what a person could paste to do the same, but for the comparison. Raises GateError for a
+    difference, and what `fill`, `make` and `compare` raise.
     """
     if session.dry:
-        show(session.project, planned, pair)
+        command = shlex.join([str(session.project / "inv"), *acceptance(planned)])
+        for place in pair:
+            root = shlex.quote(str(place.root))
+            print(f"mkdir -p {root}")
+            print(f"cp --parents {shlex.join(map(str, planned.inputs))} {root}")
+            print(f"INVOKE_WORKSPACE={root} INVOKE_EXECUTOR={place.executor} {command}")
         return
     check_disk(session.workspace, pair[0].root.parent, planned)
     try:
@@ -101,16 +110,6 @@ def run(
                 clear(place)
 
 
-def show(project: Path, planned: ReproductionRun, pair: Sequence[Place]) -> None:
-    """Print what a person could paste to do the same, but for the comparison."""
-    command = shlex.join([str(project / "inv"), *acceptance(planned)])
-    for place in pair:
-        root = shlex.quote(str(place.root))
-        print(f"mkdir -p {root}")
-        print(f"cp --parents {shlex.join(map(str, inputs(planned)))} {root}")
-        print(f"INVOKE_WORKSPACE={root} INVOKE_EXECUTOR={place.executor} {command}")
-
-
 def conclude(planned: ReproductionRun, roots: tuple[Path, Path], in_images: Sequence[str] = ()) -> None:
     """Print a line for each artifact, with both hashes and what differs if it is not equal.
 
@@ -120,23 +119,19 @@ def conclude(planned: ReproductionRun, roots: tuple[Path, Path], in_images: Sequ
     artifacts = compare(roots, planned)
     print(f"{roots[0]} and {roots[1]}:")
     for artifact in artifacts:
-        digests = [digest or "not there" for digest in artifact.digests]
-        if artifact:
-            print(f"same    {digests[0]}  {artifact.name}")
+        if artifact.same:
+            print(f"same    {artifact.digests[0]}  {artifact.name}")
         else:
             head = f"{'DIFFERS' if artifact.must else 'differs'} {artifact.name}"
-            print(*[head, *digests, *artifact.details], sep="\n        ")
-    if wrong := [artifact for artifact in artifacts if artifact.must and not artifact]:
-        names = [
-            f"{artifact.name} ({', '.join(text or 'not there' for text in artifact.digests)})" for artifact in wrong
-        ]
+            print(head, *artifact.digests, *artifact.details, sep="\n        ")
+    if wrong := [f"{each.name} ({', '.join(each.digests)})" for each in artifacts if each.must and not each.same]:
         raise GateError(
-            f"{len(wrong)} of {len(artifacts)} artifacts differ: {some(names, 20)}. To look at both places, run it "
+            f"{len(wrong)} of {len(artifacts)} artifacts differ: {some(wrong, 20)}. To look at both places, run it "
             "again with --keep-places"
         )
     if in_images:
         raise GateError(f"two builds of an image differ in {len(in_images)} paths: {some(in_images, 20)}")
-    print(f"identical: {sum(map(bool, artifacts))} of {len(artifacts)} artifacts")
+    print(f"identical: {sum(artifact.same for artifact in artifacts)} of {len(artifacts)} artifacts")
 
 
 def _rebuild_images(session: Session, planned: ReproductionRun, builds: BuildSettings) -> list[str]:
@@ -168,32 +163,15 @@ def parse_executors(text: str) -> tuple[str, ...]:
     return names
 
 
-def present_versions(workspace: Path, plan: Plan) -> tuple[str, ...]:
-    """The versions whose tsv is there; one that is not is named. Raises MissingError if none is."""
-    needed = {version: plan.source(plan.profile.data_path(version)) for version in plan.profile.rows}
-    there = tuple(version for version, data in needed.items() if (workspace / data.path).exists())
-    if not there:
-        raise messages.missing(list(needed.values()))
-    for version, data in needed.items():
-        if version not in there:
-            _say(f"{data.path} is missing, so {version} is left out. To have it: {data.command}")
-    return there
-
-
-def inputs(run: ReproductionRun) -> list[PurePosixPath]:
-    """What the user brings."""
-    return run.plan.profile.inputs(run.versions)
-
-
 def check_inputs(workspace: Path, run: ReproductionRun) -> None:
     """Raise MissingError naming everything that the user brings and that is not there."""
-    if absent := [path for path in inputs(run) if not (workspace / path).exists()]:
+    if absent := [path for path in run.inputs if not (workspace / path).exists()]:
         raise messages.missing([run.plan.source(path) for path in absent])
 
 
 def check_disk(workspace: Path, folder: Path, run: ReproductionRun) -> None:
     """Raise MissingError if the disk has no room for both places: copies, the ONNX, the models, bins and outputs."""
-    profile, sizes = run.plan.profile, {path: (workspace / path).stat().st_size for path in inputs(run)}
+    profile, sizes = run.plan.profile, {path: (workspace / path).stat().st_size for path in run.inputs}
     expected = [profile.rows[version] or sizes[profile.data_path(version)] // 64 for version in run.versions]
     # A performance run takes the bins of all rows, limited or not.
     rows = sum(count + min(count, run.plan.limit) for count in expected)
@@ -218,7 +196,7 @@ def fill(place: Place, workspace: Path, run: ReproductionRun, settings: Mapping[
         raise ConfigError(f"{place.root} is there and was not made by reproduce. Name another folder: --in DIR")
     own = {**settings, "workspace": str(place.root), "executor": place.executor, "backend": run.plan.backend}
     files.write_text(place.root / SETTINGS, json.dumps(own, indent=1, default=dict) + "\n")
-    for path in inputs(run):
+    for path in run.inputs:
         (place.root / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(workspace / path, place.root / path)
 
@@ -257,7 +235,7 @@ def compare(roots: tuple[Path, Path], run: ReproductionRun) -> list[Compared]:
     for name, must in names(run, roots[0]):
         first, second = (_in_place(root, name) for root in roots)
         digests = (_digest(first), _digest(second))
-        if any(digests):
+        if digests != (ABSENT, ABSENT):
             details = _files(first, second) if digests[0] != digests[1] else ()
             artifacts.append(Compared(name, digests, must, details))
     return [*artifacts, _report(roots, run), *_images(roots, run)]
@@ -269,7 +247,7 @@ def names(run: ReproductionRun, root: Path) -> Iterator[tuple[str, bool]]:
     ATC is not known to give the same .om twice, nor an NPU the same last bits of a logit, so of ascend these are said
     and do not fail: what was counted has to be equal. The reference's last bits are the CPU's, of any backend.
     """
-    yield from ((str(path), True) for path in inputs(run))
+    yield from ((str(path), True) for path in run.inputs)
     base = run.plan.artifacts
     artifacts: list[matrix.Artifact] = []
     for size in run.batch_sizes:
@@ -294,14 +272,14 @@ def _in_place(root: Path, name: str) -> Optional[Path]:
 
 def _digest(path: Optional[Path]) -> str:
     if path is None or not path.exists():
-        return ""
+        return ABSENT
     return f"dirHash {files.folder_digest(path)}" if path.is_dir() else f"sha256  {files.sha256_of(path)}"
 
 
-def _files(first: Optional[Path], second: Optional[Path]) -> tuple[str, ...]:
+def _files(first: Optional[Path], second: Optional[Path]) -> list[str]:
     """The files that differ in two folders."""
     if not (first and second and first.is_dir() and second.is_dir()):
-        return ()
+        return []
     before, after = ({name: files.sha256_of(root / name) for name in files.files_in(root)} for root in (first, second))
     entries = (JsonDifference(name, before.get(name), after.get(name)) for name in sorted({*before, *after}))
     return _listed((entry for entry in entries if entry.first != entry.second), 3)
@@ -317,19 +295,21 @@ def _report(roots: tuple[Path, Path], run: ReproductionRun) -> Compared:
     return Compared(f"{path}: body", digests, details=_listed(changes, 20))
 
 
-def _listed(entries: Iterable[JsonDifference], most: int) -> tuple[str, ...]:
+def _listed(entries: Iterable[JsonDifference], most: int) -> list[str]:
     lines = [entry.describe("the first", "the second") for entry in entries]
-    return (*lines[:most], *([f"and {len(lines) - most} more"] if len(lines) > most else []))
+    return lines[:most] + [f"and {len(lines) - most} more"] * (len(lines) > most)
 
 
 def _images(roots: tuple[Path, Path], run: ReproductionRun) -> Iterator[Compared]:
     """What was in the images, by tag, where the records of both places say so: each engine builds its own of a tag."""
-    first: dict[str, str] = {}
-    second: dict[str, str] = {}
-    for root, contents in zip(roots, (first, second)):
-        for name, _ in names(run, root):
-            record = records.read(root / record_of(PurePosixPath(name.replace(LATEST, ""))))
-            if record and "image_contents" in record.internal:
-                contents[str(record.parameters.get("image"))] = str(record.internal["image_contents"])
+    first, second = (
+        {
+            str(record.parameters.get("image")): str(record.internal["image_contents"])
+            for name, _ in names(run, root)
+            if (record := records.read(root / record_of(PurePosixPath(name.replace(LATEST, "")))))
+            and "image_contents" in record.internal
+        }
+        for root in roots
+    )
     for tag in sorted({*first} & {*second}):
         yield Compared(f"contents of {tag}", (f"sha256  {first[tag]}", f"sha256  {second[tag]}"), must=False)
