@@ -80,5 +80,6 @@ def test_what_is_refused(workspace: Workspace) -> None:
 
 def test_a_dry_run_prints_the_stage(workspace: Workspace, tmp_path: Path) -> None:
     said = workspace.succeed("compare", "onnx", "om", *BS, "--dry")
-    assert "-m deberta.stages.compare.compare --a onnx --a-file models/tiny/dynamic.onnx --b om" in said
+    assert "-m deberta.stages.compare.compare --a-file models/tiny/dynamic.onnx" in said
+    assert " --a onnx --b om --bs 4 --version match" in said
     assert 'match/"$T"' in said
