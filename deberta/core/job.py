@@ -11,28 +11,13 @@ from typing import Annotated, Optional
 
 from msgspec import Meta, field
 
-from deberta.core import contract
-from deberta.core.schema import (
-    Backend,
-    BatchSize,
-    Count,
-    Label,
-    NonNegative,
-    Number,
-    Positive,
-    Precision,
-    Runner,
-    Schema,
-    Sha256,
-    Text,
-    Version,
-    one_of,
-)
+from deberta.core import contract, schema
+from deberta.core.schema import Schema, one_of
 
 FORMAT = 1  # of a job and of a report
 Time = Annotated[str, Meta(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)$")]
 Digest = Annotated[
-    dict[Annotated[str, Meta(pattern="^(sha256|dirHash)$")], Sha256],
+    dict[Annotated[str, Meta(pattern="^(sha256|dirHash)$")], schema.Sha256],
     Meta(
         description="sha256 of a file; dirHash of a folder: SHA-256 over its sorted lines `<sha256>  <path>\\n`.",
         min_length=1,
@@ -43,15 +28,15 @@ Digests = Annotated[
     dict[Annotated[str, Meta(pattern="^[^/]")], Digest], Meta(description="By path, relative to the workspace.")
 ]
 Margin = Annotated[float, Meta(ge=0, le=1e6)]  # an upper bound refuses infinity, and any bound NaN
-Paths = dict[Version, Text]
-PathsByLength = dict[Number, Text]
+Paths = dict[schema.Version, schema.Text]
+PathsByLength = dict[schema.Number, schema.Text]
 
 
 class HostFacts(Schema):
     system: str
     python: str
     cpu: str
-    cpus: Positive
+    cpus: schema.Positive
     name: str
 
 
@@ -63,18 +48,18 @@ class PinFacts(Schema):
 class StepFacts(Schema):
     """image: empty if it ran in none."""
 
-    step: Text
+    step: schema.Text
     executor: str
     image: str
     started: Time
     finished: Time
-    seconds: NonNegative
+    seconds: schema.NonNegative
 
 
 class CellPlace(Schema):
     """pinned: false if a step on the way ran in an image, or with a tool, that docker/pins.toml does not name."""
 
-    place: Text
+    place: schema.Text
     pinned: bool
 
 
@@ -87,10 +72,10 @@ class JobMeasured(Schema):
     """
 
     finished: Time = field(name="made")  # the last step
-    deberta_ascend: Text
-    command: Text
+    deberta_ascend: schema.Text
+    command: schema.Text
     executor: Annotated[str, one_of(contract.EXECUTORS)]
-    loops: Count
+    loops: schema.Count
     host: HostFacts
     pins: PinFacts
     tools: dict[str, str]
@@ -103,7 +88,7 @@ class JobMeasured(Schema):
 class PublishedRow(Schema):
     """A row of the guide's table; accuracies in percent, throughput in samples per second."""
 
-    batch_size: BatchSize
+    batch_size: schema.BatchSize
     baseline_fps: float
     ascend_fps: float
     official_match: float
@@ -115,9 +100,9 @@ class PublishedRow(Schema):
 class ExpectedRows(Schema):
     """Rows of one version that are right, less the number that may be wrong, of all its rows."""
 
-    expected: Count
-    allowed: Count
-    of: Count
+    expected: schema.Count
+    allowed: schema.Count
+    of: schema.Count
 
     def __post_init__(self) -> None:
         if not self.allowed <= self.expected <= self.of:
@@ -131,7 +116,7 @@ class OfficialGate(Schema):
 
 
 class AllowedRows(Schema):
-    allowed: Count
+    allowed: schema.Count
 
 
 class FpsGate(Schema):
@@ -157,7 +142,7 @@ class Gates(Schema, omit_defaults=True):
     fps: Optional[FpsGate] = None
     sentinel: Optional[SentinelGate] = None
     correct_rows: Optional[VersionRows] = None
-    inputs: Optional[dict[str, Sha256]] = None
+    inputs: Optional[dict[str, schema.Sha256]] = None
 
     def __post_init__(self) -> None:
         for name in self.inputs or ():
@@ -167,24 +152,24 @@ class Gates(Schema, omit_defaults=True):
 
 
 class JobProfile(Schema):
-    name: Text
+    name: schema.Text
     published: bool
-    labels: Annotated[list[Label], Meta(min_length=3, max_length=3)]
-    rows: dict[Version, Optional[int]]
+    labels: Annotated[list[schema.Label], Meta(min_length=3, max_length=3)]
+    rows: dict[schema.Version, Optional[int]]
 
 
 class FigureFiles(Schema):
     """origin: empty for the present model, else what stands behind the figure in its place."""
 
-    batch_size: BatchSize
-    version: Version
+    batch_size: schema.BatchSize
+    version: schema.Version
     origin: str
 
 
 class RunFiles(FigureFiles):
-    precision: Precision
+    precision: schema.Precision
     pinned: bool
-    place: Text
+    place: schema.Text
 
 
 class EvaluationFiles(RunFiles):
@@ -196,29 +181,29 @@ class EvaluationFiles(RunFiles):
 
     outputs: PathsByLength
     bins: PathsByLength
-    evaluation: Text
+    evaluation: schema.Text
 
 
 class PerformanceFiles(RunFiles):
     """The timing log of one performance run."""
 
-    length: Positive
-    runner: Runner
-    log: Text
+    length: schema.Positive
+    runner: schema.Runner
+    log: schema.Text
 
 
 class ThroughputFiles(RunFiles):
     """What several lengths come to over the data: the throughput stage's file, and what it was made of."""
 
-    throughput: Text
+    throughput: schema.Text
     logs: PathsByLength
-    tokens: Text
+    tokens: schema.Text
 
 
 class LabelChangeFiles(FigureFiles):
     """The label-changes stage's file on an int8 run, and the outputs that it compared."""
 
-    label_changes: Text
+    label_changes: schema.Text
     fp32: PathsByLength
     int8: PathsByLength
     bins: PathsByLength
@@ -228,11 +213,11 @@ class Job(Schema):
     format: Annotated[int, Meta(ge=FORMAT, le=FORMAT)]
     purpose: Annotated[str, Meta(pattern="^(acceptance|report)$")]
     profile: JobProfile
-    backend: Backend
-    limit: Count
-    loops: Count
-    batch_sizes: list[BatchSize]
-    versions: list[Version]
+    backend: schema.Backend
+    limit: schema.Count
+    loops: schema.Count
+    batch_sizes: list[schema.BatchSize]
+    versions: list[schema.Version]
     data: Paths
     sentinels: Paths
     references: Paths
@@ -245,7 +230,7 @@ class Job(Schema):
     gates: Gates
     published: list[PublishedRow]
     note: str
-    not_accepted: list[Text]
+    not_accepted: list[schema.Text]
     measured: JobMeasured
 
     def __post_init__(self) -> None:

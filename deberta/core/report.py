@@ -12,33 +12,9 @@ from typing import Annotated, Any, Mapping, Optional
 import msgspec
 from msgspec import Meta, field
 
-from deberta.core import contract
+from deberta.core import contract, schema
 from deberta.core.job import FORMAT, Digests, JobMeasured, PublishedRow
-from deberta.core.schema import (
-    UNIQUE,
-    AboveZero,
-    Backend,
-    BatchSize,
-    BatchSizes,
-    ByLabel,
-    Count,
-    Interval,
-    Label,
-    Labels,
-    Line,
-    NonNegative,
-    Number,
-    Positive,
-    Precision,
-    RowsByLength,
-    Runner,
-    Schema,
-    Sha256,
-    Share,
-    Text,
-    Version,
-    one_of,
-)
+from deberta.core.schema import Schema, one_of
 
 GATES = ("correct_rows", "official", "agreement", "reference", "fps", "sentinel", "inputs")
 LISTED = 50  # rows named in a list, those with the largest margins first; the totals count all
@@ -47,28 +23,28 @@ LISTED = 50  # rows named in a list, those with the largest margins first; the t
 class Proportion(Schema):
     """Rows that are right: accuracy = correct / rows; interval: Wilson's."""
 
-    rows: Positive
-    correct: Count
-    accuracy: Share
-    interval: Interval
+    rows: schema.Positive
+    correct: schema.Count
+    accuracy: schema.Share
+    interval: schema.Interval
 
 
 class DataProblem(Schema):
     """Something that data fit for acceptance do not have; lines: the first of the tsv's concerned."""
 
-    check: Text
-    what: Text
+    check: schema.Text
+    what: schema.Text
     lines: list[int]
 
 
 class TokenCounts(Schema):
-    total: Count
-    unknown: Count
-    unknown_rate: Share
+    total: schema.Count
+    unknown: schema.Count
+    unknown_rate: schema.Share
 
 
 class LineCount(Schema):
-    count: Count
+    count: schema.Count
     lines: list[int]
 
 
@@ -76,19 +52,19 @@ class DataCheck(Schema):
     """The check-data stage's own file."""
 
     format: Annotated[int, Meta(ge=1, le=1)]
-    version: Version
-    rows: Count
-    limit: Count
-    columns: Positive
+    version: schema.Version
+    rows: schema.Count
+    limit: schema.Count
+    columns: schema.Positive
     expected_rows: Optional[int]
-    labels: ByLabel
-    genres: dict[str, Count]
+    labels: schema.ByLabel
+    genres: dict[str, schema.Count]
     tokens: TokenCounts
-    truncated_rows: Count
+    truncated_rows: schema.Count
     truncated_lines: list[int]
     duplicate_pair_ids: LineCount
-    duplicate_pairs: Count
-    empty_sentences: Count
+    duplicate_pairs: schema.Count
+    empty_sentences: schema.Count
     problems: list[DataProblem]
     notes: list[str]
 
@@ -96,9 +72,9 @@ class DataCheck(Schema):
 class LabelOrder(Schema):
     """Rows that would be right if output i meant label order[i]."""
 
-    order: Labels
-    correct: Count
-    accuracy: Share
+    order: schema.Labels
+    correct: schema.Count
+    accuracy: schema.Share
 
 
 class LabelChange(Schema):
@@ -107,12 +83,12 @@ class LabelChange(Schema):
     margin: PyTorch's largest logit less its second largest, to 3 digits.
     """
 
-    row: Count
-    line: Line
-    margin: NonNegative
-    gold: Label
-    reference: Label
-    this: Label
+    row: schema.Count
+    line: schema.Line
+    margin: schema.NonNegative
+    gold: schema.Label
+    reference: schema.Label
+    this: schema.Label
 
 
 class ReferenceComparison(Schema):
@@ -122,13 +98,13 @@ class ReferenceComparison(Schema):
     beyond_near_ties those whose margin is not below near_tie_margin.
     """
 
-    same_labels: Count
-    only_reference_correct: Count
-    only_this_correct: Count
-    p_value: Share
+    same_labels: schema.Count
+    only_reference_correct: schema.Count
+    only_this_correct: schema.Count
+    p_value: schema.Share
     flips: Annotated[list[LabelChange], Meta(max_length=LISTED)]
-    flips_total: Count
-    beyond_near_ties: Count
+    flips_total: schema.Count
+    beyond_near_ties: schema.Count
 
 
 class EvaluationCell(Schema):
@@ -139,19 +115,19 @@ class EvaluationCell(Schema):
     best first. versus_reference: null if there are no logits of PyTorch.
     """
 
-    batch_size: BatchSize
-    version: Version
-    precision: Precision
-    lengths: RowsByLength
+    batch_size: schema.BatchSize
+    version: schema.Version
+    precision: schema.Precision
+    lengths: schema.RowsByLength
     origin: str
-    rows: Positive
-    correct: Count
-    accuracy: Share
-    interval: Interval
+    rows: schema.Positive
+    correct: schema.Count
+    accuracy: schema.Share
+    interval: schema.Interval
     genres: dict[str, Proportion]
-    labels_predicted: ByLabel
-    labels_gold: ByLabel
-    confusion: Annotated[dict[Label, ByLabel], Meta(min_length=3)]
+    labels_predicted: schema.ByLabel
+    labels_gold: schema.ByLabel
+    confusion: Annotated[dict[schema.Label, schema.ByLabel], Meta(min_length=3)]
     permutations: Annotated[list[LabelOrder], Meta(min_length=6, max_length=6)]
     versus_reference: Optional[ReferenceComparison]
 
@@ -173,10 +149,10 @@ def key(batch_size: int, version: str, precision: str) -> str:
 class Disagreement(Schema):
     """A row for which batch sizes do not predict the same label; labels: by batch size."""
 
-    row: Count
-    line: Line
-    margin: NonNegative
-    labels: dict[Number, Label]
+    row: schema.Count
+    line: schema.Line
+    margin: schema.NonNegative
+    labels: dict[schema.Number, schema.Label]
 
 
 class Agreement(Schema):
@@ -186,10 +162,10 @@ class Agreement(Schema):
     not below near_tie_margin.
     """
 
-    batch_sizes: BatchSizes
-    rows_that_differ: Count
-    beyond_near_ties: Count
-    near_tie_margin: NonNegative
+    batch_sizes: schema.BatchSizes
+    rows_that_differ: schema.Count
+    beyond_near_ties: schema.Count
+    near_tie_margin: schema.NonNegative
     differences: Annotated[list[Disagreement], Meta(max_length=LISTED)]
 
 
@@ -202,19 +178,19 @@ class Body(Schema):
     of float32 evaluations of the present model.
     """
 
-    profile: Text
-    backend: Backend
+    profile: schema.Text
+    backend: schema.Backend
     published: bool
-    limit: Count
-    labels: Labels
-    versions: Annotated[list[Version], Meta(min_length=1), UNIQUE]
-    batch_sizes: BatchSizes
+    limit: schema.Count
+    labels: schema.Labels
+    versions: Annotated[list[schema.Version], Meta(min_length=1), schema.UNIQUE]
+    batch_sizes: schema.BatchSizes
     inputs: Digests
     artifacts: Digests
-    sentinels: dict[Version, DataCheck]
-    reference: dict[Version, Proportion]
+    sentinels: dict[schema.Version, DataCheck]
+    reference: dict[schema.Version, Proportion]
     cells: list[EvaluationCell]
-    agreement: dict[Version, Agreement]
+    agreement: dict[schema.Version, Agreement]
 
     def __post_init__(self) -> None:
         for name in ("labels", "versions", "batch_sizes"):
@@ -227,7 +203,7 @@ class GateCheck(Schema):
     """What a gate looked at (of), what it requires and what is there, as text."""
 
     gate: Annotated[str, one_of(("complete", *GATES))]
-    of: Text
+    of: schema.Text
     required: str
     actual: str = field(name="found")
     status: Annotated[str, one_of(("passed", "failed", "not judged"))]
@@ -241,7 +217,7 @@ class ReportVerdict(Schema):
     """
 
     verdict: Annotated[str, one_of(("accepted", "checked", "failed"))]
-    why_not_accepted: list[Text]
+    why_not_accepted: list[schema.Text]
     gates: Annotated[list[GateCheck], Meta(min_length=1)]
 
     def __post_init__(self) -> None:
@@ -251,9 +227,9 @@ class ReportVerdict(Schema):
 
 
 class Percentiles(Schema):
-    p50: AboveZero
-    p90: AboveZero
-    p99: AboveZero
+    p50: schema.AboveZero
+    p90: schema.AboveZero
+    p99: schema.AboveZero
 
 
 class PerformanceRun(Schema):
@@ -264,34 +240,34 @@ class PerformanceRun(Schema):
     interquartile range / median. warning: why one should not conclude from the times; empty if one may.
     """
 
-    batch_size: BatchSize
-    version: Version
-    precision: Precision
+    batch_size: schema.BatchSize
+    version: schema.Version
+    precision: schema.Precision
     length: Annotated[int, Meta(ge=1, le=contract.SEQUENCE_LENGTH)]
-    runner: Runner
+    runner: schema.Runner
     origin: str
-    place: Text
+    place: schema.Text
     pinned: bool
-    loops: Positive
-    fps: AboveZero
-    average_ms: AboveZero
+    loops: schema.Positive
+    fps: schema.AboveZero
+    average_ms: schema.AboveZero
     percentiles_ms: Percentiles
-    interval_ms: Optional[Interval]
-    spread: NonNegative
+    interval_ms: Optional[schema.Interval]
+    spread: schema.NonNegative
     warning: str
-    times_ms: list[AboveZero]
+    times_ms: list[schema.AboveZero]
 
 
 class LengthRows(Schema, forbid_unknown_fields=False):
-    rows: Positive
+    rows: schema.Positive
 
 
 class ThroughputCounts(Schema, forbid_unknown_fields=False):
     """What a report takes from the throughput stage's file."""
 
-    rows: Positive
-    fps: AboveZero
-    buckets: dict[Number, LengthRows]
+    rows: schema.Positive
+    fps: schema.AboveZero
+    buckets: dict[schema.Number, LengthRows]
 
 
 class ThroughputResult(Schema):
@@ -300,19 +276,19 @@ class ThroughputResult(Schema):
     fps = rows / sum over the lengths of (its batches * average time of one batch); a last batch counts as a whole one.
     """
 
-    batch_size: BatchSize
-    version: Version
-    precision: Precision
-    lengths: RowsByLength
+    batch_size: schema.BatchSize
+    version: schema.Version
+    precision: schema.Precision
+    lengths: schema.RowsByLength
     origin: str
-    place: Text
+    place: schema.Text
     pinned: bool
-    rows: Positive
-    fps: AboveZero
+    rows: schema.Positive
+    fps: schema.AboveZero
 
 
 class AccuracyCount(Schema, forbid_unknown_fields=False):
-    correct: Count
+    correct: schema.Count
 
 
 class LabelChangeCounts(Schema, forbid_unknown_fields=False):
@@ -322,21 +298,21 @@ class LabelChangeCounts(Schema, forbid_unknown_fields=False):
     largest float32 margin of a changed row. The differences are of logits.
     """
 
-    rows: Positive
+    rows: schema.Positive
     fp32: AccuracyCount
     int8: AccuracyCount
-    labels_changed: Count
-    right_before: Count
-    right_now: Count
-    largest_margin_changed: NonNegative
-    max_abs_difference: NonNegative
-    mean_abs_difference: NonNegative
+    labels_changed: schema.Count
+    right_before: schema.Count
+    right_now: schema.Count
+    largest_margin_changed: schema.NonNegative
+    max_abs_difference: schema.NonNegative
+    mean_abs_difference: schema.NonNegative
 
 
 class Int8Comparison(LabelChangeCounts):
-    batch_size: BatchSize
-    version: Version
-    lengths: list[Positive]
+    batch_size: schema.BatchSize
+    version: schema.Version
+    lengths: list[schema.Positive]
     origin: str
 
 
@@ -358,9 +334,9 @@ class Report(Schema):
     """
 
     format: Annotated[int, Meta(ge=FORMAT, le=FORMAT)]
-    title: Text
+    title: schema.Text
     body: Body
-    body_sha256: Sha256
+    body_sha256: schema.Sha256
     verdict: Optional[ReportVerdict]
     measured: ReportMeasured
 
@@ -372,8 +348,8 @@ class Report(Schema):
 
 def json_schema() -> dict[str, Any]:
     """The format as JSON Schema, draft 2020-12."""
-    schema = msgspec.json.schema(Report)
-    verdict = schema["$defs"]["ReportVerdict"]
+    content = msgspec.json.schema(Report)
+    verdict = content["$defs"]["ReportVerdict"]
     verdict["if"] = {"properties": {"verdict": {"const": "accepted"}}}
     verdict["then"] = {
         "properties": {
@@ -386,7 +362,7 @@ def json_schema() -> dict[str, Any]:
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$id": "urn:deberta-ascend:report:v1",
         "title": f"Report of a profile's runs, format {FORMAT}",
-        **schema,
+        **content,
     }
 
 

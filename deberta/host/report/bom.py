@@ -80,7 +80,7 @@ def of_tree(project: Path, root: Path, artifacts: Artifacts) -> Component:
     if tree.report is None or tree.job is None:
         raise DataError(
             f"no bill of materials can be made of {artifacts.report('json')} and {artifacts.job()}: "
-            f"{'; '.join(map(str, tree.findings[:2]))}. Run: invoke acceptance"
+            f"{'; '.join(tree.findings[:2])}. Run: invoke acceptance"
         )
     return _bill(project, tree, tree.report, tree.job)
 
@@ -201,7 +201,7 @@ def _model(
             "datasets": [{"ref": data} for data in job.data.values()],
             "inputs": [{"format": name} for name in inputs],
             "outputs": [{"format": f"float32 {contract.OUTPUT} [batch, {len(contract.LABELS)}]: {labels}"}],
-        },
+        }
     }
     if figures:
         card["quantitativeAnalysis"] = {"performanceMetrics": list(figures)}

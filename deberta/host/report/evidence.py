@@ -9,7 +9,7 @@ import os
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import Iterator, Mapping, Optional, TypeVar, Union
+from typing import Iterator, Mapping, NamedTuple, Optional, TypeVar, Union
 
 from deberta.core import buckets, contract, files, records, schema
 from deberta.core.buckets import Lengths
@@ -34,19 +34,7 @@ T = TypeVar("T")
 Figure = Union[EvaluationFiles, PerformanceFiles, ThroughputFiles, LabelChangeFiles]
 
 
-@dataclass(frozen=True)
-class Finding:
-    """Something that is not as it should be: the file, and what was expected and is there."""
-
-    where: str
-    what: str
-
-    def __str__(self) -> str:
-        return f"{self.where}: {self.what}"
-
-
-@dataclass(frozen=True)
-class Claim:
+class Claim(NamedTuple):
     """A record or the job (`source`) has it that `path` is a file (sha256) or a folder (dirHash) with this digest."""
 
     path: str
@@ -68,13 +56,13 @@ class Evidence:
     records: dict[str, Record] = field(default_factory=dict)
     producers: dict[str, list[str]] = field(default_factory=dict)  # of the tree: artifact -> records that name it
     claims: list[Claim] = field(default_factory=list)
-    findings: list[Finding] = field(default_factory=list)
+    findings: list[str] = field(default_factory=list)  # the file, and what was expected and is there
     unchecked: list[str] = field(default_factory=list)
     files: int = 0
     bytes: int = 0
 
     def add(self, where: object, what: str) -> None:
-        self.findings.append(Finding(str(where), one_line(what)))
+        self.findings.append(f"{where}: {one_line(what)}")
 
     def record_for(self, path: str) -> Optional[Record]:
         """The record of the chain that names an artifact as its subject."""
@@ -156,23 +144,17 @@ def _index(evidence: Evidence) -> dict[str, Record]:
     return tree_records
 
 
-def _files_of(job: Job) -> Iterator[tuple[list[str], Lengths, str, Figure]]:
-    """The files that each figure of a job rests on, the lengths and the precision of its run, and the figure."""
+def _files_of(job: Job) -> Iterator[tuple[list[str], Mapping[str, str], str, Figure]]:
+    """The files that each figure of a job rests on, those of each length, the precision of its run, and the figure."""
     for cell in job.cells:
-        files_of_cell = [cell.evaluation, *cell.outputs.values(), *cell.bins.values()]
-        yield files_of_cell, _lengths(cell.outputs), cell.precision, cell
+        yield [cell.evaluation, *cell.outputs.values(), *cell.bins.values()], cell.outputs, cell.precision, cell
     for run in job.performances:
-        yield [run.log], (run.length,), run.precision, run
+        yield [run.log], {str(run.length): run.log}, run.precision, run
     for result in job.throughputs:
-        names = [result.throughput, result.tokens, *result.logs.values()]
-        yield names, _lengths(result.logs), result.precision, result
+        yield [result.throughput, result.tokens, *result.logs.values()], result.logs, result.precision, result
     for changes in job.label_changes:
         names = [changes.label_changes, *changes.fp32.values(), *changes.int8.values()]
-        yield names, _lengths(changes.int8), contract.INT8, changes
-
-
-def _lengths(by_length: Mapping[str, str]) -> Lengths:
-    return tuple(map(int, by_length))
+        yield names, changes.int8, contract.INT8, changes
 
 
 def _scope(evidence: Evidence, job: Job) -> Scope:
@@ -186,15 +168,13 @@ def _scope(evidence: Evidence, job: Job) -> Scope:
     used: set[str] = set()  # bins and models of the present model's runs
     known: set[str] = set()  # and of all runs
     present: set[str] = set()  # other files that its figures rest on
-    padded = [
-        (size, version, buckets.PADDED, contract.FP32) for size in job.batch_sizes for version in contract.VERSIONS
-    ]
-    for size, version, lengths, precision in padded:
-        known |= _bins_and_models(artifacts, size, version, lengths, precision)
-    for names, lengths, precision, figure in _files_of(job):
+    for size in job.batch_sizes:
+        for version in contract.VERSIONS:
+            known |= _bins_and_models(artifacts, size, version, buckets.PADDED, contract.FP32)
+    for names, by_length, precision, figure in _files_of(job):
         size, version, origin = figure.batch_size, figure.version, figure.origin
         paths.update(names)
-        run = _bins_and_models(artifacts, size, version, lengths, precision)
+        run = _bins_and_models(artifacts, size, version, tuple(map(int, by_length)), precision)
         known |= run
         if origin == contract.BROUGHT_MODEL:
             supplied.add(str(artifacts.compiled(size)))
@@ -213,10 +193,8 @@ def _scope(evidence: Evidence, job: Job) -> Scope:
 def _bins_and_models(artifacts: Artifacts, size: int, version: str, lengths: Lengths, precision: str) -> set[str]:
     of_precision = replace(artifacts, precision=precision)
     kinds = (matrix.BINS, matrix.MODEL, matrix.WEIGHTS)
-    of_run = [
-        *matrix.of_evaluation(of_precision, lengths, size, version),
-        *matrix.of_performance(of_precision, lengths, size, version, ()),
-    ]
+    of_run = [*matrix.of_evaluation(of_precision, lengths, size, version)]
+    of_run += matrix.of_performance(of_precision, lengths, size, version, ())
     return {str(path) for path, kind in of_run if kind in kinds}
 
 
@@ -313,18 +291,15 @@ def _size(path: Path) -> int:
 
 def _digest(evidence: Evidence, path: str) -> str:
     absolute = evidence.root / path
+    is_folder = absolute.is_dir()
     try:
-        if absolute.is_dir():
-            evidence.files += len(files.files_in(absolute))
-            evidence.bytes += _size(absolute)
-            return f"dirHash {files.folder_digest(absolute)}"
-        digest = f"sha256 {files.sha256_of(absolute)}"
+        digest = f"dirHash {files.folder_digest(absolute)}" if is_folder else f"sha256 {files.sha256_of(absolute)}"
     except FileNotFoundError:
         return "nothing"
     except OSError as error:
         return f"what cannot be read ({error.strerror})"
-    evidence.files += 1
-    evidence.bytes += absolute.stat().st_size
+    evidence.files += len(files.files_in(absolute)) if is_folder else 1
+    evidence.bytes += _size(absolute)
     return digest
 
 
@@ -357,16 +332,10 @@ def _unlike_checkout(artifacts: Artifacts, job: Job, project: Path, profile: Opt
 
     if profile is None:
         return [f"profile {artifacts.profile} is not in this invoke.yaml"]
-    ours = {
-        "published": profile.published,
-        "rows": dict(profile.rows),
-        "labels": [*(profile.labels or contract.LABELS)],
-    }
-    unlike = [
-        f"{key} of the profile are not this checkout's"
-        for key, value in ours.items()
-        if getattr(job.profile, key) != value
-    ]
+    labels = [*(profile.labels or contract.LABELS)]
+    ours = {"published": profile.published, "rows": dict(profile.rows), "labels": labels}
+    different = (key for key, value in ours.items() if getattr(job.profile, key) != value)
+    unlike = [f"{key} of the profile are not this checkout's" for key in different]
     known = reasons.applicable(gates.load(project / gates.OURS, profile.name), profile, job.versions)
     for name in Gates.__struct_fields__:
         gate = getattr(job.gates, name)

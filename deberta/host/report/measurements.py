@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import Any, Iterator, Mapping, Optional, Sequence
+from typing import Any, Callable, Iterator, Optional, Sequence
 
 import msgspec
 
 from deberta.ascend import ais_bench
 from deberta.core import buckets, records, schema
 from deberta.core.contract import BROUGHT_MODEL, FP32, INT8, PRECISIONS, RUNNERS, SEQUENCE_LENGTH
-from deberta.core.errors import DataError, MissingError
+from deberta.core.errors import DataError
 from deberta.core.job import EvaluationFiles, LabelChangeFiles, PerformanceFiles, ThroughputFiles
 from deberta.core.paths import record_of
 from deberta.core.records import Record
@@ -26,8 +25,6 @@ NO_RECORD = "no record"
 _RESULT = re.compile(
     r"(?:eval|msame|ais_bench|perf)_bs(\d+)(?:_int8)?_(?:match|mismatch)(?:\.txt|\.json|_buckets\.json)"
 )
-
-Json = Mapping[str, Any]
 
 
 @dataclass
@@ -46,6 +43,18 @@ class Measured:
 
     def __bool__(self) -> bool:
         return bool(self.evaluations or self.performances or self.throughputs or self.left_out)
+
+
+class Tally(msgspec.Struct):
+    rows: int
+    correct: int
+    accuracy: float
+
+
+class EvaluationCounts(Tally):
+    """What is printed of an evaluation's exact counts."""
+
+    genres: dict[str, Tally]
 
 
 class Unreadable(Exception):
@@ -93,7 +102,7 @@ class _Collector:
     case: Case
     measured: Measured
 
-    def collect(self, path: PurePosixPath, add: Any) -> None:
+    def collect(self, path: PurePosixPath, add: Callable[[], None]) -> None:
         try:
             add()
         except Unreadable as error:
@@ -123,9 +132,7 @@ class _Collector:
             self._require(PurePosixPath(path), record, "counted")
         self.measured.evaluations.append(
             EvaluationFiles(
-                batch_size=case.batch_size,
-                version=case.version,
-                precision=case.plan.precision,
+                **self._run,
                 outputs=outputs,
                 bins=bins,
                 evaluation=str(text),
@@ -134,6 +141,12 @@ class _Collector:
                 place=place(case.plan, ""),
             )
         )
+
+    @property
+    def _run(self) -> dict[str, Any]:
+        """What names the run in each of a job's entries."""
+        case = self.case
+        return {"batch_size": case.batch_size, "version": case.version, "precision": case.plan.precision}
 
     def _require(self, path: PurePosixPath, record: Optional[Record], verb: str) -> None:
         """The file is there, and as the record has it."""
@@ -168,9 +181,7 @@ class _Collector:
         if record := unaltered(session, log):
             self.measured.engines |= _engine(record)
         run = PerformanceFiles(
-            batch_size=part.batch_size,
-            version=part.version,
-            precision=part.plan.precision,
+            **self._run,
             length=part.plan.length if not part.plan.is_padded else SEQUENCE_LENGTH,
             runner=name,
             log=str(log),
@@ -201,9 +212,7 @@ class _Collector:
         self._require(tokens, record, "took")
         self.measured.throughputs.append(
             ThroughputFiles(
-                batch_size=case.batch_size,
-                version=case.version,
-                precision=case.plan.precision,
+                **self._run,
                 throughput=str(path),
                 logs=logs,
                 tokens=str(tokens),
@@ -291,19 +300,6 @@ def _engine(record: Record) -> set[str]:
     if "engine" not in summary:
         return set()
     return {f"{summary['engine']}, {summary.get('precision')}, {summary.get('threads')} threads"}
-
-
-def read_evaluation(path: Path) -> Json:
-    """The exact counts of an evaluation. Raises MissingError and DataError."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise MissingError(f"{path} is missing. Evaluate again with --force") from None
-    except ValueError as error:
-        raise DataError(f"{path} is not JSON ({error}). Evaluate again with --force") from None
-    if not isinstance(content, dict) or not {"accuracy", "correct", "rows", "genres"} <= set(content):
-        raise DataError(f"{path} does not hold the counts of an evaluation. Evaluate again with --force")
-    return content
 
 
 def place(plan: Plan, name: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import socket
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path, PurePosixPath
 from typing import Callable, Iterable, Mapping, Optional, Sequence
@@ -15,18 +15,7 @@ import deberta
 from deberta.core import buckets, contract, files, machine, published, records, schema
 from deberta.core import report as report_format
 from deberta.core.errors import DataError, MissingError
-from deberta.core.job import (
-    FORMAT,
-    CellPlace,
-    Gates,
-    HostFacts,
-    Job,
-    JobMeasured,
-    JobProfile,
-    PinFacts,
-    PublishedRow,
-    StepFacts,
-)
+from deberta.core.job import FORMAT, CellPlace, Gates, HostFacts, Job, JobMeasured, JobProfile, PinFacts, StepFacts
 from deberta.core.paths import record_of
 from deberta.core.records import Record
 from deberta.core.report import Report
@@ -115,7 +104,7 @@ def make(session: Session, plan: Plan, request: ReportRequest) -> Job:
         inputs=_digests(session, inputs),
         artifacts=_digests(session, (path for path, kind in artifacts if kind in matrix.SAME_ANYWHERE)),
         gates=gates(session, plan, request),
-        published=[PublishedRow(**asdict(row)) for row in published.GUIDE] if profile.published else [],
+        published=list(published.GUIDE) if profile.published else [],
         note=f"{published.SOURCE}. {published.NOTE}" if profile.published else "",
         not_accepted=[],
         measured=JobMeasured(
@@ -210,13 +199,12 @@ def _current(
     session: Session, plan: Plan, versions: Iterable[str], plan_step: Callable[[Plan, str], Step]
 ) -> dict[str, str]:
     """version -> the step's output, where it is there and of the present inputs."""
-    outputs = {}
-    for version in versions:
-        step = plan_step(plan, version)
-        [output] = step.outputs
-        if (session.workspace / output).exists() and not freshness.outdated(session, step):
-            outputs[version] = str(output)
-    return outputs
+    steps = {version: plan_step(plan, version) for version in versions}
+    return {
+        version: str(step.outputs[0])
+        for version, step in steps.items()
+        if (session.workspace / step.outputs[0]).exists() and not freshness.outdated(session, step)
+    }
 
 
 def _artifacts(plan: Plan, request: ReportRequest, measured: Measured) -> list[Artifact]:
@@ -238,18 +226,12 @@ def _artifacts(plan: Plan, request: ReportRequest, measured: Measured) -> list[A
 
 def _of_this_machine(artifacts: Iterable[Artifact], measured: Measured) -> list[PurePosixPath]:
     kinds = (matrix.MODEL, matrix.WEIGHTS, matrix.REFERENCE)
-    return [
-        *(path for path, kind in artifacts if kind in kinds),
-        *(PurePosixPath(folder) for cell in measured.evaluations for folder in cell.outputs.values()),
-        *(PurePosixPath(cell.evaluation).with_suffix(".json") for cell in measured.evaluations),
-        *(PurePosixPath(run.log) for run in measured.performances),
-        *(
-            PurePosixPath(path)
-            for result in measured.throughputs
-            for path in (result.throughput, *result.logs.values())
-        ),
-        *(PurePosixPath(changes.label_changes) for changes in measured.label_changes),
-    ]
+    names = [folder for cell in measured.evaluations for folder in cell.outputs.values()]
+    names += [str(PurePosixPath(cell.evaluation).with_suffix(".json")) for cell in measured.evaluations]
+    names += [run.log for run in measured.performances]
+    names += [path for result in measured.throughputs for path in (result.throughput, *result.logs.values())]
+    names += [changes.label_changes for changes in measured.label_changes]
+    return [*(path for path, kind in artifacts if kind in kinds), *map(PurePosixPath, names)]
 
 
 def _digests(session: Session, paths: Iterable[PurePosixPath]) -> dict[str, dict[str, str]]:

@@ -48,15 +48,6 @@ class VerificationRequest:
     seed: int = 0
 
 
-@dataclass(frozen=True)
-class VerificationResult:
-    """What is in order: numbers recomputed, rows replayed and their largest difference, the signature."""
-
-    numbers: int
-    replayed: str
-    signature: str
-
-
 def show(request: VerificationRequest) -> None:
     """What verify runs, without its checks of digests: the report made again."""
     artifacts = request.artifacts
@@ -85,17 +76,12 @@ def verify(request: VerificationRequest, signed: bool = True) -> Evidence:
         numbers = _recompute(request, tree, scratch, console)
         replayed = _replay(request, tree, scratch, console) if request.rows else "none (--replay N)"
         console.close()
-    _summarise(request, tree, VerificationResult(numbers, replayed, signature))
-    return tree
-
-
-def _summarise(request: VerificationRequest, tree: Evidence, result: VerificationResult) -> None:
     verdict = tree.report.verdict if tree.report else None
     print(
         f"files checked: {tree.files}, {tree.bytes:,} bytes, by {len(tree.records)} records\n"
-        f"numbers recomputed: {result.numbers}\n"
-        f"rows replayed: {result.replayed}\n"
-        f"signature: {result.signature}\n"
+        f"numbers recomputed: {numbers}\n"
+        f"rows replayed: {replayed}\n"
+        f"signature: {signature}\n"
         f"verdict in the report: {verdict.verdict if verdict else 'none, it is no acceptance'}\n"
         "not checked:"
     )
@@ -103,10 +89,10 @@ def _summarise(request: VerificationRequest, tree: Evidence, result: Verificatio
         print(f"  {text}")
     print("  that times, machine and tools were what the report says: nothing but a signature vouches for them")
     print(f"  that {request.artifacts.onnx} is the checkpoint's graph: invoke export-onnx makes the same bytes again")
-    findings = list(dict.fromkeys(map(str, tree.findings)))
+    findings = list(dict.fromkeys(tree.findings))
     if not findings:
-        print(f"verified: {request.artifacts.report('json')}")
-        return
+        print(f"verified: {artifacts.report('json')}")
+        return tree
     print(f"wrong: {len(findings)}")
     for text in findings:
         print(f"  {text}")

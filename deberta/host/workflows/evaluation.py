@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 from typing import Any, Mapping, Optional, Sequence
 
 from deberta.ascend import timing
-from deberta.core import buckets, records
+from deberta.core import buckets, records, schema
 from deberta.core.buckets import Choice
 from deberta.core.contract import FP32
 from deberta.core.errors import ConfigError, DataError, MissingError
@@ -187,13 +187,14 @@ def _count(session: Session, case: Case, outputs: Sequence[PurePosixPath], place
     if session.dry:
         return
     path = case.evaluation
-    result = measurements.read_evaluation(session.workspace / path.with_suffix(".json"))
+    counts_file = session.workspace / path.with_suffix(".json")
+    result = schema.read(counts_file, measurements.EvaluationCounts, "Evaluate again with --force")
     print(
         f"accuracy {case.version} bs={case.batch_size} {place}: "
-        f"{result['accuracy']} = {result['correct']}/{result['rows']}{_partial(case.plan)}"
+        f"{result.accuracy} = {result.correct}/{result.rows}{_partial(case.plan)}"
     )
-    for genre, counts in result["genres"].items():
-        print(f"  {genre}: {counts['accuracy']} = {counts['correct']}/{counts['rows']}")
+    for genre, counts in result.genres.items():
+        print(f"  {genre}: {counts.accuracy} = {counts.correct}/{counts.rows}")
     print(f"  {path}\n  {path.with_suffix('.json')}")
 
 

@@ -57,8 +57,7 @@ def assess(job: Job, root: Path = Path()) -> Report:
         raise MissingError(f"nothing has been measured for profile {job.profile.name}. Run: invoke evaluate")
     body = make_body(job, root)
     performances = sorted(
-        (performance(run, root) for run in job.performances),
-        key=lambda run: (*_order(run), RUNNERS.index(run.runner)),
+        (performance(run, root) for run in job.performances), key=lambda run: (*_order(run), RUNNERS.index(run.runner))
     )
     report = Report(
         format=FORMAT,
@@ -190,12 +189,7 @@ def main(argv: Sequence[str]) -> None:
         f"{evaluations} evaluations counted again, {runs} performance runs: "
         f"{verdict or 'no verdict was asked for'}: {options.output}"
     )
-    summary = {
-        "verdict": verdict,
-        "body_sha256": report.body_sha256,
-        "evaluations": evaluations,
-        "performances": runs,
-    }
+    summary = {"verdict": verdict, "body_sha256": report.body_sha256, "evaluations": evaluations, "performances": runs}
     arguments.write_summary(options.summary, summary)
 
 

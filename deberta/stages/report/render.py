@@ -56,10 +56,7 @@ def main(argv: Sequence[str]) -> None:
     )
     report = read(options.report)
     beside = options.report.resolve().parent == options.html.resolve().parent
-    pages = {
-        options.markdown: markdown(report),
-        options.html: html(report, options.report.name if beside else ""),
-    }
+    pages = {options.markdown: markdown(report), options.html: html(report, options.report.name if beside else "")}
     with contextlib.ExitStack() as both:  # none is renamed before both are written
         for path, text in pages.items():
             both.enter_context(files.new_file(path)).write_text(text, encoding="utf-8", newline="\n")
