@@ -22,6 +22,7 @@ from deberta.core.errors import DataError
 STATEMENT_TYPE: Final = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE: Final = "https://slsa.dev/provenance/v1"
 BUILD_TYPE: Final = "urn:deberta-ascend:step:v1"
+IMAGE = "image "  # what a dependency on a stage image starts with
 SUMMARY = "summary"  # name of the byproduct that holds a stage's own counts
 
 
@@ -81,6 +82,12 @@ class Record(msgspec.Struct, frozen=True, rename="camel"):
     def subjects(self) -> dict[str, dict[str, str]]:
         """Name to digest, of what the step wrote."""
         return digests(self.subject)
+
+    @property
+    def images(self) -> dict[str, str]:
+        """Name to SHA-256, of the images that the step ran in."""
+        dependencies = self.dependencies.items()
+        return {name[len(IMAGE) :]: digest["sha256"] for name, digest in dependencies if name.startswith(IMAGE)}
 
     @property
     def dependencies(self) -> dict[str, dict[str, str]]:

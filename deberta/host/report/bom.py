@@ -28,7 +28,7 @@ from deberta.host.environments import stages as stage_env
 from deberta.host.plan import matrix
 from deberta.host.plan.plan import Plan
 from deberta.host.report import evidence
-from deberta.host.report.evidence import IMAGE, Evidence
+from deberta.host.report.evidence import Evidence
 from deberta.host.run.runner import BUILDER
 from deberta.host.run.session import Session
 
@@ -227,9 +227,8 @@ def _containers(project: Path, tree: Evidence) -> Iterator[Component]:
     """The images that steps ran in, by id, and the bases that docker/pins.toml names for them."""
     images: dict[str, tuple[str, str]] = {}
     for record in tree.records.values():
-        for name, digest in record.dependencies.items():
-            if name.startswith(IMAGE):
-                images[name[len(IMAGE) :]] = (digest["sha256"], str(record.internal.get("pins", "")))
+        pins = str(record.internal.get("pins", ""))
+        images.update((tag, (identity, pins)) for tag, identity in record.images.items())
     stages = set()
     for tag, (identity, pins) in sorted(images.items()):
         name, _, version = tag.rpartition(":")
@@ -295,8 +294,7 @@ def _dependencies(tree: Evidence, components: Iterable[Json]) -> list[Component]
     dependencies: list[Component] = [{"ref": "deployment", "dependsOn": refs}]
     for ref in refs:
         record = tree.record_for(ref)
-        made_of = record.dependencies if record else ()
-        names = {name[len(IMAGE) :] if name.startswith(IMAGE) else name for name in made_of}
+        names = {*record.dependencies, *record.images} if record else set()
         if needs := sorted(names & set(refs) - {ref}):
             dependencies.append({"ref": ref, "dependsOn": needs})
     return dependencies

@@ -26,7 +26,6 @@ from deberta.host.report import reasons
 from deberta.host.run import source_digest
 
 RECORD_SUFFIX = ".record.json"
-IMAGE = "image "  # what a record's dependency on a stage image starts with
 MIB = 1 << 20
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -223,7 +222,7 @@ def _walk(evidence: Evidence, scope: Scope, tree_records: Mapping[str, Record]) 
             evidence.claims += _claims(name, record.subjects)
             if path in scope.foreign:
                 continue
-            images |= {needed for needed in record.dependencies if needed.startswith(IMAGE)}
+            images |= {needed for needed in record.dependencies if needed.startswith(records.IMAGE)}
             in_tree = {needed: digest for needed, digest in record.dependencies.items() if needed not in images}
             evidence.claims += _claims(name, in_tree)
             waiting += [*record.subjects, *in_tree]

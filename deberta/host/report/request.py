@@ -166,12 +166,12 @@ def one_build_of_each(step_records: Mapping[PurePosixPath, Record]) -> None:
     """Raise DataError where two steps' records (by artifact) have different digests of one image."""
     seen: dict[str, tuple[PurePosixPath, str]] = {}
     for path, record in step_records.items():
-        for name, digest in _images(record).items():
+        for name, digest in record.images.items():
             first_path, first_digest = seen.setdefault(name, (path, digest))
             if digest != first_digest:
                 raise DataError(
-                    f"{record_of(path)} says that {name} is sha256:{digest}, and {record_of(first_path)} that it is "
-                    f"sha256:{first_digest}: a record was altered, or the image was built again on the way. "
+                    f"{record_of(path)} says that image {name} is sha256:{digest}, and {record_of(first_path)} that it "
+                    f"is sha256:{first_digest}: a record was altered, or the image was built again on the way. "
                     f"Run: invoke acceptance --force"
                 )
 
@@ -240,15 +240,9 @@ def _digests(session: Session, paths: Iterable[PurePosixPath]) -> dict[str, dict
     return {str(path): session.digests.of(path) for path in present}
 
 
-def _images(record: Record) -> dict[str, str]:
-    """The SHA-256 of each image that a step ran in."""
-    dependencies = record.dependencies.items()
-    return {name: str(digest["sha256"]) for name, digest in dependencies if name.startswith("image ")}
-
-
 def _step(record: Record) -> StepFacts:
     parameters, started, finished = record.parameters, record.started, record.finished
-    images = list(_images(record).values())
+    images = list(record.images.values())
     return StepFacts(
         step=str(parameters.get("step", "")),
         executor=str(parameters.get("executor", "")),

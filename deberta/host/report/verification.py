@@ -102,14 +102,14 @@ def verify(request: VerificationRequest, signed: bool = True) -> Evidence:
 
 
 def _run(
-    request: VerificationRequest, module: str, arguments: Sequence[object], scratch: Path, say: Callable[[str], None]
+    request: VerificationRequest, module: str, arguments: Sequence[object], scratch: Path, say: Optional[Console] = None
 ) -> str:
-    """Run a stage in the tree; returns what it printed. Raises the stage's errors."""
+    """Run a stage in the tree; returns what it printed, and shows it by `say`. Raises the stage's errors."""
     # The tree may be anybody's: no module is imported from the folder that the stage runs in.
     variables = {**local.environment(request.project, os.environ), "PYTHONSAFEPATH": "1"}
     command = [str(request.python()), "-m", module, *map(str, arguments)]
     log = scratch / f"{module}.log"
-    lines, code = local.execute(command, request.root, variables, log, say)
+    lines, code = local.execute(command, request.root, variables, log, say.line if say else lambda line: None)
     try:
         check_exit(module, lines, code, log)
     except StageError as error:  # the log goes with the scratch folder
@@ -126,11 +126,10 @@ def _recompute(request: VerificationRequest, tree: Evidence, scratch: Path, cons
             tree.add(path, "is missing, so nothing could be made again")
         return 0
     output = scratch / "recomputed.json"
-    names = ("--job", "--report", "--markdown", "--html")
-    arguments: list[object] = [part for pair in zip(names, paths) for part in pair]
-    arguments += [*_data_options(tree), *_bill(request, tree, scratch), "--scratch", scratch, "--output", output]
+    arguments = [part for pair in zip(("--job", "--report", "--markdown", "--html"), paths) for part in pair]
+    others = [*_data_options(tree), *_bill(request, tree, scratch), "--scratch", scratch, "--output", output]
     try:
-        _run(request, RECOMPUTE, arguments, scratch, console.line)
+        _run(request, RECOMPUTE, [*arguments, *others], scratch, console)
     except DebertaError as error:
         tree.add(artifacts.report("json"), f"cannot be made again: {error}")
         return 0
@@ -180,17 +179,12 @@ def _replay(request: VerificationRequest, tree: Evidence, scratch: Path, console
     if not runs or not data_options:
         tree.add(artifacts.job(), "names no run of the present model whose rows could be replayed")
         return "none"
-    content = {
-        "model": str(artifacts.onnx),
-        "tokenizer": data_options[1],
-        "runs": runs,
-        "limit": artifacts.limit,
-        "float16": artifacts.backend == "ascend",
-    }
+    model, float16 = str(artifacts.onnx), artifacts.backend == "ascend"
+    content = {"model": model, "tokenizer": data_options[1], "runs": runs, "limit": artifacts.limit, "float16": float16}
     files.write_text(plan, json.dumps(content))
     arguments = ["--plan", plan, "--rows", request.rows, "--seed", request.seed, "--output", output]
     try:
-        _run(request, REPLAY, arguments, scratch, console.line)
+        _run(request, REPLAY, arguments, scratch, console)
     except DebertaError as error:
         tree.add(artifacts.onnx, f"cannot be replayed: {error}")
         return "none"
@@ -260,7 +254,7 @@ def _signature(request: VerificationRequest, scratch: Path, console: Console) ->
         return "none, although a key was given", "is missing: expected a signature by the key given, found none"
     arguments = ["--envelope", path, "--key", os.path.abspath(request.key)]
     try:
-        return f"signed by key {_run(request, SIGN, arguments, scratch, lambda line: None).strip()}", ""
+        return f"signed by key {_run(request, SIGN, arguments, scratch).strip()}", ""
     except DataError as error:
         return "bad", str(error)
 
@@ -287,12 +281,16 @@ def _check_subjects(tree: Evidence) -> None:
             tree.add(path, f"does not have {name} among what was signed")
 
 
+def _sign(request: VerificationRequest, folder: str, passphrase_env: Optional[str], *arguments: object) -> str:
+    """Run the stage that signs or makes a key; returns the key's id."""
+    passphrase = ["--passphrase-env", passphrase_env] if passphrase_env else []
+    return _run(request, SIGN, [*arguments, *passphrase], Path(folder)).strip()
+
+
 def new_key(request: VerificationRequest, path: Path, passphrase_env: Optional[str]) -> None:
     """Make a key pair."""
     with tempfile.TemporaryDirectory(prefix="deberta-sign-") as folder:
-        arguments = ["--new-key", os.path.abspath(path)]
-        arguments += ["--passphrase-env", passphrase_env] if passphrase_env else []
-        identity = _run(request, SIGN, arguments, Path(folder), lambda line: None).strip()
+        identity = _sign(request, folder, passphrase_env, "--new-key", os.path.abspath(path))
     print(f"key {identity}\n  {path}: private, keep it\n  {path}.pub: for those who verify")
 
 
@@ -303,10 +301,9 @@ def sign(request: VerificationRequest, key: Path, passphrase_env: Optional[str])
         before, envelope = Path(folder) / "statement.json", Path(folder) / "envelope.json"
         text = json.dumps(statement(evidence.walk(request.root, request.artifacts)))
         files.write_text(before, text)
-        arguments = ["--statement", before, "--key", os.path.abspath(key), "--output", envelope]
-        arguments += ["--passphrase-env", passphrase_env] if passphrase_env else []
         # First, so that a wrong key or passphrase is known at once; kept only if everything verifies.
-        identity = _run(request, SIGN, arguments, Path(folder), lambda line: None).strip()
+        arguments = ["--statement", before, "--key", os.path.abspath(key), "--output", envelope]
+        identity = _sign(request, folder, passphrase_env, *arguments)
         again = json.dumps(statement(verify(request, signed=False)))
         if again != text:
             raise DataError("something changed while it was verified. Run the same command again")

@@ -36,6 +36,7 @@ from deberta.core.report import (
 )
 from deberta.stages import arguments
 from deberta.stages.inference import postprocess
+from deberta.stages.inference.logits import predicted
 from deberta.stages.report import canonical, cells, gates, intervals
 from deberta.stages.report.cells import Recount, Version
 
@@ -107,7 +108,7 @@ def make_body(job: Job, root: Path) -> Body:
             name: schema.read(root / path, DataCheck, "Run: invoke acceptance") for name, path in job.sentinels.items()
         },
         reference={
-            name: cells.reference_counts(version.reference, version)
+            name: cells.proportion(int((predicted(version.reference) == version.labels).sum()), len(version.gold))
             for name, version in versions.items()
             if version.reference is not None
         },

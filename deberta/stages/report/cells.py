@@ -143,10 +143,6 @@ def permutations(confusion: Mapping[str, Mapping[str, int]]) -> list[LabelOrder]
     return sorted(orders, key=lambda order: -order.correct)
 
 
-def reference_counts(reference: Logits, version: Version) -> Proportion:
-    return proportion(int((predicted(reference) == version.labels).sum()), len(version.gold))
-
-
 def versus(logits: Logits, reference: Logits, version: Version) -> ReferenceComparison:
     """A run beside PyTorch on the same rows; the margins are PyTorch's."""
     difference, gold = compare_logits(reference, logits), version.labels

@@ -21,7 +21,7 @@ from typing import Any
 from deberta.core import files
 from deberta.core.differences import differences, shown
 from deberta.core.errors import DebertaError, one_line, run_stage
-from deberta.core.job import Job
+from deberta.core.job import EvaluationFiles, Job, LabelChangeFiles
 from deberta.core.progress import Progress
 from deberta.stages import arguments
 from deberta.stages.data import check_data
@@ -138,11 +138,8 @@ def recompute(options: Namespace) -> Result:
     beside = Path(shutil.copyfile(report, pages / report.name))
     page_pairs = [(path, pages / path.name) for path in (options.markdown, options.html)]
     rendering = ["--report", beside, "--markdown", page_pairs[0][1], "--html", page_pairs[1][1]]
-    of_data = options.tokenizer and options.config
     recomputations = [
-        *(_data_checks(job, options.tokenizer, options.config, scratch) if of_data else ()),
-        *_evaluations(job, scratch),
-        *_comparisons(job, scratch),
+        *_stages(job, options),
         Recomputation(assess.main, ["--job", options.job, "--output", again], [(report, again)]),
         Recomputation(render.main, rendering, page_pairs),
     ]
@@ -156,48 +153,47 @@ def recompute(options: Namespace) -> Result:
     return result
 
 
+def _stages(job: Job, options: Namespace) -> Iterator[Recomputation]:
+    """All that stages counted for the job: its data, evaluations, throughputs over the data, changes by int8."""
+    if options.tokenizer and options.config:
+        for version, stored in job.sentinels.items():
+            command = ["--data", job.data[version], "--tokenizer", options.tokenizer, "--config", options.config]
+            yield _again(check_data.main, options.scratch, stored, [*command, *_row_options(job, version)])
+    for cell in job.cells:
+        if cell.origin != UNRECORDED:
+            command = [*_run_options(job, cell, cell.outputs), "--outputs", _joined(cell.outputs)]
+            yield _again(postprocess.main, options.scratch, cell.evaluation, command)
+    for result in job.throughputs:
+        command = ["--lengths", ",".join(result.logs), "--logs", _joined(result.logs)]
+        command += ["--tokens", result.tokens, "--bs", result.batch_size]
+        yield _again(throughput.main, options.scratch, result.throughput, command)
+    for changes in job.label_changes:
+        outputs = ["--fp32", _joined(changes.fp32), "--int8", _joined(changes.int8)]
+        command = [*_run_options(job, changes, changes.fp32), *outputs]
+        yield _again(label_changes.main, options.scratch, changes.label_changes, command)
+
+
+def _again(stage: Stage, scratch: Path, kept: str, command: Sequence[object]) -> Recomputation:
+    """The stage that made a kept file; the counts of an accuracy text are in the .json of the same name."""
+    stored, output = Path(kept), scratch / Path(kept).name
+    suffixes = dict.fromkeys((stored.suffix, ".json"))
+    pairs = [(stored.with_suffix(suffix), output.with_suffix(suffix)) for suffix in suffixes]
+    return Recomputation(stage, [*command, "--output", output], pairs)
+
+
+def _run_options(job: Job, figure: EvaluationFiles | LabelChangeFiles, outputs: Mapping[str, str]) -> list[object]:
+    bins = ["--bins", _joined(figure.bins)] if figure.bins else []
+    paths = ["--data", job.data[figure.version], *bins]
+    return ["--lengths", ",".join(outputs), *paths, "--bs", figure.batch_size, *_row_options(job, figure.version)]
+
+
 def _row_options(job: Job, version: str) -> list[object]:
-    limit, rows = job.limit, job.profile.rows.get(version)
-    options = {"--version": version, "--limit": limit or None, "--rows": rows}
+    options = {"--version": version, "--limit": job.limit or None, "--rows": job.profile.rows.get(version)}
     return [f"{name}={value}" for name, value in options.items() if value is not None]
 
 
-def _data_checks(job: Job, tokenizer: Path, config: Path, scratch: Path) -> Iterator[Recomputation]:
-    for version, stored in job.sentinels.items():
-        output = scratch / f"sentinel_{version}.json"
-        paths = ["--data", job.data[version], "--tokenizer", tokenizer, "--config", config, "--output", output]
-        yield Recomputation(check_data.main, [*paths, *_row_options(job, version)], [(Path(stored), output)])
-
-
-def _evaluations(job: Job, scratch: Path) -> Iterator[Recomputation]:
-    for index, cell in enumerate(job.cells):
-        if cell.origin == UNRECORDED:
-            continue
-        text, output = Path(cell.evaluation), scratch / f"eval_{index}.txt"
-        pairs = [(text, output), (text.with_suffix(".json"), output.with_suffix(".json"))]
-        command = [*_run_options(cell.outputs, cell.bins), "--data", job.data[cell.version], "--output", output]
-        outputs = ["--outputs", ",".join(cell.outputs.values()), "--bs", cell.batch_size]
-        yield Recomputation(postprocess.main, [*command, *outputs, *_row_options(job, cell.version)], pairs)
-
-
-def _comparisons(job: Job, scratch: Path) -> Iterator[Recomputation]:
-    """The throughputs over the data, and the label changes of int8 runs."""
-    for index, files_of in enumerate(job.throughputs):
-        output = scratch / f"throughput_{index}.json"
-        lengths, logs = ",".join(files_of.logs), ",".join(files_of.logs.values())
-        command = ["--lengths", lengths, "--logs", logs, "--tokens", files_of.tokens, "--bs", files_of.batch_size]
-        stored = Path(files_of.throughput)
-        yield Recomputation(throughput.main, [*command, "--output", output], [(stored, output)])
-    for index, changes in enumerate(job.label_changes):
-        output = scratch / f"label_changes_{index}.json"
-        command = [*_run_options(changes.fp32, changes.bins), "--data", job.data[changes.version], "--output", output]
-        outputs = ["--fp32", ",".join(changes.fp32.values()), "--int8", ",".join(changes.int8.values())]
-        options = ["--bs", changes.batch_size, *_row_options(job, changes.version)]
-        yield Recomputation(label_changes.main, [*command, *outputs, *options], [(Path(changes.label_changes), output)])
-
-
-def _run_options(outputs: Mapping[str, str], bins: Mapping[str, str]) -> list[object]:
-    return ["--lengths", ",".join(outputs), *(["--bins", ",".join(bins.values())] if bins else [])]
+def _joined(paths: Mapping[str, str]) -> str:
+    return ",".join(paths.values())
 
 
 def check_body(result: Result, report: Path) -> None:
