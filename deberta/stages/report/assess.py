@@ -85,12 +85,17 @@ def assess(job: Job, root: Path = Path()) -> Report:
 def make_body(job: Job, root: Path) -> Body:
     """What depends on pins and inputs alone."""
     used = {*job.references, *(cell.version for cell in job.cells)}
-    versions = {name: _version(job, name, root) for name in job.data if name in used}
+    versions = {}
+    for name in (name for name in job.data if name in used):
+        gold = postprocess.read_gold(root / job.data[name], job.limit, job.profile.rows.get(name) or 0)
+        path = job.references.get(name)
+        reference = cells.read_reference(root / path, len(gold)) if path else None
+        versions[name] = Version(gold, reference, gates.near_tie_margin(job))
     counted: list[Recount] = []
     progress = Progress("recount", len(job.cells), "evaluations")
     for source in job.cells:
-        version = versions[source.version]
-        counted.append(cells.recount(source, root / job.data[version.name], version, job.limit, root))
+        data = root / job.data[source.version]
+        counted.append(cells.recount(source, data, versions[source.version], job.limit, root))
         progress.update(len(counted))
     counted.sort(key=lambda entry: _order(entry.cell))
     comparable = [entry for entry in counted if entry.cell.precision == FP32 and not entry.cell.origin]
@@ -123,13 +128,6 @@ def make_body(job: Job, root: Path) -> Body:
 
 def _order(figure: EvaluationCell | PerformanceRun) -> tuple[int, str, int]:
     return figure.batch_size, figure.version, PRECISIONS.index(figure.precision)
-
-
-def _version(job: Job, name: str, root: Path) -> Version:
-    gold = postprocess.read_gold(root / job.data[name], job.limit, job.profile.rows.get(name) or 0)
-    path = job.references.get(name)
-    reference = cells.read_reference(root / path, len(gold)) if path else None
-    return Version(name, gold, reference, gates.near_tie_margin(job))
 
 
 def performance(source: PerformanceFiles, root: Path = Path()) -> PerformanceRun:

@@ -52,7 +52,6 @@ class Recount(NamedTuple):
 class Version:
     """What the cells of one version share. `reference`: PyTorch's logits, if there are any."""
 
-    name: str
     gold: Sequence[Gold]
     reference: Logits | None
     near_tie_margin: float

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import msgspec
 
 from deberta.core.contract import FP32, SEQUENCE_LENGTH, VERSIONS
 from deberta.core.report import DataProblem, EvaluationCell, Proportion, Report, is_padded
@@ -112,23 +114,24 @@ def size_of(cell: EvaluationCell) -> str:
     return f"{cell.batch_size}" if cell.precision == FP32 else f"{cell.batch_size} ({cell.precision})"
 
 
-@dataclass(frozen=True)
-class Group:
-    """The cells of one version that counted the same, at batch sizes that are alike in where they were made."""
+class Group(NamedTuple):
+    """The cells of one version that counted the same, and are alike in where they were made."""
 
-    version: str
-    sizes: tuple[int, ...]
     stands: str  # as `where_counted`
-    cell: EvaluationCell  # the first of them
+    cells: list[EvaluationCell]
+
+    @property
+    def cell(self) -> EvaluationCell:
+        return self.cells[0]
+
+    @property
+    def sizes(self) -> str:
+        return ", ".join(str(cell.batch_size) for cell in self.cells)
 
     @property
     def title(self) -> str:
         separator = " " if self.stands.startswith("on ") else ", "
-        return f"{self.version}, bs {', '.join(map(str, self.sizes))}{separator}{self.stands}"
-
-    @property
-    def counts(self) -> dict[str, Proportion | EvaluationCell]:
-        return counts_of(self.cell)
+        return f"{self.cell.version}, bs {self.sizes}{separator}{self.stands}"
 
 
 def counts_of(cell: EvaluationCell) -> dict[str, Proportion | EvaluationCell]:
@@ -138,17 +141,12 @@ def counts_of(cell: EvaluationCell) -> dict[str, Proportion | EvaluationCell]:
 
 def groups(report: Report) -> list[Group]:
     """The cells by what they counted, versions in order: as a rule one group for each version."""
-    same: list[Group] = []
+    same: dict[tuple[str, bytes], Group] = {}
     for cell in sorted(report.body.cells, key=lambda cell: (VERSIONS.index(cell.version), cell.batch_size)):
         stands = tables.where_counted(report, cell)
-        for place, group in enumerate(same):
-            counts = [(c.version, c.genres, c.confusion, c.permutations) for c in (cell, group.cell)]
-            if counts[0] == counts[1] and group.stands == stands:
-                same[place] = replace(group, sizes=(*group.sizes, cell.batch_size))
-                break
-        else:
-            same.append(Group(cell.version, (cell.batch_size,), stands, cell))
-    return same
+        counts = msgspec.json.encode((cell.version, cell.genres, cell.confusion, cell.permutations))
+        same.setdefault((stands, counts), Group(stands, [])).cells.append(cell)
+    return list(same.values())
 
 
 def orders(report: Report) -> Table:
@@ -156,8 +154,8 @@ def orders(report: Report) -> Table:
     rows = []
     for group in groups(report):
         best, second = group.cell.permutations[:2]
-        first = [", ".join(best.order), f"{best.correct}", ", ".join(second.order), f"{second.correct}"]
-        rows.append((f"{', '.join(map(str, group.sizes))}", group.version, *first))
+        first = (", ".join(best.order), f"{best.correct}", ", ".join(second.order), f"{second.correct}")
+        rows.append((group.sizes, group.cell.version, *first))
     return table("orders", rows)
 
 

@@ -70,7 +70,7 @@ def _sections(report: Report) -> list[Section]:
 
 def _accuracy(report: Report, groups: list[Group]) -> list[Figure]:
     """A chart for each group of cells, all on one axis."""
-    ends = [end for group in groups for counts in group.counts.values() for end in counts.interval]
+    ends = [end for group in groups for counts in comparisons.counts_of(group.cell).values() for end in counts.interval]
     if not ends:
         return []
     official = {version: _official(report, version) for version in VERSIONS}
@@ -81,9 +81,9 @@ def _accuracy(report: Report, groups: list[Group]) -> list[Figure]:
     for number, group in enumerate(groups, 1):
         dots = [
             Dot(name, 100 * counts.accuracy, 100 * counts.interval[0], 100 * counts.interval[1], name == "all")
-            for name, counts in group.counts.items()
+            for name, counts in comparisons.counts_of(group.cell).items()
         ]
-        value = official[group.version]
+        value = official[group.cell.version]
         marked = {f"official {value}": value} if value is not None else {}
         svg = charts.whiskers(f"accuracy-{number}", f"Accuracy by genre: {group.title}", dots, marked, domain)
         figures.append(Figure(group.title, Markup(svg)))
@@ -104,7 +104,7 @@ def _genres(groups: list[Group]) -> list[Table]:
             group.title,
             heads,
             kinds,
-            [(name, *tables.counted(counts)) for name, counts in group.counts.items()],
+            [(name, *tables.counted(counts)) for name, counts in comparisons.counts_of(group.cell).items()],
         )
         for number, group in enumerate(groups, 1)
     ]

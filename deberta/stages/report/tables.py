@@ -123,11 +123,6 @@ def stands(origin: str, place: str, pinned: bool, precision: str) -> str:
     return text if pinned else f"{text}, not pinned"
 
 
-def by(runner: str) -> str:
-    """The guide's own runner is not named."""
-    return f" ({runner})" if runner == ais_bench.MODULE else ""
-
-
 def padded_runs(report: Report) -> list[PerformanceRun]:
     """The float32 runs at the guide's length, which may stand beside published figures."""
     return [run for run in report.measured.performances if (run.precision, run.length) == (FP32, SEQUENCE_LENGTH)]
@@ -209,7 +204,7 @@ def _performance(run: PerformanceRun) -> tuple[Cell, ...]:
     ranks = run.percentiles_ms
     return (
         f"{run.batch_size}",
-        f"{run.version}{by(run.runner)}",
+        f"{run.version}{' (ais_bench)' if run.runner == ais_bench.MODULE else ''}",
         f"{run.loops}",
         f"{run.fps:.3f}",
         f"{run.average_ms}",
