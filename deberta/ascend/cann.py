@@ -55,9 +55,10 @@ class Cann(NamedTuple):
 def load(setting: str, scratch: Path, scripts: Sequence[Path] = SCRIPTS) -> Cann:
     """The installation that `cann` in invoke.yaml names, or that is in one of the known places.
 
-    `scratch`: an existing folder for HOME. Raises ConfigError, MissingError (no CANN) or StageError (its script fails).
+    `scratch`: a folder for HOME. Raises ConfigError, MissingError (no CANN) or StageError (its script fails).
     """
     script = find(setting, scripts)
+    scratch.mkdir(parents=True, exist_ok=True)
     variables = environment(script, scratch)
     home = next((Path(variables[name]) for name in _HOMES if variables.get(name)), script.parent / "latest")
     return Cann(script, home, version(home), variables)

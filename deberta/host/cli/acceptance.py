@@ -35,7 +35,8 @@ def acceptance(c: Context, options: Options) -> None:
     if options.version:
         plan.profile.data_path(options.version)  # raises ConfigError if the profile does not have it
     session = settings.session_of(c, options)
-    by_setting = {"backend": options.backend or c.config.backend, "executor": options.executor or c.config.executor}
+    values = settings.read(c)
+    by_setting = {"backend": options.backend or values.backend, "executor": options.executor or values.executor}
     request = ReportRequest(
         purpose="acceptance",
         batch_sizes=sizes,
@@ -44,10 +45,10 @@ def acceptance(c: Context, options: Options) -> None:
         loops=options.loops,
         command=_command(plan, session, sizes, options),
         auto=[name for name, value in by_setting.items() if value == AUTO],
-        gates=settings.path_of(c, "gates"),
+        gates=settings.path_of(values.gates),
         reasons=_reasons(c, session),
         # The CI image alone has this setting, and its code lies in the image.
-        in_image=c.config.get("image_unpinned") is not None and Path(containers.CODE) == PROJECT,
+        in_image=values.image_unpinned is not None and Path(containers.CODE) == PROJECT,
     )
     strict = replace(session, strict=True)
     with exclusive(strict):
@@ -60,7 +61,7 @@ def report(c: Context, options: Options) -> None:
     plan, sizes = settings.plan_of(c, options), _batch_sizes(c, options)
     session = settings.session_of(c, options, usual="local")
     with exclusive(session):
-        making.write_report(session, plan, sizes, settings.path_of(c, "gates"))
+        making.write_report(session, plan, sizes, settings.path_of(settings.read(c).gates))
 
 
 @command("profile", "backend", "limit", "tree", "replay", "seed", "key", "dry")
@@ -103,20 +104,17 @@ def sign(c: Context, options: Options) -> None:
 
 def _batch_sizes(c: Context, options: Options) -> list[int]:
     """--bs, or the setting: in increasing order, each once. Raises ConfigError."""
-    sizes = options.sizes or sorted({contract.parse_batch_size(size) for size in c.config.batch_sizes})
-    if not sizes:
-        raise ConfigError("batch_sizes in invoke.yaml is empty. Give it at least one, such as [1, 8]")
-    return list(sizes)
+    return list(options.sizes or sorted(set(settings.read(c).batch_sizes)))
 
 
 def _reasons(c: Context, session: Session) -> Sequence[str]:
     """Why the settings make this no acceptance; empty if they do not."""
     reasons = []
-    if gates := c.config.get("gates"):
+    if gates := settings.read(c).gates:
         reasons.append(f"the gates are those of {gates}, not deberta/gates.toml")
     if session.executor.name == "local" and settings.prepared_python(c):
         reasons.append("stages_python: the stages ran in an environment that nothing checked against its lock")
-    return [*reasons, *(f"the CI image is not pinned: {reason}" for reason in c.config.get("image_unpinned") or ())]
+    return [*reasons, *(f"the CI image is not pinned: {reason}" for reason in settings.read(c).image_unpinned or ())]
 
 
 def _command(plan: Plan, session: Session, sizes: Sequence[int], options: Options) -> str:
@@ -131,12 +129,12 @@ def _command(plan: Plan, session: Session, sizes: Sequence[int], options: Option
 
 def _request(c: Context, root: Path, options: Options) -> VerificationRequest:
     """What to verify in `root`. A profile that only the tree has, not invoke.yaml, is known by its name alone."""
-    name = options.profile or str(c.config.get("profile"))
+    values = settings.read(c)
+    name = options.profile or values.profile
     is_name = re.fullmatch(r"[A-Za-z0-9][\w.-]*", name, re.ASCII)
-    only_in_tree = name not in (c.config.get("profiles") or {}) and is_name and (root / "results" / name).is_dir()
+    only_in_tree = name not in (values.profiles or {}) and is_name and (root / "results" / name).is_dir()
     profile = None if only_in_tree else settings.profile_of(c, name)
-    backend = options.backend or str(c.config.get("backend") or AUTO)
-    contract.one_of("--backend", backend, (AUTO, *contract.BACKENDS))
+    backend = options.backend or values.backend
     if backend == AUTO:
         backend = verification.find_backend(root, name, options.limit)
     return replace(_without_report(c), root=root, artifacts=Artifacts(name, backend, options.limit), profile=profile)

@@ -9,7 +9,7 @@ from invoke.context import Context
 from deberta.core.errors import ConfigError
 from deberta.host.cli.command import RUN, command
 from deberta.host.cli.options import Options
-from deberta.host.cli.settings import atc_options, cpu_plan, session_of
+from deberta.host.cli.settings import atc_options, cpu_plan, read, session_of
 from deberta.host.plan import checks, comparison, evaluation
 from deberta.host.plan.comparison import ComparisonRequest
 from deberta.host.plan.plan import Case, StageOptions
@@ -68,5 +68,5 @@ def compare(c: Context, options: Options) -> None:
 
 def _case_with_atc(c: Context, options: Options) -> Case:
     """A case for the CPU that has ATC's options, which name the nodes that stay in float32."""
-    plan = replace(cpu_plan(c, options), atc=atc_options(c.config.get("atc")))
+    plan = replace(cpu_plan(c, options), atc=atc_options(read(c).atc))
     return Case(plan, options.bs, options.version)

@@ -11,9 +11,10 @@ from deberta.host.cli.command import DEVICE, RUN, command
 from deberta.host.cli.options import Options
 from deberta.host.cli.settings import buckets_of, case_of, cpu_plan, plan_of, session_of
 from deberta.host.plan import evaluation as steps
+from deberta.host.plan.plan import Case
 from deberta.host.run import runner
 from deberta.host.run.session import exclusive
-from deberta.host.workflows import evaluation, making
+from deberta.host.workflows import evaluation, lengths, making
 
 
 @command("relative", "profile", *RUN)
@@ -37,7 +38,8 @@ def build_om(c: Context, options: Options) -> None:
     """Compile the model for one batch size; exports it first if need be."""
     plan, session = plan_of(c, options, compiles=True), session_of(c, options)
     with exclusive(session):
-        evaluation.build(session, plan, options.bs, options.buckets)
+        case = Case(lengths.of_model(plan, options.buckets), options.bs)
+        runner.run_all(session, evaluation.compiling(session, case))
 
 
 @command("bs", "version", "limit", "buckets", "precision", "profile", "backend", *DEVICE, *RUN, needed=["version"])

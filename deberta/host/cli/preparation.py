@@ -84,7 +84,7 @@ def doctor(c: Context, options: Options) -> None:
 @command("profile", "environments", "images", "containers", "dry")
 def clean(c: Context, options: Options) -> None:
     """Remove what the commands made, of all profiles or one; checkpoints, tokenizers, data and foreign files stay."""
-    names = [options.profile] if options.profile else sorted(c.config.profiles)
+    names = [options.profile] if options.profile else sorted(settings.read(c).profiles)
     profiles = [settings.profile_of(c, name) for name in names]
     session = settings.session_of(c, options, executor="local")
     with exclusive(session):

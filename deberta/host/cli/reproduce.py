@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from invoke.config import Config
+import msgspec
 from invoke.context import Context
 
 from deberta.core.errors import ConfigError
 from deberta.host.cli import auto
 from deberta.host.cli.command import command
 from deberta.host.cli.options import Options
-from deberta.host.cli.settings import cann_script, image_builds, plan_of, session_of, workspace
+from deberta.host.cli.settings import cann_script, image_builds, plan_of, read, session_of, workspace
 from deberta.host.run.session import exclusive
 from deberta.host.workflows import reproduce as workflow
 from deberta.host.workflows.evaluation import present_versions
@@ -25,7 +25,7 @@ def reproduce(c: Context, options: Options) -> None:
     if options.compare:
         run = ReproductionRun(plan, options.sizes, tuple(plan.profile.rows))
         return workflow.conclude(run, _roots(options.compare))
-    names = workflow.parse_executors(options.executors or str(c.config.executor))
+    names = workflow.parse_executors(options.executors or read(c).executor)
     places = workflow.places(
         Path(options.in_).absolute() if options.in_ else folder / workflow.FOLDER,
         [auto.executor(name, cann_script(c)) for name in names],
@@ -34,10 +34,9 @@ def reproduce(c: Context, options: Options) -> None:
         raise ConfigError("--images needs a place that runs in containers. Add --executor local,docker")
     session = session_of(c, options, executor="local")
     run = ReproductionRun(plan, options.sizes, present_versions(session, plan))
-    workflow.check_inputs(folder, run)
     builds = image_builds(c) if options.images else None
     # As they are here and now, for a process of its own.
-    settings = {key: value for key, value in c.config.items() if key not in Config.global_defaults()}
+    settings = msgspec.to_builtins(read(c))
     with exclusive(session):
         workflow.run(session, run, places, settings, builds, options.keep_places)
 

@@ -6,14 +6,17 @@ import functools
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Callable, Optional, Union
 
+import msgspec
+from invoke.config import Config
 from invoke.context import Context
+from msgspec import Meta
 
 from deberta import PROJECT
 from deberta.ascend import atc, cann, programs
 from deberta.ascend.atc import AtcOptions
-from deberta.core import buckets, contract
+from deberta.core import buckets, contract, schema
 from deberta.core.buckets import Choice
 from deberta.core.errors import ConfigError
 from deberta.host.cli import auto
@@ -30,19 +33,47 @@ if TYPE_CHECKING:
     from deberta.host.images.definition import BuildSettings
 
 
-def path_of(c: Context, name: str) -> Optional[Path]:
+class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """invoke.yaml, whose comments explain the settings. The mappings without a type have readers of their own."""
+
+    profile: str = "mnli"
+    executor: Annotated[str, schema.one_of((auto.AUTO, *contract.EXECUTORS))] = auto.AUTO
+    backend: Annotated[str, schema.one_of((auto.AUTO, *contract.BACKENDS))] = auto.AUTO
+    soc_version: str = auto.AUTO
+    device: Annotated[int, Meta(ge=0, le=255)] = 0
+    cann: str = ""
+    msame: str = ""
+    runner: schema.Runner = contract.RUNNERS[0]
+    atc: Any = None
+    images: Any = None
+    npu: Any = None
+    buckets: Union[str, int] = ""
+    gates: str = ""
+    batch_sizes: Annotated[tuple[schema.BatchSize, ...], Meta(min_length=1)] = (1, 4, 8, 16, 32, 64)
+    workspace: str = ""
+    stages_python: str = ""
+    profiles: Any = None
+    image_unpinned: Optional[list[str]] = None  # the CI image's alone
+
+
+def read(c: Context) -> Settings:
+    """The settings, but for those of invoke itself. Raises ConfigError for one that is unknown or of a wrong type."""
+    own = {key: value for key, value in c.config.items() if key not in Config.global_defaults()}
+    return schema.setting(own, Settings, "a setting")
+
+
+def path_of(setting: str) -> Optional[Path]:
     """The path that a setting is, relative to the project; None if it is empty."""
-    text = str(c.config.get(name) or "")
-    return PROJECT / Path(text).expanduser() if text else None
+    return PROJECT / Path(setting).expanduser() if setting else None
 
 
 def workspace(c: Context) -> Path:
-    return (path_of(c, "workspace") or PROJECT).resolve()
+    return (path_of(read(c).workspace) or PROJECT).resolve()
 
 
 def prepared_python(c: Context) -> Optional[Path]:
     """The setting `stages_python`, relative to the project. A link is kept: its target is outside the environment."""
-    path = path_of(c, "stages_python")
+    path = path_of(read(c).stages_python)
     return Path(os.path.abspath(path)) if path else None
 
 
@@ -56,11 +87,11 @@ def image_builds(c: Context) -> BuildSettings:
     """How images are built. Raises ConfigError."""
     from deberta.host.images import definition  # tomlkit is not loaded for the list of tasks
 
-    return definition.settings(c.config.get("images"), PROJECT)
+    return definition.settings(read(c).images, PROJECT)
 
 
 def profile_of(c: Context, name: str = "") -> profiles.Profile:
-    return profiles.load(name or c.config.get("profile"), c.config.get("profiles"))
+    return profiles.load(name or read(c).profile, read(c).profiles)
 
 
 def atc_options(setting: Any) -> AtcOptions:
@@ -72,12 +103,12 @@ def atc_options(setting: Any) -> AtcOptions:
 
 def cann_script(c: Context) -> str:
     """The setting `cann`, relative to the project; empty: the known places."""
-    return str(path_of(c, "cann") or "")
+    return str(path_of(read(c).cann) or "")
 
 
 def msame_path(c: Context, msame: str = "") -> Path:
     """The msame binary: of --msame, the setting or the usual place, relative to the project."""
-    return PROJECT / Path(msame).expanduser() if msame else path_of(c, "msame") or PROJECT / programs.MSAME
+    return path_of(msame or read(c).msame) or PROJECT / programs.MSAME
 
 
 def cpu_plan(c: Context, options: Options) -> Plan:
@@ -87,7 +118,7 @@ def cpu_plan(c: Context, options: Options) -> Plan:
 
 def plan_of(c: Context, options: Options, compiles: bool = False) -> Plan:
     """The plan of a task that has a backend. `compiles`: the task needs ATC, not a device. Raises ConfigError."""
-    backend = auto.backend(options.backend or c.config.backend, compiles, cann_script(c), PROJECT)
+    backend = auto.backend(options.backend or read(c).backend, compiles, cann_script(c), PROJECT)
     if options.precision != contract.FP32 and backend != "cpu":
         raise ConfigError(
             f"--precision {options.precision} is for the cpu backend, and this is {backend}: ATC's own options decide "
@@ -95,13 +126,12 @@ def plan_of(c: Context, options: Options, compiles: bool = False) -> Plan:
         )
     if options.runner and backend != "ascend":
         raise ConfigError(f"--runner is for the ascend backend, and this is {backend}. Add --backend ascend")
-    runner = options.runner or str(c.config.get("runner") or contract.RUNNERS[0])
     return replace(
         cpu_plan(c, options),
         backend=backend,
         device=device_of(c, options),
-        atc=atc_options(c.config.get("atc")) if backend == "ascend" else atc.DEFAULTS,
-        runner=contract.one_of("--runner", runner, contract.RUNNERS),
+        atc=atc_options(read(c).atc) if backend == "ascend" else atc.DEFAULTS,
+        runner=options.runner or read(c).runner,
         lint=not options.no_lint,
         precision=options.precision,
     )
@@ -114,21 +144,18 @@ def case_of(c: Context, options: Options) -> Case:
 
 def buckets_of(c: Context, options: Options) -> Choice:
     """--buckets of an accuracy run, or the setting; nothing where neither names lengths. Raises ConfigError."""
-    setting = str(c.config.get("buckets") or "")
+    setting = str(read(c).buckets)
     return options.buckets or (buckets.parse(setting) if setting else ())
 
 
 def device_of(c: Context, options: Options) -> int:
-    """--device, or the setting. Raises ConfigError."""
-    if options.device is not None:
-        return options.device
-    return contract.parse_integer("--device", c.config.get("device"), 0, 0, 255)
+    return read(c).device if options.device is None else options.device
 
 
 def session_of(c: Context, options: Options, executor: str = "", usual: str = "") -> Session:
     """`executor`: this one whatever the options say. `usual`: what auto means for this task. Raises ConfigError."""
-    name = auto.executor(executor or options.executor or c.config.executor, cann_script(c), usual)
-    soc_version, device = options.soc_version or str(c.config.get("soc_version") or auto.AUTO), device_of(c, options)
+    name = auto.executor(executor or options.executor or read(c).executor, cann_script(c), usual)
+    soc_version, device = options.soc_version or read(c).soc_version, device_of(c, options)
     folder = workspace(c)
     return Session(
         project=PROJECT,
@@ -142,20 +169,14 @@ def session_of(c: Context, options: Options, executor: str = "", usual: str = ""
 
 
 def _local(c: Context, folder: Path, options: Options) -> Executor:
-    script = cann_script(c)
-
-    def installed() -> cann.Cann:
-        home = folder / ".cache" / "scratch" / "home"
-        home.mkdir(parents=True, exist_ok=True)
-        return cann.load(script, home)
-
+    script, home = cann_script(c), folder / ".cache" / "scratch" / "home"
     return LocalExecutor(
         project=PROJECT,
         root=folder,
         python=stages_environment(c),
         python_name=str(prepared_python(c) or PROJECT / stages.FOLDER / "bin" / "python"),
         tools=programs.Tools(
-            cann=functools.cache(installed),
+            cann=functools.cache(lambda: cann.load(script, home)),
             msame=msame_path(c, options.msame),
             source=lambda: str(cann.find(script) if script else cann.present() or cann.SCRIPTS[-1]),
         ),
@@ -170,4 +191,4 @@ def _docker(c: Context, folder: Path, options: Options) -> Executor:
             "--msame is for the local executor: the runtime image holds docker/bin/msame. Put the binary there and "
             "run: invoke images --lock"
         )
-    return DockerExecutor(PROJECT, folder, image_builds(c), npu_access.settings(c.config.get("npu")), options.keep)
+    return DockerExecutor(PROJECT, folder, image_builds(c), npu_access.settings(read(c).npu), options.keep)

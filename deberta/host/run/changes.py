@@ -39,13 +39,8 @@ def option_changes(old: Sequence[str], new: Sequence[str]) -> list[str]:
         elif name not in now:
             changes.append(f"{name} {before[name]} is gone".replace("  ", " "))
         elif before[name] != now[name]:
-            changes.append(f"{name} {_cut(before[name])} -> {_cut(now[name])}")
+            changes.append(f"{name} {_short(before[name])} -> {_short(now[name])}")
     return changes or ["their order"]
-
-
-def _cut(value: str) -> str:
-    """A value as a message shows it: the beginning of a long list of paths."""
-    return value if len(value) <= 120 else f"{value[:117]}..."
 
 
 def _options(arguments: Sequence[str]) -> dict[str, str]:
@@ -74,6 +69,8 @@ def _image_changes(session: Session, step: Step, record: Record) -> list[str]:
 
 
 def _short(value: Any) -> str:
-    """A value as a message shows it; of a digest its beginning."""
+    """A value as a message shows it; of a digest and of a long list of paths its beginning."""
     text = "nothing" if value is None else str(value)
-    return f"{text[:12]}.." if len(text) == 64 and set(text) <= set("0123456789abcdef") else text
+    if len(text) == 64 and set(text) <= set("0123456789abcdef"):
+        return f"{text[:12]}.."
+    return text if len(text) <= 120 else f"{text[:117]}..."

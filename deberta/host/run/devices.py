@@ -82,7 +82,8 @@ def infer(
             lines, status = session.executor.run(step, arguments, console.quiet)
             logs = ["".join(lines)]
         else:
-            logs = _logs(run_stage(session, step, arguments, console.quiet))[::-1]  # the longest length comes first
+            stdout = run_stage(session, step, arguments, console.quiet)
+            logs = re.split(r"(?m)^(?=\[INFO\] load model )", stdout)[:0:-1]  # the longest length comes first
         try:
             if len(logs) != len(inference.runs):
                 raise StageError(f"{step.title} printed {len(logs)} logs for {len(inference.runs)} lengths")
@@ -102,12 +103,6 @@ def infer(
         files.write_text(session.workspace / inference.log_copy, judged[0][1])
         subjects.insert(0, inference.log_copy)
     return subjects
-
-
-def _logs(stdout: str) -> list[str]:
-    """The logs that the cpu backend printed, one for each length."""
-    _, *logs = re.split(r"(?m)^(?=\[INFO\] load model )", stdout)
-    return logs
 
 
 def _judged(session: Session, step: Step, run: ModelRun, stdout: str, temporary: Path) -> tuple[Path, str]:

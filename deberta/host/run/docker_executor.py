@@ -47,19 +47,22 @@ class DockerExecutor:
         self._started = time.time()
 
     def identity(self, step: Step) -> Mapping[str, Any]:
-        return {"image": self._image(step).tag}
+        return {"image": self._image(step.tool).tag}
 
     def prepare(self, step: Step) -> None:
-        engine, image = self._open(), self._image(step)
+        engine, image = self._open(), self._image(step.tool)
         if image.stage not in self._ids:
             self._ids[image.stage] = build.ensure(engine.client, image, self._builds, self._workspace)
             if image.unpinned:
                 print(f"image {image.tag} is not pinned: {'; '.join(image.unpinned)}")
 
     def run(self, step: Step, arguments: Sequence[str], show: Show) -> tuple[list[str], int]:
-        engine, image = self._open(), self._image(step)
+        engine, image = self._open(), self._image(step.tool)
         assert self._user is not None
-        container = self._container(step, arguments, image.tag, self._user, self._access(step, engine))
+        access = Access()
+        if step.on_device:
+            access = npu_access.access(self._npu, step.device, lambda: engine.has_runtime("ascend"))
+        container = self._container(step, arguments, image.tag, self._user, access)
         for folder in step.writes:
             _make_folder(self._workspace, folder, self._user)
         scratch = self._workspace / programs.scratch(step.name)
@@ -69,7 +72,7 @@ class DockerExecutor:
         return engine.run(container, self._ids[image.stage], step.name, log, show, graceful=not step.tool)
 
     def provenance(self, step: Step) -> Provenance:
-        image = self._image(step)
+        image = self._image(step.tool)
         resource = Resource(f"image {image.tag}", {"sha256": self._ids[image.stage].partition(":")[2]})
         internal: dict[str, Any] = {
             "pins": f"not pinned: {'; '.join(image.unpinned)}" if image.unpinned else "pinned",
@@ -82,7 +85,7 @@ class DockerExecutor:
 
     def show(self, step: Step) -> None:
         try:
-            tag = self._image(step).tag
+            tag = self._image(step.tool).tag
             print(f"# {tag} is built by: invoke images")
         except MissingError as error:
             tag = f"deberta-ascend/{STAGES[step.tool]}"
@@ -115,16 +118,9 @@ class DockerExecutor:
                 print(self._user.note)
         return self._engine
 
-    @functools.cached_property
-    def _pins(self) -> pins.ImagePins:
-        return pins.load(self._project)
-
-    def _image(self, step: Step) -> Image:
-        return self._planned(STAGES[step.tool])
-
     @functools.cache  # noqa: B019 - one executor, a few stages
-    def _planned(self, stage: str) -> Image:
-        return definition.plan(self._project, self._pins, stage, platform.machine())
+    def _image(self, tool: str) -> Image:
+        return definition.plan(self._project, pins.load(self._project), STAGES[tool], platform.machine())
 
     @functools.cache  # noqa: B019 - as above
     def _cann(self, stage: str) -> str:
@@ -136,11 +132,6 @@ class DockerExecutor:
         """The digest of an image's file system."""
         return contents.digest(self._open().client, self._ids[stage], self._workspace)
 
-    def _access(self, step: Step, engine: DockerEngine) -> Access:
-        if not step.on_device:
-            return Access()
-        return npu_access.access(self._npu, step.device, lambda: engine.has_runtime("ascend"))
-
     def _container(self, step: Step, arguments: Sequence[str], tag: str, user: User, access: Access) -> Container:
         # The one NPU of a container is device 0 in it, whatever its number outside.
         inside = without_device(arguments) if step.on_device else tuple(arguments)
@@ -149,11 +140,8 @@ class DockerExecutor:
 
 def without_device(arguments: Sequence[str]) -> tuple[str, ...]:
     """msame's and ais_bench's arguments without --device N."""
-    kept = list(arguments)
-    if "--device" in kept:
-        at = kept.index("--device")
-        del kept[at : at + 2]
-    return tuple(kept)
+    at = arguments.index("--device") if "--device" in arguments else len(arguments)
+    return (*arguments[:at], *arguments[at + 2 :])
 
 
 def owner(workspace: Path) -> User:

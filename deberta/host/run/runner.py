@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Mapping, Optional, Sequence
+from typing import Any, Mapping, NamedTuple, Optional, Sequence
 
 from deberta.ascend import programs
 from deberta.core import files, records
@@ -22,8 +21,7 @@ from deberta.host.run.session import Session
 BUILDER = "urn:deberta-ascend:executor:"
 
 
-@dataclass(frozen=True)
-class StepResult:
+class StepResult(NamedTuple):
     """A step's record, None in a dry run, and whether it ran now."""
 
     record: Optional[Record]
@@ -38,14 +36,14 @@ class StepResult:
 def check_sources(session: Session, steps: Sequence[Step]) -> None:
     """Raise one MissingError naming all inputs that no earlier step of `steps` makes and that are not there."""
     outputs: set[PurePosixPath] = set()
-    missing: dict[PurePosixPath, str] = {}
+    missing: dict[PurePosixPath, Input] = {}
     for step in steps:
-        for needed in step.inputs:
-            if needed.path not in outputs and not (session.workspace / needed.path).exists():
-                missing.setdefault(needed.path, needed.command)
+        for needed in freshness.missing_inputs(session, step):
+            if needed.path not in outputs:
+                missing.setdefault(needed.path, needed)
         outputs.update(step.outputs)
     if missing:
-        raise messages.missing([Input(path, command) for path, command in missing.items()])
+        raise messages.missing(list(missing.values()))
 
 
 def run_all(session: Session, steps: Sequence[Step]) -> list[StepResult]:
@@ -104,6 +102,7 @@ def _run(session: Session, step: Step, former: Optional[Record], console: Consol
         if not (session.workspace / subject).exists():
             raise StageError(f"{step.title} ended without an error, but {subject} is not there. See {step.log}")
     # The files behind the parameter `code`, so that a later run can name those that changed.
+    counts = json.loads(summary.read_text(encoding="utf-8")) if summary.exists() else {}  # a tool writes none
     sources = {"sources": source_digest.sources(session.project, step.module)} if step.stage else {}
     statement = records.statement(
         subjects=[records.resource(subject, session.digests.of(subject)) for subject in subjects],
@@ -113,13 +112,16 @@ def _run(session: Session, step: Step, former: Optional[Record], console: Consol
         builder=f"{BUILDER}{session.executor.name}",
         started=started,
         finished=records.now(),
-        summary={**_summary(summary), **gate},
+        summary={**counts, **gate},
     )
     # Replace the record last: until then it still describes the old outputs.
     records.write(session.workspace / record_of(step.outputs[0]), statement)
     files.remove(freshness.unrecorded(session, step.outputs[0]))
     files.remove(session.workspace / programs.scratch(step.name))
-    _remove_former(session, step, former, subjects)
+    if former is not None and step.inference is not None:
+        for name in set(former.subjects).difference(map(str, subjects)):
+            if (session.workspace / name).is_dir():  # of the run before, also of lengths that this one lacks
+                files.remove(session.workspace / name)
     for subject in subjects:
         console.say(_describe(session, subject))
     console.say(f"done in {time.monotonic() - clock:.1f} s")
@@ -159,21 +161,6 @@ def _execute(session: Session, step: Step, summary: Path, console: Console) -> l
         raise
     finally:
         console.close()
-
-
-def _remove_former(session: Session, step: Step, former: Optional[Record], subjects: Sequence[PurePosixPath]) -> None:
-    """Remove the output folders of the run before, also of lengths that this one lacks; other folders stay."""
-    if former is None or step.inference is None:
-        return
-    for name in former.subjects:
-        folder = PurePosixPath(name)
-        if folder not in subjects and (session.workspace / folder).is_dir():
-            files.remove(session.workspace / folder)
-
-
-def _summary(path: Path) -> Mapping[str, Any]:
-    """What the stage counted; a tool writes none."""
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
 
 
 def _describe(session: Session, path: PurePosixPath) -> str:

@@ -67,10 +67,8 @@ def exclusive(session: Session) -> Iterator[None]:
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()
-        try:
-            yield
-        finally:
+        with contextlib.closing(session.executor):  # last: it hands over what root made, the digests among it
             try:
+                yield
+            finally:
                 session.digests.save()
-            finally:  # last: it hands over what root made, that file among it
-                session.executor.close()

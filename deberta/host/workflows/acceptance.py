@@ -7,13 +7,12 @@ artifact that was modified is an error and not made again (Session.strict).
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
-from typing import Iterable, Mapping
+from typing import Mapping, NamedTuple
 
 from deberta.core.buckets import Choice
 from deberta.core.contract import batch_count
 from deberta.core.errors import GateError, some
-from deberta.core.report import GateCheck, Report, ReportVerdict
+from deberta.core.report import Report, ReportVerdict
 from deberta.host.plan import checks
 from deberta.host.plan.plan import Case, Plan
 from deberta.host.report import request
@@ -26,8 +25,7 @@ ACCURACY, PERFORMANCE = "accuracy", "performance"
 STATUSES = ("passed", "failed", "not judged")
 
 
-@dataclass(frozen=True)
-class MatrixCell:
+class MatrixCell(NamedTuple):
     """One measurement. `rows`: how many rows the model runs, those that fill a batch among them."""
 
     kind: str
@@ -40,20 +38,6 @@ class MatrixCell:
         return f"{self.kind} bs={self.batch_size} {self.version}"
 
 
-@dataclass
-class Pace:
-    """Seconds per row, of the cells that ran."""
-
-    seconds: float = 0.0
-    rows: int = 0
-
-    def left(self, cells: Iterable[MatrixCell]) -> str:
-        """What to add to a line; nothing before any cell ran."""
-        if not self.rows:
-            return ""
-        return f"; about {duration(self.seconds / self.rows * sum(cell.rows for cell in cells))} left"
-
-
 def run(session: Session, plan: Plan, wanted: ReportRequest, choice: Choice = ()) -> None:
     """Measure, report and judge; `choice` is of the lengths of the accuracy runs.
 
@@ -64,12 +48,19 @@ def run(session: Session, plan: Plan, wanted: ReportRequest, choice: Choice = ()
     request.gates(session, plan, wanted)  # a bad file is reported before anything slow
     runner.run_all(session, looks)  # together they read all that the user brings
     matrix = cells(wanted, {version: _rows(session, plan, version) for version in wanted.versions})
-    started, pace = time.monotonic(), Pace()
+    started, seconds, rows = time.monotonic(), 0.0, 0  # of the cells that ran: what was up to date tells no pace
     for number, cell in enumerate(matrix):
         if not session.dry:
-            left = pace.left(matrix[number:])
+            rows_left = sum(later.rows for later in matrix[number:])
+            left = f"; about {duration(seconds / rows * rows_left)} left" if rows else ""
             print(f"[acceptance] {number + 1} of {len(matrix)}: {cell.text}{left}", flush=True)
-        _measure(session, plan, cell, wanted.loops, choice, pace)
+        case, before, clock = Case(plan, cell.batch_size, cell.version), len(session.ran), time.monotonic()
+        if cell.kind == PERFORMANCE:
+            evaluation.perf(session, case, wanted.loops)
+        else:
+            evaluation.evaluate(session, case, choice)
+        if len(session.ran) > before:
+            seconds, rows = seconds + time.monotonic() - clock, rows + cell.rows
     if session.dry:
         request.show(session, plan)
         return
@@ -92,23 +83,21 @@ def conclude(plan: Plan, report: Report) -> None:
     body, measured, verdict = report.body, report.measured, report.verdict
     assert verdict is not None  # of an acceptance
     partial = f", first {plan.limit} rows only" if plan.limit else ""
-    for size in body.batch_sizes:
-        figures = [
-            f"{cell.version} {cell.correct}/{cell.rows}{partial}" for cell in body.cells if cell.batch_size == size
-        ]
-        figures += [
-            f"{run.version} {run.fps:.3f} fps ({run.loops} loops)"
-            for run in measured.performances
-            if run.batch_size == size
-        ]
-        print(f"bs {size}: {'; '.join(figures) or 'nothing'}")
+    figures: dict[int, list[str]] = {size: [] for size in body.batch_sizes}
+    for cell in body.cells:
+        figures[cell.batch_size].append(f"{cell.version} {cell.correct}/{cell.rows}{partial}")
+    for run in measured.performances:
+        figures[run.batch_size].append(f"{run.version} {run.fps:.3f} fps ({run.loops} loops)")
+    for size, texts in figures.items():
+        print(f"bs {size}: {'; '.join(texts) or 'nothing'}")
     gates = verdict.gates
-    counts = [f"{sum(gate.status == status for gate in gates)} {status}" for status in STATUSES]
-    print(f"gates: {', '.join(counts)}")
-    failed = [gate for gate in gates if gate.status == "failed"]
-    for gate in failed:
-        reason = f"; {gate.reason}" if gate.reason else ""
-        print(f"  failed: {_name(gate)}: found {gate.actual or 'nothing'}, required {gate.required}{reason}")
+    print("gates:", ", ".join(f"{sum(gate.status == status for gate in gates)} {status}" for status in STATUSES))
+    failed = []
+    for gate in gates:
+        if gate.status == "failed":
+            failed.append(f"{gate.gate} ({gate.of})")
+            reason = f"; {gate.reason}" if gate.reason else ""
+            print(f"  failed: {failed[-1]}: found {gate.actual or 'nothing'}, required {gate.required}{reason}")
     unjudged: dict[tuple[str, str], list[str]] = {}
     for gate in gates:
         if gate.status == "not judged":
@@ -121,8 +110,8 @@ def conclude(plan: Plan, report: Report) -> None:
         print(f"  {plan.artifacts.report(kind)}")
     print(f"  {plan.artifacts.bom()}")
     if failed:
-        names = some([_name(gate) for gate in failed])
-        raise GateError(f"{'a gate' if len(failed) == 1 else f'{len(failed)} gates'} failed: {names}. See the report")
+        count = "a gate" if len(failed) == 1 else f"{len(failed)} gates"
+        raise GateError(f"{count} failed: {some(failed)}. See the report")
 
 
 def statement(verdict: ReportVerdict) -> str:
@@ -144,23 +133,8 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
 
 
-def _name(gate: GateCheck) -> str:
-    return f"{gate.gate} ({gate.of})"
-
-
 def _rows(session: Session, plan: Plan, version: str) -> int:
     """How many rows are run, by the lines of the tsv; for an estimate."""
     with open(session.workspace / plan.profile.data_path(version), "rb") as file:
         rows = max(1, sum(1 for _ in file) - 1)
     return min(rows, plan.limit) if plan.limit else rows
-
-
-def _measure(session: Session, plan: Plan, cell: MatrixCell, loops: int, choice: Choice, pace: Pace) -> None:
-    """One cell; what was up to date tells no pace."""
-    case, before, clock = Case(plan, cell.batch_size, cell.version), len(session.ran), time.monotonic()
-    if cell.kind == PERFORMANCE:
-        evaluation.perf(session, case, loops)
-    else:
-        evaluation.evaluate(session, case, choice)
-    if len(session.ran) > before:
-        pace.seconds, pace.rows = pace.seconds + time.monotonic() - clock, pace.rows + cell.rows

@@ -25,12 +25,6 @@ from deberta.host.workflows.lengths import FittedCase
 FORMULA = "fps over the data = rows / sum over the lengths of (its batches * average time of one batch)"
 
 
-def build(session: Session, plan: Plan, batch_size: int, choice: Choice = ()) -> None:
-    """checkpoint -> compiled model, or one a length on ascend; the export runs first if need be."""
-    case = Case(lengths.of_model(plan, choice), batch_size)
-    runner.run_all(session, compiling(session, case))
-
-
 def preprocess(session: Session, plan: Plan, batch_size: int, version: str = "", choice: Choice = ()) -> None:
     """MNLI's tsv -> bins, the guide's unless lengths are named.
 
@@ -74,7 +68,7 @@ def postprocess(session: Session, case: Case, outputs: str = "", choice: Choice 
         # They may be any machine's, so no backend is named.
         return _count(session, case.padded, [PurePosixPath(outputs)], f"of {outputs}")
     fitted = lengths.fit(session, case, choice or lengths.default(case.plan))
-    _count(session, fitted.case, known_outputs(session, fitted), origin(case.plan))
+    _count(session, fitted.case, known_outputs(session, fitted))
 
 
 def evaluate(session: Session, case: Case, choice: Choice = ()) -> None:
@@ -84,7 +78,7 @@ def evaluate(session: Session, case: Case, choice: Choice = ()) -> None:
     for precision in dict.fromkeys((FP32, case.plan.precision)):
         of_precision = replace(case, plan=replace(case.plan, precision=precision))
         fitted, folders[precision] = infer(session, of_precision, choice)
-        _count(session, fitted, folders[precision], origin(fitted.plan))
+        _count(session, fitted, folders[precision])
     if case.plan.precision != FP32:
         step = evaluation.label_changes(fitted, folders[FP32], folders[case.plan.precision])
         runner.run(session, step)
@@ -181,8 +175,8 @@ def _run_folders(steps: Sequence[Step], known: Sequence[Optional[Record]]) -> li
     return folders
 
 
-def _count(session: Session, case: Case, outputs: Sequence[PurePosixPath], place: str) -> None:
-    """Count what is right, and print it."""
+def _count(session: Session, case: Case, outputs: Sequence[PurePosixPath], place: str = "") -> None:
+    """Count what is right, and print it. `place`: where it was measured, if not on the plan's backend."""
     runner.run(session, evaluation.postprocess(case, outputs))
     if session.dry:
         return
@@ -190,17 +184,12 @@ def _count(session: Session, case: Case, outputs: Sequence[PurePosixPath], place
     counts_file = session.workspace / path.with_suffix(".json")
     result = schema.read(counts_file, measurements.EvaluationCounts, "Evaluate again with --force")
     print(
-        f"accuracy {case.version} bs={case.batch_size} {place}: "
+        f"accuracy {case.version} bs={case.batch_size} {place or f'on {case.plan.backend}{_of_precision(case.plan)}'}: "
         f"{result.accuracy} = {result.correct}/{result.rows}{_partial(case.plan)}"
     )
     for genre, counts in result.genres.items():
         print(f"  {genre}: {counts.accuracy} = {counts.correct}/{counts.rows}")
     print(f"  {path}\n  {path.with_suffix('.json')}")
-
-
-def origin(plan: Plan) -> str:
-    """Where a figure is measured, as messages say it."""
-    return f"on {plan.backend}{_of_precision(plan)}"
 
 
 def _of_precision(plan: Plan) -> str:

@@ -7,9 +7,9 @@ as "may run".
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import PurePosixPath
-from typing import Iterator, Mapping, Sequence
+from typing import Iterator, Mapping, NamedTuple, Sequence
 
 from deberta.host.plan.plan import LATEST, Step
 from deberta.host.run import freshness
@@ -19,8 +19,7 @@ NO, MAYBE, YES, STOPS = "up to date", "may run", "would run", "would stop"
 Planned = list[tuple[Session, Step]]
 
 
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(NamedTuple):
     """What would become of a step: NO, MAYBE, YES or STOPS, and the one reason."""
 
     title: str
@@ -43,7 +42,7 @@ def judge(steps: Planned) -> list[Verdict]:
         if step.gate is not None and verdict.runs in (MAYBE, YES):
             gate = _judge(session, step.gate, rebuilt)
             sure = verdict.runs == YES or gate.runs != YES
-            verdicts.append(gate if sure else replace(gate, runs=MAYBE))
+            verdicts.append(gate if sure else gate._replace(runs=MAYBE))
         verdicts.append(verdict)
         if verdict.runs == STOPS:
             break

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Mapping, Optional
+from dataclasses import replace
+from typing import Mapping, NamedTuple, Optional
 
 from deberta.core import buckets
 from deberta.core.buckets import Choice
@@ -15,8 +15,7 @@ from deberta.host.run import runner
 from deberta.host.run.session import Session
 
 
-@dataclass(frozen=True)
-class FittedCase:
+class FittedCase(NamedTuple):
     """A case whose plan has its lengths, and the rows of each; None where only the bins' record will tell."""
 
     case: Case

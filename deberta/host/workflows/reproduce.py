@@ -85,8 +85,10 @@ def run(
     """Make everything in both places and compare. `builds`: also build each stage's image anew, with these settings.
 
     A dry run prints what a person could paste to do the same, but for the comparison. Raises GateError for a
-    difference, and what `fill`, `make` and `compare` raise.
+    difference, MissingError naming all inputs that are not there, and what `fill`, `make` and `compare` raise.
     """
+    if absent := [path for path in planned.inputs if not (session.workspace / path).exists()]:
+        raise messages.missing([planned.plan.source(path) for path in absent])
     if session.dry:
         command = shlex.join([str(session.project / "inv"), *acceptance(planned)])
         for place in pair:
@@ -161,12 +163,6 @@ def parse_executors(text: str) -> tuple[str, ...]:
     if len(names) > 2:
         raise ConfigError(f"--executor {text!r} names {len(names)} executors, and there are two places")
     return names
-
-
-def check_inputs(workspace: Path, run: ReproductionRun) -> None:
-    """Raise MissingError naming everything that the user brings and that is not there."""
-    if absent := [path for path in run.inputs if not (workspace / path).exists()]:
-        raise messages.missing([run.plan.source(path) for path in absent])
 
 
 def check_disk(workspace: Path, folder: Path, run: ReproductionRun) -> None:
