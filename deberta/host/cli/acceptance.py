@@ -34,8 +34,7 @@ def acceptance(c: Context, options: Options) -> None:
     sizes, plan = _batch_sizes(c, options), settings.plan_of(c, options)
     if options.version:
         plan.profile.data_path(options.version)  # raises ConfigError if the profile does not have it
-    session = settings.session_of(c, options)
-    values = settings.read(c)
+    session, values = replace(settings.session_of(c, options), strict=True), settings.read(c)
     by_setting = {"backend": options.backend or values.backend, "executor": options.executor or values.executor}
     request = ReportRequest(
         purpose="acceptance",
@@ -50,9 +49,8 @@ def acceptance(c: Context, options: Options) -> None:
         # The CI image alone has this setting, and its code lies in the image.
         in_image=values.image_unpinned is not None and Path(containers.CODE) == PROJECT,
     )
-    strict = replace(session, strict=True)
-    with exclusive(strict):
-        workflow.run(strict, plan, request, settings.buckets_of(c, options))
+    with exclusive(session):
+        workflow.run(session, plan, request, settings.buckets_of(c, options))
 
 
 @command("profile", "backend", "executor", "keep", "dry")

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import signal
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Mapping, Protocol, Sequence
+from typing import Any, Mapping, NamedTuple, Protocol, Sequence
 
 from deberta.core.errors import ERROR_PREFIX, StageError, from_exit_code
 from deberta.core.records import Resource
@@ -13,12 +12,11 @@ from deberta.host.engine.transcript import Show
 from deberta.host.plan.plan import Step
 
 
-@dataclass(frozen=True)
-class Provenance:
+class Provenance(NamedTuple):
     """Provenance of a run: in-toto dependencies plus internal parameters (CANN's version, pins)."""
 
     dependencies: Sequence[Resource] = ()
-    internal: Mapping[str, Any] = field(default_factory=dict)
+    internal: Mapping[str, Any] = {}
 
 
 class Executor(Protocol):

@@ -71,11 +71,7 @@ class LocalExecutor:
 
 
 def script(
-    step: Step,
-    command: Sequence[str],
-    folders: Sequence[PurePosixPath],
-    setup: Sequence[str] = (),
-    prefix: str = "",
+    step: Step, command: Sequence[str], folders: Sequence[PurePosixPath], setup: Sequence[str] = (), prefix: str = ""
 ) -> list[str]:
     """The shell lines that make the folders, run `setup` and the command, and give the step's outputs our names.
 

@@ -6,7 +6,7 @@ import re
 from pathlib import Path, PurePosixPath
 from typing import Sequence
 
-from deberta.core.errors import DataError, MissingError
+from deberta.core.errors import DataError, MissingError, some
 from deberta.host.plan.plan import Input, Step
 
 
@@ -32,13 +32,10 @@ def altered(step: Step, output: PurePosixPath, reason: str, workspace: Path) -> 
     """The error for an output that was modified, in a strict session, which does not rebuild it."""
     command = step.commands.get(step.name.partition("_")[0])
     again = f"Run: {command} --force" if command else "To make everything again, add --force to this command"
-    names = _wrong_files(step, output, workspace / output)
-    return DataError(f"{reason}{names}, so nothing is concluded from it. {again}")
-
-
-def _wrong_files(step: Step, output: PurePosixPath, folder: Path) -> str:
-    """The files of a run's folder that are missing or of the wrong size, since a folder's digest names none."""
+    # The files of a run's folder that are missing or of the wrong size, since a folder's digest names none.
+    folder = workspace / output
     runs = step.inference.runs if step.inference and folder.is_dir() else ()
     expected = {name: size for run in runs if run.output == output.parent for name, size in run.expected.items()}
     wrong = [n for n in expected if not (folder / n).is_file() or (folder / n).stat().st_size != expected[n]]
-    return f" ({', '.join(wrong[:3])}{' and others' if len(wrong) > 3 else ''})" if wrong else ""
+    names = f" ({some(wrong, 3)})" if wrong else ""
+    return DataError(f"{reason}{names}, so nothing is concluded from it. {again}")

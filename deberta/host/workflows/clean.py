@@ -18,7 +18,7 @@ RECORD = ".record.json"
 
 
 def clean(session: Session, profiles: Sequence[Profile]) -> None:
-    """Remove every artifact that has a record of ours, with the record, and what killed runs left.
+    """Remove every artifact that has a record of ours, with the record, what killed runs left, and empty folders.
 
     A profile's inputs stay, trained by us or not, and so does every file without a record: it is the user's.
     """
@@ -41,8 +41,9 @@ def clean(session: Session, profiles: Sequence[Profile]) -> None:
             print(f"{'would remove' if session.dry else 'removing'} {path.relative_to(session.workspace)}")
             if not session.dry:
                 files.remove(path)
-    if not session.dry:
-        _remove_empty(roots)
+    for folder in (folder for root in roots for folder, _, _ in os.walk(root, topdown=False)):
+        if not session.dry and not os.listdir(folder):
+            os.rmdir(folder)
 
 
 def remove_environments(project: Path, dry: bool) -> None:
@@ -60,11 +61,3 @@ def _subjects(session: Session, record_path: Path) -> list[Path]:
         return []  # the damaged record goes, what it spoke of stays
     inside = map(PurePosixPath, record.subjects if record else {})
     return [session.workspace / path for path in inside if not path.is_absolute() and ".." not in path.parts]
-
-
-def _remove_empty(roots: Sequence[Path]) -> None:
-    """Folders that nothing is left in, deepest first; a folder that holds anything stays."""
-    for root in roots:
-        for folder, _, _ in os.walk(root, topdown=False):
-            if not os.listdir(folder):
-                os.rmdir(folder)

@@ -47,8 +47,9 @@ def judge(steps: Planned) -> list[Verdict]:
         if verdict.runs == STOPS:
             break
         outputs = [str(path) for path in step.outputs]
+        record = freshness.last_record(session, step) if step.inference else None
         for run in step.inference.runs if step.inference else ():
-            folder = _latest(session, step, run.output)
+            folder = str(freshness.run_folder(record, run.output)) if record else ""
             latest.update({str(run.output): folder, f"{run.output}{LATEST}": folder} if folder else {})
             outputs += [f"{run.output}{LATEST}", *([folder] if folder else [])]
         if verdict.runs != NO:
@@ -96,9 +97,3 @@ def _with_folders(step: Step, latest: Mapping[str, str]) -> Step:
 
     inputs = tuple(replace(needed, path=PurePosixPath(real(str(needed.path)))) for needed in step.inputs)
     return replace(step, arguments=tuple(map(real, step.arguments)), inputs=inputs)
-
-
-def _latest(session: Session, step: Step, output: PurePosixPath) -> str:
-    """The folder that a run left, empty if none is recorded."""
-    record = freshness.last_record(session, step)
-    return str(freshness.run_folder(record, output)) if record is not None else ""
