@@ -15,15 +15,17 @@ from deberta.host.cli import settings
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def read(**values: Any) -> settings.Settings:
+def read(**values: Any) -> settings.InvokeSettings:
     return settings.read(Context(Config(overrides=values)))
 
 
 def test_invoke_yaml_has_every_setting_and_the_defaults_that_we_take_without_it() -> None:
-    config = Config(project_location=str(ROOT))
+    config = Config(project_location=ROOT)
     config.load_project()
     committed, defaults = settings.read(Context(config)), read()
-    assert set(config) - set(Config.global_defaults()) == set(settings.Settings.__struct_fields__) - {"image_unpinned"}
+    assert {str(key) for key in config} - set(Config.global_defaults()) == set(
+        settings.InvokeSettings.__struct_fields__
+    ) - {"image_unpinned"}
     for name in ("profile", "executor", "backend", "soc_version", "device", "runner", "buckets", "batch_sizes"):
         assert getattr(committed, name) == getattr(defaults, name)
     assert read(cann=None, device=None) == defaults  # a key that is left empty

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from deberta.host.images.definition import BuildSettings
 
 
-class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class InvokeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """invoke.yaml, whose comments explain the settings. The mappings without a type have readers of their own."""
 
     profile: str = "mnli"
@@ -56,10 +56,10 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     image_unpinned: Optional[list[str]] = None  # the CI image's alone
 
 
-def read(c: Context) -> Settings:
+def read(c: Context) -> InvokeSettings:
     """The settings, but for those of invoke itself. Raises ConfigError for one that is unknown or of a wrong type."""
     own = {key: value for key, value in c.config.items() if key not in Config.global_defaults()}
-    return schema.setting(own, Settings, "a setting")
+    return schema.setting(own, InvokeSettings, "a setting")
 
 
 def path_of(setting: str) -> Optional[Path]:
