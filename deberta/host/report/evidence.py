@@ -68,15 +68,14 @@ class Evidence:
         return next((self.records[name] for name in self.producers.get(path, ()) if name in self.records), None)
 
 
-@dataclass(frozen=True)
-class Scope:
+class Scope(NamedTuple):
     """The files that a report is about, and which of them were not made by the present model.
 
     The making of a `foreign` path (an older model's, or the user's) is not followed; it needs no record.
     """
 
     paths: tuple[str, ...] = ()
-    foreign: Mapping[str, str] = field(default_factory=dict)  # path -> why
+    foreign: Mapping[str, str] = {}  # path -> why
     inputs: frozenset[str] = frozenset()
     supplied: frozenset[str] = frozenset()  # compiled models of the user's
 
@@ -255,7 +254,7 @@ def _claims(source: str, digests: Mapping[str, Mapping[str, str]]) -> Iterator[C
 
 def _check_digests(evidence: Evidence) -> None:
     """Hash every claimed file once, and compare it with all claims about it."""
-    expected: dict[str, dict[str, list[str]]] = {}  # path -> digest -> who claims it
+    expected: dict[str, dict[str, dict[str, None]]] = {}  # path -> digest -> who claims it, each once
     for claim in evidence.claims:
         [(kind, digest)] = claim.digest.items() if len(claim.digest) == 1 else [("", "")]
         if kind not in ("sha256", "dirHash") or not _DIGEST.fullmatch(digest):
@@ -263,9 +262,7 @@ def _check_digests(evidence: Evidence) -> None:
         elif ".." in PurePosixPath(claim.path).parts:  # an absolute one is a user's own, elsewhere
             evidence.add(claim.source, f"names {claim.path}, which leads out of the tree")
         else:
-            sources = expected.setdefault(claim.path, {}).setdefault(f"{kind} {digest}", [])
-            if claim.source not in sources:
-                sources.append(claim.source)
+            expected.setdefault(claim.path, {}).setdefault(f"{kind} {digest}", {})[claim.source] = None
     sizes = {path: _size(evidence.root / path) for path in expected}
     progress = Progress("hashing", -(-sum(sizes.values()) // MIB), "MiB")
     done = 0

@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,8 +47,7 @@ class Recount(NamedTuple):
     logits: Logits
 
 
-@dataclass(frozen=True)
-class Version:
+class Version(NamedTuple):
     """What the cells of one version share. `reference`: PyTorch's logits, if there are any."""
 
     gold: Sequence[Gold]

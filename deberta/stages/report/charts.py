@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from html import escape
+from typing import NamedTuple
 
 _CHARACTER = 7.6  # px, about the mean width of a character in the widest of the page's fonts
 _BASE = 4  # px from the middle of a line of text down to its baseline
 
 
-@dataclass(frozen=True)
-class Dot:
+class Dot(NamedTuple):
     """A value with its interval; `strong`: the total, set apart from its parts."""
 
     label: str
@@ -25,8 +24,7 @@ class Dot:
     strong: bool = False
 
 
-@dataclass(frozen=True)
-class Series:
+class Series(NamedTuple):
     """Points (batch size, fps) by increasing size, each with its interval or None. `style`: a class of the page."""
 
     label: str

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
+from itertools import product
 
 from deberta.core.contract import BROUGHT_MODEL, FP32, LABELS, SEQUENCE_LENGTH
 from deberta.core.job import ExpectedRows, Job, OfficialGate, PublishedRow, VersionRows
@@ -60,7 +61,7 @@ def _check(gate: str, of: str, required: str, actual: str, status: str | bool, r
 
 def complete(job: Job, body: Body, performances: Sequence[PerformanceRun]) -> Iterator[GateCheck]:
     """Every batch size and version has an evaluation and a whole performance run of the present model."""
-    matrix = list(_matrix(job))
+    matrix = list(product(job.batch_sizes, job.versions))
     evaluations = {place: [cell.origin] if (cell := _cell(body, *place)) else [] for place in matrix}
     runs = {place: [_lack(job, run) for run in _padded(performances, *place)] for place in matrix}
     for what, article, lacks in (("evaluation", "an", evaluations), ("performance run", "a", runs)):
@@ -85,7 +86,7 @@ def correct_rows(job: Job, gate: VersionRows, body: Body) -> Iterator[GateCheck]
 
     An int8 run is held against the float32 run of the same rows, where both are of the present model.
     """
-    for size, version in _matrix(job):
+    for size, version in product(job.batch_sizes, job.versions):
         expected: ExpectedRows | None = getattr(gate, version)
         cell, of = _cell(body, size, version), _of(size, version)
         required = f"at least {expected.expected - expected.allowed} of {expected.of}" if expected else ""
@@ -109,7 +110,7 @@ def correct_rows(job: Job, gate: VersionRows, body: Body) -> Iterator[GateCheck]
 
 def official(job: Job, gate: OfficialGate, body: Body) -> Iterator[GateCheck]:
     """Accuracy within some points of the published official figure, below or above it: both would need a reason."""
-    for size, version in _matrix(job):
+    for size, version in product(job.batch_sizes, job.versions):
         cell, row = _cell(body, size, version), _published(job, size)
         figure = getattr(row, f"official_{version}", None)
         required = f"{figure} %, within {gate.points} points" if row else ""
@@ -144,7 +145,7 @@ def agreement(job: Job, allowed: int, body: Body) -> Iterator[GateCheck]:
 def reference(job: Job, allowed: int, body: Body) -> Iterator[GateCheck]:
     """The same labels as PyTorch; near ties do not count."""
     required = f"at most {allowed} rows unlike PyTorch's, near ties apart"
-    for place in _matrix(job):
+    for place in product(job.batch_sizes, job.versions):
         cell = _cell(body, *place)
         versus = cell.versus_reference if cell else None
         if (reason := _no_cell(cell)) or versus is None:
@@ -163,7 +164,7 @@ def fps(job: Job, column: str, performances: Sequence[PerformanceRun]) -> Iterat
         reason = f"backend {job.backend}: its fps says nothing about an NPU"
         yield _check("fps", "all", f"at least the published {column} fps", "", NOT_JUDGED, reason)
         return
-    for place in _matrix(job):
+    for place in product(job.batch_sizes, job.versions):
         row, runs = _published(job, place[0]), _padded(performances, *place)
         least: float = getattr(row, f"{column}_fps") if row else 0.0
         required = f"at least {least:.3f} fps" if row else ""
@@ -230,12 +231,6 @@ def inputs(job: Job, digests: Mapping[str, str]) -> Iterator[GateCheck]:
         actual = job.inputs.get(path, {}).get("sha256", "")
         reason = "" if actual == expected else "another file" if actual else "not among the inputs of this run"
         yield _check("inputs", path, expected, actual, actual == expected, reason)
-
-
-def _matrix(job: Job) -> Iterator[tuple[int, str]]:
-    for batch_size in job.batch_sizes:
-        for version in job.versions:
-            yield batch_size, version
 
 
 def _padded(runs: Sequence[PerformanceRun], batch_size: int, version: str) -> list[PerformanceRun]:

@@ -5,7 +5,6 @@ The page's look is report.html.jinja beside this module; here its numbers are pu
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import jinja2
@@ -65,7 +64,7 @@ def _sections(report: Report) -> list[Section]:
         Section("latency", "Latency", notes=[ABOUT_LATENCY], figures=_latencies(report), small=True),
         *comparisons.sections(report),
     ]
-    return [replace(section, tables=[table for table in section.tables if table.rows]) for section in sections]
+    return [section._replace(tables=[table for table in section.tables if table.rows]) for section in sections]
 
 
 def _accuracy(report: Report, groups: list[Group]) -> list[Figure]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from markupsafe import Markup
 
@@ -21,8 +21,7 @@ SHORT = dict(zip(VERSIONS, ("M", "MM"), strict=True))
 TEXTS = tomllib.loads(Path(__file__).with_name("tables.toml").read_text(encoding="utf-8"))
 
 
-@dataclass(frozen=True)
-class Table:
+class Table(NamedTuple):
     """`name` is unique in a report; `kinds` are as in tables.toml."""
 
     name: str
@@ -33,14 +32,12 @@ class Table:
     shares: Sequence[Sequence[float]] = ()  # from 0 to 1: how strongly a cell after the first is shaded
 
 
-@dataclass(frozen=True)
-class Figure:
+class Figure(NamedTuple):
     caption: str
     svg: Markup
 
 
-@dataclass(frozen=True)
-class Section:
+class Section(NamedTuple):
     """A part of a report; `notes` stand below its tables. Figures are the page's alone."""
 
     name: str
@@ -52,8 +49,7 @@ class Section:
     beside: bool = False  # the tables too
 
 
-@dataclass(frozen=True)
-class Headline:
+class Headline(NamedTuple):
     """The verdict in words. `kind`: accepted, checked, failed or none. `reasons`: why it is no more than that."""
 
     kind: str
