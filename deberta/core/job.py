@@ -7,7 +7,7 @@ machine, on times and on tools is in `measured`. The gates are those of one prof
 from __future__ import annotations
 
 from pathlib import PurePosixPath
-from typing import Annotated, Optional
+from typing import Annotated, Iterator, Optional
 
 from msgspec import Meta, field
 
@@ -239,3 +239,15 @@ class Job(Schema):
         for name, places in (("cells", cells), ("performances", runs)):
             if len(set(places)) < len(places):
                 raise ValueError(f"it names one of its {name} twice")
+
+    def figures(self) -> Iterator[tuple[list[str], dict[str, str], str, FigureFiles]]:
+        """The files that each figure rests on, those of each length, the precision of its run, and the figure."""
+        for cell in self.cells:
+            yield [cell.evaluation, *cell.outputs.values(), *cell.bins.values()], cell.outputs, cell.precision, cell
+        for run in self.performances:
+            yield [run.log], {str(run.length): run.log}, run.precision, run
+        for result in self.throughputs:
+            yield [result.throughput, result.tokens, *result.logs.values()], result.logs, result.precision, result
+        for changes in self.label_changes:
+            names = [changes.label_changes, *changes.fp32.values(), *changes.int8.values()]
+            yield names, changes.int8, contract.INT8, changes

@@ -38,13 +38,9 @@ def _inputs(plan: Plan, job: Job) -> list[Input]:
     """What a job names: what the user supplies, then what steps made."""
     supplied = {*job.inputs, *job.data.values()}
     paths = [*job.sentinels.values(), *job.references.values()]
-    for cell in job.cells:
-        counts = Path(cell.evaluation).with_suffix(".json")
-        paths += [*cell.outputs.values(), *cell.bins.values(), cell.evaluation, str(counts)]
-    paths += [run.log for run in job.performances]
-    for throughput in job.throughputs:
-        paths += [throughput.throughput, *throughput.logs.values(), throughput.tokens]
-    paths += [changes.label_changes for changes in job.label_changes]
+    for names, *_ in job.figures():
+        paths += names
+    paths += [str(Path(cell.evaluation).with_suffix(".json")) for cell in job.cells]
     again = plan.command("evaluate")
     steps = [Input(Path(path), again) for path in dict.fromkeys(paths)]
     return [*(plan.source(Path(path)) for path in sorted(supplied)), *steps]

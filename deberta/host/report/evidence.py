@@ -9,12 +9,12 @@ import os
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import Iterator, Mapping, NamedTuple, Optional, TypeVar, Union
+from typing import Iterator, Mapping, NamedTuple, Optional, TypeVar
 
 from deberta.core import buckets, contract, files, records, schema
 from deberta.core.buckets import Lengths
 from deberta.core.errors import DataError, MissingError, one_line, some
-from deberta.core.job import EvaluationFiles, Gates, Job, LabelChangeFiles, PerformanceFiles, ThroughputFiles
+from deberta.core.job import Gates, Job
 from deberta.core.paths import Artifacts, record_of
 from deberta.core.progress import Progress
 from deberta.core.records import Record
@@ -30,7 +30,6 @@ MIB = 1 << 20
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 T = TypeVar("T")
-Figure = Union[EvaluationFiles, PerformanceFiles, ThroughputFiles, LabelChangeFiles]
 
 
 class Claim(NamedTuple):
@@ -142,19 +141,6 @@ def _index(evidence: Evidence) -> dict[str, Record]:
     return tree_records
 
 
-def _files_of(job: Job) -> Iterator[tuple[list[str], Mapping[str, str], str, Figure]]:
-    """The files that each figure of a job rests on, those of each length, the precision of its run, and the figure."""
-    for cell in job.cells:
-        yield [cell.evaluation, *cell.outputs.values(), *cell.bins.values()], cell.outputs, cell.precision, cell
-    for run in job.performances:
-        yield [run.log], {str(run.length): run.log}, run.precision, run
-    for result in job.throughputs:
-        yield [result.throughput, result.tokens, *result.logs.values()], result.logs, result.precision, result
-    for changes in job.label_changes:
-        names = [changes.label_changes, *changes.fp32.values(), *changes.int8.values()]
-        yield names, changes.int8, contract.INT8, changes
-
-
 def _scope(evidence: Evidence, job: Job) -> Scope:
     """What the job is about; its digests become claims."""
     artifacts = evidence.artifacts
@@ -169,7 +155,7 @@ def _scope(evidence: Evidence, job: Job) -> Scope:
     for size in job.batch_sizes:
         for version in contract.VERSIONS:
             known |= _bins_and_models(artifacts, size, version, buckets.PADDED, contract.FP32)
-    for names, by_length, precision, figure in _files_of(job):
+    for names, by_length, precision, figure in job.figures():
         size, version, origin = figure.batch_size, figure.version, figure.origin
         paths.update(names)
         run = _bins_and_models(artifacts, size, version, tuple(map(int, by_length)), precision)

@@ -68,13 +68,11 @@ def collect(
     measured = Measured()
     for case in _cases(plan, sizes, versions):
         collector = _Collector(session, case, measured)
-        if (session.workspace / case.evaluation).exists():
-            collector.collect(case.evaluation, collector.evaluation)
+        collector.collect(case.evaluation, collector.evaluation)
         for name in runners:
             collector.performance(case, name)
-        if (session.workspace / case.throughput).exists():
-            collector.collect(case.throughput, collector.throughput)
-        if case.plan.precision == INT8 and (session.workspace / case.label_changes).exists():
+        collector.collect(case.throughput, collector.throughput)
+        if case.plan.precision == INT8:
             collector.collect(case.label_changes, collector.label_changes)
     return measured
 
@@ -103,6 +101,8 @@ class _Collector:
     measured: Measured
 
     def collect(self, path: PurePosixPath, add: Callable[[], None]) -> None:
+        if not (self.session.workspace / path).exists():
+            return
         try:
             add()
         except Unreadable as error:

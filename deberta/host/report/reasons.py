@@ -44,12 +44,8 @@ def shortfalls(job: Job, automatic: Sequence[str] = ()) -> list[str]:
         reasons += [f"the published table has {', '.join(versions)} too"] if versions else []
     else:
         reasons.append(f"profile {job.profile.name}: nothing is published for it")
-    user_supplied = sorted(
-        {cell.batch_size for cell in job.cells if "brought" in cell.origin}
-        | {run.batch_size for run in job.performances if "brought" in run.origin}
-    )
-    artifacts = Artifacts(job.profile.name, job.backend)
-    models = [artifacts.compiled(size) for size in user_supplied]
+    user_supplied = {figure.batch_size for figure in (*job.cells, *job.performances) if "brought" in figure.origin}
+    models = [Artifacts(job.profile.name, job.backend).compiled(size) for size in sorted(user_supplied)]
     return reasons + [f"{model} was brought: nothing tells what it was made of" for model in models]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -264,7 +264,7 @@ def artifacts(report: Report) -> list[Table]:
     return [table(name, _hashes(group)) for name, group in groups.items()]
 
 
-def _hashes(group: Mapping[str, Mapping[str, str]]) -> list[tuple[str, str, str]]:
+def _hashes(group: Mapping[str, Mapping[str, str]]) -> Iterator[tuple[str, str, str]]:
     """By path, bs8 before bs16."""
-    paths = sorted(group, key=lambda path: [part.zfill(4) for part in re.split(r"(\d+)", path)])
-    return [(path, kind, digest) for path in paths for kind, digest in sorted(group[path].items())]
+    for path in sorted(group, key=lambda path: [part.zfill(4) for part in re.split(r"(\d+)", path)]):
+        yield from ((path, kind, digest) for kind, digest in sorted(group[path].items()))
