@@ -45,16 +45,16 @@ class Measured:
         return bool(self.evaluations or self.performances or self.throughputs or self.left_out)
 
 
-class Tally(msgspec.Struct):
+class GenreCounts(msgspec.Struct):
     rows: int
     correct: int
     accuracy: float
 
 
-class EvaluationCounts(Tally):
+class EvaluationCounts(GenreCounts):
     """What is printed of an evaluation's exact counts."""
 
-    genres: dict[str, Tally]
+    genres: dict[str, GenreCounts]
 
 
 class Unreadable(Exception):
