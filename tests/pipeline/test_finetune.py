@@ -18,7 +18,6 @@ from deberta.core.contract import DEV_FILES
 from deberta.core.errors import run_stage
 from deberta.stages.demo import demo_data, demo_text
 from deberta.stages.model import checkpoint, config
-from deberta.stages.model import tokenizer as tokenizers_of_guide
 from deberta.stages.model.deberta import Deberta
 from deberta.stages.train import finetune, training
 from tests.mnli_helpers import REPOSITORY, stage_command, stage_environment
@@ -326,7 +325,6 @@ def test_the_committed_demo_model_is_as_good_as_recorded() -> None:
     model_config = config.read(models / "model_config.json")
     labels = ("contradiction", "neutral", "entailment")
     model = checkpoint.load(models / "pytorch.model-demo.bin", model_config, labels).model
-    tokenizer = tokenizers_of_guide.load(SPM_MODEL, 256)
     for version, name in DEV_FILES.items():
-        examples = training.encode(data / name, tokenizer, 16, model_config.vocab_size)
+        examples = training.encode(data / name, SPM_MODEL, 16, model_config.vocab_size, 256)
         assert finetune.evaluate(model, examples) == CORRECT[version]

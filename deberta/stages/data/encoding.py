@@ -24,8 +24,8 @@ Array = npt.NDArray[np.int32]
 class Counts:
     """What the encoded rows hold. Lines are the tsv's, the header line being 1."""
 
-    def __init__(self) -> None:
-        self.lengths = np.zeros(contract.SEQUENCE_LENGTH + 1, np.int64)  # rows by number of tokens, specials included
+    def __init__(self, max_length: int) -> None:
+        self.lengths = np.zeros(max_length + 1, np.int64)  # rows by number of tokens, specials included
         self.truncated: list[int] = []  # lines
         self.duplicates: list[tuple[int, int]] = []  # lines: a pairID's first one, and one that has it again
         self.unknown = 0  # [UNK] tokens
@@ -64,36 +64,43 @@ class Counts:
 
 
 class EncodedRows:
-    """The rows of a tsv through a tokenizer, cut at the contract's length. `chunks` encodes them and fills `counts`.
+    """The rows of a tsv through a tokenizer, cut at `max_length`. `chunks` encodes them and fills `counts`.
 
     `limit`, `expected_rows` (of the whole file) and `vocabulary` (every id must be below it) apply if above 0.
     Raises MissingError and DataError for a bad tsv or tokenizer, or another number of rows.
     """
 
     def __init__(
-        self, data: Path, tokenizer: Path, limit: int = 0, expected_rows: int = 0, vocabulary: int = 0
+        self,
+        data: Path,
+        tokenizer: Path,
+        limit: int = 0,
+        expected_rows: int = 0,
+        vocabulary: int = 0,
+        columns: int = mnli.DEV_COLUMNS,
+        max_length: int = contract.SEQUENCE_LENGTH,
     ) -> None:
-        self.data, self.limit, self.vocabulary = data, limit, vocabulary
-        rows = mnli.count(data)
+        self.data, self.limit, self.vocabulary, self.columns = data, limit, vocabulary, columns
+        rows = mnli.count(data, columns)
         if expected_rows:
             mnli.expect_rows(data, rows, expected_rows)
         self.rows = min(rows, limit) if limit else rows
         os.environ["TOKENIZERS_PARALLELISM"] = "true"  # a setting of tokenizers: one thread per core in encode_batch
-        self.tokenizer_path, self.tokenizer = tokenizer, tokenizers_of_guide.load(tokenizer, contract.SEQUENCE_LENGTH)
+        self.tokenizer_path, self.tokenizer = tokenizer, tokenizers_of_guide.load(tokenizer, max_length)
         self.unknown_id = self.tokenizer.token_to_id("[UNK]")
-        self.counts = Counts()
+        self.counts, self.max_length = Counts(max_length), max_length
 
     def chunks(self, title: str) -> Iterator[tuple[int, Array, Array]]:
-        """The number of the first row, then ids and mask, each int32 [rows, 256], of many rows at a time.
+        """The number of the first row, then ids and mask, each int32 [rows, max_length], of many rows at a time.
 
         `title` names the progress. Raises DataError for an id that the model has not, StageError if the tsv changes.
         """
         progress = Progress(title, self.rows, "rows")
-        stream = mnli.rows(self.data, limit=self.limit)
+        stream = mnli.rows(self.data, self.columns, self.limit)
         done = 0
         while chunk := list(itertools.islice(stream, _CHUNK_ROWS)):
             encodings: list[Encoding] = self.tokenizer.encode_batch([(row.premise, row.hypothesis) for row in chunk])
-            ids = np.zeros((len(chunk), contract.SEQUENCE_LENGTH), "<i4")
+            ids = np.zeros((len(chunk), self.max_length), "<i4")
             mask = np.zeros_like(ids)
             for row, (pair, encoding) in enumerate(zip(chunk, encodings, strict=True)):
                 tokens = encoding.ids
@@ -115,6 +122,13 @@ class EncodedRows:
             raise StageError(
                 f"{done} rows were encoded, {self.rows} were counted: the tsv changed. Run: invoke preprocess"
             )
+
+    def all_ids(self, title: str) -> list[Array]:
+        """Each row's ids, int32 [its tokens]. Raises as `chunks` does."""
+        rows: list[Array] = []
+        for _, ids, mask in self.chunks(title):
+            rows += [row[:tokens].copy() for row, tokens in zip(ids, mask.sum(axis=1).tolist(), strict=True)]
+        return rows
 
     def tokenizer_facts(self) -> dict[str, object]:
         """What a summary says about the tokenizer; prints a note about one that is not quite the guide's."""

@@ -9,7 +9,6 @@ at the one length 256, which are the guide's files. All folders are complete bef
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from deberta.core import buckets, contract, files
-from deberta.core.errors import ConfigError, DataError, StageError, run_stage
+from deberta.core.errors import ConfigError, DataError, run_stage
 from deberta.stages import arguments
 from deberta.stages.arguments import Argument
 from deberta.stages.data import row_order
@@ -27,104 +26,61 @@ from deberta.stages.data.row_order import Order
 from deberta.stages.model import config
 
 
-class _LengthBins:
-    """One length's folder while it is filled: rows wait until they are a batch. `output` is its name in messages."""
-
-    def __init__(self, folder: Path, output: Path, batch_size: int, length: int) -> None:
-        self.folder, self.output, self.batch_size, self.length = folder, output, batch_size, length
-        self.rows: list[int] = []  # of the tsv, in the order of the files
-        self._files = 0
-        self._waiting: list[Array] = [np.zeros((0, length), "<i4") for _ in contract.INPUTS]
-        for name in contract.INPUTS:
-            (folder / name).mkdir()
-
-    @property
-    def batches(self) -> int:
-        return contract.batch_count(len(self.rows), self.batch_size)
-
-    @property
-    def order(self) -> tuple[tuple[int, ...], ...]:
-        """The tsv rows of each file."""
-        return tuple(
-            tuple(self.rows[start : start + self.batch_size]) for start in range(0, len(self.rows), self.batch_size)
-        )
-
-    def add(self, rows: Sequence[int], inputs: Sequence[Array]) -> None:
-        """Take tsv rows with their ids and mask, each [rows, at least the length]."""
-        self.rows += rows
-        self._waiting = [
-            np.concatenate([waiting, values[:, : self.length]])
-            for waiting, values in zip(self._waiting, inputs, strict=True)
-        ]
-        self._write(len(self.rows) // self.batch_size)
-
-    def finish(self) -> None:
-        """Write the last rows, filled up to a batch, and check all files. Raises StageError."""
-        fill = -len(self.rows) % self.batch_size
-        self._waiting = [np.pad(values, ((0, fill), (0, 0))) for values in self._waiting]
-        self._write(self.batches)
-        size = contract.input_bytes(self.batch_size, self.length)
-        expected = dict.fromkeys(map(contract.input_file, range(self.batches)), size)
-        for name in contract.INPUTS:
-            with os.scandir(self.folder / name) as entries:
-                sizes = {entry.name: entry.stat().st_size for entry in entries}
-            if sizes != expected:
-                wrong = sum(sizes.get(file) != size for file in expected)
-                raise StageError(
-                    f"{name} holds {len(sizes)} files, {wrong} of {len(expected)} missing or not {size} bytes"
-                )
-
-    def _write(self, batches: int) -> None:
-        """Write waiting rows until there are this many files of each input."""
-        written = (batches - self._files) * self.batch_size
-        for start in range(0, written, self.batch_size):
-            for name, values in zip(contract.INPUTS, self._waiting, strict=True):
-                try:
-                    with open(f"{self.folder}/{name}/{contract.input_file(self._files)}", "wb") as file:
-                        file.write(values[start : start + self.batch_size].tobytes())
-                except OSError as error:  # a failing write does not say where
-                    raise OSError(error.errno, error.strerror, str(self.output)) from error
-            self._files += 1
-        self._waiting = [values[written:] for values in self._waiting]
+def _write(folder: Path, output: Path, inputs: Array, batch_size: int) -> None:
+    """Write ids and mask, int32 [2, rows, length], filled up to whole batches. `output`: the name in messages."""
+    rows = inputs.shape[1]
+    padded = np.pad(inputs, ((0, 0), (0, -rows % batch_size), (0, 0)))
+    for name in contract.INPUTS:
+        (folder / name).mkdir()
+    for index in range(contract.batch_count(rows, batch_size)):
+        for name, values in zip(contract.INPUTS, padded, strict=True):
+            try:
+                with open(folder / name / contract.input_file(index), "wb") as file:
+                    file.write(values[index * batch_size :][:batch_size].tobytes())
+            except OSError as error:  # a failing write does not say where
+                raise OSError(error.errno, error.strerror, str(output)) from error
 
 
 def preprocess(encoded: EncodedRows, batch_size: int, outputs: Mapping[int, Path]) -> dict[str, Any]:
     """Write the bins of the rows into the folders of `outputs`, by increasing length, and return what was counted.
 
-    Raises ConfigError for a row longer than the last length, DataError for a length that no row needs, StageError.
+    Raises ConfigError for a row longer than the last length, DataError for a length that no row needs.
     """
     lengths = np.array(list(outputs))
+    numbers: dict[int, list[int]] = {length: [] for length in outputs}  # rows of the tsv, in the order of the files
+    inputs: dict[int, list[Array]] = {length: [] for length in outputs}  # ids and mask of these, [2, rows, length]
+    for first, ids, mask in encoded.chunks(f"preprocess bs={batch_size} {buckets.text(list(outputs))}"):
+        tokens = mask.sum(axis=1)
+        if tokens.max() > lengths[-1]:
+            row = first + int(np.argmax(tokens > lengths[-1]))
+            raise ConfigError(
+                f"{encoded.data} line {row + 2} has {tokens.max()} tokens, and --buckets ends with {lengths[-1]}:"
+                f" rows are not cut. Add a last length of {contract.SEQUENCE_LENGTH}"
+            )
+        bucket_of = np.searchsorted(lengths, tokens)
+        for index, length in enumerate(outputs):
+            rows = np.flatnonzero(bucket_of == index)
+            numbers[length] += (first + rows).tolist()
+            inputs[length].append(np.stack([ids[rows, :length], mask[rows, :length]]))
     with contextlib.ExitStack() as folders:
-        bins = [
-            _LengthBins(folders.enter_context(files.new_folder(output)), output, batch_size, length)
-            for length, output in outputs.items()
-        ]
-        for first, ids, mask in encoded.chunks(f"preprocess bs={batch_size} {buckets.text(list(outputs))}"):
-            tokens = mask.sum(axis=1)
-            if tokens.max() > lengths[-1]:
-                row = first + int(np.argmax(tokens > lengths[-1]))
-                raise ConfigError(
-                    f"{encoded.data} line {row + 2} has {tokens.max()} tokens, and --buckets ends with {lengths[-1]}:"
-                    f" rows are not cut. Add a last length of {contract.SEQUENCE_LENGTH}"
-                )
-            bucket_of = np.searchsorted(lengths, tokens)
-            for index, part in enumerate(bins):
-                rows = np.flatnonzero(bucket_of == index)
-                part.add((first + rows).tolist(), (ids[rows], mask[rows]))
-        for part in bins:
-            part.finish()
-            if not part.rows:
-                raise DataError(f"no row of {encoded.data} needs length {part.length}. Leave it out of --buckets")
+        for length, output in outputs.items():
+            if not numbers[length]:
+                raise DataError(f"no row of {encoded.data} needs length {length}. Leave it out of --buckets")
+            folder = folders.enter_context(files.new_folder(output))
+            _write(folder, output, np.concatenate(inputs.pop(length), axis=1), batch_size)
             if row_order.is_needed(list(outputs)):
-                row_order.write(part.folder, Order(encoded.rows, batch_size, part.length, tuple(outputs), part.order))
-    batches = sum(part.batches for part in bins)
+                starts = range(0, len(numbers[length]), batch_size)
+                order = tuple(tuple(numbers[length][start : start + batch_size]) for start in starts)
+                row_order.write(folder, Order(encoded.rows, batch_size, length, tuple(outputs), order))
+    batches = {length: contract.batch_count(len(rows), batch_size) for length, rows in numbers.items()}
+    run_tokens = sum(batch_size * length * count for length, count in batches.items())
     return {
         "rows": encoded.rows,
         "batch_size": batch_size,
-        "lengths": {str(part.length): {"rows": len(part.rows), "batches": part.batches} for part in bins},
-        "batches": batches,
-        "padding_rows": batches * batch_size - encoded.rows,
-        "run_tokens": sum(part.batches * batch_size * part.length for part in bins),
+        "lengths": {str(length): {"rows": len(rows), "batches": batches[length]} for length, rows in numbers.items()},
+        "batches": sum(batches.values()),
+        "padding_rows": sum(batches.values()) * batch_size - encoded.rows,
+        "run_tokens": run_tokens,
         "limit": encoded.limit,
         **encoded.counts.summary(),
         **encoded.tokenizer_facts(),

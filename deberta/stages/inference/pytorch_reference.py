@@ -33,9 +33,7 @@ BATCH_TOKENS = 2048
 
 def read_ids(encoded: EncodedRows) -> tuple[list[Ids], dict[str, object]]:
     """Each row's ids, int32 [its tokens], as `preprocess` writes them without the padding, and what was counted."""
-    rows: list[Ids] = []
-    for _, ids, mask in encoded.chunks(f"tokens of {encoded.data.name}"):
-        rows += [row[:tokens].copy() for row, tokens in zip(ids, mask.sum(axis=1).tolist(), strict=True)]
+    rows = encoded.all_ids(f"tokens of {encoded.data.name}")
     return rows, {"truncated_rows": len(encoded.counts.truncated), **encoded.tokenizer_facts()}
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import math
-import os
 import signal
 import sys
 import time
@@ -186,16 +185,16 @@ def finetune(options: argparse.Namespace, settings: TrainingSettings) -> dict[st
             f"--max-length {settings.max_length} is more than the {model_config.max_position_embeddings} positions "
             f"of {options.config}"
         )
-    encoder = tokenizer.load(options.tokenizer, settings.max_length)
     model, start = starting_model(model_config, options.init, settings.seed)
     dev_sets: dict[str, training.Examples] = {}
+    sizes = model_config.vocab_size, settings.max_length
     for version, name in contract.DEV_FILES.items():
         path = options.data / name
         if path.is_file():
-            dev_sets[version] = training.encode(path, encoder, mnli.DEV_COLUMNS, model_config.vocab_size)
+            dev_sets[version] = training.encode(path, options.tokenizer, mnli.DEV_COLUMNS, *sizes)
         else:
             print(f"{path} is missing: the model is not evaluated on it", flush=True)
-    examples = training.encode(options.train, encoder, mnli.TRAIN_COLUMNS, model_config.vocab_size)
+    examples = training.encode(options.train, options.tokenizer, mnli.TRAIN_COLUMNS, *sizes)
     identity: dict[str, object] = {name.replace("_", " "): value for name, value in vars(settings).items()}
     identity["train.tsv"] = files.sha256_of(options.train)
     identity["tokenizer"] = files.sha256_of(tokenizer.source(options.tokenizer))
@@ -246,7 +245,6 @@ def main(argv: Sequence[str]) -> None:
         raise ConfigError("--epochs and --steps say the same in two ways. Give one of them")
     options.epochs = 0 if options.steps else options.epochs or 2
     settings = msgspec.convert(options, TrainingSettings, from_attributes=True)
-    os.environ["TOKENIZERS_PARALLELISM"] = "true"  # a setting of tokenizers: one thread per core in encode_batch
     torch.set_num_threads(effective_cpus())
     # Racing threads would sum some gradients in varying order, and a resumed run would end with other weights.
     torch.use_deterministic_algorithms(True)

@@ -12,23 +12,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from deberta.core import files, mnli
 from deberta.core.errors import DataError
-from deberta.core.progress import Progress
+from deberta.stages.data.encoding import Array, EncodedRows
 from deberta.stages.model import checkpoint
 from deberta.stages.model.deberta import Deberta, SelfAttention
 
 HEAD = ("pooler.", "classifier.")
 # Heads of pretraining: Microsoft's two names, and that of transformers' masked language model.
 LANGUAGE_MODEL_HEADS = ("lm_predictions.", "mask_predictions.", "cls.")
-_CHUNK_ROWS = 1024  # rows tokenized at a time
 _GROUP_BATCHES = 50  # batches whose rows are sorted by length together
 _WIDTH_STEP = 8  # the width of a batch is a multiple of it
-
-Array = npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True)
@@ -58,23 +54,13 @@ class Examples:
         return torch.from_numpy(ids), torch.from_numpy(mask), torch.from_numpy(self.labels[list(rows)])
 
 
-def encode(path: Path, tokenizer: Tokenizer, columns: int, vocabulary: int) -> Examples:
-    """Read a tsv of so many columns and tokenize its pairs. Raises MissingError and DataError."""
-    rows = list(mnli.rows(path, columns))
-    progress = Progress(f"encoding {path.name}", len(rows), "rows")
-    parts: list[Array] = []
-    for start in range(0, len(rows), _CHUNK_ROWS):
-        texts = [(row.premise, row.hypothesis) for row in rows[start : start + _CHUNK_ROWS]]
-        parts += [np.array(encoding.ids, np.int32) for encoding in tokenizer.encode_batch(texts)]
-        progress.update(start + len(texts))
-    ids = np.concatenate(parts)
-    if int(ids.max()) >= vocabulary:
-        raise DataError(
-            f"the tokenizer gives id {int(ids.max())} for {path}, but the model's vocabulary has {vocabulary} entries. "
-            "They do not belong together"
-        )
+def encode(path: Path, tokenizer: Path, columns: int, vocabulary: int, max_length: int) -> Examples:
+    """Read a tsv of so many columns and tokenize its pairs. Raises as `EncodedRows` does."""
+    encoded = EncodedRows(path, tokenizer, vocabulary=vocabulary, columns=columns, max_length=max_length)
+    parts = encoded.all_ids(f"encoding {path.name}")
     starts = np.cumsum([0, *(len(part) for part in parts)], dtype=np.int64)
-    return Examples(ids, starts, np.array([row.label for row in rows], np.int64))
+    labels = np.array([row.label for row in mnli.rows(path, columns)], np.int64)
+    return Examples(np.concatenate(parts), starts, labels)
 
 
 class Batches:
