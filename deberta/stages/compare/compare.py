@@ -8,13 +8,16 @@ and both sides have layers, the first layer that differs is searched for, and th
 from __future__ import annotations
 
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from deberta.core import files
 from deberta.core.contract import LABELS, OUTPUT
 from deberta.core.errors import ConfigError, DataError, GateError, run_stage, some
 from deberta.core.machine import effective_cpus
@@ -109,14 +112,17 @@ def main(argv: Sequence[str]) -> None:
     vocabulary = config.read(options.config).vocab_size
     sample = bins.read_sample(options.bins, options.bs, options.sequence_length, vocabulary, options.rows)
     rows = sample.rows
-    with sides.scratch_beside(options.report) as scratch:
+    files.remove_leftovers(options.report)  # of a killed run
+    scratch_name = files.temporary_beside(options.report).name
+    options.report.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=scratch_name, dir=options.report.parent) as scratch:
         setting = Setting(
             config=options.config,
             labels=options.labels,
             batch_size=options.bs,
             batches=sample.batches,
             threads=threads,
-            scratch=scratch,
+            scratch=Path(scratch),
             graph=options.graph,
             kept=options.kept,
         )

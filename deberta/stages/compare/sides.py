@@ -10,7 +10,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from deberta.core import contract, files
+from deberta.core import contract
 from deberta.core.contract import INPUTS, LABELS, OUTPUT
 from deberta.core.errors import DataError, MissingError
 from deberta.core.progress import Progress
@@ -89,18 +89,6 @@ def open_side(kind: str, file: Path, setting: Setting) -> Side:
     if not file.exists():
         raise MissingError(f"{file} is missing. Run: invoke {command}")
     return opener(kind, file, setting)
-
-
-@contextmanager
-def scratch_beside(report: Path) -> Iterator[Path]:
-    """A folder for copies of models, removed at the end; what a killed run left is removed at the start."""
-    files.remove_leftovers(report)
-    scratch = files.temporary_beside(report)
-    scratch.mkdir(parents=True)
-    try:
-        yield scratch
-    finally:
-        files.remove(scratch)
 
 
 def marks_of(nodes: Iterable[GraphNode]) -> dict[str, str]:
@@ -197,25 +185,34 @@ def _torch(kind: str, file: Path, setting: Setting) -> Side:
     return Side(kind, file, run, (*names, OUTPUT))
 
 
-def _onnx(kind: str, file: Path, setting: Setting) -> Side:
-    """ONNX Runtime, in float32."""
-    nodes = read_nodes(file)
+def _graph_side(kind: str, file: Path, graph: Path | None, compute: Callable[[Rows, list[str]], Results]) -> Side:
+    """A side with the layers and nodes of an ONNX file; `compute` gives the values of its tensors, by their names."""
+    nodes = read_nodes(graph) if graph else ()
     marks = marks_of(nodes)
 
     def run(rows: Rows, wanted: Sequence[str]) -> Results:
-        known = {node.output for node in nodes}
         tensors = {name: marks.get(name, name) for name in (*wanted, OUTPUT)}
-        tensors = {name: tensor for name, tensor in tensors.items() if tensor in known}
-        path = _with_outputs(file, [t for t in tensors.values() if t != OUTPUT], setting.scratch)
-        session = onnx_runtime.open_session(path, setting.threads)
-        recorder = _Recorder()
+        computed = compute(rows, [tensor for tensor in dict.fromkeys(tensors.values()) if tensor != OUTPUT])
+        return {name: computed[tensor] for name, tensor in tensors.items() if tensor in computed}
+
+    return Side(kind, file, run, tuple(marks), nodes, marks)
+
+
+def _onnx(kind: str, file: Path, setting: Setting) -> Side:
+    """ONNX Runtime, in float32."""
+    known = {node.output for node in read_nodes(file)}
+
+    def compute(rows: Rows, wanted: list[str]) -> Results:
+        inner = [tensor for tensor in wanted if tensor in known]
+        session = onnx_runtime.open_session(_with_outputs(file, inner, setting.scratch), setting.threads)
+        recorder, outputs = _Recorder(), [*inner, OUTPUT]
         for part in _by_parts(kind, rows, min(setting.batch_size, MOST_ROWS)):
             inputs = dict(zip(INPUTS, (part.ids, part.mask), strict=True))
-            for name, values in zip(tensors, session.run(list(tensors.values()), inputs), strict=True):
+            for name, values in zip(outputs, session.run(outputs, inputs), strict=True):
                 recorder.add(name, values, len(part.numbers))
         return recorder.results()
 
-    return Side(kind, file, run, tuple(marks), nodes, marks)
+    return _graph_side(kind, file, file, compute)
 
 
 def _with_outputs(file: Path, tensors: Sequence[str], scratch: Path) -> Path:
@@ -227,7 +224,7 @@ def _with_outputs(file: Path, tensors: Sequence[str], scratch: Path) -> Path:
     if not tensors:
         return file
     extra = onnx.ModelProto()
-    extra.graph.output.extend(onnx.ValueInfoProto(name=name) for name in dict.fromkeys(tensors))
+    extra.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors)
     path = scratch / "marked.onnx"
     shutil.copyfile(file, path)
     with open(path, "ab") as copy:
@@ -237,20 +234,15 @@ def _with_outputs(file: Path, tensors: Sequence[str], scratch: Path) -> Path:
 
 def _fp16(kind: str, file: Path, setting: Setting) -> Side:
     """The graph with float16 between its nodes, as check-fp16 runs it."""
-    nodes = read_nodes(file)
-    marks = marks_of(nodes)
 
-    def run(rows: Rows, wanted: Sequence[str]) -> Results:
+    def compute(rows: Rows, wanted: list[str]) -> Results:
         graph = emulation.load(file)
         keep = keep_dtype.read(setting.kept, graph) if setting.kept else set()
-        names: dict[str, list[str]] = {}
-        for name in {*wanted, OUTPUT}:
-            names.setdefault(marks.get(name, name), []).append(name)
         recorder, count = _Recorder(), 0
 
         def watch(node: Node, result: EmulationResult) -> bool:
-            for name in names.get(node.output, ()):
-                recorder.add(name, result.value.numpy(), count)
+            if node.output in (*wanted, OUTPUT):
+                recorder.add(node.output, result.value.numpy(), count)
             return False
 
         for part in _by_parts(kind, rows, emulation.PART_ROWS):
@@ -258,27 +250,22 @@ def _fp16(kind: str, file: Path, setting: Setting) -> Side:
             emulation.run(graph, part, keep, watch)
         return recorder.results()
 
-    return Side(kind, file, run, tuple(marks), nodes, marks)
+    return _graph_side(kind, file, file, compute)
 
 
 def _cpu(kind: str, file: Path, setting: Setting) -> Side:
     """build-om's OpenVINO model of the batch size; rows that fill its last batch are zeros, and left out again."""
-    nodes = read_nodes(setting.graph) if setting.graph else ()
-    marks = marks_of(nodes)
 
-    def run(rows: Rows, wanted: Sequence[str]) -> Results:
-        tensors = {name: marks.get(name, name) for name in wanted if name != OUTPUT}
+    def compute(rows: Rows, wanted: list[str]) -> Results:
         engine = openvino_engine.load_model(file, setting.threads)
         size, length = setting.batch_size, rows.ids.shape[1]
         if engine.shape != (size, length):
-            raise DataError(
-                f"{file} takes inputs of {engine.shape[0]} x {engine.shape[1]}, not of {size} x {length}. Run: invoke"
-                " build-om --force"
-            )
-        compiled = engine.compiled
-        if tensors:
+            takes = f"{engine.shape[0]} x {engine.shape[1]}, not of {size} x {length}"
+            raise DataError(f"{file} takes inputs of {takes}. Run: invoke build-om --force")
+        compiled, inner = engine.compiled, wanted
+        if wanted:
             del engine
-            compiled, tensors = _compiled_with(file, tensors, setting.threads)
+            compiled, inner = _compiled_with(file, wanted, setting.threads)
         request = compiled.create_infer_request()
         recorder = _Recorder()
         for part in _by_parts(kind, rows, size):
@@ -286,23 +273,23 @@ def _cpu(kind: str, file: Path, setting: Setting) -> Side:
             for name, values in zip(INPUTS, (part.ids, part.mask), strict=True):
                 openvino_engine.set_input(request, name, np.pad(values, ((0, size - real), (0, 0))))
             request.infer()
-            for name, tensor in (*tensors.items(), (OUTPUT, OUTPUT)):
-                recorder.add(name, request.get_tensor(tensor).data, size, real)
+            for name in (*inner, OUTPUT):
+                recorder.add(name, request.get_tensor(name).data, size, real)
         return recorder.results()
 
-    return Side(kind, file, run, tuple(marks), nodes, marks)
+    return _graph_side(kind, file, setting.graph, compute)
 
 
-def _compiled_with(file: Path, tensors: dict[str, str], threads: int) -> tuple[ov.CompiledModel, dict[str, str]]:
+def _compiled_with(file: Path, tensors: list[str], threads: int) -> tuple[ov.CompiledModel, list[str]]:
     """The model with those of `tensors` as outputs that OpenVINO still knows by name; and which these are."""
     import openvino as ov
 
     core = ov.Core()
     model = core.read_model(file)
     known = {name for node in model.get_ops() for port in node.outputs() for name in port.get_names()}
-    present = {name: tensor for name, tensor in tensors.items() if tensor in known}
+    present = [tensor for tensor in tensors if tensor in known]
     if present:
-        model.add_outputs(list(dict.fromkeys(present.values())))
+        model.add_outputs(present)
     return core.compile_model(model, "CPU", openvino_engine.engine_settings(threads)), present
 
 
@@ -314,10 +301,8 @@ def _stored(kind: str, file: Path, setting: Setting) -> Side:
         again = "It is of other data, or of other rows of them: make it again"
         logits = read_array(file, again)
         if contract.batch_count(len(logits), setting.batch_size) != setting.batches:
-            raise DataError(
-                f"{file} holds logits of {len(logits)} rows, not of those in {setting.batches} bins of"
-                f" {setting.batch_size}. {again}"
-            )
+            wanted = f"those in {setting.batches} bins of {setting.batch_size}"
+            raise DataError(f"{file} holds logits of {len(logits)} rows, not of {wanted}. {again}")
 
     def run(rows: Rows, wanted: Sequence[str]) -> Results:
         return {OUTPUT: logits[rows.numbers].reshape(len(rows.numbers), 1, -1)}

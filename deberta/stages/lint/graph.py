@@ -310,12 +310,11 @@ def _compute_shapes(model: onnx.ModelProto, tensors: dict[str, Tensor], known: d
 
 def _run(model: onnx.ModelProto, node: NodeProto, inputs: dict[str, Array]) -> Array | None:
     """The value that ONNX's reference implementation gives for one node, or None where it has none."""
-    dtype_of = helper.np_dtype_to_tensor_dtype
-    infos = [helper.make_tensor_value_info(n, dtype_of(value.dtype), value.shape) for n, value in inputs.items()]
-    alone = helper.make_graph([node], "one", infos, [onnx.ValueInfoProto(name=node.output[0])])
+    infos = [helper.make_value_info(name, onnx.TypeProto()) for name in (*inputs, node.output[0])]
+    alone = helper.make_graph([node], "one", infos[:-1], infos[-1:])
     try:
-        evaluator = ReferenceEvaluator(helper.make_model(alone, opset_imports=model.opset_import))
-        (value,) = evaluator.run(None, dict(inputs))
+        opsets = {entry.domain: entry.version for entry in model.opset_import}
+        (value,) = ReferenceEvaluator(alone, opsets=opsets).run(None, dict(inputs))
     except Exception:  # the shape stays unknown, which is a finding of its own
         return None
     return np.asarray(value)
