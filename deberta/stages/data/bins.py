@@ -56,10 +56,11 @@ def read_sample(bins: Path, batch_size: int, length: int, vocabulary: int, least
         )
     batches = min(contract.batch_count(least, batch_size) if least else count, count)
     drawn = [i * count // batches for i in range(batches)]
-    limits = (vocabulary, 2)
     ids, mask = (
-        np.concatenate([_read(bins / name / contract.input_file(i), batch_size, length, limit) for i in drawn])
-        for name, limit in zip(INPUTS, limits, strict=True)
+        np.concatenate(
+            [read(bins / name / contract.input_file(i), name, (batch_size, length), vocabulary) for i in drawn]
+        )
+        for name in INPUTS
     )
     real = np.flatnonzero(mask.any(axis=1))
     if not len(real):
@@ -68,15 +69,17 @@ def read_sample(bins: Path, batch_size: int, length: int, vocabulary: int, least
     return Sample(Rows(numbers[real].tolist(), ids[real], mask[real]), len(ids) - len(real), count)
 
 
-def _read(path: Path, batch_size: int, length: int, limit: int) -> Ids:
-    """One bin, int32 [batch_size, length], of values from 0 to below `limit`."""
+def read(path: Path, name: str, shape: tuple[int, int], vocabulary: int) -> Ids:
+    """The bin of input `name`, int32 [batch, length]. Raises DataError for another size, and for values that cannot be
+    this input: msame, whose inputs are told apart by position alone, would run swapped directories without an error."""
     values = np.fromfile(path, "<i4")
-    size, expected = path.stat().st_size, contract.input_bytes(batch_size, length)
+    size, expected = path.stat().st_size, contract.input_bytes(*shape)
     if size != expected:
         raise DataError(f"{path} has {size} bytes, not {expected}: it is of another batch size or length. {AGAIN}")
+    limit = vocabulary if name == INPUTS[0] else 2
     if values.min() < 0 or values.max() >= limit:
         raise DataError(
-            f"{path} holds values from {values.min()} to {values.max()}, not whole numbers from 0 to {limit - 1}."
-            f" {AGAIN}"
+            f"{path} holds values from {values.min()} to {values.max()}; {name} goes from 0 to {limit - 1}. "
+            f"Give the directories in the order {', '.join(INPUTS)}, or run: invoke preprocess --force"
         )
-    return values.reshape(batch_size, length)
+    return values.reshape(shape)

@@ -24,8 +24,6 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
-import numpy as np
-
 from deberta.core import files
 from deberta.core.contract import INPUTS, PERFORMANCE_LOOPS, input_bytes
 from deberta.core.errors import ConfigError, DataError, MissingError, run_stage, some
@@ -33,6 +31,7 @@ from deberta.core.machine import effective_cpus
 from deberta.core.progress import Progress
 from deberta.stages import arguments
 from deberta.stages.arguments import SHARED, Argument, whole
+from deberta.stages.data import bins
 from deberta.stages.inference.openvino_engine import OpenVinoEngine, engine_facts, load_model, release_pages, set_input
 
 
@@ -107,19 +106,6 @@ def _check_sizes(request: RunRequest, expected: int, model: Path) -> None:
         )
 
 
-def _read_input(name: str, file: str, engine: OpenVinoEngine) -> np.ndarray:
-    """One input, int32 [batch, length]. Raises DataError where a file cannot be this input: msame, whose inputs are
-    told apart by position alone, would run swapped directories without an error."""
-    values = np.fromfile(file, dtype="<i4").reshape(engine.shape)
-    limit = engine.vocabulary if name == INPUTS[0] else 2
-    if values.min() < 0 or values.max() >= limit:
-        raise DataError(
-            f"{file} holds values from {values.min()} to {values.max()}; {name} goes from 0 to {limit - 1}. "
-            f"Give the directories in the order {', '.join(INPUTS)}, or run: invoke preprocess --force"
-        )
-    return values
-
-
 def run(requests: Sequence[RunRequest], engines: Sequence[OpenVinoEngine], model: Path) -> list[list[float]]:
     """Run all requests, the first of which comes last, print their logs and return the inference times of each in ms.
 
@@ -140,7 +126,8 @@ def run(requests: Sequence[RunRequest], engines: Sequence[OpenVinoEngine], model
             for stem, batch in request.batches.items():
                 for name, file in zip(INPUTS, batch, strict=True):
                     print(f"[INFO] start to process file:{file}")
-                    set_input(infer_request, name, _read_input(name, file, engine))
+                    values = bins.read(Path(file), name, engine.shape, engine.vocabulary)
+                    set_input(infer_request, name, values)
                 for _ in range(request.loops):
                     started = time.perf_counter()
                     infer_request.infer(share_outputs=True)
