@@ -119,9 +119,7 @@ class EncodedRows:
             done += len(chunk)
             progress.update(done)
         if done != self.rows:
-            raise StageError(
-                f"{done} rows were encoded, {self.rows} were counted: the tsv changed. Run: invoke preprocess"
-            )
+            raise StageError(f"{self.data} changed: {done} rows, {self.rows} before. Run: invoke preprocess")
 
     def all_ids(self, title: str) -> list[Array]:
         """Each row's ids, int32 [its tokens]. Raises as `chunks` does."""

@@ -101,7 +101,11 @@ def main(argv: Sequence[str]) -> None:
     compared = logits_report(reference, first.logits, rows.numbers, margin)
     cure = after = saturated = None
     if first.affected:
-        saturated = logits_report(reference, _saturated(graph, first, rows, kept), rows.numbers, margin)
+        logits = first.logits.copy()  # of a chip that gives float16's largest value where others give infinity
+        for part in first.affected:
+            at = rows.numbers.index(part.numbers[0])
+            logits[at : at + len(part.numbers)] = emulation.run(graph, part, kept, saturate=True).numpy()
+        saturated = logits_report(reference, logits, rows.numbers, margin)
         print("looking for the nodes that have to stay in float32", flush=True)
         cure = keep_dtype.find(graph, parts, first.affected, kept)
         if cure is not None:
@@ -133,15 +137,6 @@ def main(argv: Sequence[str]) -> None:
     _print(report)
     if not passed:
         raise GateError(_verdict(first, compared, cure, margin, options.keep, options.report))
-
-
-def _saturated(graph: Float16Graph, first: Survey, rows: Rows, kept: set[str]) -> Logits:
-    """The logits of a chip that gives float16's largest value where others give infinity."""
-    logits = first.logits.copy()
-    for part in first.affected:
-        at = rows.numbers.index(part.numbers[0])
-        logits[at : at + len(part.numbers)] = emulation.run(graph, part, kept, saturate=True).numpy()
-    return logits
 
 
 def _check_emulation(graph: Float16Graph, part: Rows, reference: Logits) -> None:

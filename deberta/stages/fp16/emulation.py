@@ -215,8 +215,7 @@ def overflows(x: Tensor) -> int:
 
 def _gather(node: Node, data: Tensor, indices: Tensor) -> Tensor:
     axis = int(node.attributes.get("axis", 0)) % data.dim()
-    taken = torch.index_select(data, axis, indices.reshape(-1).long())
-    return taken.reshape(*data.shape[:axis], *indices.shape, *data.shape[axis + 1 :])
+    return data[(*[slice(None)] * axis, indices.long())]
 
 
 def _gather_elements(node: Node, data: Tensor, indices: Tensor) -> Tensor:

@@ -54,9 +54,7 @@ def apply(model: ov.Model) -> int:
         ov.utils.replace_node(node, product)
         layers += 1
     if not layers:
-        raise DataError(
-            "the model has no layer to quantize: no matrix product with a constant. Run: invoke export-onnx"
-        )
+        raise DataError("the model has no layer to quantize, a product with a constant. Run: invoke export-onnx")
     model.set_rt_info("int8", list(MARK))
     return layers
 

@@ -63,10 +63,9 @@ def run(model: Deberta, rows: Sequence[Ids], name: str, data: Path, batch_tokens
             finite = finite_rows(values)
             if not finite.all():
                 row = batch[int(np.argmin(finite))]
-                raise DataError(
-                    f"PyTorch gives NaN or infinite logits for row {row} ({data.name} line {row + 2}) in float32: the"
-                    " checkpoint is damaged, or not of its config. Move it away and run: invoke fetch"
-                )
+                where = f"row {row} ({data.name} line {row + 2}) in float32"
+                advice = "the checkpoint is damaged, or not of its config. Move it away and run: invoke fetch"
+                raise DataError(f"PyTorch gives NaN or infinite logits for {where}: {advice}")
             logits[batch] = values
             done += ids.numel()
             progress.update(done)
@@ -79,10 +78,8 @@ def main(argv: Sequence[str]) -> None:
     torch.set_num_threads(threads)
     model_config = config.read(options.config)
     if model_config.max_position_embeddings < contract.SEQUENCE_LENGTH:
-        raise ConfigError(
-            f"{options.config}: max_position_embeddings is {model_config.max_position_embeddings}, and rows have up to"
-            f" {contract.SEQUENCE_LENGTH} tokens"
-        )
+        positions = f"max_position_embeddings is {model_config.max_position_embeddings}"
+        raise ConfigError(f"{options.config}: {positions}, and rows have up to {contract.SEQUENCE_LENGTH} tokens")
     rows, facts = read_ids(
         EncodedRows(options.data, options.tokenizer, options.limit, options.rows, model_config.vocab_size)
     )

@@ -53,7 +53,7 @@ def plan(elements: Sequence[str], output: str, loops: int, model: Path) -> RunRe
     """Turn `--input`'s elements into batches. Raises ConfigError, MissingError and DataError; reads no file."""
     if len(elements) != len(INPUTS) or not all(elements):
         raise ConfigError(
-            f"--input {','.join(elements)!r} must be {len(INPUTS)} directories or files, for {' and '.join(INPUTS)}"
+            f"--input {','.join(elements)!r} must be {len(INPUTS)} directories or files: {', '.join(INPUTS)}"
         )
     for element in elements:
         if not os.path.exists(element):
@@ -71,10 +71,8 @@ def plan(elements: Sequence[str], output: str, loops: int, model: Path) -> RunRe
     names = _bins_in(elements[0])
     for element in elements[1:]:
         if different := sorted(set(names) ^ set(_bins_in(element))):
-            raise DataError(
-                f"{elements[0]} and {element} must hold files of the same names; only one has {some(different)}. "
-                "Run: invoke preprocess --force"
-            )
+            only = f"only one has {some(different)}. {bins.AGAIN}"
+            raise DataError(f"{elements[0]} and {element} must hold files of the same names; {only}")
     batches = {name[: -len(".bin")]: tuple(f"{folder}/{name}" for folder in elements) for name in names}
     return RunRequest(batches, loops=1, by_directory=True, output=output)
 
@@ -85,9 +83,7 @@ def _bins_in(folder: str) -> list[str]:
     if not names:
         raise DataError(f"{folder} holds no file. Run: invoke preprocess --force")
     if strange := [name for name in names if not name.endswith(".bin") or not os.path.isfile(f"{folder}/{name}")]:
-        raise DataError(
-            f"{folder} holds something else than .bin files: {some(strange)}. Run: invoke preprocess --force"
-        )
+        raise DataError(f"{folder} holds something else than .bin files: {some(strange)}. {bins.AGAIN}")
     return names
 
 
@@ -100,10 +96,8 @@ def _check_sizes(request: RunRequest, expected: int, model: Path) -> None:
         if (size := os.path.getsize(file)) != expected
     ]
     if wrong:
-        raise DataError(
-            f"{model} takes {expected} bytes per file, not {some(wrong)}. "
-            "The bins are of another batch size, length or type. Run: invoke preprocess --force"
-        )
+        reason = "The bins are of another batch size, length or type"
+        raise DataError(f"{model} takes {expected} bytes per file, not {some(wrong)}. {reason}. {bins.AGAIN}")
 
 
 def run(requests: Sequence[RunRequest], engines: Sequence[OpenVinoEngine], model: Path) -> list[list[float]]:
@@ -176,9 +170,8 @@ def main(argv: Sequence[str]) -> None:
         raise ConfigError(f"--device {options.device!r}: the cpu backend has one device, 0")
     count = len(options.lengths or (0,))
     if not len(options.input) == len(options.output) == count:
-        raise ConfigError(
-            f"--input is given {len(options.input)} times and --output {len(options.output)}, for {count} lengths"
-        )
+        times = f"--input is given {len(options.input)} times and --output {len(options.output)}"
+        raise ConfigError(f"{times}, for {count} lengths")
     requests = [
         plan(inputs.split(","), output, options.loop, options.model)
         for inputs, output in zip(options.input, options.output, strict=True)

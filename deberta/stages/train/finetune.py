@@ -181,10 +181,8 @@ def finetune(options: argparse.Namespace, settings: TrainingSettings) -> dict[st
     """Train, write `options.output`, evaluate; returns the summary. Raises the errors of config, data and `train`."""
     model_config = config.read(options.config)
     if settings.max_length > model_config.max_position_embeddings:
-        raise ConfigError(
-            f"--max-length {settings.max_length} is more than the {model_config.max_position_embeddings} positions "
-            f"of {options.config}"
-        )
+        positions = f"the {model_config.max_position_embeddings} positions of {options.config}"
+        raise ConfigError(f"--max-length {settings.max_length} is more than {positions}")
     model, start = starting_model(model_config, options.init, settings.seed)
     dev_sets: dict[str, training.Examples] = {}
     sizes = model_config.vocab_size, settings.max_length

@@ -196,9 +196,8 @@ def load_state(path: Path, identity: Mapping[str, object], model: nn.Module, opt
         if saved.get(name) != identity.get(name)
     ]
     if changes:
-        raise DataError(
-            f"{path} belongs to another run: {'; '.join(changes)}. Run with the same, or remove it to start again"
-        )
+        advice = "Run with the same, or remove it to start again"
+        raise DataError(f"{path} belongs to another run: {'; '.join(changes)}. {advice}")
     try:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
