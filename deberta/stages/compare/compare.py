@@ -116,23 +116,17 @@ def main(argv: Sequence[str]) -> None:
     scratch_name = files.temporary_beside(options.report).name
     options.report.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=scratch_name, dir=options.report.parent) as scratch:
-        setting = Setting(
-            config=options.config,
-            labels=options.labels,
-            batch_size=options.bs,
-            batches=sample.batches,
-            threads=threads,
-            scratch=Path(scratch),
-            graph=options.graph,
-            kept=options.kept,
-        )
+        setting = Setting(options, sample.batches, threads, Path(scratch))
         a, b = sides.open_side(options.a, options.a_file, setting), sides.open_side(options.b, options.b_file, setting)
         print(f"running {len(rows.numbers)} rows of {options.bins} with {a.kind}, then with {b.kind}", flush=True)
         logits_a, logits_b = _logits(a, rows), _logits(b, rows)
         difference = compare_logits(logits_a, logits_b)
         compared = logits_report(difference, logits_a, logits_b, rows, tolerance)
         problems = problems_of(compared, tolerance, (a.kind, b.kind))
-        not_searched = _why_no_search(a, b, bool(problems) or options.all_layers)
+        without = [f"{side.kind} has none by name" for side in (a, b) if not side.marks]
+        not_searched = f"not looked for, {' and '.join(without)}" if without else ""
+        if not (without or problems or options.all_layers):
+            not_searched = "none looked for, the logits agree"
         divergence, searched = Divergence(), list[int]()
         if not not_searched:
             worst = layers.worst_rows(difference, rows)
@@ -206,13 +200,6 @@ def _where(divergence: dict[str, Any]) -> str:
     inside = f", node {node['name']} ({node['op']})" if node else ""
     doubt = "" if divergence["verified"] else "; not seen again when both were handed out in one run"
     return f"{divergence['layer']}{inside}; {before}{doubt}"
-
-
-def _why_no_search(a: Side, b: Side, wanted: bool) -> str:
-    """Why no layers are compared; empty if they are."""
-    if without := [f"{side.kind} has none by name" for side in (a, b) if not side.marks]:
-        return f"not looked for, {' and '.join(without)}"
-    return "" if wanted else "none looked for, the logits agree"
 
 
 def _logits(side: Side, rows: Rows) -> Logits:

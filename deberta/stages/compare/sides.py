@@ -6,6 +6,7 @@ more outputs is another graph anyway, since engines fuse less where an inner val
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import shutil
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -54,18 +55,13 @@ class GraphNode:
     output: str
 
 
-@dataclass(frozen=True)
-class Setting:
-    """What both sides are run with. `batches`: how many bins of `batch_size` rows the data have."""
+class Setting(NamedTuple):
+    """What both sides are run with. `batches`: how many bins of `options.bs` rows the data have."""
 
-    config: Path
-    labels: tuple[str, ...]
-    batch_size: int
+    options: argparse.Namespace  # compare's
     batches: int
     threads: int
     scratch: Path  # a folder for copies of models, removed at the end
-    graph: Path | None = None  # the ONNX that the compiled model was made of, to know its nodes' order
-    kept: Path | None = None  # lists the nodes that the fp16 side keeps in float32
 
 
 @dataclass(frozen=True)
@@ -147,15 +143,15 @@ def _modules(model: Any) -> dict[str, nn.Module]:
 
 def _torch(kind: str, file: Path, setting: Setting) -> Side:
     """Our module in float32, as the checkpoint gives it, or transformers' of the same weights; layers by hooks."""
-    settings = config.read(setting.config)
+    settings = config.read(setting.options.config)
 
     def load() -> tuple[nn.Module, Callable[[Tensor, Tensor], Tensor]]:
-        ours = checkpoint.load(file, settings, setting.labels).model
+        ours = checkpoint.load(file, settings, setting.options.labels).model
         if kind == "pytorch":
             return ours, ours
         from transformers import DebertaV2Config, DebertaV2ForSequenceClassification
 
-        values = json.loads(setting.config.read_text(encoding="utf-8"))
+        values = json.loads(setting.options.config.read_text(encoding="utf-8"))
         peer = DebertaV2ForSequenceClassification(DebertaV2Config.from_dict({**values, "num_labels": len(LABELS)}))
         peer.load_state_dict(ours.state_dict())
         peer.train(False)
@@ -206,7 +202,7 @@ def _onnx(kind: str, file: Path, setting: Setting) -> Side:
         inner = [tensor for tensor in wanted if tensor in known]
         session = onnx_runtime.open_session(_with_outputs(file, inner, setting.scratch), setting.threads)
         recorder, outputs = _Recorder(), [*inner, OUTPUT]
-        for part in _by_parts(kind, rows, min(setting.batch_size, MOST_ROWS)):
+        for part in _by_parts(kind, rows, min(setting.options.bs, MOST_ROWS)):
             inputs = dict(zip(INPUTS, (part.ids, part.mask), strict=True))
             for name, values in zip(outputs, session.run(outputs, inputs), strict=True):
                 recorder.add(name, values, len(part.numbers))
@@ -237,7 +233,7 @@ def _fp16(kind: str, file: Path, setting: Setting) -> Side:
 
     def compute(rows: Rows, wanted: list[str]) -> Results:
         graph = emulation.load(file)
-        keep = keep_dtype.read(setting.kept, graph) if setting.kept else set()
+        keep = keep_dtype.read(setting.options.kept, graph) if setting.options.kept else set()
         recorder, count = _Recorder(), 0
 
         def watch(node: Node, result: EmulationResult) -> bool:
@@ -258,7 +254,7 @@ def _cpu(kind: str, file: Path, setting: Setting) -> Side:
 
     def compute(rows: Rows, wanted: list[str]) -> Results:
         engine = openvino_engine.load_model(file, setting.threads)
-        size, length = setting.batch_size, rows.ids.shape[1]
+        size, length = setting.options.bs, rows.ids.shape[1]
         if engine.shape != (size, length):
             takes = f"{engine.shape[0]} x {engine.shape[1]}, not of {size} x {length}"
             raise DataError(f"{file} takes inputs of {takes}. Run: invoke build-om --force")
@@ -277,7 +273,7 @@ def _cpu(kind: str, file: Path, setting: Setting) -> Side:
                 recorder.add(name, request.get_tensor(name).data, size, real)
         return recorder.results()
 
-    return _graph_side(kind, file, setting.graph, compute)
+    return _graph_side(kind, file, setting.options.graph, compute)
 
 
 def _compiled_with(file: Path, tensors: list[str], threads: int) -> tuple[ov.CompiledModel, list[str]]:
@@ -296,12 +292,12 @@ def _compiled_with(file: Path, tensors: list[str], threads: int) -> tuple[ov.Com
 def _stored(kind: str, file: Path, setting: Setting) -> Side:
     """Logits in a run's output files, or PyTorch's in a .npy: float32 [rows, 3] in the tsv's order."""
     if kind == "om":
-        logits = read_outputs(file, setting.batches, setting.batch_size)
+        logits = read_outputs(file, setting.batches, setting.options.bs)
     else:
         again = "It is of other data, or of other rows of them: make it again"
         logits = read_array(file, again)
-        if contract.batch_count(len(logits), setting.batch_size) != setting.batches:
-            wanted = f"those in {setting.batches} bins of {setting.batch_size}"
+        if contract.batch_count(len(logits), setting.options.bs) != setting.batches:
+            wanted = f"those in {setting.batches} bins of {setting.options.bs}"
             raise DataError(f"{file} holds logits of {len(logits)} rows, not of {wanted}. {again}")
 
     def run(rows: Rows, wanted: Sequence[str]) -> Results:

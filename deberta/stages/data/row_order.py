@@ -63,11 +63,8 @@ def read_all(folders: Mapping[int, Path], rows: int, batch_size: int) -> dict[in
     for length, order in orders.items():
         path = folders[length] / NAME
         expected = {"rows": rows, "batch_size": batch_size, "sequence_length": length, "buckets": tuple(folders)}
-        wrong = [
-            f"{name} {getattr(order, name)}, not {value}"
-            for name, value in expected.items()
-            if getattr(order, name) != value
-        ]
+        present = {name: getattr(order, name) for name in expected}
+        wrong = [f"{name} {present[name]}, not {value}" for name, value in expected.items() if present[name] != value]
         if wrong:
             raise DataError(f"{path} is of another run: {'; '.join(wrong)}. {AGAIN}")
         sizes = [len(batch) for batch in order.order]
