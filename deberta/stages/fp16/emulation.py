@@ -215,7 +215,8 @@ def overflows(x: Tensor) -> int:
 
 def _gather(node: Node, data: Tensor, indices: Tensor) -> Tensor:
     axis = int(node.attributes.get("axis", 0)) % data.dim()
-    return data[(*[slice(None)] * axis, indices.long())]
+    taken = torch.index_select(data, axis, indices.reshape(-1).long())
+    return taken.reshape(*data.shape[:axis], *indices.shape, *data.shape[axis + 1 :])
 
 
 def _gather_elements(node: Node, data: Tensor, indices: Tensor) -> Tensor:

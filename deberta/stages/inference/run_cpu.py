@@ -170,8 +170,8 @@ def main(argv: Sequence[str]) -> None:
         raise ConfigError(f"--device {options.device!r}: the cpu backend has one device, 0")
     count = len(options.lengths or (0,))
     if not len(options.input) == len(options.output) == count:
-        times = f"--input is given {len(options.input)} times and --output {len(options.output)}"
-        raise ConfigError(f"{times}, for {count} lengths")
+        counts = f"--input is given {len(options.input)} times and --output {len(options.output)}"
+        raise ConfigError(f"{counts}, for {count} lengths")
     requests = [
         plan(inputs.split(","), output, options.loop, options.model)
         for inputs, output in zip(options.input, options.output, strict=True)
