@@ -51,7 +51,7 @@ def read_sample(bins: Path, batch_size: int, length: int, vocabulary: int, least
     count = len(names[INPUTS[0]])
     expected = {contract.input_file(i) for i in range(count)}
     if not count or any(present != expected for present in names.values()):
-        raise DataError(f"{bins} must hold the same files input_0.bin and so on in {' and '.join(INPUTS)}. {AGAIN}")
+        raise DataError(f"{bins} must hold input_0.bin and so on, the same in {' and '.join(INPUTS)}. {AGAIN}")
     batches = min(contract.batch_count(least, batch_size) if least else count, count)
     drawn = [i * count // batches for i in range(batches)]
     ids, mask = (
