@@ -75,7 +75,7 @@ ROOMS = {
     "stages.report": Room(
         "The report: statistics, gates, Markdown and HTML.", ("core", "ascend", "stages", "stages.inference")
     ),
-    "stages.train": Room("Fine-tuning.", ("core", "stages", "stages.model")),
+    "stages.train": Room("Fine-tuning.", ("core", "stages", "stages.model", "stages.data")),
     "stages.demo": Room("The demo's data, tokenizer and configuration.", ("core", "stages")),
     "stages.verify": Room(
         "A report counted again, replayed and signed.",

@@ -11,6 +11,7 @@ from invoke.context import Context
 
 from deberta.core.errors import ConfigError
 from deberta.host.cli import settings
+from tests import pipeline_helpers
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -46,3 +47,12 @@ def test_invoke_yaml_has_every_setting_and_the_defaults_that_we_take_without_it(
 def test_a_wrong_setting_is_named(values: dict[str, Any], problem: str) -> None:
     with pytest.raises(ConfigError, match=f"^a setting in invoke.yaml: .*{problem}"):
         read(**values)
+
+
+def test_what_the_users_own_file_says_to_other_projects_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".invoke.yaml").write_text("another_project: {x: 1}\n")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    workspace = pipeline_helpers.make(tmp_path / "workspace")
+    assert workspace.run("explain", "export-onnx").returncode == 0
