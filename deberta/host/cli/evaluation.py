@@ -92,4 +92,4 @@ def demo(c: Context, options: Options) -> None:
     """The whole chain on the bundled tiny profile: accuracy of both versions, throughput and the table."""
     session, plan = session_of(c, options, usual="local"), cpu_plan(c, replace(options, profile="demo"))
     with exclusive(session):
-        making.run_demo(session, plan, options.remake)
+        making.run_demo(session, plan, options.remake, buckets_of(c, options))

@@ -57,7 +57,7 @@ class InvokeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def read(c: Context) -> InvokeSettings:
-    """The settings, but for those of invoke itself. Raises ConfigError for one that is unknown or of a wrong type."""
+    """invoke.yaml, without invoke's own settings. Raises ConfigError for one that is unknown or of a wrong type."""
     # What else the user's own ~/.invoke.yaml or the system's has is another project's.
     foreign = {*Config.global_defaults(), *c.config._system, *c.config._user} - {*InvokeSettings.__struct_fields__}
     own = {key: value for key, value in c.config.items() if key not in foreign}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path, PurePosixPath
 from typing import Optional, Sequence
 
+from deberta.core.buckets import Choice
 from deberta.core.contract import PERFORMANCE_LOOPS
 from deberta.core.errors import ConfigError
 from deberta.core.paths import record_of
@@ -56,15 +57,16 @@ def write_report(session: Session, plan: Plan, usual: Sequence[int], gates: Opti
     print("\n".join([text, *(str(plan.artifacts.report(kind)) for kind in ("json", "md", "html"))]))
 
 
-def run_demo(session: Session, plan: Plan, remake: bool) -> None:
+def run_demo(session: Session, plan: Plan, remake: bool, choice: Choice) -> None:
     """Both versions and two batch sizes of the demo profile, then the report.
 
-    `remake`: make the demo's data, tokenizer and model again first, in the place of the committed ones.
+    `remake`: make the demo's data, tokenizer and model again first, in the place of the committed ones. `choice`: the
+    lengths of the accuracy runs.
     """
     if remake:
         runner.run_all(session, demo.remake_steps(plan))
     for version in plan.profile.rows:
-        evaluate(session, Case(plan, 8, version))
+        evaluate(session, Case(plan, 8, version), choice)
     for batch_size in (1, 8):
         perf(session, Case(plan, batch_size, "match"), PERFORMANCE_LOOPS)
     write_report(session, plan, (1, 8))
