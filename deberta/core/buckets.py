@@ -62,8 +62,11 @@ def lengths(value: str) -> Lengths:
 
 
 def folders(lengths: Sequence[int], listed: str, option: str) -> dict[int, Path]:
-    """Length -> folder, of a list with commas between that has one folder for each length. Raises ConfigError."""
-    paths = listed.split(",")
+    """Length -> folder, of a list with commas between that has one folder for each length. Raises ConfigError.
+
+    The only folder of one length may have commas in its name.
+    """
+    paths = listed.split(",") if len(lengths) > 1 else [listed]
     if len(paths) != len(lengths) or not all(paths):
         raise ConfigError(f"{option} names {len(paths)} folders, and --lengths has {len(lengths)} lengths")
     return dict(zip(lengths, map(Path, paths)))
