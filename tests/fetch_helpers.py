@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Optional, Union
 
 from deberta.host.fetch import download as http
-from deberta.host.fetch.checksums import Fetched
 from deberta.host.fetch.fetch import fetch
 from deberta.host.fetch.sources import SENTENCEPIECE, TORCH, TSV, ZIP, Copy, Download, Item, Product, Sources
 
@@ -78,8 +77,8 @@ class Run:
         from_dir: Optional[Path] = None,
         mirrors: tuple[str, ...] = (),
         accept_new: bool = False,
-    ) -> list[Fetched]:
-        return fetch(
+    ) -> None:
+        fetch(
             self.workspace,
             "mnli",
             names,

@@ -34,34 +34,35 @@ def remove_leftovers(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def new_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path; rename it to `path` if the block succeeds, remove it if it does not."""
+def staged(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path`, whose folder is made; what still has it at the end is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(path)
     temporary = temporary_beside(path)
     try:
         yield temporary
+    finally:
+        remove(temporary)
+
+
+@contextlib.contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path; rename it to `path` if the block succeeds, remove it if it does not."""
+    with staged(path) as temporary:
+        yield temporary
         with open(temporary, "rb") as written:
             os.fsync(written.fileno())
         os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder that replaces `path` and all of its content if the block succeeds."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(path)
-    temporary = temporary_beside(path)
-    temporary.mkdir()
-    try:
+    with staged(path) as temporary:
+        temporary.mkdir()
         yield temporary
         remove(path)
         os.replace(temporary, path)
-    finally:
-        if temporary.exists():
-            shutil.rmtree(temporary)
 
 
 def write_text(path: Path, text: str) -> None:

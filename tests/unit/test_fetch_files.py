@@ -239,10 +239,10 @@ def test_from_folder_copies_and_checks(run: Run, tmp_path: Path) -> None:
         (offline / name).write_bytes(TSVS[name])
     nowhere = Copy("http://127.0.0.1:9/x")
     sources = (*checkpoint(nowhere), *tokenizer(), *mnli(nowhere))
-    got = run(sources, from_dir=offline)
-    assert [one.origin for one in got] == [
-        str(offline / name) for name in (BIN, "spm.model", "MNLI/dev_matched.tsv", "MNLI/dev_mismatched.tsv")
-    ]
+    run(sources, from_dir=offline)
+    copied = {CHECKPOINT: BIN, "models/mnli/spm.model": "spm.model"}
+    copied.update({f"data/mnli/{name}": name for name in list(TSVS)[:2]})
+    assert {key: run.record(key)["url"] for key in copied} == {key: str(offline / name) for key, name in copied.items()}
     assert any("train.tsv: not in" in line for line in run.said)
     target = run.workspace / CHECKPOINT
     assert not target.is_symlink() and target.stat().st_nlink == 1 and target.read_bytes() == TORCH_BYTES

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import zipfile
-from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Callable, Dict, NamedTuple
@@ -35,15 +33,6 @@ class _Record(msgspec.Struct):
     """fetched.json: entries by path in the workspace or by archive name."""
 
     files: Dict[str, Recorded]
-
-
-class Fetched(NamedTuple):
-    """A file that is in the workspace and was checked in this run; `path` is relative to the workspace."""
-
-    path: str
-    bytes: int
-    sha256: str
-    origin: str  # a URL, a file, or "already there"
 
 
 class Checksums(NamedTuple):
@@ -163,7 +152,7 @@ def check(job: FetchItem, key: str, kind: str, path: Path, checksums: Checksums)
     return sha256, check_hash(job, key, sha256, checksums)
 
 
-def check_present(job: FetchItem, product: Product) -> Fetched:
+def check_present(job: FetchItem, product: Product) -> None:
     """Check a file that is in its place already, and never replace it. Raises DataError."""
     target, key = job.target(product), job.key(product)
     try:
@@ -177,19 +166,6 @@ def check_present(job: FetchItem, product: Product) -> Fetched:
         job.show(f"{key}: already there, sha256 matches the {match}")
     else:
         remember(job, key, "already there", target, sha256, published(product))
-    return Fetched(key, target.stat().st_size, sha256, "already there")
-
-
-@contextlib.contextmanager
-def staged(target: Path) -> Iterator[Path]:
-    """A temporary name beside `target`, removed at the end if it is still there."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    files.remove_leftovers(target)
-    temporary = files.temporary_beside(target)
-    try:
-        yield temporary
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def check_new(job: FetchItem, product: Product, path: Path, origin: str) -> str:
@@ -204,11 +180,10 @@ def check_new(job: FetchItem, product: Product, path: Path, origin: str) -> str:
     return sha256
 
 
-def put(job: FetchItem, product: Product, path: Path, origin: str) -> Fetched:
+def put(job: FetchItem, product: Product, path: Path, origin: str) -> None:
     """Rename a file to its place, if no equal one is there, and record it. Raises the errors of `check_new`."""
     sha256 = check_new(job, product, path, origin)
-    target, key = job.target(product), job.key(product)
+    target = job.target(product)
     if not os.path.lexists(target):
         os.replace(path, target)
-    remember(job, key, origin, target, sha256, published(product))
-    return Fetched(key, target.stat().st_size, sha256, origin)
+    remember(job, job.key(product), origin, target, sha256, published(product))

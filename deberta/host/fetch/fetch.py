@@ -18,7 +18,7 @@ from deberta.core import files
 from deberta.core.errors import ConfigError, DataError, MissingError, from_os_error
 from deberta.host.fetch import archives, checksums
 from deberta.host.fetch import download as http
-from deberta.host.fetch.checksums import Checksums, Fetched, FetchItem, Unfit
+from deberta.host.fetch.checksums import Checksums, FetchItem, Unfit
 from deberta.host.fetch.sources import GUIDE, ON_DEMAND, ZIP, Copy, Download, Item, Product, Sources, wrong_start
 
 _SHOWN = 20  # files listed when a search by hash finds nothing
@@ -35,7 +35,7 @@ def fetch(
     sources: Sources = GUIDE,
     settings: http.DownloadSettings = http.SETTINGS,
     show: Callable[[str], None] = print,
-) -> list[Fetched]:
+) -> None:
     """Put the named items (default: all but `pretrained`) into the workspace; files that are right already stay.
 
     `mirrors` are URLs of folders that hold the files under their own names; they are tried first. `accept_new` replaces
@@ -47,13 +47,12 @@ def fetch(
             raise ConfigError(f"--mirror {mirror!r} is not an http or https URL of a folder")
     if from_dir is not None and not from_dir.is_dir():
         raise ConfigError(f"--from {from_dir} is not a folder")
-    fetched: list[Fetched] = []
     missing: list[str] = []
     try:
         for item in _selected(profile, names, sources):
             job = FetchItem(item, workspace, profile, tuple(mirrors), accept_new, settings, show)
             try:
-                fetched += _fetch_item(job, from_dir)
+                _fetch_item(job, from_dir)
             except MissingError as error:
                 if from_dir is None:
                     raise
@@ -66,7 +65,6 @@ def fetch(
             f"{'; '.join(missing)}. What it has was copied. Put the rest there, then run: "
             f"{job.command('--from', str(from_dir))}"
         )
-    return fetched
 
 
 def _selected(profile: str, names: Sequence[str], sources: Sources) -> list[Item]:
@@ -79,8 +77,8 @@ def _selected(profile: str, names: Sequence[str], sources: Sources) -> list[Item
     return [item for item in sources if item.name in selected]
 
 
-def _fetch_item(job: FetchItem, from_dir: Path | None) -> list[Fetched]:
-    absent, unrecorded, done = [], [], []
+def _fetch_item(job: FetchItem, from_dir: Path | None) -> None:
+    absent, unrecorded = [], []
     for product in job.item.products:
         target = job.target(product)
         if not os.path.lexists(target):
@@ -90,15 +88,17 @@ def _fetch_item(job: FetchItem, from_dir: Path | None) -> list[Fetched]:
         elif product.sha256 is None and job.key(product) not in checksums.read_record(job.record):
             unrecorded.append(product)  # compared with the fetched file, if one is fetched; else recorded as it is
         else:
-            done.append(checksums.check_present(job, product))
+            checksums.check_present(job, product)
     if from_dir is not None and (absent or unrecorded):
-        return done + _from_folder(job, absent + unrecorded, from_dir)
-    if absent:
-        return done + _from_network(job, absent + unrecorded)
-    return done + [checksums.check_present(job, product) for product in unrecorded]
+        _from_folder(job, absent + unrecorded, from_dir)
+    elif absent:
+        _from_network(job, absent + unrecorded)
+    else:
+        for product in unrecorded:
+            checksums.check_present(job, product)
 
 
-def _from_network(job: FetchItem, products: list[Product]) -> list[Fetched]:
+def _from_network(job: FetchItem, products: list[Product]) -> None:
     """Try each download at each of its URLs; the first that passes every check gives all products."""
     failures: list[str] = []
     wrong = False
@@ -106,7 +106,8 @@ def _from_network(job: FetchItem, products: list[Product]) -> list[Fetched]:
         mirrored = [Copy(f"{base.rstrip('/')}/{download.name}") for base in job.mirrors]
         for copy in [*mirrored, *download.copies]:
             try:
-                return _get(job, products, download, copy)
+                _get(job, products, download, copy)
+                return
             except http.DownloadFailed as failure:
                 wrong = wrong or failure.wrong
                 failures.append(f"{http.shown(copy.url)}: {failure}")
@@ -119,7 +120,7 @@ def _from_network(job: FetchItem, products: list[Product]) -> list[Fetched]:
     )
 
 
-def _get(job: FetchItem, products: list[Product], download: Download, copy: Copy) -> list[Fetched]:
+def _get(job: FetchItem, products: list[Product], download: Download, copy: Copy) -> None:
     """Download, check, and put in place. Raises DownloadFailed; a file that fails a check is removed."""
     part = job.part(download)
     wrong = functools.partial(wrong_start, download.kind)
@@ -137,14 +138,14 @@ def _get(job: FetchItem, products: list[Product], download: Download, copy: Copy
             url, _ = transfer.run()
             _check(job, download, part, copy)
         if download.kind == ZIP:
-            done = _unpack(job, products, download, part, copy, url)
+            _unpack(job, products, download, part, copy, url)
         else:
-            done = [checksums.put(job, product, part, url) for product in products]  # a single one
+            [product] = products
+            checksums.put(job, product, part, url)
     except Unfit as error:
         http.discard(part)
         raise http.DownloadFailed(f"{error}; the file was removed", wrong=True) from error
     http.discard(part)
-    return done
 
 
 def _check(job: FetchItem, download: Download, path: Path, copy: Copy | None) -> None:
@@ -160,7 +161,7 @@ def _checksums(download: Download, copy: Copy | None) -> Checksums:
 
 def _unpack(
     job: FetchItem, products: list[Product], download: Download, archive: Path, copy: Copy | None, origin: str
-) -> list[Fetched]:
+) -> None:
     """Put products from a checked archive in their places: all of them, or none if one is unfit. Raises Unfit."""
     with contextlib.ExitStack() as stack:
         try:
@@ -169,7 +170,7 @@ def _unpack(
             for name in [name for name in members if name not in sizes and members[name].optional]:
                 job.show(f"{job.key(members.pop(name))}: not in {archive}; only finetune needs it")
             targets = {name: job.target(product) for name, product in members.items()}
-            staged = {name: stack.enter_context(checksums.staged(path)) for name, path in targets.items()}
+            staged = {name: stack.enter_context(files.staged(path)) for name, path in targets.items()}
             needed = sum(sizes.get(name, 0) for name in staged)
             http.check_space(archive.parent, needed, f"unpacking {download.name}")
             archives.extract(archive, staged)
@@ -178,7 +179,8 @@ def _unpack(
         for name, product in members.items():
             checksums.check_new(job, product, staged[name], origin)
         checksums.remember(job, download.name, origin, archive, files.sha256_of(archive), _checksums(download, copy))
-        return [checksums.put(job, product, staged[name], f"{origin}#{name}") for name, product in members.items()]
+        for name, product in members.items():
+            checksums.put(job, product, staged[name], f"{origin}#{name}")
 
 
 def _member_of(job: FetchItem, product: Product, archive: Path) -> str:
@@ -191,14 +193,14 @@ def _member_of(job: FetchItem, product: Product, archive: Path) -> str:
     return name
 
 
-def _from_folder(job: FetchItem, products: list[Product], folder: Path) -> list[Fetched]:
+def _from_folder(job: FetchItem, products: list[Product], folder: Path) -> None:
     """Copy what an offline folder has: the files themselves, an archive of them, or a cache, searched by hash."""
-    done, absent = [], []
+    absent = []
     for product in products:
         target = job.target(product)  # its subfolder may be in the folder, too: MNLI/dev_matched.tsv
         candidates = (folder / target.parent.name / target.name, folder / target.name)
         if source := next((path for path in candidates if path.is_file()), None):
-            done.append(_copy_in(job, product, source))
+            _copy_in(job, product, source)
         else:
             absent.append(product)
     for download in job.item.downloads:
@@ -206,16 +208,17 @@ def _from_folder(job: FetchItem, products: list[Product], folder: Path) -> list[
         if absent and download.kind == ZIP and archive.is_file():
             try:
                 _check(job, download, archive, None)
-                return done + _unpack(job, absent, download, archive, None, str(archive))
+                _unpack(job, absent, download, archive, None, str(archive))
+                return
             except Unfit as error:
                 raise DataError(f"{archive} was not used: {error}") from error
     missing = []
     for product in absent:
         search = archives.find_in_folder(folder, product.sha256) if product.sha256 else None
         if search and (name := _name_by_hash(job, folder, search)):
-            done.append(_copy_in(job, product, Path(name)))
+            _copy_in(job, product, Path(name))
         elif job.target(product).is_file():
-            done.append(checksums.check_present(job, product))
+            checksums.check_present(job, product)
         elif product.optional:
             job.show(f"{job.key(product)}: not in {folder}; only finetune needs it")
         else:
@@ -224,7 +227,6 @@ def _from_folder(job: FetchItem, products: list[Product], folder: Path) -> list[
         names = [product.path for product in missing]
         zips = [f" nor {download.name}" for download in job.item.downloads if download.kind == ZIP]
         raise MissingError(f"{folder} has no {', '.join(names)}{''.join(zips)}")
-    return done
 
 
 def _name_by_hash(job: FetchItem, place: Path, search: tuple[str | None, list[archives.Seen]]) -> str | None:
@@ -237,15 +239,15 @@ def _name_by_hash(job: FetchItem, place: Path, search: tuple[str | None, list[ar
     return name
 
 
-def _copy_in(job: FetchItem, product: Product, source: Path) -> Fetched:
+def _copy_in(job: FetchItem, product: Product, source: Path) -> None:
     """Copy one file to its place. Raises DataError if it is unfit."""
     target = job.target(product)
-    with checksums.staged(target) as temporary:
+    with files.staged(target) as temporary:
         http.check_space(target.parent, source.stat().st_size, product.path)
         shutil.copyfile(source, temporary)
         with open(temporary, "rb+") as copied:
             os.fsync(copied.fileno())
         try:
-            return checksums.put(job, product, temporary, str(source))
+            checksums.put(job, product, temporary, str(source))
         except Unfit as error:
             raise DataError(f"{source} was not copied: {error}") from error
