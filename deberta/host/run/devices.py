@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -34,19 +35,16 @@ def compile_om(
     atc.check_paths(
         [root / path for path in (compilation.model, compilation.om, *atc.option_files(compilation.options))]
     )
-    final.parent.mkdir(parents=True, exist_ok=True)
     marker = freshness.unrecorded(session, compilation.om)
     if marker.exists():
         files.remove(final)  # ours, of a run that was killed before its record was written
-    files.remove_leftovers(final)
-    clock = files.temporary_beside(final)
-    compiled = clock.with_name(clock.name + ".om")  # ATC adds it
-    options = atc.rooted(compilation.options, root)
-    output = compiled.relative_to(session.workspace)
-    command = atc.command(
-        compilation.model, output, compilation.batch_size, compilation.soc_version, options, compilation.length
-    )
-    try:
+    with files.staged(final) as clock:
+        compiled = clock.with_name(clock.name + ".om")  # ATC adds it; `remove_leftovers` removes it after a failure
+        options = atc.rooted(compilation.options, root)
+        output = compiled.relative_to(session.workspace)
+        command = atc.command(
+            compilation.model, output, compilation.batch_size, compilation.soc_version, options, compilation.length
+        )
         clock.touch()
         started = clock.stat().st_mtime  # the file system's clock, which the .om's age is told by
         lines, status = session.executor.run(step, command[1:], console.line)
@@ -54,9 +52,6 @@ def compile_om(
         atc.judge(outcome, status, compiled, started, atc.least_bytes(model.stat().st_size), step.log)
         marker.touch()
         os.replace(compiled, final)
-    finally:
-        files.remove(clock)
-        files.remove(compiled)
     files.write_text(summary, json.dumps({**atc.summary(outcome), "soc_version": compilation.soc_version}))
     return [compilation.om]
 
@@ -65,16 +60,13 @@ def infer(
     session: Session, step: Step, inference: Inference, arguments: Sequence[str], console: Console
 ) -> list[PurePosixPath]:
     """Run msame or its twin into temporary folders, judge what it left, and only then give the folders their names."""
-    temporary: dict[PurePosixPath, Path] = {}
-    for run in inference.runs:
-        final = session.workspace / run.output
-        final.parent.mkdir(parents=True, exist_ok=True)
-        files.remove_leftovers(final)
-        temporary[run.output] = files.temporary_beside(final)
-    moved = {str(output): str(path.relative_to(session.workspace)) for output, path in temporary.items()}
-    arguments = [moved.get(argument, argument) for argument in arguments]
     status = 0
-    try:
+    with contextlib.ExitStack() as stack:
+        temporary = {
+            run.output: stack.enter_context(files.staged(session.workspace / run.output)) for run in inference.runs
+        }
+        moved = {str(output): str(path.relative_to(session.workspace)) for output, path in temporary.items()}
+        arguments = [moved.get(argument, argument) for argument in arguments]
         if step.tool:
             [run] = inference.runs
             programs.check_bins(session.workspace, run.bins, run.bin_bytes, run.times)
@@ -95,9 +87,6 @@ def infer(
         for run, (folder, _) in zip(inference.runs, judged):
             (session.workspace / run.output).mkdir(exist_ok=True)
             os.replace(folder, session.workspace / run.output / folder.name)
-    finally:
-        for path in temporary.values():
-            files.remove(path)
     subjects = [run.output / folder.name for run, (folder, _) in zip(inference.runs, judged)]
     if inference.log_copy:
         files.write_text(session.workspace / inference.log_copy, judged[0][1])
