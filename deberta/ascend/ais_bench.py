@@ -16,12 +16,12 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple, Optional, Union
+from typing import NamedTuple, Optional
 
 import msgspec
 
 from deberta.ascend.runs import check_count, check_outputs, explain
-from deberta.core.errors import ConfigError, DataError, DebertaError, MissingError, StageError, some
+from deberta.core.errors import ConfigError, DataError, MissingError, StageError, some
 from deberta.core.schema import decode
 
 MODULE = "ais_bench"
@@ -78,11 +78,10 @@ class AisBenchSummary(msgspec.Struct, frozen=True):
 
 
 class AisBenchRun(NamedTuple):
-    """What a run printed and wrote: the `OUT/<T>`, and the summary or why there is none."""
+    """What a run printed: the `OUT/<T>` that it wrote, and its errors."""
 
     folder: Optional[str]
     errors: tuple[str, ...]
-    summary: Union[AisBenchSummary, DebertaError]
 
 
 def command(
@@ -137,22 +136,12 @@ def summary_of(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}_summary.json")
 
 
-def read(stdout: str, root: Path) -> AisBenchRun:
-    """Read a run from the lines that it printed, stderr's among them, and from its summary.
-
-    `root`: what its --output was relative to.
-    """
+def parse(stdout: str) -> AisBenchRun:
+    """Read the lines that a run printed, stderr's among them."""
     lines = [match[0].strip() for match in map(_ERROR.search, stdout.splitlines()) if match]
     errors = [line for line in lines if not _BARE.fullmatch(line)] or lines
     match = _FOLDER.search(stdout)
-    folder = match[1].rstrip() if match else None
-    summary: Union[AisBenchSummary, DebertaError] = StageError("ais_bench stopped before it wrote its summary")
-    if folder and (path := summary_of(root / folder)).is_file():
-        try:
-            summary = read_summary(path.read_text(encoding="utf-8", errors="replace"))
-        except DataError as error:
-            summary = error
-    return AisBenchRun(folder, tuple(errors), summary)
+    return AisBenchRun(match[1].rstrip() if match else None, tuple(errors))
 
 
 def read_summary(text: str) -> AisBenchSummary:
@@ -172,14 +161,15 @@ def judge(run: AisBenchRun, outputs_folder: Path, expected: Mapping[str, int], e
     """
     if run.errors:
         raise explain(MODULE, run.errors) or StageError(f"{MODULE}: {'; '.join(run.errors[:3])}")
-    if isinstance(run.summary, DebertaError):
-        raise run.summary
+    path = summary_of(outputs_folder)
+    if not path.is_file():
+        raise StageError("ais_bench stopped before it wrote its summary")
+    summary = read_summary(path.read_text(encoding="utf-8", errors="replace"))
     question = "Are there as many files in each input directory, and is each as large as an input of the model?"
-    check_count(run.summary.times_ms, expected_times, question)
-    run.summary.average_ms()
+    check_count(summary.times_ms, expected_times, question)
+    summary.average_ms()
     check_outputs(outputs_folder, expected)
-    whole = {outputs_folder.name, summary_of(outputs_folder).name}
-    beside = sorted(set(os.listdir(outputs_folder.parent)) ^ whole)
+    beside = sorted(set(os.listdir(outputs_folder.parent)) ^ {outputs_folder.name, path.name})
     if beside:
         raise DataError(f"{outputs_folder.parent} does not hold this run alone: {some(beside, 3)}")
 

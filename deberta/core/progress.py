@@ -9,26 +9,15 @@ from __future__ import annotations
 import re
 import sys
 import time
-from typing import NamedTuple, Optional, TextIO
+from typing import Optional, TextIO
 
-_LINE = re.compile(r"\[progress\] (?P<what>.+): (?P<done>\d+)/(?P<total>\d+)(?: (?P<unit>\S+))?(?: (?P<note>.+))?")
-
-
-class Update(NamedTuple):
-    """One parsed progress line."""
-
-    what: str
-    done: int
-    total: int
-    text: str
+_LINE = re.compile(r"\[progress\] (.+: \d+/\d+(?: .+)?)")
 
 
-def parse(line: str) -> Optional[Update]:
-    """The update in a line printed by `Progress`, or None for any other line."""
+def parse(line: str) -> Optional[str]:
+    """The text of a line printed by `Progress` without its prefix, or None for any other line."""
     match = _LINE.fullmatch(line.rstrip())
-    if not match:
-        return None
-    return Update(match["what"], int(match["done"]), int(match["total"]), line.rstrip()[len("[progress] ") :])
+    return match[1] if match else None
 
 
 class Progress:
@@ -49,9 +38,9 @@ class Progress:
         self._printed = now
         left = (now - self._started) / done * (self.total - done) if done else 0.0
         unit = f" {self.unit}" if self.unit else ""
-        text = f"[progress] {self.what}: {done}/{self.total}{unit} {note + ', ' if note else ''}{left:.0f} s left"
+        text = f"{self.what}: {done}/{self.total}{unit} {note + ', ' if note else ''}{left:.0f} s left"
         if self._stream.isatty():
-            self._stream.write(f"\r\x1b[K{text[len('[progress] ') :]}" + ("\n" if done >= self.total else ""))
+            self._stream.write(f"\r\x1b[K{text}" + ("\n" if done >= self.total else ""))
         else:
-            self._stream.write(text + "\n")
+            self._stream.write(f"[progress] {text}\n")
         self._stream.flush()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 from datetime import datetime, timezone
 from pathlib import Path, PurePosixPath
@@ -153,7 +152,7 @@ def now() -> datetime:
 
 
 def write(path: Path, record: Record) -> None:
-    files.write_text(path, json.dumps(msgspec.to_builtins(record), indent=2, ensure_ascii=False) + "\n")
+    files.write_text(path, schema.text(record))
 
 
 def read(path: Path) -> Optional[Record]:
@@ -195,14 +194,11 @@ class Digests:
         absolute = self._workspace / path
         state = self._state(absolute)
         known = self._known.get(str(path))
-        if known is not None and known.state == state:
-            return dict(known.digest)
-        if absolute.is_dir():
-            digest = {"dirHash": files.folder_digest(absolute)}
-        else:
-            digest = {"sha256": files.sha256_of(absolute)}
-        self._known[str(path)] = KnownDigest(state, digest)
-        return dict(digest)
+        if known is None or known.state != state:
+            folder = absolute.is_dir()
+            digest = {"dirHash": files.folder_digest(absolute)} if folder else {"sha256": files.sha256_of(absolute)}
+            known = self._known[str(path)] = KnownDigest(state, digest)
+        return dict(known.digest)
 
     def save(self) -> None:
         files.write_text(self._memory, msgspec.json.encode(self._known).decode())

@@ -69,7 +69,7 @@ def start(cann: Path, work: Path, arguments: Tuple[str, ...], forced: str = "") 
 
 
 def judged(work: Path, stdout: str, expected: Dict[str, int], times: int) -> Tuple[ais_bench.AisBenchRun, Path]:
-    run = ais_bench.read(stdout, work)
+    run = ais_bench.parse(stdout)
     folder = work / (run.folder or OUT)
     ais_bench.judge(run, folder, expected, times)
     return run, folder
@@ -198,9 +198,8 @@ def test_every_input_gives_its_own_output_under_our_name(cann: Path, work: Path,
 def test_a_performance_run_keeps_its_summary(cann: Path, work: Path) -> None:
     code, stdout = start(cann, work, PERF, "slow=0.002")
     assert code == 0, stdout
-    run, folder = judged(work, stdout, outputs(1), LOOPS)
+    _, folder = judged(work, stdout, outputs(1), LOOPS)
     kept = ais_bench.read_summary(ais_bench.summary_of(folder).read_text())
-    assert kept == run.summary
     assert len(kept.times_ms) == LOOPS and min(kept.times_ms) > 2
     log = ais_bench.summary_of(folder)
     assert timing.read(log, BATCH).fps == pytest.approx(BATCH * 1000 / (sum(kept.times_ms) / LOOPS))
@@ -266,9 +265,9 @@ def test_lines_that_no_stand_in_prints(tmp_path: Path, stdout: str, error: Type[
     assert says in str(raised.value)
 
 
-def test_a_warning_is_no_error(tmp_path: Path) -> None:
+def test_a_warning_is_no_error() -> None:
     said = "[WARNING] aclruntime version:0.0.1 is lower please update aclruntime\n[INFO] output path:out/T \n"
-    run = ais_bench.read(said, tmp_path)
+    run = ais_bench.parse(said)
     assert (run.errors, run.folder) == ((), "out/T")
 
 

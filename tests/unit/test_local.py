@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from deberta.host.run.executor import check_exit
 def _run(tmp_path: Path, code: str) -> str:
     shown: list[str] = []
     log = tmp_path / "logs" / "stage.log"
-    variables = local.environment(tmp_path, os.environ)
+    variables = local.environment(tmp_path)
     try:
         lines, status = local.execute([sys.executable, "-c", code], tmp_path, variables, log, shown.append)
         check_exit("the.stage", lines, status, log)

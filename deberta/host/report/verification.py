@@ -106,7 +106,7 @@ def _run(
 ) -> str:
     """Run a stage in the tree; returns what it printed, and shows it by `say`. Raises the stage's errors."""
     # The tree may be anybody's: no module is imported from the folder that the stage runs in.
-    variables = {**local.environment(request.project, os.environ), "PYTHONSAFEPATH": "1"}
+    variables = {**local.environment(request.project), "PYTHONSAFEPATH": "1"}
     command = [str(request.python()), "-m", module, *map(str, arguments)]
     log = scratch / f"{module}.log"
     lines, code = local.execute(command, request.root, variables, log, say.line if say else lambda line: None)

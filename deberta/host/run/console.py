@@ -27,12 +27,12 @@ class Console:
         if update is None:
             self.say(text)
         elif self._terminal:
-            self._stream.write(f"\r\x1b[K[{self._title}] {update.text}")
+            self._stream.write(f"\r\x1b[K[{self._title}] {update}")
             self._stream.flush()
             self._open = True
         elif time.monotonic() - self._last >= PLAIN_SECONDS:
             self._last = time.monotonic()
-            self.say(update.text)
+            self.say(update)
 
     def quiet(self, text: str) -> None:
         """Show progress only: for programs that print several lines per batch, as msame does."""

@@ -101,7 +101,7 @@ def _judged(session: Session, step: Step, run: ModelRun, stdout: str, temporary:
         folder = session.workspace / outcome.folder if outcome.folder else temporary
         msame.judge(outcome, folder, run.expected, run.times)
         return folder, stdout
-    report = ais_bench.read(stdout, session.workspace)
+    report = ais_bench.parse(stdout)
     folder = session.workspace / report.folder if report.folder else temporary
     ais_bench.judge(report, folder, run.expected, run.times)
     ais_bench.settle(folder)

@@ -16,6 +16,7 @@ from deberta.ascend.programs import Tools
 from deberta.core import files
 from deberta.core.errors import INTERRUPTED
 from deberta.host.engine.transcript import GRACE_SECONDS, Show, transcript
+from deberta.host.environments import venvs
 from deberta.host.environments.stages import STAGES_LOCK
 from deberta.host.plan.plan import LATEST, Step
 from deberta.host.run.executor import Provenance
@@ -46,7 +47,7 @@ class LocalExecutor:
         log, scratch = self.root / step.log, self.root / tools.scratch(step.name)
         if not step.tool:
             command = [str(self.python()), "-m", step.module, *arguments]
-            return execute(command, self.root, environment(self.project, os.environ), log, show)
+            return execute(command, self.root, environment(self.project), log, show)
         installed = self.tools.cann()
         program = tools.executable(self.tools, installed, step.tool)
         variables = tools.variables(installed, step.tool, scratch / "home")
@@ -95,10 +96,10 @@ def _quoted(argument: str) -> str:
     return '/"$T"'.join(shlex.quote(part) if part else "" for part in argument.split(LATEST)) or "''"
 
 
-def environment(project: Path, inherited: Mapping[str, str]) -> dict[str, str]:
+def environment(project: Path) -> dict[str, str]:
     """The caller's environment without its virtual environment, and with our package importable."""
-    variables = {key: inherited[key] for key in inherited if key not in ("VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME")}
-    return {**variables, "PYTHONPATH": str(project), "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
+    own = {"PYTHONPATH": str(project), "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
+    return {**venvs.environment(), **own}
 
 
 def execute(

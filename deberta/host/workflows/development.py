@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import signal
 import subprocess
@@ -59,7 +58,7 @@ def bench(project: Path, workspace: Path, python: Callable[[], Path], arguments:
         print(shlex.join([f"PYTHONPATH={project}", "python", "-m", BENCH, *options]))
         return
     log = workspace / "results" / "bench" / "bench.log"
-    variables, show = local.environment(project, os.environ), partial(print, flush=True)
+    variables, show = local.environment(project), partial(print, flush=True)
     lines, code = local.execute([str(python()), "-m", BENCH, *options], workspace, variables, log, show)
     check_exit(BENCH, lines, code, log)
 

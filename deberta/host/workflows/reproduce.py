@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import shlex
 import shutil
 import sys
@@ -219,7 +218,7 @@ def make(project: Path, place: Place, run: ReproductionRun) -> None:
     log = place.root.parent / "logs" / f"{place.root.name}-{task[0]}.log"
     _say(f"{place.root.name} ({place.executor}): invoke {' '.join(task)}")
     command = [sys.executable, "-m", "invoke", *settings, *task]
-    variables = local.environment(project, os.environ)
+    variables = local.environment(project)
     printed, code = local.execute(command, project, variables, log, lambda text: _say(f"  {text}"))
     if code != GateError.exit_code:
         check_exit(f"invoke {task[0]} in {place.root}", printed, code, log)
