@@ -178,6 +178,6 @@ def test_the_folder_that_a_run_names_is_the_shells_to_find(tmp_path: Path) -> No
 
 
 def test_passwd() -> None:
-    home = PurePosixPath("/workspace/.cache/home")
-    assert containers.passwd(USER, home).splitlines()[1] == "user:x:1234:5678::/workspace/.cache/home:/bin/sh"
-    assert containers.passwd(User(0, 0), home) == "root:x:0:0:root:/root:/bin/sh\n"
+    container = Container("", (), PurePosixPath("/"), USER, (), {"HOME": "/workspace/.cache/home"})
+    assert containers.passwd(container).splitlines()[1] == "user:x:1234:5678::/workspace/.cache/home:/bin/sh"
+    assert containers.passwd(container._replace(user=User(0, 0))) == "root:x:0:0:root:/root:/bin/sh\n"

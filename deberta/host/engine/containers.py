@@ -91,11 +91,11 @@ def _input(workspace: Path, path: PurePosixPath, written: Sequence[PurePosixPath
     return [Mount(source.resolve(), ROOT / path)]
 
 
-def passwd(user: User, home: PurePosixPath) -> str:
+def passwd(container: Container) -> str:
     """/etc/passwd with a line for the container's user, whose name or home some programs look up."""
-    lines = ["root:x:0:0:root:/root:/bin/sh"]
+    lines, user = ["root:x:0:0:root:/root:/bin/sh"], container.user
     if user.uid:
-        lines.append(f"user:x:{user.uid}:{user.gid}::{home}:/bin/sh")
+        lines.append(f"user:x:{user.uid}:{user.gid}::{container.variables['HOME']}:/bin/sh")
     return "\n".join(lines) + "\n"
 
 

@@ -68,12 +68,17 @@ def _note(image: Image) -> str:
 
 def find(client: Any, image: Image) -> str | None:
     """The id of the image if the engine has it under its tag, built from these inputs."""
-    with explained(f"looking for {image.tag}"):
+    existing = _get(client, image.tag)
+    return str(existing.id) if existing and not _mismatch(existing.attrs, image) else None
+
+
+def _get(client: Any, reference: str) -> Any:
+    """The engine's own image of that name or id, None if it has none."""
+    with explained(f"looking for {reference}"):
         try:
-            existing = client.images.get(image.tag)
+            return client.images.get(reference)
         except docker.errors.ImageNotFound:
             return None
-    return str(existing.id) if not _mismatch(existing.attrs, image) else None
 
 
 def why(client: Any, image: Image) -> str:
@@ -140,14 +145,12 @@ def resolve_base(client: Any, value: str) -> str:
     """
     if value == pins.PINNED or "@" in value:
         return value
-    with explained(f"looking for {value}"):
-        try:
-            return str(client.images.get(value).id)
-        except docker.errors.ImageNotFound:
-            raise MissingError(
-                f"the engine has no image {value!r}, and a name alone is not looked up elsewhere. Run: docker pull "
-                f"{value}, then the same command again; or give it as NAME@sha256:DIGEST"
-            ) from None
+    if (image := _get(client, value)) is None:
+        raise MissingError(
+            f"the engine has no image {value!r}, and a name alone is not looked up elsewhere. Run: docker pull "
+            f"{value}, then the same command again; or give it as NAME@sha256:DIGEST"
+        )
+    return str(image.id)
 
 
 def newest_first(entries: Any) -> list[Any]:
@@ -207,21 +210,19 @@ def _base(client: Any, image: Image, settings: BuildSettings, show: Show) -> str
     name, _, digest = image.base.rpartition("@")
     reference = f"{pins.without_tag(name)}@{digest}" if name else digest
     replace = f"or name another base: invoke images --base {image.stage}=IMAGE"
-    with explained(f"looking for {reference}"):
-        try:
-            base = client.images.get(reference)
-        except docker.errors.ImageNotFound:
-            if not name:
-                raise MissingError(
-                    f"the base of {image.stage}, {image.base}, is not on this engine any more. Load it again, {replace}"
-                ) from None
-            if settings.offline:
-                raise MissingError(
-                    f"the base {image.base} is not on this engine, and images.offline is set. Load it (docker load), "
-                    f"{replace}"
-                ) from None
-            _pull(client, image, reference, show)
-            base = client.images.get(reference)
+    base = _get(client, reference)
+    if base is None:
+        if not name:
+            raise MissingError(
+                f"the base of {image.stage}, {image.base}, is not on this engine any more. Load it again, {replace}"
+            )
+        if settings.offline:
+            raise MissingError(
+                f"the base {image.base} is not on this engine, and images.offline is set. Load it (docker load), "
+                f"{replace}"
+            )
+        with explained(f"pulling {image.base}"):
+            base = _pull(client, image, reference, show)
     architecture = definition.DOCKER_ARCHITECTURES[image.arch]
     if base.attrs.get("Architecture") != architecture:
         raise ConfigError(
@@ -231,7 +232,8 @@ def _base(client: Any, image: Image, settings: BuildSettings, show: Show) -> str
     return str(base.id)
 
 
-def _pull(client: Any, image: Image, reference: str, show: Show) -> None:
+def _pull(client: Any, image: Image, reference: str, show: Show) -> Any:
+    """The image of a reference that the engine gets from its registry. Raises MissingError."""
     show(f"pulling {image.base}")
     layers: dict[str, dict[str, int]] = {}
     shown_at = time.monotonic()
@@ -246,6 +248,7 @@ def _pull(client: Any, image: Image, reference: str, show: Show) -> None:
                 shown_at = time.monotonic()
                 done, total = (sum(layer[key] for layer in layers.values()) / 1e6 for key in ("current", "total"))
                 show(f"pulling {image.base}: {done:.0f} of {total:.0f} MB")
+        return client.images.get(reference)
     except docker.errors.APIError as error:
         raise MissingError(
             f"the base {image.base} could not be pulled: {one_line(str(error.explanation or error))}. Check the "

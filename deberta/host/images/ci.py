@@ -103,7 +103,6 @@ def plan(project: Path, contents: Parts, scratch: Path) -> Image:
     return Image(
         STAGE,
         contents.export.arch,
-        definition.tag_of(STAGE, inputs),
         contents.export.tag,
         inputs,
         unpinned,

@@ -69,13 +69,12 @@ class File:
 class Image:
     """A stage's image. `base`: NAME@sha256:DIGEST, or sha256:ID. `unpinned`: how it differs from what is pinned.
 
-    The tag is a hash of `inputs` (name to digest). `lock` is the requirements file, None without Python packages.
-    `arguments`: build arguments beside BASE. `notes`: labels beside those of every image.
+    `inputs`: name to digest. `lock` is the requirements file, None without Python packages. `arguments`: build
+    arguments beside BASE. `notes`: labels beside those of every image.
     """
 
     stage: str
     arch: str
-    tag: str
     base: str
     inputs: Mapping[str, str]
     unpinned: tuple[str, ...]
@@ -84,6 +83,10 @@ class Image:
     lock: Path | None = None
     arguments: Mapping[str, str] = field(default_factory=dict)
     notes: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def tag(self) -> str:
+        return f"{REPOSITORY}/{self.stage}:{digest_of(self.inputs)[:20]}"
 
 
 def settings(values: Any, project: Path) -> BuildSettings:
@@ -129,7 +132,6 @@ def plan(project: Path, pinned: ImagePins, stage: str, arch: str) -> Image:
     return Image(
         stage,
         arch,
-        tag_of(stage, inputs),
         base.reference,
         inputs,
         unpinned=(f"base {base.override} in place of {base.image}",) if base.override else (),
@@ -152,10 +154,6 @@ def plans(project: Path, stages: Sequence[str], show: Callable[[str], None]) -> 
             if len(stages) == 1:
                 raise
             show(f"{stage}: left out: {error}")
-
-
-def tag_of(stage: str, inputs: Mapping[str, str]) -> str:
-    return f"{REPOSITORY}/{stage}:{digest_of(inputs)[:20]}"
 
 
 def canonical(content: Any) -> str:

@@ -18,7 +18,7 @@ from tomlkit.exceptions import TOMLKitError
 
 from deberta.core import files
 from deberta.core.errors import ConfigError, DebertaError, MissingError
-from deberta.core.schema import convert
+from deberta.core.schema import Sha256, Text, convert
 
 STAGES = ("export", "compile", "runtime")
 PINS, OVERRIDES = Path("docker", "pins.toml"), Path("docker", "overrides.toml")
@@ -29,8 +29,6 @@ PINNED = "pinned"  # `--base STAGE=pinned` removes a replacement
 
 Stage = Literal["export", "compile", "runtime"]
 Architecture = Literal["x86_64", "aarch64"]
-Text = Annotated[str, Meta(min_length=1)]
-Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 Digest = Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}\Z")]
 Reference = Annotated[str, Meta(pattern=r"^(?:[a-z0-9][A-Za-z0-9._:/-]*@)?sha256:[0-9a-f]{64}\Z")]
 
@@ -147,8 +145,7 @@ def lock(project: Path, resolve: Callable[[str], str] | None, architecture: str)
         if not file.is_file():
             raise MissingError(f"{file} is missing. Run: git checkout -- {entry['file']}")
         _set(entry, "sha256", files.sha256_of(file), f"lock.{stage}", changes)
-    present: dict[tuple[str, ...], Path] = {}
-    present.update({("cann", file.name): file for file in user_files(project / CANN, ".run")})
+    present: dict[tuple[str, ...], Path] = {("cann", path.name): path for path in user_files(project / CANN, ".run")}
     if (project / MSAME).is_file():
         present["msame", architecture_of(project / MSAME) or architecture] = project / MSAME
     for stage in STAGES:

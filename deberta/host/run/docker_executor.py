@@ -66,7 +66,7 @@ class DockerExecutor:
         for folder in step.writes:
             _make_folder(self._workspace, folder, self._user)
         scratch = self._workspace / programs.scratch(step.name)
-        files.write_text(scratch / "passwd", containers.passwd(self._user, _home(step)))
+        files.write_text(scratch / "passwd", containers.passwd(container))
         _change_owner(scratch, self._user)
         log = self._workspace / step.log
         return engine.run(container, self._ids[image.stage], step.name, log, show, graceful=not step.tool)
@@ -91,10 +91,9 @@ class DockerExecutor:
             tag = f"deberta-ascend/{STAGES[step.tool]}"
             print(f"# {error}")
         access = npu_access.access(self._npu, step.device, lambda: False, check=False) if step.on_device else Access()
-        user = owner(self._workspace)
-        container = self._container(step, step.arguments, tag, user, access)
+        container = self._container(step, step.arguments, tag, owner(self._workspace), access)
         scratch = programs.scratch(step.name)
-        setup = [f"printf %s {shlex.quote(containers.passwd(user, _home(step)))} > {scratch / 'passwd'}"]
+        setup = [f"printf %s {shlex.quote(containers.passwd(container))} > {scratch / 'passwd'}"]
         if step.tool:
             setup.append(f"ln -sfn {' '.join(f'../../../{kind}' for kind in programs.KINDS)} {scratch}/")
         folders = [*map(PurePosixPath, programs.KINDS), *step.writes, scratch / "home"]
@@ -151,10 +150,6 @@ def owner(workspace: Path) -> User:
     status = os.stat(next(folder for folder in (workspace, *workspace.parents) if folder.is_dir()))
     user = "root, who owns" if status.st_uid == 0 else f"{status.st_uid}:{status.st_gid}, the owner of"
     return User(status.st_uid, status.st_gid, f"containers run as {user} {workspace} (you are root)")
-
-
-def _home(step: Step) -> PurePosixPath:
-    return containers.ROOT / programs.scratch(step.name) / "home"
 
 
 def _make_folder(workspace: Path, folder: PurePosixPath, user: User) -> None:
