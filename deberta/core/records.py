@@ -17,6 +17,7 @@ import msgspec
 import deberta
 from deberta.core import files, schema
 from deberta.core.errors import DataError
+from deberta.core.job import Digest
 
 STATEMENT_TYPE: Final = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE: Final = "https://slsa.dev/provenance/v1"
@@ -169,11 +170,7 @@ class KnownDigest(msgspec.Struct, frozen=True):
     """A remembered digest, and the sizes and times of the files it is of."""
 
     state: str
-    digest: dict[str, str]
-
-    def __post_init__(self) -> None:
-        if list(self.digest) not in (["sha256"], ["dirHash"]):
-            raise ValueError("neither a sha256 nor a dirHash")
+    digest: Digest
 
 
 class Digests:

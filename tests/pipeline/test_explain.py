@@ -12,7 +12,7 @@ import pytest
 
 from deberta.host.images import definition as images
 from deberta.host.images import pins
-from deberta.host.run import changes
+from deberta.host.run import freshness
 from deberta.host.workflows import explain
 from tests import fake_cann
 from tests.mnli_helpers import REPOSITORY
@@ -164,9 +164,9 @@ def test_other_tasks_are_explained_by_their_own_plan(workspace: Workspace) -> No
 
 
 def test_options_of_command_lines() -> None:
-    listed = changes.option_changes(["--a", "1", "--b"], ["--a", "2", "--c=3"])
+    listed = freshness.option_changes(["--a", "1", "--b"], ["--a", "2", "--c=3"])
     assert listed == ["--a 1 -> 2", "--c 3 is new", "--b is gone"]
-    listed = changes.option_changes(["--input", "x,y", "--loop", "5"], ["--loop", "5", "--input", "x,y"])
+    listed = freshness.option_changes(["--input", "x,y", "--loop", "5"], ["--loop", "5", "--input", "x,y"])
     assert listed == ["their order"]
 
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import pytest
 
+from deberta.core import schema
 from deberta.core.errors import ConfigError, MissingError
 from deberta.host.engine import npu_access
 from deberta.host.engine.containers import Access, Mount
@@ -89,10 +90,10 @@ def test_ascends_own_runtime_mounts_everything_itself(tmp_path: Path, how: Liter
 )
 def test_a_setting_that_is_not_understood(values: Any, reason: str) -> None:
     with pytest.raises(ConfigError, match=f"npu in invoke.yaml: .*{reason}"):
-        npu_access.settings(values)
+        schema.setting(values, NpuSettings, "npu")
 
 
 def test_settings() -> None:
-    assert npu_access.settings(None) == npu_access.settings({}) == NpuSettings()
+    assert schema.setting(None, NpuSettings, "npu") == NpuSettings() == schema.setting({}, NpuSettings, "npu")
     given = {"access": "runtime", "nodes": "/d", "driver": "/e"}
-    assert npu_access.settings(given) == NpuSettings("runtime", Path("/d"), Path("/e"))
+    assert schema.setting(given, NpuSettings, "npu") == NpuSettings("runtime", Path("/d"), Path("/e"))

@@ -21,7 +21,7 @@ from deberta.core.buckets import Choice
 from deberta.core.errors import ConfigError
 from deberta.host.cli import auto
 from deberta.host.cli.options import Options
-from deberta.host.engine import npu_access
+from deberta.host.engine.npu_access import NpuSettings
 from deberta.host.environments import stages
 from deberta.host.plan import profiles
 from deberta.host.plan.plan import Case, Plan
@@ -193,4 +193,6 @@ def _docker(c: Context, folder: Path, options: Options) -> Executor:
             "--msame is for the local executor: the runtime image holds docker/bin/msame. Put the binary there and "
             "run: invoke images --lock"
         )
-    return DockerExecutor(PROJECT, folder, image_builds(c), npu_access.settings(read(c).npu), options.keep)
+    return DockerExecutor(
+        PROJECT, folder, image_builds(c), schema.setting(read(c).npu, NpuSettings, "npu"), options.keep
+    )

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path, PurePosixPath
-from typing import Any, Callable, Literal
+from typing import Callable, Literal
 
 import msgspec
 
-from deberta.core import schema
 from deberta.core.errors import MissingError
 from deberta.host.engine.containers import Access, Mount
 
@@ -28,11 +27,6 @@ class NpuSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     access: Literal["auto", "nodes", "runtime"] = "auto"
     nodes: Path = Path("/dev")
     driver: Path = Path(DRIVER)
-
-
-def settings(values: Any) -> NpuSettings:
-    """The setting `npu`. Raises ConfigError."""
-    return schema.setting(values, NpuSettings, "npu")
 
 
 def access(npu: NpuSettings, device: int, has_runtime: Callable[[], bool], check: bool = True) -> Access:

@@ -14,16 +14,14 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Callable, ContextManager, NamedTuple
-
-import msgspec
+from typing import IO, Callable, ContextManager, Dict, NamedTuple, Optional
 
 from deberta.core import files, schema
 from deberta.core.errors import DataError, some
 
 # RuntimeError: an encrypted member, or (NotImplementedError) a method that zipfile does not know.
 _ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError, ValueError)
-_SIDECAR_BYTES = 1 << 20
+_SIDECAR_BYTES = 1 << 20  # of the JSON file beside a cached file of transformers 2 to 4.21: its url and etag
 
 
 class Limits(NamedTuple):
@@ -145,17 +143,11 @@ def _search(
             digest = files.sha256_of_stream(file)
         url = ""
         with contextlib.suppress(KeyError, ValueError), open_file(f"{name}.json") as file:  # it may have no sidecar
-            url = schema.decode(file.read(_SIDECAR_BYTES), _Sidecar).url
+            url = schema.decode(file.read(_SIDECAR_BYTES), Dict[str, Optional[str]]).get("url") or ""
         seen.append(Seen(name, url, digest))
         if digest == sha256:
             return name, seen
     return None, seen
-
-
-class _Sidecar(msgspec.Struct):
-    """The JSON file beside a cached file of transformers 2 to 4.21; its other key is `etag`."""
-
-    url: str = ""
 
 
 def _may_be_searched(name: str, size: int, limits: Limits) -> bool:

@@ -115,14 +115,14 @@ def check_hash(job: FetchItem, key: str, sha256: str, checksums: Checksums) -> s
     if checksums.binding:
         raise Unfit(f"its sha256 is not the published one: expected {' or '.join(checksums.hashes)}, found {sha256}")
     recorded = read_record(job.record).get(key)
-    if recorded is None or (recorded.sha256 != sha256 and job.accept_new):
+    if recorded is not None and recorded.sha256 == sha256:
+        return "recorded hash"
+    if recorded is None or job.accept_new:
         return ""
-    if recorded.sha256 != sha256:
-        raise Unfit(
-            f"its sha256 is not the one recorded on {recorded.date} in {job.record}: "
-            f"expected {recorded.sha256}, found {sha256}; if the change is meant, run: {job.command('--accept-new')}"
-        )
-    return "recorded hash"
+    raise Unfit(
+        f"its sha256 is not the one recorded on {recorded.date} in {job.record}: "
+        f"expected {recorded.sha256}, found {sha256}; if the change is meant, run: {job.command('--accept-new')}"
+    )
 
 
 def remember(job: FetchItem, key: str, origin: str, path: Path, sha256: str, checksums: Checksums) -> None:

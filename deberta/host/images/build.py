@@ -30,9 +30,17 @@ _INTERRUPT_SECONDS = 20.0  # for the engine to notice the closed connection and 
 _PULL_SECONDS = 5.0  # between two progress lines of a pull
 
 
-def ensure(client: Any, image: Image, settings: BuildSettings, workspace: Path) -> str:
-    """The id of an image, which is built if the engine lacks it. Raises the errors of `build`."""
-    return find(client, image) or _build_and_print(client, image, settings, workspace, "", why(client, image))
+def ensure(
+    client: Any, image: Image, settings: BuildSettings, workspace: Path, title: str = "", force: bool = False
+) -> str:
+    """The id of an image, which is built if the engine lacks it, or by `force`. Raises the errors of `build`."""
+    existing = find(client, image)
+    if existing and not force:
+        return existing
+    reason = "--force" if existing else why(client, image)
+    print(f"{title}building {image.tag}{_note(image)}: {reason}", flush=True)
+    log = workspace / LOGS / f"{image.stage}.log"
+    return build(client, image, settings, log, lambda line: print(f"  {line}", flush=True))
 
 
 def update(
@@ -43,23 +51,14 @@ def update(
     `dry`: build nothing; the id is empty if the engine lacks the image.
     """
     existing = find(client, image)
-    reason = "--force" if existing else why(client, image)
     if existing and not force:
         print(f"{title}up to date: {image.tag}, {existing}{_note(image)}")
     elif dry:
-        print(f"{title}would build {image.tag}{_note(image)}: {reason}")
+        print(f"{title}would build {image.tag}{_note(image)}: {'--force' if existing else why(client, image)}")
     else:
-        existing = _build_and_print(client, image, settings, workspace, title, reason)
+        existing = ensure(client, image, settings, workspace, title, force)
         print(f"{title}done: {image.tag}, {existing}")
     return existing or ""
-
-
-def _build_and_print(
-    client: Any, image: Image, settings: BuildSettings, workspace: Path, title: str, reason: str
-) -> str:
-    print(f"{title}building {image.tag}{_note(image)}: {reason}", flush=True)
-    log = workspace / LOGS / f"{image.stage}.log"
-    return build(client, image, settings, log, lambda line: print(f"  {line}", flush=True))
 
 
 def _note(image: Image) -> str:
