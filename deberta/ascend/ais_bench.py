@@ -20,7 +20,8 @@ from typing import NamedTuple, Optional
 
 import msgspec
 
-from deberta.ascend.runs import check_count, check_outputs, explain
+from deberta.ascend.runs import check_complete, explain
+from deberta.core import contract
 from deberta.core.errors import ConfigError, DataError, MissingError, StageError, some
 from deberta.core.schema import decode
 
@@ -37,7 +38,6 @@ def origin(name):
     return spec and spec.origin
 print(json.dumps({"ais_bench": origin("ais_bench.__main__"), "aclruntime": origin("aclruntime")}))
 """
-_OUTPUT = re.compile(r"(input_\d+)_(\d+)\.bin")
 _FOLDER = re.compile(r"\[INFO\] output path:(.+)")
 # Lines of its log, which may follow a progress bar; of argparse; the last of a traceback; and two of aclruntime's that
 # are no [ERROR] but name the cause of one.
@@ -123,14 +123,6 @@ def output_file(index: int) -> str:
     return f"input_{index}_0.bin"
 
 
-def renamed(name: str) -> str:
-    """msame's name of an output of ais_bench: input_12_0.bin -> input_12_output_0.bin."""
-    match = _OUTPUT.fullmatch(name)
-    if match is None:
-        raise DataError(f"{name} is not the name of an output of ais_bench")
-    return f"{match[1]}_output_{match[2]}.bin"
-
-
 def summary_of(folder: Path) -> Path:
     """The summary of the run that wrote `folder`."""
     return folder.with_name(f"{folder.name}_summary.json")
@@ -166,9 +158,8 @@ def judge(run: AisBenchRun, outputs_folder: Path, expected: Mapping[str, int], e
         raise StageError("ais_bench stopped before it wrote its summary")
     summary = read_summary(path.read_text(encoding="utf-8", errors="replace"))
     question = "Are there as many files in each input directory, and is each as large as an input of the model?"
-    check_count(summary.times_ms, expected_times, question)
+    check_complete(summary.times_ms, expected_times, question, outputs_folder, expected)
     summary.average_ms()
-    check_outputs(outputs_folder, expected)
     beside = sorted(set(os.listdir(outputs_folder.parent)) ^ {outputs_folder.name, path.name})
     if beside:
         raise DataError(f"{outputs_folder.parent} does not hold this run alone: {some(beside, 3)}")
@@ -176,5 +167,5 @@ def judge(run: AisBenchRun, outputs_folder: Path, expected: Mapping[str, int], e
 
 def settle(folder: Path) -> None:
     """Rename the outputs of a judged run as msame would have named them."""
-    for name in sorted(os.listdir(folder)):
-        os.replace(folder / name, folder / renamed(name))
+    for index in range(len(os.listdir(folder))):
+        os.replace(folder / output_file(index), folder / contract.output_file(index))

@@ -134,8 +134,7 @@ def option_files(settings: AtcOptions) -> tuple[PurePosixPath, ...]:
 
 def rooted(settings: AtcOptions, folder: Path) -> AtcOptions:
     """The same options with their files absolute, for a run in another working directory."""
-    names = [name for name in _OPTIONS["files"] if getattr(settings, name)]
-    paths: dict[str, Any] = {name: str(folder / getattr(settings, name)) for name in names}
+    paths: dict[str, Any] = {n: str(folder / path) for n in _OPTIONS["files"] if (path := getattr(settings, n))}
     return replace(settings, **paths)
 
 

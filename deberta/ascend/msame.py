@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple, Optional
 
-from deberta.ascend.runs import check_count, check_outputs, explain
+from deberta.ascend.runs import check_complete, explain
 from deberta.core.errors import DataError, DebertaError, StageError
 
 PROGRAM = "msame"
@@ -69,11 +69,10 @@ def judge(run: MsameRun, outputs_folder: Path, expected: Mapping[str, int], expe
     if not run.success:
         raise StageError(f"the run stopped without its success line, after {len(run.times_ms)} inferences")
     question = "Are there as many files in each input directory, and a directory for each input?"
-    check_count(run.times_ms, expected_times, question)
+    check_complete(run.times_ms, expected_times, question, outputs_folder, expected)
     averages = [run.average_ms] + ([run.average_without_first_ms] if expected_times > 1 else [])
     if any(average is None or not math.isfinite(average) for average in averages):
         raise DataError(f"the averages that were printed are no numbers: {averages}")
-    check_outputs(outputs_folder, expected)
 
 
 def _unexplained(run: MsameRun) -> DebertaError:

@@ -38,14 +38,15 @@ def failure(tool: str, text: str, error: str, advice: str) -> DebertaError:
     return kind(f"{tool}: {text.rstrip(' .')}: {advice}")
 
 
-def check_count(times_ms: Sequence[float], expected: int, question: str) -> None:
-    """Raise DataError unless as many inferences were timed as expected; `question` hints at the reason."""
-    if len(times_ms) != expected:
-        raise DataError(f"{len(times_ms)} inferences were timed, {expected} were asked for. {question}")
+def check_complete(
+    times_ms: Sequence[float], expected_times: int, question: str, folder: Path, expected: Mapping[str, int]
+) -> None:
+    """Raise DataError unless all inferences were timed and the folder holds the expected files (name -> bytes) alone.
 
-
-def check_outputs(folder: Path, expected: Mapping[str, int]) -> None:
-    """Raise DataError unless the folder holds the expected files (name -> bytes) and nothing else."""
+    `question` hints at the reason why inferences are missing.
+    """
+    if len(times_ms) != expected_times:
+        raise DataError(f"{len(times_ms)} inferences were timed, {expected_times} were asked for. {question}")
     if not folder.is_dir():
         raise DataError(f"the run's output folder {folder} is missing")
     check_files(folder.iterdir(), expected, "outputs", folder)

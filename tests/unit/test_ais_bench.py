@@ -279,11 +279,13 @@ def test_a_summary_of_something_else(text: str) -> None:
         ais_bench.read_summary(text)
 
 
-def test_names() -> None:
-    assert ais_bench.renamed(ais_bench.output_file(12)) == "input_12_output_0.bin"
-    for name in ("input_12.bin", "input_12_0.txt", "_0.bin"):
-        with pytest.raises(DataError, match=name):
-            ais_bench.renamed(name)
+@pytest.mark.parametrize("name", ["input_12.bin", "input_12_0.txt", "_0.bin"])
+def test_a_file_of_another_name_is_no_output(cann: Path, work: Path, name: str) -> None:
+    _, stdout = start(cann, work, INFER)
+    folder = work / str(ais_bench.parse(stdout).folder)
+    (folder / ais_bench.output_file(1)).rename(folder / name)
+    with pytest.raises(DataError, match=r"1 outputs of .* missing from"):
+        judged(work, stdout, outputs(BATCHES), BATCHES)
 
 
 def test_a_comma_cannot_be_in_a_path() -> None:

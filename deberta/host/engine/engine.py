@@ -13,8 +13,8 @@ import tarfile
 import uuid
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Callable, Iterator, Mapping, Sequence
-from urllib.parse import SplitResult, urlsplit
+from typing import Any, Callable, Iterator, Mapping, Optional, Sequence
+from urllib.parse import urlsplit
 
 import docker
 import docker.errors
@@ -32,7 +32,6 @@ LABEL = "deberta-ascend"  # =container or =image: only what carries it is ever r
 OF_WORKSPACE, OF_SESSION, KEPT = f"{LABEL}.workspace", f"{LABEL}.session", f"{LABEL}.keep"
 DEFAULT_SOCKET = "/var/run/docker.sock"
 ANSWER_SECONDS = 60  # timeout of a request, except builds and runs
-NETWORKED = ("tcp", "http", "https")
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _FAILURES = (docker.errors.DockerException, requests.exceptions.RequestException, OSError, ValueError)
 
@@ -62,30 +61,24 @@ def address(variables: Mapping[str, str] = os.environ) -> dict[str, Any]:
     return {"base_url": f"unix://{next((place for place in places if os.path.exists(place)), DEFAULT_SOCKET)}"}
 
 
-def check_local(base_url: str, machine_name: Callable[[], str]) -> None:
+def check_local(base_url: str, machine_name: Optional[Callable[[], str]] = None) -> None:
     """Raise ConfigError for an engine on another machine. `machine_name` asks the engine for its machine's name."""
-    parts = _parts(base_url)
-    if parts.scheme not in ("ssh", *NETWORKED) or not parts.hostname:  # a socket, or nothing that the SDK takes
-        return
+    parts = urlsplit(base_url if "://" in base_url else f"tcp://{base_url}")  # as for the docker command
+    if parts.scheme not in ("ssh", "tcp", "http", "https") or not parts.hostname:
+        return  # a socket, or nothing that the SDK takes
     why = "folders are mounted from the engine's own machine, and the workspace is on this one"
     instead = "Use --executor local, or an engine on this machine (DOCKER_HOST=unix:///var/run/docker.sock)"
     if parts.scheme == "ssh" or parts.hostname not in LOOPBACK:
         raise ConfigError(f"the Docker engine at {base_url} is remote: {why}. {instead}")
-    if (name := machine_name()) != socket.gethostname():
+    if machine_name and (name := machine_name()) != socket.gethostname():
         raise ConfigError(f"behind {base_url} is the Docker engine of the machine {name!r}: {why}. {instead}")
-
-
-def _parts(base_url: str) -> SplitResult:
-    """The parts of a URL; HOST:PORT without a scheme is TCP, as for the docker command."""
-    return urlsplit(base_url if "://" in base_url else f"tcp://{base_url}")
 
 
 def connect(timeout: float = ANSWER_SECONDS) -> Any:
     """A client of an engine on this machine that answered. Raises ConfigError and MissingError."""
     arguments = address()
     url = str(arguments.get("base_url", ""))
-    if _parts(url).scheme == "ssh" or _parts(url).hostname not in LOOPBACK:
-        check_local(url, str)  # before a request, which may take a minute to fail
+    check_local(url)  # before a request, which may take a minute to fail
     try:
         client = docker.DockerClient(**arguments, timeout=timeout, version="auto")
         check_local(url, lambda: str(client.info().get("Name", "")))

@@ -34,12 +34,6 @@ _CHUNK = 1 << 16
 _REDIRECTS = 10
 _TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
 _AGENT = "deberta-ascend fetch"
-_PERMANENT = (
-    requests.exceptions.InvalidURL,
-    requests.exceptions.InvalidSchema,
-    requests.exceptions.InvalidHeader,
-    requests.exceptions.MissingSchema,
-)
 
 
 @dataclass(frozen=True)
@@ -203,7 +197,8 @@ class Transfer:
                     check_space(self.part.parent, expected - offset, self.name)
                     self._receive(response, offset, total, expected)
         except requests.RequestException as error:
-            raise DownloadFailed(_reason(error, self.settings), transient=not isinstance(error, _PERMANENT)) from error
+            transient = not isinstance(error, ValueError)  # an invalid URL, scheme or header stays so
+            raise DownloadFailed(_reason(error, self.settings), transient=transient) from error
         return final_url
 
     def _resumable(self) -> tuple[_Version, int]:
