@@ -29,10 +29,6 @@ class Timing(NamedTuple):
     average_ms: float
     fps: float
 
-    @property
-    def percentiles_ms(self) -> dict[str, float]:
-        return nearest_ranks(self.counted_ms)
-
 
 def read(log: Path, batch_size: int) -> Timing:
     """A timing log, whose suffix tells the runner: ais_bench's is .json. Raises DataError naming the file."""

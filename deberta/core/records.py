@@ -135,21 +135,21 @@ def statement(
     parameters: Json,
     internal: Json,
     builder: str,
-    started: datetime,
-    finished: datetime,
+    started: str,
+    finished: str,
     summary: Optional[Json],
 ) -> Record:
     """The record of a step that ran; see the properties of Record for `parameters`, `internal` and `summary`."""
-    moments = BuildMetadata(started.isoformat(timespec="seconds"), finished.isoformat(timespec="seconds"))
     version = {"id": builder, "version": {"deberta-ascend": deberta.__version__}}
     byproducts = [Byproduct(SUMMARY, dict(summary))] if summary else []
     definition = BuildDefinition(BUILD_TYPE, dict(parameters), dict(internal), list(dependencies))
-    details = RunDetails(version, moments, byproducts)
+    details = RunDetails(version, BuildMetadata(started, finished), byproducts)
     return Record(STATEMENT_TYPE, list(subjects), PREDICATE_TYPE, Predicate(definition, details))
 
 
-def now() -> datetime:
-    return datetime.now(timezone.utc)
+def now() -> str:
+    """The time in UTC as records have it, to the second."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def write(path: Path, record: Record) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import json
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ INPUTS = {
 }
 ONNX, OM = "models/demo/dynamic.onnx", "models/demo/ascend/deberta_bs8.om"
 LOG, REPORT = "results/demo/ascend/msame_bs8_match.txt", "results/demo/ascend/report.json"
-WHEN = datetime(2026, 1, 1, tzinfo=timezone.utc)
+WHEN = "2026-01-01T00:00:00+00:00"
 
 
 @pytest.fixture(name="tree")

@@ -100,20 +100,13 @@ def plan(project: Path, contents: Parts, scratch: Path) -> Image:
     inputs["code"] = definition.digest_of({file.name: file.sha256 for file in inside if file.name.startswith(PACKAGE)})
     inputs.update({file.name[len(TOP) :]: file.sha256 for file in inside if not file.name.startswith(PACKAGE)})
     inputs.update({file.path.relative_to(project).as_posix(): file.sha256 for file in for_build})
-    return Image(
-        STAGE,
-        contents.export.arch,
-        contents.export.tag,
-        inputs,
-        unpinned,
-        tuple(for_build + inside),
-        lock=project / venvs.HOST_LOCK,
-        notes={
-            HOLDS: definition.canonical(contents.holds),
-            NOTICE: notice(contents),
-            PARTS: definition.canonical({image.stage: dict(image.inputs) for image in contents.stages}),
-        },
-    )
+    notes = {
+        HOLDS: definition.canonical(contents.holds),
+        NOTICE: notice(contents),
+        PARTS: definition.canonical({image.stage: dict(image.inputs) for image in contents.stages}),
+    }
+    export, content, lock = contents.export, tuple(for_build + inside), project / venvs.HOST_LOCK
+    return Image(STAGE, export.arch, export.tag, inputs, unpinned, content, lock=lock, notes=notes)
 
 
 def notice(contents: Parts) -> str:

@@ -129,16 +129,9 @@ def plan(project: Path, pinned: ImagePins, stage: str, arch: str) -> Image:
         supplied.digests.save()
     inputs = {"base": base.reference, "architecture": arch}
     inputs.update({file.path.relative_to(project).as_posix(): file.sha256 for file in files})
-    return Image(
-        stage,
-        arch,
-        base.reference,
-        inputs,
-        unpinned=(f"base {base.override} in place of {base.image}",) if base.override else (),
-        files=tuple(files),
-        folders=tuple(folders),
-        lock=project / entry.file if entry else None,
-    )
+    unpinned = (f"base {base.override} in place of {base.image}",) if base.override else ()
+    lock = project / entry.file if entry else None
+    return Image(stage, arch, base.reference, inputs, unpinned, tuple(files), tuple(folders), lock)
 
 
 def plans(project: Path, stages: Sequence[str], show: Callable[[str], None]) -> Iterator[Image]:

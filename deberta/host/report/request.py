@@ -108,7 +108,7 @@ def make(session: Session, plan: Plan, request: ReportRequest) -> Job:
         note=f"{published.SOURCE}. {published.NOTE}" if profile.published else "",
         not_accepted=[],
         measured=JobMeasured(
-            finished=max((record.finished for record in way), default=records.now().isoformat(timespec="seconds")),
+            finished=max((record.finished for record in way), default=records.now()),
             deberta_ascend=deberta.__version__,
             command=request.command + (f" ({' and '.join(request.auto)} taken by auto)" if request.auto else ""),
             executor=session.executor.name,

@@ -112,16 +112,9 @@ def execute(
     with transcript(log, command, show) as record:
         # A session of its own: Ctrl-C on the terminal reaches us alone, and we pass it on once.
         process = subprocess.Popen(
-            command,
-            cwd=folder,
-            env=variables,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            encoding="utf-8",
-            errors="replace",
-            start_new_session=True,
-        )
+            command, cwd=folder, env=variables, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, encoding="utf-8", errors="replace", start_new_session=True,
+        )  # fmt: skip
         assert process.stdout is not None
         try:
             lines = record(process.stdout)

@@ -221,7 +221,7 @@ def _print_label_changes(session: Session, case: Case, path: PurePosixPath) -> N
 
 def _print_performance(session: Session, case: Case, loops: int) -> None:
     measured = timing.read(session.workspace / case.timing_log, case.batch_size)
-    times = ", ".join(f"{name} {value:.3f} ms" for name, value in measured.percentiles_ms.items())
+    times = ", ".join(f"{name} {value:.3f} ms" for name, value in timing.nearest_ranks(measured.counted_ms).items())
     average = "average" if measured.runner == "ais_bench" else "average without first"
     place = f"{measurements.place(case.plan, measured.runner)}{_of_precision(case.plan)}"
     print(
