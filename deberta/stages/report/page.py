@@ -9,7 +9,6 @@ from pathlib import Path
 
 import jinja2
 import msgspec
-from markupsafe import Markup
 
 from deberta.core.contract import VERSIONS
 from deberta.core.report import PerformanceRun, Report
@@ -85,7 +84,7 @@ def _accuracy(report: Report, groups: list[Group]) -> list[Figure]:
         value = official[group.cell.version]
         marked = {f"official {value}": value} if value is not None else {}
         svg = charts.whiskers(f"accuracy-{number}", f"Accuracy by genre: {group.title}", dots, marked, domain)
-        figures.append(Figure(group.title, Markup(svg)))
+        figures.append(Figure(group.title, svg))
     return figures
 
 
@@ -149,7 +148,7 @@ def _throughput(report: Report) -> list[Figure]:
             Series("baseline (T4), published", "baseline", baseline),
         ]
     caption = "Throughput against batch size; the vertical lines are intervals of the average"
-    return [Figure(caption, Markup(charts.throughput("throughput-1", caption, series)))]
+    return [Figure(caption, charts.throughput("throughput-1", caption, series))]
 
 
 def _fps_interval(run: PerformanceRun) -> tuple[float, float] | None:
@@ -168,7 +167,7 @@ def _latencies(report: Report) -> list[Figure]:
             title = f"bs {run.batch_size}, {run.version}{' ' if stands.startswith('on ') else ', '}{stands}"
             percentiles = msgspec.structs.asdict(run.percentiles_ms)
             svg = charts.distribution(f"latency-{number}", f"Latency: {title}", times, percentiles)
-            figures.append(Figure(title, Markup(svg)))
+            figures.append(Figure(title, svg))
     return figures
 
 
