@@ -89,6 +89,11 @@ def one_line(text: str) -> str:
     return " ".join(text.split())
 
 
+def many(count: int, noun: str) -> str:
+    """As in 1 row, 2 rows."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def some(names: Sequence[str], most: int = 5) -> str:
     """The first `most` names, separated by commas, and how many more there are."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -47,12 +47,7 @@ def logits_report(difference: LogitsDifference, a: Logits, b: Logits, rows: Rows
     """
     margins = np.maximum(*difference.margins)
     flips = [
-        {
-            **_place(rows, row),
-            "labels": [LABELS[labels[row]] for labels in difference.labels],
-            "margins": [float(margin[row]) for margin in difference.margins],
-        }
-        for row in sorted(difference.changed.tolist(), key=lambda row: -margins[row])
+        {**_place(rows, row), "labels": labels, "margins": both} for row, labels, both in difference.changes(margins)
     ]
     worst = int(np.where(difference.finite, difference.row_max, -1).argmax())
     return {

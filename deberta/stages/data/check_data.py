@@ -18,7 +18,7 @@ import numpy as np
 
 from deberta.core import contract, files, mnli
 from deberta.core.contract import LABELS
-from deberta.core.errors import run_stage
+from deberta.core.errors import many, run_stage
 from deberta.stages import arguments
 from deberta.stages.data.encoding import Counts, EncodedRows
 from deberta.stages.model import config
@@ -103,7 +103,7 @@ def problems(
     if counts.duplicates:
         add(
             "duplicate_pair_ids",
-            f"{_count(len(counts.duplicates))} with the pairID of an earlier row",
+            f"{many(len(counts.duplicates), 'row')} with the pairID of an earlier row",
             [line for _, line in counts.duplicates],
         )
     if counts.unknown > UNKNOWN_SHARE * counts.tokens:
@@ -119,7 +119,7 @@ def problems(
     if len(findings.empty) > EMPTY_SHARE * findings.rows:
         add(
             "empty_sentences",
-            f"{_count(len(findings.empty))} of {findings.rows} with an empty sentence (allowed {EMPTY_SHARE:.0%})",
+            f"{many(len(findings.empty), 'row')} of {findings.rows} with an empty sentence (allowed {EMPTY_SHARE:.0%})",
             findings.empty,
         )
     return failures
@@ -130,23 +130,19 @@ def notes(findings: DataFindings, counts: Counts, labels: dict[str, int]) -> lis
     remarks = []
     if counts.truncated:
         remarks.append(
-            f"{_count(len(counts.truncated))} cut at {contract.SEQUENCE_LENGTH} tokens: {_lines(counts.truncated)}"
+            f"{many(len(counts.truncated), 'row')} cut at {contract.SEQUENCE_LENGTH} tokens: {_lines(counts.truncated)}"
         )
     if findings.repeated:
         differing = f", {findings.contradicting} of them with another label" if findings.contradicting else ""
-        repeated = _count(len(findings.repeated))
+        repeated = many(len(findings.repeated), "row")
         remarks.append(f"{repeated} with both texts of an earlier row{differing}: {_lines(findings.repeated)}")
     if 0 < len(findings.empty) <= EMPTY_SHARE * findings.rows:
-        remarks.append(f"{_count(len(findings.empty))} with an empty sentence: {_lines(findings.empty)}")
+        remarks.append(f"{many(len(findings.empty), 'row')} with an empty sentence: {_lines(findings.empty)}")
     low, high = BALANCED
     if findings.rows >= ENOUGH_ROWS and not all(low <= count / findings.rows <= high for count in labels.values()):
         shares = ", ".join(f"{label} {count / findings.rows:.1%}" for label, count in labels.items())
         remarks.append(f"labels are far from balance: {shares}")
     return remarks
-
-
-def _count(number: int, what: str = "row") -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _lines(lines: Sequence[int]) -> str:
@@ -168,7 +164,7 @@ def main(argv: Sequence[str]) -> None:
         print(f"note: {note}")
     print(
         f"{result['rows']} rows{' (the first only)' if options.limit else ''}, {result['tokens']['total']} tokens,"
-        f" {result['tokens']['unknown']} of them [UNK]; {_count(len(result['problems']), 'problem')}: {options.output}"
+        f" {result['tokens']['unknown']} of them [UNK]; {many(len(result['problems']), 'problem')}: {options.output}"
     )
     arguments.write_summary(options.summary, result)
 

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from deberta.core.contract import LABELS
 from deberta.core.errors import DataError, GateError, StageError, run_stage, some
 from deberta.core.machine import effective_cpus
 from deberta.stages import arguments, onnx_runtime
@@ -38,19 +37,14 @@ def logits_report(reference: Logits, logits: Logits, numbers: Sequence[int], mar
     """The report's object of float16 logits, [rows, 3], of the rows `numbers`: differences of the finite rows, and the
     labels that changed, by their float32 margin."""
     difference = compare_logits(reference, logits)
-    (before, after), margins = difference.labels, difference.margins[0]
+    margins = difference.margins[0]
     return {
         "max_abs_difference": difference.max_abs,
         "mean_abs_difference": difference.mean_abs,
         "rows_not_finite": [numbers[row] for row in np.flatnonzero(~difference.finite).tolist()],
         "flips": [
-            {
-                "row": numbers[row],
-                "float32": LABELS[before[row]],
-                "float16": LABELS[after[row]],
-                "margin": float(margins[row]),
-            }
-            for row in sorted(difference.changed.tolist(), key=lambda row: -margins[row])
+            {"row": numbers[row], "float32": before, "float16": after, "margin": margin}
+            for row, (before, after), (margin, _) in difference.changes(margins)
         ],
         "flips_beyond_margin": int((margins[difference.changed] > margin).sum()),
     }

@@ -5,6 +5,7 @@ They are float32 [rows, 3], columns as contract.LABELS, and rows are numbered fr
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,12 @@ class LogitsDifference:
     def within(self, tolerance: float) -> bool:
         """Whether all rows are finite and no logit differs by more."""
         return not (self.row_max > tolerance).any()
+
+    def changes(self, order: PerRow) -> Iterator[tuple[int, list[str], list[float]]]:
+        """Each changed row with its label and its margin in both runs; those of the largest `order`, [rows], first."""
+        for row in sorted(self.changed.tolist(), key=lambda row: (-order[row], row)):
+            labels = [contract.LABELS[labels[row]] for labels in self.labels]
+            yield row, labels, [float(margins[row]) for margins in self.margins]
 
 
 def compare_logits(first: npt.NDArray[np.floating], second: npt.NDArray[np.floating]) -> LogitsDifference:

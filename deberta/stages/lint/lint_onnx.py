@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 from deberta.core import files
 from deberta.core.contract import parse_integer
-from deberta.core.errors import ConfigError, GateError, run_stage, some
+from deberta.core.errors import ConfigError, GateError, many, run_stage, some
 from deberta.stages import arguments
 from deberta.stages.arguments import Argument, file, flag
 from deberta.stages.lint import checks, cost
@@ -114,7 +114,7 @@ def as_json(report: dict[str, Any]) -> str:
 
 
 def counts_text(report: dict[str, Any]) -> str:
-    return ", ".join(f"{count} {level}{'' if count == 1 else 's'}" for level, count in report["counts"].items())
+    return ", ".join(many(count, level) for level, count in report["counts"].items())
 
 
 def as_text(report: dict[str, Any]) -> str:

@@ -158,10 +158,10 @@ def versus(logits: Logits, reference: Logits, version: Version) -> ReferenceComp
                 line=row + 2,
                 margin=float(margin[row]),
                 gold=contract.LABELS[gold[row]],
-                reference=contract.LABELS[expected[row]],
-                this=contract.LABELS[this[row]],
+                reference=label,
+                this=changed_label,
             )
-            for row in _listed(changed, margin)
+            for row, (label, changed_label), _ in itertools.islice(difference.changes(margin), LISTED)
         ],
         flips_total=len(changed),
         beyond_near_ties=int((margin[changed] >= version.near_tie_margin).sum()),

@@ -11,6 +11,7 @@ from fractions import Fraction
 from itertools import product
 
 from deberta.core.contract import BROUGHT_MODEL, FP32, LABELS, SEQUENCE_LENGTH
+from deberta.core.errors import many
 from deberta.core.job import ExpectedRows, Job, OfficialGate, PublishedRow, VersionRows
 from deberta.core.report import Body, EvaluationCell, GateCheck, PerformanceRun, ReportVerdict
 from deberta.stages.report import intervals
@@ -54,9 +55,10 @@ def near_tie_margin(job: Job) -> float:
 
 
 def _check(gate: str, of: str, required: str, actual: str, status: str | bool, reason: str = "") -> GateCheck:
-    """`status`: a word, or whether the gate is met."""
-    word = status if isinstance(status, str) else PASSED if status else FAILED
-    return GateCheck(gate=gate, of=of, required=required, actual=actual, status=word, reason=reason)
+    """`status`: a word, or whether the gate is met: then it needs no reason."""
+    if isinstance(status, bool):
+        status, reason = (PASSED, "") if status else (FAILED, reason)
+    return GateCheck(gate=gate, of=of, required=required, actual=actual, status=status, reason=reason)
 
 
 def complete(job: Job, body: Body, performances: Sequence[PerformanceRun]) -> Iterator[GateCheck]:
@@ -96,13 +98,13 @@ def correct_rows(job: Job, gate: VersionRows, body: Body) -> Iterator[GateCheck]
             continue
         same_rows = cell.rows == expected.of
         enough = same_rows and cell.correct >= expected.expected - expected.allowed
-        reason = "" if enough else "too few rows are right" if same_rows else "not the rows expected"
+        reason = "too few rows are right" if same_rows else "not the rows expected"
         yield _check("correct_rows", of, required, _counted(cell), enough, reason)
         quantized = next((run for run in _cells(body, size, version) if run.precision != FP32), None)
         if quantized and not quantized.origin:
             least = cell.correct - expected.allowed
             enough = quantized.correct >= least
-            reason = "" if enough else "too few rows are right beside the float32 run"
+            reason = "too few rows are right beside the float32 run"
             required = f"at least {least} of {cell.rows}"
             of = f"{of}, {quantized.precision}"
             yield _check("correct_rows", of, required, _counted(quantized), enough, reason)
@@ -121,7 +123,7 @@ def official(job: Job, gate: OfficialGate, body: Body) -> Iterator[GateCheck]:
         # Exact: the figures are decimal, and 90.5 less 90.0 is 0.5.
         away = Fraction(100 * cell.correct, cell.rows) - Fraction(str(figure))
         near = abs(away) <= Fraction(str(gate.points))
-        reason = "" if near else f"{abs(float(away)):.2f} points {'above' if away > 0 else 'below'}"
+        reason = f"{abs(float(away)):.2f} points {'above' if away > 0 else 'below'}"
         yield _check("official", _of(size, version), required, _counted(cell), near, reason)
 
 
@@ -136,9 +138,8 @@ def agreement(job: Job, allowed: int, body: Body) -> Iterator[GateCheck]:
             continue
         sizes = ", ".join(map(str, entry.batch_sizes))
         near = entry.rows_that_differ - entry.beyond_near_ties
-        actual = f"{_many(entry.beyond_near_ties, 'row')}, and {_near_ties(job, near)}"
-        met = entry.beyond_near_ties <= allowed
-        reason = "" if met else f"batch sizes {sizes} do not agree"
+        actual = f"{many(entry.beyond_near_ties, 'row')}, and {_near_ties(job, near)}"
+        met, reason = entry.beyond_near_ties <= allowed, f"batch sizes {sizes} do not agree"
         yield _check("agreement", f"{version}, bs {sizes}", required, actual, met, reason)
 
 
@@ -153,8 +154,8 @@ def reference(job: Job, allowed: int, body: Body) -> Iterator[GateCheck]:
             yield _check("reference", _of(*place), required, "", NOT_JUDGED, reason)
             continue
         beyond = versus.beyond_near_ties
-        actual = f"{_many(beyond, 'row')}, and {_near_ties(job, versus.flips_total - beyond)}"
-        reason = "" if beyond <= allowed else "the compiled model does not predict what PyTorch does"
+        actual = f"{many(beyond, 'row')}, and {_near_ties(job, versus.flips_total - beyond)}"
+        reason = "the compiled model does not predict what PyTorch does"
         yield _check("reference", _of(*place), required, actual, beyond <= allowed, reason)
 
 
@@ -177,9 +178,8 @@ def fps(job: Job, column: str, performances: Sequence[PerformanceRun]) -> Iterat
             if run.origin:
                 yield _check("fps", of, required, actual, NOT_JUDGED, run.origin)
                 continue
-            fast = run.fps >= least
-            reason = run.warning if fast else "; ".join(filter(None, ("too slow", run.warning)))
-            yield _check("fps", of, required, actual, fast, reason)
+            status, reason = (PASSED, run.warning) if run.fps >= least else (FAILED, f"too slow; {run.warning}")
+            yield _check("fps", of, required, actual, status, reason.removesuffix("; "))
 
 
 def sentinel(job: Job, body: Body) -> Iterator[GateCheck]:
@@ -191,7 +191,7 @@ def sentinel(job: Job, body: Body) -> Iterator[GateCheck]:
             yield _check("sentinel", of, required, "", NOT_JUDGED, "nothing looked at the data")
         else:
             texts = [problem.what for problem in data_check.problems]
-            yield _check("sentinel", of, required, _many(len(texts), "problem"), not texts, "; ".join(texts))
+            yield _check("sentinel", of, required, many(len(texts), "problem"), not texts, "; ".join(texts))
         yield _label_order(version, [cell for cell in body.cells if cell.version == version])
 
 
@@ -229,7 +229,7 @@ def inputs(job: Job, digests: Mapping[str, str]) -> Iterator[GateCheck]:
     """The files are those that the expected figures belong to."""
     for path, expected in digests.items():
         actual = job.inputs.get(path, {}).get("sha256", "")
-        reason = "" if actual == expected else "another file" if actual else "not among the inputs of this run"
+        reason = "another file" if actual else "not among the inputs of this run"
         yield _check("inputs", path, expected, actual, actual == expected, reason)
 
 
@@ -273,8 +273,4 @@ def _counted(cell: EvaluationCell | None) -> str:
 
 
 def _near_ties(job: Job, count: int) -> str:
-    return f"{_many(count, 'near tie')} (margin below {near_tie_margin(job):g})"
-
-
-def _many(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+    return f"{many(count, 'near tie')} (margin below {near_tie_margin(job):g})"

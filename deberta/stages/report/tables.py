@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from deberta.ascend import ais_bench
 from deberta.core.contract import FP32, SEQUENCE_LENGTH, VERSIONS
+from deberta.core.errors import many
 from deberta.core.job import PublishedRow
 from deberta.core.report import EvaluationCell, GateCheck, PerformanceRun, Proportion, Report, is_padded
 
@@ -75,7 +76,7 @@ def headline(report: Report) -> Headline:
         return Headline("none", "No verdict", "This is a report of measurements. No gate was judged.", ())
     kind, statuses = verdict.verdict, [gate.status for gate in verdict.gates]
     passed, every = statuses.count("passed"), len(statuses)
-    whole = f"{_many(every, 'check')} of {_many(len({gate.gate for gate in verdict.gates}), 'gate')}"
+    whole = f"{many(every, 'check')} of {many(len({gate.gate for gate in verdict.gates}), 'gate')}"
     if kind == "failed":
         reasons = [_of_gate(gate) for gate in verdict.gates if gate.status == "failed"]
         return Headline(kind, "Failed", f"{len(reasons)} of {whole} failed:", tuple(reasons))
@@ -85,10 +86,6 @@ def headline(report: Report) -> Headline:
     if kind == "accepted":
         return Headline(kind, "Accepted", f"{statement}.", ())
     return Headline(kind, "Checked", f"{statement}. No acceptance because:", tuple(verdict.why_not_accepted))
-
-
-def _many(count: int, name: str) -> str:
-    return f"{count} {name}" if count == 1 else f"{count} {name}s"
 
 
 def _of_gate(gate: GateCheck) -> str:
@@ -154,8 +151,8 @@ def _guide_row(report: Report, size: int, row: PublishedRow | None) -> tuple[Cel
 
 def accuracy(report: Report, cell: EvaluationCell, with_lengths: bool = True) -> str:
     """It says all that stands behind it, since these texts are copied."""
-    count = len(cell.lengths)  # the table of lengths names them
-    lengths = f", {count} length{'s' * (count > 1)}" if with_lengths and not is_padded(cell.lengths) else ""
+    by_lengths = with_lengths and not is_padded(cell.lengths)  # the table of lengths names them
+    lengths = f", {many(len(cell.lengths), 'length')}" if by_lengths else ""
     partial = f", {limited(report)}" if report.body.limit else ""
     counts = f"{100 * cell.accuracy:.2f} ({cell.correct}/{cell.rows})"
     return f"{counts} {where_counted(report, cell)}{lengths}{partial}"
