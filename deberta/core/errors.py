@@ -69,20 +69,17 @@ def run_stage(main: Callable[[Sequence[str]], None], argv: Optional[Sequence[str
     """Run a stage's main and return its exit code; errors of ours become one line on stderr."""
     try:
         main(sys.argv[1:] if argv is None else argv)
+        return 0
     except DebertaError as error:
-        return _report(error)
+        problem = error
     except OSError as error:
-        return _report(from_os_error(error))
+        problem = from_os_error(error)
     except MemoryError:
-        return _report(StageError("out of memory. Close other programs or use a smaller batch size"))
+        problem = StageError("out of memory. Close other programs or use a smaller batch size")
     except KeyboardInterrupt:
         return INTERRUPTED
-    return 0
-
-
-def _report(error: DebertaError) -> int:
-    print(f"{ERROR_PREFIX}{one_line(str(error))}", file=sys.stderr, flush=True)
-    return error.exit_code
+    print(f"{ERROR_PREFIX}{one_line(str(problem))}", file=sys.stderr, flush=True)
+    return problem.exit_code
 
 
 def one_line(text: str) -> str:

@@ -350,13 +350,9 @@ def json_schema() -> dict[str, Any]:
     """The format as JSON Schema, draft 2020-12."""
     content = msgspec.json.schema(Report)
     verdict = content["$defs"]["ReportVerdict"]
+    all_passed = {"items": {"properties": {"status": {"const": "passed"}}}}
     verdict["if"] = {"properties": {"verdict": {"const": "accepted"}}}
-    verdict["then"] = {
-        "properties": {
-            "why_not_accepted": {"maxItems": 0},
-            "gates": {"items": {"properties": {"status": {"const": "passed"}}}},
-        }
-    }
+    verdict["then"] = {"properties": {"why_not_accepted": {"maxItems": 0}, "gates": all_passed}}
     verdict["else"] = {"properties": {"why_not_accepted": {"minItems": 1}}}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

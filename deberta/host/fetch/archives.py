@@ -23,6 +23,9 @@ from deberta.core.errors import DataError, some
 _ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError, ValueError)
 _SIDECAR_BYTES = 1 << 20  # of the JSON file beside a cached file of transformers 2 to 4.21: its url and etag
 
+_SHOWN = 20  # files listed when a search by hash finds nothing
+Show = Callable[[str], None]  # takes a line for the user
+
 
 class Limits(NamedTuple):
     """Bounds on archives and searches; MNLI.zip and a tokenizer cache stay far below them."""
@@ -33,17 +36,10 @@ class Limits(NamedTuple):
     ratio_from: int = 16 << 20  # bytes; smaller files may have any ratio
     searched: int = 16 << 20  # bytes; no tokenizer's file is larger, so a search skips those that are
     searched_files: int = 2000  # of a folder with unknown contents
+    depth: int = 4  # of folders in it
 
 
 LIMITS = Limits()
-
-
-class Seen(NamedTuple):
-    """A file that a search by hash read; `url` is from its sidecar."""
-
-    name: str
-    url: str
-    sha256: str
 
 
 @contextlib.contextmanager
@@ -106,22 +102,22 @@ def sizes(archive: Path, limits: Limits = LIMITS) -> dict[str, int]:
         return {name: entry.file_size for name, entry in members(zip_file, limits).items()}
 
 
-def find_in_archive(archive: Path, sha256: str, limits: Limits = LIMITS) -> tuple[str | None, list[Seen]]:
-    """The name of the member with this hash, None if there is none, and the files read. Raises DataError."""
+def find_in_archive(archive: Path, sha256: str, show: Show, limits: Limits = LIMITS) -> str | None:
+    """The name of the member with this hash; if there is none, the files read are shown. Raises DataError."""
     with opened(archive) as zip_file:
         entries = members(zip_file, limits)
         names = [name for name in sorted(entries) if _may_be_searched(name, entries[name].file_size, limits)]
         _check_sizes(zip_file, [entries[name] for name in names], limits)
-        return _search(names, sha256, lambda name: _member(zip_file, entries[name]))
+        return _search(archive, names, sha256, lambda name: _member(zip_file, entries[name]), show)
 
 
-def find_in_folder(folder: Path, sha256: str, depth: int = 4, limits: Limits = LIMITS) -> tuple[str | None, list[Seen]]:
-    """The path of the file below `folder` with this hash, None if there is none, and the files read."""
+def find_in_folder(folder: Path, sha256: str, show: Show, limits: Limits = LIMITS) -> str | None:
+    """The path of the file below `folder` with this hash; if there is none, the files read are shown."""
 
     def names() -> Iterator[str]:
         for parent, folders, children in os.walk(folder):
             folders.sort()
-            if len(Path(parent).relative_to(folder).parts) >= depth:
+            if len(Path(parent).relative_to(folder).parts) >= limits.depth:
                 folders.clear()
             for path in (os.path.join(parent, child) for child in sorted(children)):
                 if os.path.isfile(path) and _may_be_searched(path, os.path.getsize(path), limits):
@@ -130,24 +126,27 @@ def find_in_folder(folder: Path, sha256: str, depth: int = 4, limits: Limits = L
     def open_file(name: str) -> IO[bytes]:  # reading a pipe would not end
         return open(name if os.path.isfile(name) else os.devnull, "rb")
 
-    return _search(itertools.islice(names(), limits.searched_files), sha256, open_file)
+    return _search(folder, itertools.islice(names(), limits.searched_files), sha256, open_file, show)
 
 
 def _search(
-    names: Iterable[str], sha256: str, open_file: Callable[[str], ContextManager[IO[bytes]]]
-) -> tuple[str | None, list[Seen]]:
-    """The first file with this hash, and the files read until then."""
-    seen = []
+    place: Path, names: Iterable[str], sha256: str, open_file: Callable[[str], ContextManager[IO[bytes]]], show: Show
+) -> str | None:
+    """The first file with this hash; if there is none, the files read are shown."""
+    lines = []
     for name in names:
         with open_file(name) as file:
             digest = files.sha256_of_stream(file)
+        if digest == sha256:
+            return name
         url = ""
         with contextlib.suppress(KeyError, ValueError), open_file(f"{name}.json") as file:  # it may have no sidecar
             url = schema.decode(file.read(_SIDECAR_BYTES), Dict[str, Optional[str]]).get("url") or ""
-        seen.append(Seen(name, url, digest))
-        if digest == sha256:
-            return name, seen
-    return None, seen
+        lines.append(f"  {name}  {url or '(no url beside it)'}  sha256 {digest}")
+    show(f"{place}: looked at {len(lines)} files; none is the one that was looked for")
+    for line in lines[:_SHOWN]:
+        show(line)
+    return None
 
 
 def _may_be_searched(name: str, size: int, limits: Limits) -> bool:

@@ -21,8 +21,6 @@ from deberta.host.fetch import download as http
 from deberta.host.fetch.checksums import Checksums, FetchItem, Unfit
 from deberta.host.fetch.sources import GUIDE, ON_DEMAND, ZIP, Copy, Download, Item, Product, Sources, wrong_start
 
-_SHOWN = 20  # files listed when a search by hash finds nothing
-
 
 def fetch(
     workspace: Path,
@@ -187,7 +185,7 @@ def _member_of(job: FetchItem, product: Product, archive: Path) -> str:
     """The member that is a product: by its published hash, whatever its name, else by its path. Raises DataError."""
     if product.sha256 is None:
         return product.path
-    name = _name_by_hash(job, archive, archives.find_in_archive(archive, product.sha256))
+    name = archives.find_in_archive(archive, product.sha256, job.show)
     if name is None:
         raise DataError(f"{archive} holds no file with the sha256 of {product.path}, {product.sha256}")
     return name
@@ -214,8 +212,8 @@ def _from_folder(job: FetchItem, products: list[Product], folder: Path) -> None:
                 raise DataError(f"{archive} was not used: {error}") from error
     missing = []
     for product in absent:
-        search = archives.find_in_folder(folder, product.sha256) if product.sha256 else None
-        if search and (name := _name_by_hash(job, folder, search)):
+        name = archives.find_in_folder(folder, product.sha256, job.show) if product.sha256 else None
+        if name:
             _copy_in(job, product, Path(name))
         elif job.target(product).is_file():
             checksums.check_present(job, product)
@@ -227,16 +225,6 @@ def _from_folder(job: FetchItem, products: list[Product], folder: Path) -> None:
         names = [product.path for product in missing]
         zips = [f" nor {download.name}" for download in job.item.downloads if download.kind == ZIP]
         raise MissingError(f"{folder} has no {', '.join(names)}{''.join(zips)}")
-
-
-def _name_by_hash(job: FetchItem, place: Path, search: tuple[str | None, list[archives.Seen]]) -> str | None:
-    """The name that a search by hash gave; if it gave none, the files that it read are shown."""
-    name, seen = search
-    if name is None:
-        job.show(f"{place}: looked at {len(seen)} files; none is the one that was looked for")
-        for file in seen[:_SHOWN]:
-            job.show(f"  {file.name}  {file.url or '(no url beside it)'}  sha256 {file.sha256}")
-    return name
 
 
 def _copy_in(job: FetchItem, product: Product, source: Path) -> None:
