@@ -12,15 +12,21 @@ from xdist.scheduler import LoadFileScheduling
 
 from tests import in_process
 
-# Longest first, so that no process is left with a long file at the end; the rest follow as they are.
-FIRST = ("tests/container/", "tests/pipeline/")
+CONTAINER = "tests/container/"
+# The container tests that share a finished demo: about half of their time. They build the export image.
+WITH_A_DEMO = (f"{CONTAINER}test_ascend_containers.py", f"{CONTAINER}test_executor.py")
+# Longest first, so that no process is left with a long file at the end, and those that need the export image after
+# those that do not; the rest follow as they are.
+FIRST = (*WITH_A_DEMO, f"{CONTAINER}test_images.py", f"{CONTAINER}test_ci_engine.py", CONTAINER, "tests/pipeline/")
 
 
 class _FilesAndContainers(LoadFileScheduling):  # type: ignore[misc]  # untyped
-    """A file goes to one process, which keeps its fixtures; so do all container tests, which share an engine."""
+    """A file goes to one process, which keeps its fixtures; the container tests go to two, by the images they need."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return FIRST[0] if nodeid.startswith(FIRST[0]) else str(super()._split_scope(nodeid))
+        if nodeid.startswith(CONTAINER):
+            return "containers with a demo" if nodeid.startswith(WITH_A_DEMO) else "other containers"
+        return str(super()._split_scope(nodeid))
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _FilesAndContainers:

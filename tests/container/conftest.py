@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import http.client
 import os
 import shutil
@@ -36,8 +38,17 @@ def unavailable(reason: str) -> NoReturn:
 
 
 @pytest.fixture(scope="session")
-def engine_client() -> Iterator[Any]:
-    """A client of DOCKER_HOST's engine; afterwards no container of ours that was not there before may be left on it."""
+def locks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all processes of this run share."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
+@pytest.fixture(scope="session")
+def engine_client(locks: Path) -> Iterator[Any]:
+    """A client of DOCKER_HOST's engine. The last process of a run that uses it checks that no container of ours is left
+    that was not there before.
+    """
     import docker
     from docker.errors import DockerException, ImageNotFound
 
@@ -52,10 +63,14 @@ def engine_client() -> Iterator[Any]:
         client.close()
         unavailable(f"the engine lacks the base image {base}. {START}")
     before = _containers(client)
-    yield client
-    left = [text for number, text in _containers(client).items() if number not in before]
+    with open(locks / "engine.lock", "w") as in_use:
+        fcntl.flock(in_use, fcntl.LOCK_SH)
+        yield client
+        with contextlib.suppress(BlockingIOError):  # another process still runs containers, and checks after its own
+            fcntl.flock(in_use, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            left = [text for number, text in _containers(client).items() if number not in before]
+            assert not left, f"containers were left behind: {left}"
     client.close()
-    assert not left, f"containers were left behind: {left}"
 
 
 def _containers(client: Any) -> dict[str, str]:
@@ -64,24 +79,21 @@ def _containers(client: Any) -> dict[str, str]:
     return {one["Id"]: f"{one['Id'][:12]} {one['Image']} {one['Command']} ({one['Status']})" for one in found}
 
 
-@pytest.fixture
-def project_copy(tmp_path: Path) -> Path:
-    """The project's files without what git ignores, in a new folder: overrides and the user's own files may be
-    put there. To run its commands: `python -m invoke --search-root COPY TASK`, with PYTHONPATH=COPY.
-    """
-    return _copy_project(tmp_path / "project")
-
-
 @pytest.fixture(scope="session")
 def shared_copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One such copy for all tests that change nothing in it."""
+    """The project's files without what git ignores, for all tests that change nothing in them.
+
+    To run its commands: `python -m invoke --search-root COPY TASK`, with PYTHONPATH=COPY.
+    """
     return _copy_project(tmp_path_factory.mktemp("shared") / "project")
 
 
 @pytest.fixture(scope="session")
-def project(shared_copy: Path, engine_client: Any, build_settings: dict[str, str]) -> Path:
+def project(shared_copy: Path, engine_client: Any, build_settings: dict[str, str], locks: Path) -> Path:
     """The shared copy on the base image that is here, with its export image, which is built if need be and stays."""
-    invoke(shared_copy, build_settings, "images", "--base", f"export={BOOKWORM}")
+    with open(locks / "export-image.lock", "w") as building:  # once for all processes
+        fcntl.flock(building, fcntl.LOCK_EX)
+        invoke(shared_copy, build_settings, "images", "--base", f"export={BOOKWORM}")
     return shared_copy
 
 

@@ -189,6 +189,20 @@ def test_images_and_records(evaluated: tuple[Place, dict[str, Any]], engine_clie
         assert record.internal["cann"] == fake_cann.VERSION
 
 
+def test_the_real_packages_of_the_compile_image(ascend: Path, engine_client: Any) -> None:
+    """requirements-compile.lock in full on Python 3.9, beside a stand-in of CANN."""
+    tag = definition.plan(ascend, pins.load(ascend), "compile", platform.machine()).tag
+    code = "import numpy, scipy.linalg, google.protobuf; print(numpy.int, google.protobuf.__version__)"
+    for command, expected in (
+        (["atc", "--help"], "usage: atc"),
+        (["python3", "-W", "ignore", "-c", code], "<class 'int'> 3.20."),
+    ):
+        printed = engine_client.containers.run(
+            tag, command, remove=True, network_mode="none", labels={definition.LABEL: "container"}
+        )
+        assert expected in printed.decode()
+
+
 def mounted(found: Any, path: str) -> Any:
     """The mount that a path of a container lies in."""
     over = [one for one in found["Mounts"] if PurePosixPath(path).is_relative_to(one["Destination"])]

@@ -58,7 +58,8 @@ def calls(ci: Path) -> list[str]:
 
 
 def test_the_tests_outcome_and_last_line_are_the_runs(ci: Path) -> None:
-    script(ci / "inv", '#!/bin/sh\necho "inv $1 $DOCKER_HOST $CONTAINER_TESTS" >> calls\necho "1 failed"\nexit 4\n')
+    line = 'echo "inv $1 $DOCKER_HOST $CONTAINER_TESTS" >> calls'
+    script(ci / "inv", f'#!/bin/sh\n[ "$1" = test ] || exit 0\n{line}\necho "1 failed"\nexit 4\n')
     done = run(ci)
     folder = (ci / "folder").read_text(encoding="utf-8").strip()
     assert (done.returncode, done.stdout, done.stderr) == (4, "1 failed\n", "")
@@ -68,22 +69,31 @@ def test_the_tests_outcome_and_last_line_are_the_runs(ci: Path) -> None:
 
 def test_an_engine_that_does_not_start_fails_the_run(ci: Path) -> None:
     (ci / "no-engine").touch()
-    script(ci / "inv", "#!/bin/sh\necho inv >> calls\n")
+    script(ci / "inv", '#!/bin/sh\n[ "$1" = lint ] || echo inv >> calls\n')
     done = run(ci)
     assert (done.returncode, done.stdout, done.stderr) == (3, "", "error: no engine here\n")
     assert calls(ci) == ["engine start", "engine stop"]
 
 
 def test_the_engine_is_left_out_only_on_demand(ci: Path) -> None:
-    script(ci / "inv", '#!/bin/sh\necho "inv ${DOCKER_HOST-} ${CONTAINER_TESTS-}" >> calls\n')
+    script(ci / "inv", '#!/bin/sh\necho "inv $1 ${DOCKER_HOST-} ${CONTAINER_TESTS-}" >> calls\n')
     assert run(ci, CI_WITHOUT_ENGINE="1").returncode == 0
-    assert calls(ci) == ["inv  "]
+    assert calls(ci) == ["inv lint  ", "inv test  "]
+
+
+def test_a_linters_finding_fails_the_run_and_ends_the_engine_that_is_starting(ci: Path) -> None:
+    script(ci / ".ci" / "engine", ENGINE.replace("> folder; [", "> folder; sleep 20 >/dev/null 2>&1 & wait; ["))
+    script(ci / "inv", '#!/bin/sh\nwhile [ ! -e folder ]; do sleep 0.05; done\necho "inv $1" >> calls\nexit 4\n')
+    assert run(ci).returncode == 4
+    assert calls(ci) == ["engine start", "inv lint", "engine stop"]
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_stopped_run_ends_its_tests_and_then_its_engine(ci: Path, number: int, code: int) -> None:
     script(
-        ci / "inv", '#!/bin/sh\ntrap "echo inv ended >> calls; exit 1" TERM\ntouch up\nwhile :; do sleep 0.1; done\n'
+        ci / "inv",
+        '#!/bin/sh\n[ "$1" = test ] || exit 0\n'
+        'trap "echo inv ended >> calls; exit 1" TERM\ntouch up\nwhile :; do sleep 0.1; done\n',
     )
     with subprocess.Popen(
         [str(ci / ".ci" / "run")],

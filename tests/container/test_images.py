@@ -127,38 +127,6 @@ def saved(shop: Workshop, image: Image) -> Iterator[bytes]:
         tail = chunk[-100:]
 
 
-def test_the_real_export_image(engine_client: Any, project_copy: Path, build_settings: Mapping[str, str]) -> None:
-    """From a replaced base. It stays: its tag is what it is made of, and the pipeline's tests run in it."""
-    pins.set_base(project_copy, "export", building.resolve_base(engine_client, BOOKWORM), BOOKWORM)
-    settings = definition.settings(build_settings, project_copy)
-    shop = Workshop(engine_client, project_copy, settings, [])
-    image = shop.ensure("export")
-    attributes = engine_client.images.get(image.tag).attrs
-    (reason,) = json.loads(attributes["Config"]["Labels"][definition.UNPINNED])
-    assert reason.startswith("base sha256:") and reason.endswith("in place of python:3.11-slim-bookworm")
-    assert json.loads(attributes["Config"]["Labels"][definition.INPUTS]) == image.inputs
-    code = "import deberta.stages.compile.export_onnx, torch, openvino, os; print(torch.__version__, os.getuid())"
-    mount = {str(project_copy / "deberta"): {"bind": "/opt/deberta-ascend/deberta", "mode": "ro"}}
-    printed = shop.run(
-        image, "/opt/stages/bin/python", "-c", code, volumes=mount, read_only=True,
-        environment={"PYTHONPATH": "/opt/deberta-ascend"},
-    )  # fmt: skip
-    assert re.fullmatch(r"\d+\.\d+\.\d+\+cpu 1000\n", printed)
-
-
-def test_the_real_packages_of_the_compile_image(
-    shop: Workshop, project_copy: Path, build_settings: Mapping[str, str]
-) -> None:
-    """requirements-compile.lock in full on Python 3.9, beside a stand-in of CANN."""
-    for path in (Path("requirements-compile.lock"), Path("docker", "compile.Dockerfile")):
-        shutil.copy(project_copy / path, shop.project / path)
-    pins.lock(shop.project, None, ARCH)
-    image = shop.build("compile", definition.settings(build_settings, project_copy))
-    assert "usage: atc" in shop.run(image, "atc", "--help")
-    code = "import numpy, scipy.linalg, google.protobuf; print(numpy.int, google.protobuf.__version__)"
-    assert shop.run(image, "python3", "-W", "ignore", "-c", code).startswith("<class 'int'> 3.20.")
-
-
 def test_how_packages_were_reached_is_in_no_layer(
     shop: Workshop, build_settings: Mapping[str, str], tmp_path: Path
 ) -> None:
@@ -380,3 +348,20 @@ def test_a_base_is_one_that_the_engine_has_and_for_this_machine(shop: Workshop) 
     other = definition.plan(shop.project, pins.load(shop.project), "export", "aarch64")
     with pytest.raises(ConfigError, match="is for amd64, and this machine needs arm64"):
         building.build(shop.client, other, shop.settings, shop.log, shop.said.append)
+
+
+def test_the_real_export_image(engine_client: Any, project: Path) -> None:
+    """From a replaced base. It stays: its tag is what it is made of, and the pipeline's tests run in it."""
+    shop = Workshop(engine_client, project, BuildSettings(), [])
+    image = shop.plan("export")
+    attributes = engine_client.images.get(image.tag).attrs
+    (reason,) = json.loads(attributes["Config"]["Labels"][definition.UNPINNED])
+    assert reason.startswith("base sha256:") and reason.endswith("in place of python:3.11-slim-bookworm")
+    assert json.loads(attributes["Config"]["Labels"][definition.INPUTS]) == image.inputs
+    code = "import deberta.stages.compile.export_onnx, torch, openvino, os; print(torch.__version__, os.getuid())"
+    mount = {str(project / "deberta"): {"bind": "/opt/deberta-ascend/deberta", "mode": "ro"}}
+    printed = shop.run(
+        image, "/opt/stages/bin/python", "-c", code, volumes=mount, read_only=True,
+        environment={"PYTHONPATH": "/opt/deberta-ascend"},
+    )  # fmt: skip
+    assert re.fullmatch(r"\d+\.\d+\.\d+\+cpu 1000\n", printed)
