@@ -47,7 +47,6 @@ class Cann(NamedTuple):
     """An installation. `environment` is all that atc and msame get; `version` is empty if no file has it."""
 
     script: Path
-    home: Path
     version: str
     environment: Mapping[str, str]
 
@@ -61,7 +60,7 @@ def load(setting: str, scratch: Path, scripts: Sequence[Path] = SCRIPTS) -> Cann
     scratch.mkdir(parents=True, exist_ok=True)
     variables = environment(script, scratch)
     home = next((Path(variables[name]) for name in _HOMES if variables.get(name)), script.parent / "latest")
-    return Cann(script, home, version(home), variables)
+    return Cann(script, version(home), variables)
 
 
 def find(setting: str, scripts: Sequence[Path] = SCRIPTS) -> Path:

@@ -81,7 +81,7 @@ class Record(msgspec.Struct, frozen=True, rename="camel"):
     @property
     def subjects(self) -> dict[str, dict[str, str]]:
         """Name to digest, of what the step wrote."""
-        return digests(self.subject)
+        return {entry.name: entry.digest for entry in self.subject}
 
     @property
     def images(self) -> dict[str, str]:
@@ -92,7 +92,7 @@ class Record(msgspec.Struct, frozen=True, rename="camel"):
     @property
     def dependencies(self) -> dict[str, dict[str, str]]:
         """Name to digest, of what the step read; an image's name begins with "image "."""
-        return digests(self.predicate.build_definition.resolved_dependencies)
+        return {entry.name: entry.digest for entry in self.predicate.build_definition.resolved_dependencies}
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -122,11 +122,6 @@ class Record(msgspec.Struct, frozen=True, rename="camel"):
 def resource(path: PurePosixPath, digest: Mapping[str, str]) -> Resource:
     """An artifact, named by its path in the workspace."""
     return Resource(str(path), dict(digest))
-
-
-def digests(resources: Sequence[Resource]) -> dict[str, dict[str, str]]:
-    """Name to digest."""
-    return {entry.name: entry.digest for entry in resources}
 
 
 def statement(

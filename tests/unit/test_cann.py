@@ -171,7 +171,7 @@ def test_an_installation(script: Path, scratch: Path, tmp_path: Path) -> None:
     own.write_text(f'export PATH=/usr/local/python3.7.5/bin:$PATH\n. "{script}"\n'.replace("$(", "\\$("))
     for setting in (str(script), str(own)):
         found = cann.load(setting, scratch)
-        assert (found.home, found.version) == (script.parent / "latest", "5.1.RC2")
+        assert found.version == "5.1.RC2"  # of the folder latest beside the script
         assert cann.tool(found, "atc") == script.parent / "latest" / "bin" / "atc"
         with pytest.raises(MissingError, match=r"msame is not on the PATH that .*\.sh makes"):
             cann.tool(found, "msame")

@@ -23,7 +23,7 @@ import requests.exceptions
 from docker.context import ContextAPI
 
 from deberta import PROJECT
-from deberta.core.errors import INTERRUPTED, ConfigError, MissingError, StageError
+from deberta.core.errors import INTERRUPTED, ConfigError, MissingError, StageError, one_line
 from deberta.host.engine import containers
 from deberta.host.engine.containers import Container
 from deberta.host.engine.transcript import GRACE_SECONDS, Show, transcript
@@ -83,7 +83,7 @@ def connect(timeout: float = ANSWER_SECONDS) -> Any:
         client = docker.DockerClient(**arguments, timeout=timeout, version="auto")
         check_local(url, lambda: str(client.info().get("Name", "")))
     except _FAILURES as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(str(error))
         raise MissingError(
             f"no Docker engine answers at {url} ({reason[:200]}). Start one, set DOCKER_HOST, see that this user may "
             "use it, or use --executor local"

@@ -154,7 +154,8 @@ def _check(job: FetchItem, download: Download, path: Path, copy: Copy | None) ->
 
 def _checksums(download: Download, copy: Copy | None) -> Checksums:
     """The hashes of a download: binding if this copy's is published, or if every copy's is."""
-    return Checksums(download.published, bool(copy and copy.sha256) or len(download.published) == len(download.copies))
+    hashes = tuple(each.sha256 for each in download.copies if each.sha256)
+    return Checksums(hashes, bool(copy and copy.sha256) or len(hashes) == len(download.copies))
 
 
 def _unpack(

@@ -51,10 +51,6 @@ class Download(msgspec.Struct, frozen=True):
     copies: tuple[Copy, ...]
     about_bytes: int = 0  # for the disk check if the server gives no length; not enforced
 
-    @property
-    def published(self) -> tuple[str, ...]:
-        return tuple(copy.sha256 for copy in self.copies if copy.sha256)
-
 
 class Item(msgspec.Struct, frozen=True):
     """What one name on the command line gets: any one of the downloads gives every product."""

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, Sequence
 
 from deberta.core import files
-from deberta.core.errors import ConfigError, MissingError
+from deberta.core.errors import ConfigError, MissingError, one_line
 from deberta.host.engine import containers, engine
 from deberta.host.environments import stages as stage_env
 from deberta.host.environments import venvs
@@ -127,7 +127,7 @@ def settings(project: Path, with_cann: bool, unpinned: Sequence[str]) -> tuple[s
     except FileNotFoundError:
         raise MissingError(f"{path} is missing. Run: git checkout -- {SETTINGS}") from None
     except (YAML.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"{path} is not YAML: {one_line(str(error))}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds no mapping of settings. Correct it, or run: git checkout -- {SETTINGS}")
     kept = {key: value for key, value in values.items() if key not in _LEFT_OUT}

@@ -17,7 +17,7 @@ from msgspec import Meta
 from tomlkit.exceptions import TOMLKitError
 
 from deberta.core import files
-from deberta.core.errors import ConfigError, DebertaError, MissingError
+from deberta.core.errors import ConfigError, DebertaError, MissingError, one_line
 from deberta.core.schema import Sha256, Text, convert
 
 STAGES = ("export", "compile", "runtime")
@@ -181,7 +181,7 @@ def set_base(project: Path, stage: str, reference: str, name: str = "") -> None:
         overrides[stage] = convert(reference, Reference, f"--base {stage}")
         item = tomlkit.string(reference)
         if name and name != reference:
-            item.comment(" ".join(name.split()))
+            item.comment(one_line(name))
         table[stage] = item
     if overrides:
         files.write_text(path, tomlkit.dumps(document))

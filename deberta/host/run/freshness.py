@@ -28,10 +28,10 @@ def why_run(
     for key, value in (parameters(session, step) if wanted is None else wanted).items():
         if record.parameters.get(key) != value:
             return f"its {key} changed{_change(session, step, record, key, value)}"
-    before, now = record.dependencies, records.digests(dependencies(session, step))
-    for name in now:
-        if before.get(name) != now[name]:
-            return f"{name} changed"
+    before = record.dependencies
+    for needed in dependencies(session, step):
+        if before.get(needed.name) != needed.digest:
+            return f"{needed.name} changed"
     altered = altered_output(session, record)
     return altered[1] if altered is not None else None
 
