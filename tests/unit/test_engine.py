@@ -93,6 +93,12 @@ def test_no_engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         engine.address({"DOCKER_CONTEXT": "absent"})
 
 
+def test_an_address_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOCKER_HOST", "tcp://[::1")
+    with pytest.raises(MissingError, match=r"no Docker engine answers at tcp://\[::1 \(Invalid IPv6 URL\)"):
+        engine.connect()
+
+
 def test_the_address_is_the_docker_commands(tmp_path: Path) -> None:
     _context(tmp_path, "mine", "unix:///home/me/engine.sock")
     assert engine.address({"DOCKER_CONTEXT": "mine"})["base_url"] == "unix:///home/me/engine.sock"

@@ -78,8 +78,8 @@ def connect(timeout: float = ANSWER_SECONDS) -> Any:
     """A client of an engine on this machine that answered. Raises ConfigError and MissingError."""
     arguments = address()
     url = str(arguments.get("base_url", ""))
-    check_local(url)  # before a request, which may take a minute to fail
     try:
+        check_local(url)  # before a request, which may take a minute to fail
         client = docker.DockerClient(**arguments, timeout=timeout, version="auto")
         check_local(url, lambda: str(client.info().get("Name", "")))
     except _FAILURES as error:
