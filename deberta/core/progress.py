@@ -9,8 +9,10 @@ from __future__ import annotations
 import re
 import sys
 import time
-from typing import Optional, TextIO
+from collections.abc import Callable, Iterator, Sequence
+from typing import Optional, TextIO, TypeVar
 
+_Item = TypeVar("_Item")
 _LINE = re.compile(r"\[progress\] (.+: \d+/\d+(?: .+)?)")
 
 
@@ -18,6 +20,15 @@ def parse(line: str) -> Optional[str]:
     """The text of a line printed by `Progress` without its prefix, or None for any other line."""
     match = _LINE.fullmatch(line.rstrip())
     return match[1] if match else None
+
+
+def track(items: Sequence[_Item], what: str, unit: str, size: Callable[[_Item], int] = lambda _: 1) -> Iterator[_Item]:
+    """The items, with the progress of what is done with each before the next; `size`: how many units an item is."""
+    progress, done = Progress(what, sum(map(size, items)), unit), 0
+    for item in items:
+        yield item
+        done += size(item)
+        progress.update(done)
 
 
 class Progress:

@@ -113,7 +113,7 @@ def main(argv: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory(prefix=scratch_name, dir=options.report.parent) as scratch:
         setting = Setting(options, sample.batches, threads, Path(scratch))
         a, b = sides.open_side(options.a, options.a_file, setting), sides.open_side(options.b, options.b_file, setting)
-        print(f"running {len(rows.numbers)} rows of {options.bins} with {a.kind}, then with {b.kind}", flush=True)
+        print(f"running {len(rows)} rows of {options.bins} with {a.kind}, then with {b.kind}", flush=True)
         logits_a, logits_b = _logits(a, rows), _logits(b, rows)
         difference = compare_logits(logits_a, logits_b)
         compared = logits_report(difference, logits_a, logits_b, rows, tolerance)
@@ -135,7 +135,7 @@ def main(argv: Sequence[str]) -> None:
         "version": options.version,
         "batch_size": options.bs,
         "batches": sample.batches,
-        "rows": len(rows.numbers),
+        "rows": len(rows),
         "row_numbers": "counted from 0 in the bins' order; line: of the tsv, whose header is line 1",
         "padding_rows": sample.padding_rows,
         "tolerance": tolerance,
@@ -200,9 +200,9 @@ def _where(divergence: dict[str, Any]) -> str:
 def _logits(side: Side, rows: Rows) -> Logits:
     """Float32 [rows, 3]. Raises DataError for another shape."""
     logits = side.run(rows, (OUTPUT,)).get(OUTPUT)
-    if logits is None or logits.size != len(rows.numbers) * len(LABELS):
-        raise DataError(f"{side.file} gives no float32 logits [{len(rows.numbers)}, {len(LABELS)}]. Make it again")
-    return logits.reshape(len(rows.numbers), len(LABELS))
+    if logits is None or logits.size != len(rows) * len(LABELS):
+        raise DataError(f"{side.file} gives no float32 logits [{len(rows)}, {len(LABELS)}]. Make it again")
+    return logits.reshape(len(rows), len(LABELS))
 
 
 def _place(rows: Rows, row: int) -> dict[str, int]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from deberta.core.errors import DataError
-from deberta.stages.compare.sides import Array, GraphNode, Results, Side
+from deberta.stages.compare.sides import Array, GraphNode, Side
 from deberta.stages.data.bins import Ids, Rows
 from deberta.stages.inference.logits import LogitsDifference
 
@@ -76,7 +76,7 @@ def search(a: Side, b: Side, rows: Rows, tolerance: float, every: bool = False) 
     probes: list[Difference] = []
 
     def probe(names: Sequence[str]) -> dict[str, Difference]:
-        differences = compare(a.run(rows, names), b.run(rows, names), names, rows.mask)
+        differences = compare(a, b, rows, names, rows.mask)
         if absent := [name for name in names if name not in differences]:
             raise DataError(f"{a.file} or {b.file} does not give the output of: {', '.join(absent)}")
         probes.extend(differences.values())
@@ -92,9 +92,10 @@ def search(a: Side, b: Side, rows: Rows, tolerance: float, every: bool = False) 
     return Divergence(marks[at], marks[at - 1] if at else None, verified, node, compared, probes)
 
 
-def compare(a: Results, b: Results, names: Sequence[str], mask: Ids | None = None) -> dict[str, Difference]:
-    """Of each name that both sides have, in the order of `names`."""
-    return {name: difference(name, a[name], b[name], mask) for name in names if name in a and name in b}
+def compare(a: Side, b: Side, rows: Rows, names: Sequence[str], mask: Ids | None = None) -> dict[str, Difference]:
+    """Run both. The difference of each name that both give, in the order of `names`."""
+    left, right = a.run(rows, names), b.run(rows, names)
+    return {name: difference(name, left[name], right[name], mask) for name in names if name in left and name in right}
 
 
 def bisect(marks: Sequence[str], probe: Probe, tolerance: float) -> int | None:
@@ -136,7 +137,7 @@ def _first_node(
     compared = 0
     for start in range(0, len(inside), GROUP):
         group = {node.output: node for node in inside[start : start + GROUP]}
-        differences = compare(a.run(rows, list(group)), b.run(rows, list(group)), list(group))
+        differences = compare(a, b, rows, list(group))
         compared += len(differences)
         for name, values in differences.items():
             if values.exceeds(tolerance):
@@ -149,8 +150,8 @@ def nodes_between(side: Side, before: str | None, mark: str) -> Sequence[GraphNo
     if not side.nodes:
         return ()
     places = {node.output: i for i, node in enumerate(side.nodes)}
-    first = places[side.tensors[before]] + 1 if before is not None else 0
-    return side.nodes[first : places[side.tensors[mark]] + 1]
+    first = places[side.marks[before]] + 1 if before is not None else 0
+    return side.nodes[first : places[side.marks[mark]] + 1]
 
 
 def worst_rows(difference: LogitsDifference, rows: Rows, count: int = SEARCH_ROWS) -> Rows:

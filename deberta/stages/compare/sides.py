@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from deberta.core import contract
 from deberta.core.contract import INPUTS, LABELS, OUTPUT
 from deberta.core.errors import DataError, MissingError
-from deberta.core.progress import Progress
+from deberta.core.progress import track
 from deberta.stages import onnx_runtime
 from deberta.stages.data.bins import Rows
 from deberta.stages.fp16 import emulation, keep_dtype
@@ -74,9 +74,9 @@ class Side:
     kind: str
     file: Path
     run: Callable[[Rows, Sequence[str]], Results]
-    marks: tuple[str, ...] = ()  # layers, in the order in which they are computed; none: there are only logits
+    # Layers, in the order in which they are computed, with the tensor of the graph that leaves each; none: only logits.
+    marks: Mapping[str, str] = field(default_factory=dict)
     nodes: tuple[GraphNode, ...] = ()  # in the graph's order
-    tensors: Mapping[str, str] = field(default_factory=dict)  # mark -> the tensor of the graph that leaves the layer
 
 
 def open_side(kind: str, file: Path, setting: Setting) -> Side:
@@ -124,10 +124,7 @@ class _Recorder:
 
 def _by_parts(kind: str, rows: Rows, size: int) -> Iterator[Rows]:
     """`size` rows at a time, with progress."""
-    progress = Progress(f"compare, {kind}", len(rows.numbers), "rows")
-    for done, part in enumerate(rows.split(size), start=1):
-        yield part
-        progress.update(min(done * size, len(rows.numbers)))
+    return track(rows.split(size), f"compare, {kind}", "rows", len)
 
 
 def _modules(model: Any) -> dict[str, nn.Module]:
@@ -172,13 +169,13 @@ def _torch(kind: str, file: Path, setting: Setting) -> Side:
                 if name in modules:
                     hooks.callback(modules[name].register_forward_hook(hook(name)).remove)
             for part in _by_parts(kind, rows, MOST_ROWS):
-                count = len(part.numbers)
+                count = len(part)
                 recorder.add(OUTPUT, forward(torch.from_numpy(part.ids), torch.from_numpy(part.mask)).numpy(), count)
         return recorder.results()
 
     with torch.device("meta"):  # no weights: only the modules' names are wanted
-        names = tuple(_modules(Deberta(settings, len(LABELS))))
-    return Side(kind, file, run, (*names, OUTPUT))
+        names = (*_modules(Deberta(settings, len(LABELS))), OUTPUT)
+    return Side(kind, file, run, dict(zip(names, names, strict=True)))
 
 
 def _graph_side(kind: str, file: Path, graph: Path | None, compute: Callable[[Rows, list[str]], Results]) -> Side:
@@ -191,7 +188,7 @@ def _graph_side(kind: str, file: Path, graph: Path | None, compute: Callable[[Ro
         computed = compute(rows, [tensor for tensor in dict.fromkeys(tensors.values()) if tensor != OUTPUT])
         return {name: computed[tensor] for name, tensor in tensors.items() if tensor in computed}
 
-    return Side(kind, file, run, tuple(marks), nodes, marks)
+    return Side(kind, file, run, marks, nodes)
 
 
 def _onnx(kind: str, file: Path, setting: Setting) -> Side:
@@ -205,7 +202,7 @@ def _onnx(kind: str, file: Path, setting: Setting) -> Side:
         for part in _by_parts(kind, rows, min(setting.options.bs, MOST_ROWS)):
             inputs = dict(zip(INPUTS, (part.ids, part.mask), strict=True))
             for name, values in zip(outputs, session.run(outputs, inputs), strict=True):
-                recorder.add(name, values, len(part.numbers))
+                recorder.add(name, values, len(part))
         return recorder.results()
 
     return _graph_side(kind, file, file, compute)
@@ -242,7 +239,7 @@ def _fp16(kind: str, file: Path, setting: Setting) -> Side:
             return False
 
         for part in _by_parts(kind, rows, emulation.PART_ROWS):
-            count = len(part.numbers)
+            count = len(part)
             emulation.run(graph, part, keep, watch)
         return recorder.results()
 
@@ -265,7 +262,7 @@ def _cpu(kind: str, file: Path, setting: Setting) -> Side:
         request = compiled.create_infer_request()
         recorder = _Recorder()
         for part in _by_parts(kind, rows, size):
-            real = len(part.numbers)
+            real = len(part)
             for name, values in zip(INPUTS, (part.ids, part.mask), strict=True):
                 openvino_engine.set_input(request, name, np.pad(values, ((0, size - real), (0, 0))))
             request.infer()
@@ -301,7 +298,7 @@ def _stored(kind: str, file: Path, setting: Setting) -> Side:
             raise DataError(f"{file} holds logits of {len(logits)} rows, not of {wanted}. {again}")
 
     def run(rows: Rows, wanted: Sequence[str]) -> Results:
-        return {OUTPUT: logits[rows.numbers].reshape(len(rows.numbers), 1, -1)}
+        return {OUTPUT: logits[rows.numbers].reshape(len(rows), 1, -1)}
 
     return Side(kind, file, run)
 

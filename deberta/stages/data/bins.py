@@ -26,9 +26,12 @@ class Rows:
     ids: Ids
     mask: Ids
 
+    def __len__(self) -> int:
+        return len(self.numbers)
+
     def split(self, size: int) -> list[Rows]:
         """The same rows, `size` at a time."""
-        starts = range(0, len(self.numbers), size)
+        starts = range(0, len(self), size)
         return [Rows(self.numbers[i : i + size], self.ids[i : i + size], self.mask[i : i + size]) for i in starts]
 
 

@@ -85,7 +85,7 @@ def main(argv: Sequence[str]) -> None:
     kept = keep_dtype.read(options.kept, graph) if options.kept else set()
     sample = bins.read_sample(options.bins, options.bs, graph.length, graph.vocabulary, options.rows)
     rows, parts = sample.rows, sample.rows.split(PART_ROWS)
-    print(f"running {len(rows.numbers)} rows of {options.bins} in float32 and in float16", flush=True)
+    print(f"running {len(rows)} rows of {options.bins} in float32 and in float16", flush=True)
     session = onnx_runtime.open_session(options.model, threads)
     reference = np.concatenate([onnx_runtime.run(session, part.ids, part.mask) for part in parts])
     if not np.isfinite(reference).all():
@@ -98,7 +98,7 @@ def main(argv: Sequence[str]) -> None:
         logits = first.logits.copy()  # of a chip that gives float16's largest value where others give infinity
         for part in first.affected:
             at = rows.numbers.index(part.numbers[0])
-            logits[at : at + len(part.numbers)] = emulation.run(graph, part, kept, saturate=True).numpy()
+            logits[at : at + len(part)] = emulation.run(graph, part, kept, saturate=True).numpy()
         saturated = logits_report(reference, logits, rows.numbers, margin)
         print("looking for the nodes that have to stay in float32", flush=True)
         cure = keep_dtype.find(graph, parts, first.affected, kept)
@@ -108,7 +108,7 @@ def main(argv: Sequence[str]) -> None:
     report = {
         "passed": passed,
         "emulation": " ".join((emulation.__doc__ or "").split()),
-        "rows": len(rows.numbers),
+        "rows": len(rows),
         "row_numbers": "counted from 0 in the bins' order",
         "padding_rows": sample.padding_rows,
         "batch_size": options.bs,

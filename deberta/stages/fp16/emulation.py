@@ -172,8 +172,8 @@ def run(
             for name in done:
                 del values[name]
     logits = values[OUTPUT]
-    if logits.shape != (len(rows.numbers), len(LABELS)):
-        raise DataError(f"the graph gives logits {list(logits.shape)} for {len(rows.numbers)} rows. {AGAIN}")
+    if logits.shape != (len(rows), len(LABELS)):
+        raise DataError(f"the graph gives logits {list(logits.shape)} for {len(rows)} rows. {AGAIN}")
     return logits
 
 

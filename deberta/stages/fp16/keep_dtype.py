@@ -12,7 +12,7 @@ from pathlib import Path
 
 from deberta.core import files
 from deberta.core.errors import DataError, MissingError, some
-from deberta.core.progress import Progress
+from deberta.core.progress import track
 from deberta.stages.data.bins import Rows
 from deberta.stages.fp16 import emulation
 from deberta.stages.fp16.emulation import EmulationResult, Float16Graph, Node
@@ -66,8 +66,7 @@ def _grow(graph: Float16Graph, parts: Sequence[Rows], keep: set[str]) -> bool:
         keep.add(node.name)
         return True
 
-    progress = Progress("check-fp16, finding nodes", len(parts), "parts")
-    for done, part in enumerate(parts):
+    for part in track(parts, "check-fp16, finding nodes", "parts"):
         for _ in range(LEVELS):
             try:
                 emulation.run(graph, part, keep, watch)
@@ -77,7 +76,6 @@ def _grow(graph: Float16Graph, parts: Sequence[Rows], keep: set[str]) -> bool:
                     return False
         else:
             return False
-        progress.update(done + 1)
     return True
 
 
@@ -104,8 +102,7 @@ def _shorten(graph: Float16Graph, parts: Sequence[Rows], keep: set[str], before:
     while dropped:  # what was needed may no longer be, without what was dropped after it
         dropped = False
         candidates = [node.name for node in graph.nodes if node.name in keep and node.name not in before]
-        progress = Progress("check-fp16, shortening the list", len(candidates), "nodes")
-        for done, name in enumerate(candidates):
+        for name in track(candidates, "check-fp16, shortening the list", "nodes"):
             for part in list(order):
                 if trials == TRIALS:
                     return False
@@ -117,7 +114,6 @@ def _shorten(graph: Float16Graph, parts: Sequence[Rows], keep: set[str], before:
             else:
                 keep.remove(name)
                 dropped = True
-            progress.update(done + 1)
     return True
 
 

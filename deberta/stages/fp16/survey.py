@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from deberta.core.progress import Progress
+from deberta.core.progress import track
 from deberta.stages.data.bins import Rows
 from deberta.stages.fp16 import emulation
 from deberta.stages.fp16.emulation import LARGEST, EmulationResult, Float16Graph, Node
@@ -62,9 +62,7 @@ def survey(graph: Float16Graph, parts: Sequence[Rows], keep: Collection[str], ti
     tallies: dict[str, OverflowTally] = {}
     affected: list[Rows] = []
     logits = []
-    progress = Progress(title, sum(len(part.numbers) for part in parts), "rows")
-    done = 0
-    for part in parts:
+    for part in track(parts, title, "rows", len):
         good = True
 
         def watch(node: Node, result: EmulationResult, part: Rows = part) -> bool:
@@ -77,8 +75,6 @@ def survey(graph: Float16Graph, parts: Sequence[Rows], keep: Collection[str], ti
         logits.append(emulation.run(graph, part, keep, watch).numpy())
         if not good:
             affected.append(part)
-        done += len(part.numbers)
-        progress.update(done)
     return Survey(tallies, np.concatenate(logits), affected)
 
 

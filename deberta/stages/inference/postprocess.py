@@ -68,6 +68,11 @@ class RunLogits:
     buckets: dict[str, int]
 
 
+def by_length(folders: Mapping[str, str], root: Path = Path()) -> dict[int, Path]:
+    """A JSON file's folders, relative to `root`, by increasing sequence length."""
+    return {int(length): root / folders[length] for length in sorted(folders, key=int)}
+
+
 def outputs_folder(folder: Path) -> Path:
     """The folder itself, or the only folder in it: a run writes into a subfolder named after its time."""
     inside = list(folder.iterdir()) if folder.is_dir() else []

@@ -18,7 +18,7 @@ import torch
 from deberta.core import contract, files
 from deberta.core.errors import ConfigError, DataError, run_stage
 from deberta.core.machine import effective_cpus
-from deberta.core.progress import Progress
+from deberta.core.progress import track
 from deberta.stages import arguments
 from deberta.stages.data.bins import Ids
 from deberta.stages.data.encoding import EncodedRows
@@ -54,10 +54,9 @@ def run(model: Deberta, rows: Sequence[Ids], name: str, data: Path, batch_tokens
     Raises DataError as soon as a logit is NaN or infinite.
     """
     logits = np.empty((len(rows), model.classifier.out_features), np.float32)
-    progress = Progress(name, sum(map(len, rows)), "tokens")
-    done = 0
+    batches = plan([len(ids) for ids in rows], batch_tokens)
     with torch.inference_mode():
-        for batch in plan([len(ids) for ids in rows], batch_tokens):
+        for batch in track(batches, name, "tokens", lambda batch: sum(len(rows[row]) for row in batch)):
             ids = torch.from_numpy(np.stack([rows[row] for row in batch]))
             values: Logits = model(ids, torch.ones_like(ids)).numpy()
             finite = finite_rows(values)
@@ -67,8 +66,6 @@ def run(model: Deberta, rows: Sequence[Ids], name: str, data: Path, batch_tokens
                 advice = "the checkpoint is damaged, or not of its config. Move it away and run: invoke fetch"
                 raise DataError(f"PyTorch gives NaN or infinite logits for {where}: {advice}")
             logits[batch] = values
-            done += ids.numel()
-            progress.update(done)
     return logits
 
 

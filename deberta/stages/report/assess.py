@@ -21,7 +21,7 @@ from deberta.core import files, schema
 from deberta.core.contract import FP32, PRECISIONS, RUNNERS
 from deberta.core.errors import DataError, MissingError, StageError, run_stage
 from deberta.core.job import FORMAT, Job, LabelChangeFiles, PerformanceFiles, ThroughputFiles
-from deberta.core.progress import Progress
+from deberta.core.progress import track
 from deberta.core.report import (
     Body,
     DataCheck,
@@ -38,7 +38,7 @@ from deberta.stages import arguments
 from deberta.stages.inference import postprocess
 from deberta.stages.inference.logits import predicted
 from deberta.stages.report import canonical, cells, gates, intervals
-from deberta.stages.report.cells import Recount, Version
+from deberta.stages.report.cells import Version
 
 AVERAGE_TOLERANCE = 1e-3  # the log's average beside its times, which have six digits
 
@@ -91,12 +91,10 @@ def make_body(job: Job, root: Path) -> Body:
         path = job.references.get(name)
         reference = cells.read_reference(root / path, len(gold)) if path else None
         versions[name] = Version(gold, reference, gates.near_tie_margin(job))
-    counted: list[Recount] = []
-    progress = Progress("recount", len(job.cells), "evaluations")
-    for source in job.cells:
-        data = root / job.data[source.version]
-        counted.append(cells.recount(source, data, versions[source.version], job.limit, root))
-        progress.update(len(counted))
+    counted = [
+        cells.recount(source, root / job.data[source.version], versions[source.version], job.limit, root)
+        for source in track(job.cells, "recount", "evaluations")
+    ]
     counted.sort(key=lambda entry: _order(entry.cell))
     comparable = [entry for entry in counted if entry.cell.precision == FP32 and not entry.cell.origin]
     return Body(

@@ -70,8 +70,8 @@ def recount(source: EvaluationFiles, data: Path, version: Version, limit: int, r
     Raises MissingError; DataError if outputs are not whole or not finite, or if either of the evaluation's two files
     says something else than the logits do.
     """
-    outputs, rows = _by_length(source.outputs, root), len(version.gold)
-    run = postprocess.read_run(outputs, _by_length(source.bins, root), data, rows, source.batch_size)
+    outputs, rows = postprocess.by_length(source.outputs, root), len(version.gold)
+    run = postprocess.read_run(outputs, postprocess.by_length(source.bins, root), data, rows, source.batch_size)
     counts = postprocess.count(version.gold, run, source.version, source.batch_size, limit)
     _check_evaluation(root / source.evaluation, ", ".join(map(str, outputs.values())), counts)
     content = {
@@ -86,10 +86,6 @@ def recount(source: EvaluationFiles, data: Path, version: Version, limit: int, r
         "versus_reference": None if version.reference is None else versus(run.logits, version.reference, version),
     }
     return Recount(msgspec.convert(content, EvaluationCell), run.logits)
-
-
-def _by_length(folders: Mapping[str, str], root: Path) -> dict[int, Path]:
-    return {int(length): root / folder for length, folder in folders.items()}
 
 
 def _check_evaluation(text: Path, outputs: str, counts: Evaluation) -> None:

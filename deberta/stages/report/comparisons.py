@@ -7,22 +7,16 @@ from typing import NamedTuple
 
 import msgspec
 
-from deberta.core.contract import FP32, SEQUENCE_LENGTH, VERSIONS
+from deberta.core.contract import FP32, VERSIONS
 from deberta.core.report import DataProblem, EvaluationCell, Proportion, Report, is_padded
 from deberta.stages.report import tables
 from deberta.stages.report.tables import ABSENT, Section, Table, table
-
-ABOUT_LENGTHS = (
-    "Rows run at the shortest of these lengths that holds them. fps over the data = rows / sum over the lengths of "
-    "(its batches * average time of one batch); a length's last batch counts as a whole one. None of this is to be "
-    f"held against the published figures, which are of rows padded to {SEQUENCE_LENGTH} in float32."
-)
 
 
 def sections(report: Report) -> list[Section]:
     """What follows the performance runs, on the page and in report.md."""
     return [
-        Section("lengths", "Other lengths and int8", [lengths(report), int8(report)], [ABOUT_LENGTHS]),
+        Section("lengths", "Other lengths and int8", [lengths(report), int8(report)], [tables.NOTES["lengths"]]),
         Section("agreement", "Agreement between batch sizes", agreement(report)),
         Section("reference", "Comparison with the reference", reference(report)),
         Section("data", "Checks of data and labels", [data_checks(report), orders(report)]),

@@ -18,11 +18,6 @@ from deberta.stages.report.comparisons import Group
 from deberta.stages.report.tables import Figure, Section, Table
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
-ABOUT_ACCURACY = (
-    "Dots are accuracies, lines their 95 % Wilson intervals. Batch sizes that counted the same are shown together."
-)
-ABOUT_CONFUSION = "Rows are gold labels, columns predictions; a cell is shaded by its share of its gold label's rows."
-ABOUT_LATENCY = "Times of one batch, without the first of a run; each curve has an axis of its own."
 
 
 def html(report: Report, data: str = "") -> str:
@@ -38,13 +33,10 @@ def html(report: Report, data: str = "") -> str:
     partial = tables.limited(report)
     return environment.from_string(source).render(
         kind="Report" if report.verdict is None else "Acceptance report",
-        title=report.title,
+        report=report,
         headline=tables.headline(report),
         partial=f"{partial[0].upper()}{partial[1:]}." if partial else "",
         captioned=f" ({partial})" if partial else "",
-        finished=report.measured.finished,
-        command=report.measured.command,
-        body_sha256=report.body_sha256,
         data=data,
         sections=[section for section in _sections(report) if section.figures or section.tables],
     )
@@ -57,10 +49,10 @@ def _sections(report: Report) -> list[Section]:
     sections = [
         Section("results", "Published and measured", [tables.guide(report)], tables.notes(report)),
         Section("gates", "Gates", [tables.gates(report)]),
-        Section("accuracy", "Accuracy by genre", _genres(groups), [ABOUT_ACCURACY], accuracies, beside=True),
-        Section("confusion", "Confusion", confusions, [ABOUT_CONFUSION], beside=True),
+        Section("accuracy", "Accuracy by genre", _genres(groups), [tables.NOTES["accuracy"]], accuracies, beside=True),
+        Section("confusion", "Confusion", confusions, [tables.NOTES["confusion"]], beside=True),
         Section("throughput", "Throughput", [tables.performances(report)], figures=_throughput(report)),
-        Section("latency", "Latency", notes=[ABOUT_LATENCY], figures=_latencies(report), small=True),
+        Section("latency", "Latency", notes=[tables.NOTES["latency"]], figures=_latencies(report), small=True),
         *comparisons.sections(report),
     ]
     return [section._replace(tables=[table for table in section.tables if table.rows]) for section in sections]

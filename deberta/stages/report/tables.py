@@ -20,6 +20,7 @@ Cell = str | tuple[str, ...]  # text, or several lines of it
 ABSENT = "-"
 SHORT = dict(zip(VERSIONS, ("M", "MM"), strict=True))
 TEXTS = tomllib.loads(Path(__file__).with_name("tables.toml").read_text(encoding="utf-8"))
+NOTES: Mapping[str, str] = TEXTS["notes"]
 
 
 class Table(NamedTuple):

@@ -22,7 +22,7 @@ from deberta.core import files
 from deberta.core.differences import differences, shown
 from deberta.core.errors import DebertaError, one_line, run_stage
 from deberta.core.job import EvaluationFiles, Job, LabelChangeFiles
-from deberta.core.progress import Progress
+from deberta.core.progress import track
 from deberta.stages import arguments
 from deberta.stages.data import check_data
 from deberta.stages.inference import label_changes, postprocess, throughput
@@ -49,10 +49,8 @@ class Result:
 
 def numbers(content: Any) -> int:
     """How many numbers a parsed JSON value holds."""
-    if isinstance(content, Mapping):
-        return sum(map(numbers, content.values()))
-    if isinstance(content, list):
-        return sum(map(numbers, content))
+    if isinstance(content, (dict, list)):
+        return sum(map(numbers, content.values() if isinstance(content, dict) else content))
     return int(isinstance(content, (int, float)) and not isinstance(content, bool))
 
 
@@ -79,14 +77,18 @@ def _near(text: str, compared: str) -> str:
     return shown(text if len(text) <= 100 else f"...{text[max(0, same - 30) : same + 70]}...")
 
 
-def compare_json(result: Result, stored: Path, recomputed: Path) -> None:
-    old, new = (json.loads(path.read_text(encoding="utf-8")) for path in (stored, recomputed))
-    texts = [difference.describe("stored", "recomputed") for difference in differences(old, new)]
-    if not texts and stored.read_bytes() != recomputed.read_bytes():
-        texts = ["the same content written otherwise"]
+def compare(result: Result, stored: Path, recomputed: Path) -> None:
+    """Count and compare a file, JSON by its values."""
+    texts = compare_text(stored, recomputed)
+    if stored.suffix == ".json":
+        old, new = (json.loads(path.read_text(encoding="utf-8")) for path in (stored, recomputed))
+        unequal = [difference.describe("stored", "recomputed") for difference in differences(old, new)]
+        texts = unequal or (["the same content written otherwise"] if texts else [])
+        result.numbers += numbers(new)
+    elif stored.suffix == ".txt":
+        result.numbers += len(recomputed.read_text(encoding="utf-8").splitlines())  # a number a line
     result.add(stored, texts)
     result.files += 1
-    result.numbers += numbers(new)
 
 
 @dataclass(frozen=True)
@@ -99,18 +101,12 @@ class Recomputation:
 
     def run(self, result: Result) -> None:
         """The comparison does not take place if what the stage reads is damaged: that is a finding too."""
-        where, reason = self.pairs[0][0], ""
+        reason = ""
         try:
             with contextlib.redirect_stdout(io.StringIO()):
                 self.stage([str(argument) for argument in self.arguments])
             for stored, recomputed in self.pairs:
-                if stored.suffix == ".json":
-                    compare_json(result, stored, recomputed)
-                    continue
-                result.add(stored, compare_text(stored, recomputed))
-                result.files += 1
-                if stored.suffix == ".txt":
-                    result.numbers += len(recomputed.read_text(encoding="utf-8").splitlines())  # a number a line
+                compare(result, stored, recomputed)
         except DebertaError as error:
             reason = one_line(str(error))
         except OSError as error:
@@ -118,7 +114,7 @@ class Recomputation:
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:  # JSON of another shape
             reason = f"{type(error).__name__}: {one_line(str(error))}"
         if reason:
-            result.add(where, [f"cannot be made again: {reason}"])
+            result.add(self.pairs[0][0], [f"cannot be made again: {reason}"])
 
 
 def recompute(options: Namespace) -> Result:
@@ -143,13 +139,11 @@ def recompute(options: Namespace) -> Result:
         Recomputation(assess.main, ["--job", options.job, "--output", again], [(report, again)]),
         Recomputation(render.main, rendering, page_pairs),
     ]
-    progress = Progress("recomputing", len(recomputations), "files")
-    for index, recomputation in enumerate(recomputations, 1):
+    for recomputation in track(recomputations, "recomputing", "files"):
         recomputation.run(result)
-        progress.update(index)
     check_body(result, report)
     if options.stored_bom and options.recomputed_bom:
-        compare_json(result, options.stored_bom, options.recomputed_bom)
+        compare(result, options.stored_bom, options.recomputed_bom)
     return result
 
 

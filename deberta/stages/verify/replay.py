@@ -24,10 +24,11 @@ from deberta.core import contract, files, mnli, schema
 from deberta.core.contract import INPUTS, LABELS, SEQUENCE_LENGTH
 from deberta.core.errors import DataError, run_stage
 from deberta.core.machine import effective_cpus
-from deberta.core.progress import Progress
+from deberta.core.progress import track
 from deberta.stages import arguments, onnx_runtime
 from deberta.stages.arguments import Argument, whole
 from deberta.stages.data import row_order
+from deberta.stages.inference import postprocess
 from deberta.stages.inference.logits import Logits, compare_logits, read_array
 from deberta.stages.model import tokenizer as tokenizers_of_guide
 
@@ -117,10 +118,9 @@ def replay(plan: Mapping[str, Any], size: int, seed: int) -> dict[str, Any]:
     session = onnx_runtime.open_session(Path(plan["model"]), effective_cpus())
     paths = {run.reference for run in runs if run.reference is not None}
     references = {path: read_array(path, "Run: invoke acceptance") for path in paths}
-    progress = Progress("replaying", len(drawn), "rows")
+    chunks = [drawn[first : first + CHUNK_ROWS] for first in range(0, len(drawn), CHUNK_ROWS)]
     differences, largest = [], 0.0
-    for first in range(0, len(drawn), CHUNK_ROWS):
-        chunk = drawn[first : first + CHUNK_ROWS]
+    for chunk in track(chunks, "replaying", "rows", len):
         inputs = np.stack([run.inputs(row) for run, row in chunk])  # [rows, 2, 256]
         logits = onnx_runtime.run(session, inputs[:, 0], inputs[:, 1])
         for expected, ids_and_mask, (run, row) in zip(logits, inputs, chunk, strict=True):
@@ -140,7 +140,6 @@ def replay(plan: Mapping[str, Any], size: int, seed: int) -> dict[str, Any]:
                 _, problem = judge(expected, references[run.reference][row], TOLERANCE, False)
                 if problem:
                     differences.append(f"{run.reference}: row {row} ({line}): {problem}")
-        progress.update(first + len(chunk))
     return {
         "rows": len(drawn),
         "max_abs_difference": largest,
@@ -150,7 +149,7 @@ def replay(plan: Mapping[str, Any], size: int, seed: int) -> dict[str, Any]:
 
 
 def _run(entry: Mapping[str, Any], rows: int) -> ReplayedRun:
-    batch_size, bins = int(entry["batch_size"]), _by_length(entry["bins"])
+    batch_size, bins = int(entry["batch_size"]), postprocess.by_length(entry["bins"])
     if tuple(bins) == (SEQUENCE_LENGTH,):  # the guide's files, in the order of the tsv
         places = [RowPlace(SEQUENCE_LENGTH, *divmod(row, batch_size)) for row in range(rows)]
     else:
@@ -165,14 +164,10 @@ def _run(entry: Mapping[str, Any], rows: int) -> ReplayedRun:
         batch_size=batch_size,
         data=Path(entry["data"]),
         bins=bins,
-        outputs=_by_length(entry["outputs"]),
+        outputs=postprocess.by_length(entry["outputs"]),
         places=places,
         reference=Path(entry["reference"]) if entry["reference"] else None,
     )
-
-
-def _by_length(folders: Mapping[str, str]) -> dict[int, Path]:
-    return {int(length): Path(folders[length]) for length in sorted(folders, key=int)}
 
 
 def main(argv: Sequence[str]) -> None:
