@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Optional
 import msgspec
 
 from deberta.ascend.runs import ADVICE_OF_CODE, explain, failure
-from deberta.core.contract import INPUTS, SEQUENCE_LENGTH
+from deberta.core.contract import INPUTS
 from deberta.core.errors import ConfigError, DataError, DebertaError, StageError
 
 SUCCESS_LINE, FAILED_LINE = "ATC run success", "ATC run failed"
@@ -149,12 +149,7 @@ def check_paths(files: Sequence[Path]) -> None:
 
 
 def command(
-    model: PurePath,
-    om: PurePath,
-    batch_size: int,
-    soc_version: str,
-    settings: AtcOptions = DEFAULTS,
-    length: int = SEQUENCE_LENGTH,
+    model: PurePath, om: PurePath, batch_size: int, soc_version: str, settings: AtcOptions, length: int
 ) -> tuple[str, ...]:
     """The guide's atc line, then the options. `om` ends in .om, which ATC adds itself.
 
@@ -181,7 +176,7 @@ def command(
     )
 
 
-def dym_dims(batch_size: int, settings: AtcOptions, length: int = SEQUENCE_LENGTH) -> tuple[str, ...]:
+def dym_dims(batch_size: int, settings: AtcOptions, length: int) -> tuple[str, ...]:
     """msame's options that select the gear; without them it does not run a model that has gears."""
     if not settings.dynamic_dims:
         return ()
@@ -244,14 +239,7 @@ def summary(outcome: AtcOutcome) -> dict[str, Any]:
     return {"warnings": [f"{m.code}: {m.text}" for m in outcome.warnings], "slow_ops": sorted(set(slow))}
 
 
-def judge(
-    outcome: AtcOutcome,
-    exit_code: int,
-    om: Path,
-    started: float,
-    minimum_bytes: int = 1,
-    log: Optional[PurePath] = None,
-) -> None:
+def judge(outcome: AtcOutcome, exit_code: int, om: Path, started: float, minimum_bytes: int, log: PurePath) -> None:
     """Return if the compilation is good, otherwise raise the error that names the cause.
 
     `started`: Unix time before the run, or the st_mtime of a file written then beside `om` where a file server's clock
@@ -259,7 +247,7 @@ def judge(
     Raises the error that failures.json has for ATC's error code; StageError for other failures and for an .om that was
     not written, DataError for an .om that is empty, too small or older.
     """
-    see = f". Its output is in {log}" if log else ""
+    see = f". Its output is in {log}"
     if outcome.errors or outcome.failed or exit_code != 0 or not outcome.success:
         if explained := _explained(outcome):
             raise explained

@@ -24,8 +24,6 @@ PREDICATE_TYPE: Final = "https://slsa.dev/provenance/v1"
 BUILD_TYPE: Final = "urn:deberta-ascend:step:v1"
 IMAGE = "image "  # what a dependency on a stage image starts with
 SUMMARY = "summary"  # name of the byproduct that holds a stage's own counts
-
-
 Json = Mapping[str, Any]
 
 
@@ -119,11 +117,6 @@ class Record(msgspec.Struct, frozen=True, rename="camel"):
         return self.predicate.run_details.metadata.finished_on
 
 
-def resource(path: PurePosixPath, digest: Mapping[str, str]) -> Resource:
-    """An artifact, named by its path in the workspace."""
-    return Resource(str(path), dict(digest))
-
-
 def statement(
     subjects: Sequence[Resource],
     dependencies: Sequence[Resource],
@@ -191,6 +184,10 @@ class Digests:
             digest = {"dirHash": files.folder_digest(absolute)} if folder else {"sha256": files.sha256_of(absolute)}
             known = self._known[str(path)] = KnownDigest(state, digest)
         return dict(known.digest)
+
+    def resource(self, path: PurePosixPath) -> Resource:
+        """An artifact, named by its path in the workspace."""
+        return Resource(str(path), self.of(path))
 
     def save(self) -> None:
         files.write_text(self._memory, msgspec.json.encode(self._known).decode())

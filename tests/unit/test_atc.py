@@ -171,7 +171,7 @@ def test_lines_that_are_no_codes(line: str) -> None:
 
 def test_the_guides_line() -> None:
     model, om = PurePosixPath("models/mnli/dynamic.onnx"), PurePosixPath("models/mnli/ascend/deberta_bs8.om")
-    assert atc.command(model, om, 8, "Ascend310P3") == (
+    assert atc.command(model, om, 8, "Ascend310P3", AtcOptions(), 256) == (
         "atc",
         "--framework=5",
         "--model=models/mnli/dynamic.onnx",
@@ -181,7 +181,7 @@ def test_the_guides_line() -> None:
         "--soc_version=Ascend310P3",
         "--log=error",
     )
-    shorter = atc.command(model, om, 8, "Ascend310P3", length=64)
+    shorter = atc.command(model, om, 8, "Ascend310P3", AtcOptions(), 64)
     assert "--input_shape=input_ids:8,64;input_mask:8,64" in shorter
 
 
@@ -197,7 +197,7 @@ def test_options_are_passed_through() -> None:
         "extra": ["--op_debug_level=0", "--out_nodes=Add_9:0"],
     }
     chosen = atc.options(values)
-    assert atc.command(PurePosixPath("m"), PurePosixPath("o.om"), 1, "Ascend310P3", chosen)[7:] == (
+    assert atc.command(PurePosixPath("m"), PurePosixPath("o.om"), 1, "Ascend310P3", chosen, 256)[7:] == (
         "--log=info",
         "--precision_mode=allow_mix_precision",
         "--op_select_implmode=high_performance",
@@ -274,12 +274,12 @@ def test_gears_of_the_batch() -> None:
     """The largest gear is the batch size: msame's output files have the largest one's size."""
     chosen = atc.options({"dynamic_dims": "8,8;1,1"})
     model, om = PurePosixPath("m"), PurePosixPath("deberta_bs8.om")
-    line = atc.command(model, om, 8, "Ascend310P3", chosen)
+    line = atc.command(model, om, 8, "Ascend310P3", chosen, 256)
     assert "--input_shape=input_ids:-1,256;input_mask:-1,256" in line and "--dynamic_dims=8,8;1,1" in line
-    assert atc.dym_dims(8, chosen) == ("--dymDims", "input_ids:8,256;input_mask:8,256")
-    assert atc.dym_dims(8, AtcOptions()) == ()
+    assert atc.dym_dims(8, chosen, 256) == ("--dymDims", "input_ids:8,256;input_mask:8,256")
+    assert atc.dym_dims(8, AtcOptions(), 256) == ()
     with pytest.raises(ConfigError, match="largest gear of dynamic_dims is 8 and the batch size is 16"):
-        atc.command(model, om, 16, "Ascend310P3", chosen)
+        atc.command(model, om, 16, "Ascend310P3", chosen, 256)
 
 
 def test_least_bytes_of_an_om() -> None:

@@ -16,8 +16,8 @@ REMOVED = "removed"
 
 
 def _statement() -> records.Record:
-    made = records.resource(ARTIFACT, {"sha256": "ab"})
-    read = records.resource(PurePosixPath("data/tiny/bins"), {"dirHash": "cd"})
+    made = records.Resource(str(ARTIFACT), {"sha256": "ab"})
+    read = records.Resource("data/tiny/bins", {"dirHash": "cd"})
     return records.statement(
         [made], [read], {"step": "export-onnx"}, {}, "urn:test", records.now(), records.now(), {"rows": 3}
     )

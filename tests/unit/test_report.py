@@ -56,10 +56,7 @@ def _record(
     internal: Mapping[str, Any] = {},
     **parameters: Any,
 ) -> None:
-    resources = [
-        [records.resource(PurePosixPath(path), session.digests.of(PurePosixPath(path))) for path in paths]
-        for paths in (made, of)
-    ]
+    resources = [[session.digests.resource(PurePosixPath(path)) for path in paths] for paths in (made, of)]
     given = {"step": step, "executor": "local", **parameters}
     moment = records.now()
     content = records.statement(resources[0], resources[1], given, internal, "x", moment, moment, None)

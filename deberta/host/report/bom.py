@@ -55,8 +55,8 @@ def write(session: Session, plan: Plan) -> PurePosixPath:
     files.write_text(session.workspace / path, schema.text(of_tree(session.project, session.workspace, artifacts)))
     report = artifacts.report("json")
     statement = records.statement(
-        subjects=[records.resource(path, session.digests.of(path))],
-        dependencies=[records.resource(made_of, session.digests.of(made_of)) for made_of in (report, artifacts.job())],
+        subjects=[session.digests.resource(path)],
+        dependencies=[session.digests.resource(made_of) for made_of in (report, artifacts.job())],
         parameters={"step": STEP, **sources(session.project)},
         internal={},
         builder=f"{BUILDER}local",

@@ -145,7 +145,7 @@ def missing_inputs(session: Session, step: Step) -> list[Input]:
 
 
 def dependencies(session: Session, step: Step) -> list[Resource]:
-    return [records.resource(needed.path, session.digests.of(needed.path)) for needed in step.inputs]
+    return [session.digests.resource(needed.path) for needed in step.inputs]
 
 
 def parameters(session: Session, step: Step) -> dict[str, Any]:

@@ -105,7 +105,7 @@ def _run(session: Session, step: Step, former: Optional[Record], console: Consol
     counts = json.loads(summary.read_text(encoding="utf-8")) if summary.exists() else {}  # a tool writes none
     sources = {"sources": source_digest.sources(session.project, step.module)} if step.stage else {}
     statement = records.statement(
-        subjects=[records.resource(subject, session.digests.of(subject)) for subject in subjects],
+        subjects=[session.digests.resource(subject) for subject in subjects],
         dependencies=[*dependencies, *provenance.dependencies],
         parameters=parameters,
         internal={**provenance.internal, **sources},
