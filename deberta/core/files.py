@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Iterator
 
@@ -67,8 +68,16 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text with \\n line ends, completely or not at all."""
-    with new_file(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
+    write_texts({path: text})
+
+
+def write_texts(texts: Mapping[Path, str]) -> None:
+    """Write several texts: none gets its name before all are complete, and the first of them gets it last."""
+    with contextlib.ExitStack() as waiting:
+        for path, text in texts.items():
+            temporary = waiting.enter_context(new_file(path))
+            with open(temporary, "w", encoding="utf-8", newline="\n") as file:
+                file.write(text)
 
 
 def sha256_of(path: Path) -> str:

@@ -8,10 +8,8 @@ and both sides have layers, the first layer that differs is searched for, and th
 from __future__ import annotations
 
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -107,11 +105,9 @@ def main(argv: Sequence[str]) -> None:
     vocabulary = config.read(options.config).vocab_size
     sample = bins.read_sample(options.bins, options.bs, options.sequence_length, vocabulary, options.rows)
     rows = sample.rows
-    files.remove_leftovers(options.report)  # of a killed run
-    scratch_name = files.temporary_beside(options.report).name
-    options.report.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=scratch_name, dir=options.report.parent) as scratch:
-        setting = Setting(options, sample.batches, threads, Path(scratch))
+    with files.staged(options.report) as scratch:
+        scratch.mkdir()
+        setting = Setting(options, sample.batches, threads, scratch)
         a, b = sides.open_side(options.a, options.a_file, setting), sides.open_side(options.b, options.b_file, setting)
         print(f"running {len(rows)} rows of {options.bins} with {a.kind}, then with {b.kind}", flush=True)
         logits_a, logits_b = _logits(a, rows), _logits(b, rows)

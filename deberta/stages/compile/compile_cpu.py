@@ -41,18 +41,14 @@ CUTS = (105, 38, 3)  # lengths at which a model of any length is verified too, o
 @contextmanager
 def new_model(output: Path) -> Iterator[Path]:
     """Yield a temporary .xml; then move its .bin and it to `output`, the .xml last: if it exists, both are whole."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    files.remove_leftovers(output)
-    folder = files.temporary_beside(output)
-    folder.mkdir()
-    try:
+    weights = output.with_suffix(".bin")
+    with files.staged(output) as folder:
+        folder.mkdir()
         yield folder / output.name
-        _share_weights(folder / output.with_suffix(".bin").name, output.parent)
+        _share_weights(folder / weights.name, output.parent)
         output.unlink(missing_ok=True)
-        os.replace(folder / output.with_suffix(".bin").name, output.with_suffix(".bin"))
+        os.replace(folder / weights.name, weights)
         os.replace(folder / output.name, output)
-    finally:
-        shutil.rmtree(folder)
 
 
 def _share_weights(weights: Path, folder: Path) -> None:

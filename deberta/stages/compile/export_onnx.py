@@ -87,12 +87,8 @@ def main(argv: Sequence[str]) -> None:
 def validation_batches(length: int, vocabulary: int) -> list[Batch]:
     """Token ids and masks, int32 [rows, length]: fixed pseudo-random ids, real lengths, one all-zero row."""
     random = np.random.default_rng(0)
-    batches = []
-    for lengths in _BATCHES:
-        mask = (np.arange(length) < np.array(lengths)[:, None]).astype(np.int32)
-        ids = random.integers(0, vocabulary, mask.shape, dtype=np.int32) * mask
-        batches.append((ids, mask))
-    return batches
+    masks = [(np.arange(length) < np.array(lengths)[:, None]).astype(np.int32) for lengths in _BATCHES]
+    return [(random.integers(0, vocabulary, mask.shape, dtype=np.int32) * mask, mask) for mask in masks]
 
 
 def cut(batch: Batch, expected: npt.NDArray[np.float32], length: int) -> tuple[Batch, npt.NDArray[np.float32]]:

@@ -8,7 +8,6 @@ the guide's sorted `key = value` lines: accuracy, accuracy_<genre>, eval_samples
 from __future__ import annotations
 
 import argparse
-import contextlib
 import hashlib
 import sys
 from collections import Counter
@@ -184,11 +183,8 @@ def main(argv: Sequence[str]) -> None:
     gold = read_gold(options.data, options.limit, options.rows)
     run = read_listed(options, "--outputs", options.outputs, len(gold))
     result = count(gold, run, options.version, options.bs, options.limit)
-    with contextlib.ExitStack() as both:  # renamed last to first: the JSON file, then the text
-        text_file = both.enter_context(files.new_file(options.output))
-        json_file = both.enter_context(files.new_file(options.output.with_suffix(".json")))
-        text_file.write_bytes(guide_text(result).encode("utf-8"))
-        json_file.write_bytes(schema.text(result).encode("utf-8"))
+    counts = options.output.with_suffix(".json")  # there before the text is
+    files.write_texts({options.output: guide_text(result), counts: schema.text(result)})
     print(
         f"accuracy {result.accuracy:.4f} ({result.correct}/{result.rows} rows"
         f"{', the first only' if result.limit else ''}): {options.output}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 from collections.abc import Sequence
@@ -57,9 +56,7 @@ def main(argv: Sequence[str]) -> None:
     report = read(options.report)
     beside = options.report.resolve().parent == options.html.resolve().parent
     pages = {options.markdown: markdown(report), options.html: html(report, options.report.name if beside else "")}
-    with contextlib.ExitStack() as both:  # none is renamed before both are written
-        for path, text in pages.items():
-            both.enter_context(files.new_file(path)).write_text(text, encoding="utf-8", newline="\n")
+    files.write_texts(pages)
     sizes = {os.fspath(path): len(text.encode("utf-8")) for path, text in pages.items()}
     arguments.write_summary(options.summary, {"bytes": sizes})
     print(f"{options.html}: {report.verdict.verdict if report.verdict else 'no verdict'}")
