@@ -107,7 +107,15 @@ class ReferenceComparison(Schema):
     beyond_near_ties: schema.Count
 
 
-class EvaluationCell(Schema):
+class RunIdentity(Schema):
+    """What every figure of a run is of."""
+
+    batch_size: schema.BatchSize
+    version: schema.Version
+    precision: schema.Precision
+
+
+class EvaluationCell(RunIdentity):
     """One batch size, version and precision, counted again from the logits.
 
     lengths: 256 alone is the padded run. origin: empty for the present model, else why not, or what was counted
@@ -115,9 +123,6 @@ class EvaluationCell(Schema):
     best first. versus_reference: null if there are no logits of PyTorch.
     """
 
-    batch_size: schema.BatchSize
-    version: schema.Version
-    precision: schema.Precision
     lengths: schema.RowsByLength
     origin: str
     rows: schema.Positive
@@ -232,7 +237,7 @@ class Percentiles(Schema):
     p99: schema.AboveZero
 
 
-class PerformanceRun(Schema):
+class PerformanceRun(RunIdentity):
     """A performance run at one sequence length. fps = batch size * 1000 / average_ms, both without the warm-up.
 
     origin and pinned: as of cells. loops: times in the log; msame's first, among times_ms, is its warm-up.
@@ -240,9 +245,6 @@ class PerformanceRun(Schema):
     interquartile range / median. warning: why one should not conclude from the times; empty if one may.
     """
 
-    batch_size: schema.BatchSize
-    version: schema.Version
-    precision: schema.Precision
     length: Annotated[int, Meta(ge=1, le=contract.SEQUENCE_LENGTH)]
     runner: schema.Runner
     origin: str
@@ -270,15 +272,12 @@ class ThroughputCounts(Schema, forbid_unknown_fields=False):
     buckets: dict[schema.Number, LengthRows]
 
 
-class ThroughputResult(Schema):
+class ThroughputResult(RunIdentity):
     """What the performance runs of several lengths come to over the data; never to be held against a published figure.
 
     fps = rows / sum over the lengths of (its batches * average time of one batch); a last batch counts as a whole one.
     """
 
-    batch_size: schema.BatchSize
-    version: schema.Version
-    precision: schema.Precision
     lengths: schema.RowsByLength
     origin: str
     place: schema.Text

@@ -32,9 +32,8 @@ def compile_om(
     """Run ATC to a temporary name, judge what it left, and only then give it its name."""
     model, final = session.workspace / compilation.model, session.workspace / compilation.om
     root = session.executor.root
-    atc.check_paths(
-        [root / path for path in (compilation.model, compilation.om, *atc.option_files(compilation.options))]
-    )
+    paths = (compilation.model, compilation.om, *atc.option_files(compilation.options))
+    atc.check_paths([root / path for path in paths])
     marker = freshness.unrecorded(session, compilation.om)
     if marker.exists():
         files.remove(final)  # ours, of a run that was killed before its record was written
