@@ -29,7 +29,6 @@ class Argument:
     read: Callable[[str, str], Any] = lambda _, text: text
     default: Any = None
     required: bool = False
-    choices: Sequence[str] = ()
     is_flag: bool = False
     many: bool = False  # one value or more, each read by `read`
     repeats: bool = False
@@ -129,7 +128,6 @@ def parse(
                 help=argument.help,
                 default=argument.default,
                 required=argument.required,
-                choices=argument.choices or None,
                 nargs="+" if argument.many else None,
                 type=functools.partial(argument.read, option),
             )

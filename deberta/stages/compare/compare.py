@@ -20,7 +20,7 @@ from deberta.core.contract import LABELS, OUTPUT
 from deberta.core.errors import ConfigError, DataError, GateError, run_stage, some
 from deberta.core.machine import effective_cpus
 from deberta.stages import arguments
-from deberta.stages.arguments import Argument, decimal, file, flag
+from deberta.stages.arguments import Argument, decimal, file, flag, one_of
 from deberta.stages.compare import layers, sides
 from deberta.stages.compare.layers import Divergence
 from deberta.stages.compare.sides import Setting, Side
@@ -84,9 +84,9 @@ def main(argv: Sequence[str]) -> None:
         __doc__,
         "config bins bs version sequence_length summary",
         optional=("labels", "kept"),
-        a=Argument("what the first side is", choices=sides.KINDS, required=True),
+        a=Argument("what the first side is", one_of(sides.KINDS), required=True),
         a_file=file("checkpoint, .onnx, .xml, folder of outputs, or .npy"),
-        b=Argument("what the second side is", choices=sides.KINDS, required=True),
+        b=Argument("what the second side is", one_of(sides.KINDS), required=True),
         b_file=file("the same for the second side"),
         rows=bins.SAMPLE_ROWS,
         graph=file("the ONNX that a compiled model was made of, to know its layers", required=False),

@@ -20,7 +20,7 @@ from deberta.core.contract import INPUTS, LABELS, ONNX_IR_VERSION, ONNX_MAX_BYTE
 from deberta.core.errors import ConfigError, StageError, run_stage
 from deberta.core.machine import effective_cpus
 from deberta.stages import arguments, onnx_runtime
-from deberta.stages.arguments import Argument
+from deberta.stages.arguments import Argument, one_of
 from deberta.stages.inference.logits import compare_logits
 from deberta.stages.model import checkpoint, config, gather_attention
 from deberta.stages.model.deberta import Deberta
@@ -42,7 +42,7 @@ def main(argv: Sequence[str]) -> None:
         argv,
         __doc__,
         "checkpoint config output labels sequence_length summary",
-        relative=Argument("gather: the guide's form, for comparison", default="shift", choices=RELATIVE),
+        relative=Argument("gather: the guide's form, for comparison", one_of(RELATIVE), default="shift"),
         any_length=arguments.flag("for the cpu backend: shorter rows too, in one graph (never ATC's)"),
     )
     length, relative, any_length = options.sequence_length, options.relative, options.any_length

@@ -18,7 +18,7 @@ from deberta.core import files
 from deberta.core.contract import parse_integer
 from deberta.core.errors import ConfigError, GateError, many, run_stage, some
 from deberta.stages import arguments
-from deberta.stages.arguments import Argument, file, flag
+from deberta.stages.arguments import Argument, file, flag, one_of
 from deberta.stages.lint import checks, cost
 from deberta.stages.lint.checks import LintFinding
 from deberta.stages.lint.graph import Graph, load_graph, too_large
@@ -34,9 +34,9 @@ def main(argv: Sequence[str]) -> None:
         __doc__,
         "model sequence_length summary",
         batch_sizes=Argument("commas between; default: 1,8,64", parse_batches, default=[1, 8, 64]),
-        format=Argument("of the report: text (default), json or sarif", choices=tuple(_FORMATS), default="text"),
+        format=Argument("of the report: text (default), json or sarif", one_of(tuple(_FORMATS)), default="text"),
         output=file("write there instead of to standard output", required=False),
-        severity=Argument("fail from this severity on; default: error", choices=SEVERITIES, default="error"),
+        severity=Argument("fail from this severity on; default: error", one_of(SEVERITIES), default="error"),
         stats=flag("count parameters, FLOP and bytes too"),
         device=Argument("with --stats: 310P, cpu or NAME=TFLOPS,GB/s[,BYTES PER FLOAT]", default=["310P"], many=True),
     )
