@@ -36,7 +36,7 @@ from deberta.stages.inference.logits import Logits, compare_logits, finite_rows,
 from deberta.stages.inference.postprocess import Evaluation, Gold
 from deberta.stages.report import intervals
 
-MARGIN_DIGITS = 3
+MARGIN_DIGITS = 3  # what is listed is what is judged
 Rows = npt.NDArray[np.int64]
 
 
@@ -142,7 +142,7 @@ def versus(logits: Logits, reference: Logits, version: Version) -> ReferenceComp
     expected, this = difference.labels
     only_reference = int(((expected == gold) & (this != gold)).sum())
     only_this = int(((this == gold) & (expected != gold)).sum())
-    changed, margin = difference.changed, _rounded(difference.margins[0])
+    changed, margin = difference.changed, np.round(difference.margins[0], MARGIN_DIGITS)
     return ReferenceComparison(
         same_labels=len(gold) - len(changed),
         only_reference_correct=only_reference,
@@ -172,7 +172,7 @@ def agreement(recounts: Sequence[Recount], version: Version) -> Agreement:
     sizes = [recount.cell.batch_size for recount in recounts]
     labels = np.stack([predicted(recount.logits) for recount in recounts])
     differ = np.flatnonzero((labels != labels[0]).any(axis=0))
-    margin = _rounded(margins(recounts[0].logits))
+    margin = np.round(margins(recounts[0].logits), MARGIN_DIGITS)
     return Agreement(
         batch_sizes=sizes,
         rows_that_differ=len(differ),
@@ -185,15 +185,6 @@ def agreement(recounts: Sequence[Recount], version: Version) -> Agreement:
                 margin=float(margin[row]),
                 labels={str(size): contract.LABELS[label] for size, label in zip(sizes, labels[:, row], strict=True)},
             )
-            for row in _listed(differ, margin)
+            for row in sorted(differ.tolist(), key=lambda row: (-margin[row], row))[:LISTED]
         ],
     )
-
-
-def _rounded(margin: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """What is listed is what is judged."""
-    return np.round(margin, MARGIN_DIGITS)
-
-
-def _listed(rows: npt.NDArray[np.intp], margin: npt.NDArray[np.float64]) -> list[int]:
-    return sorted(rows.tolist(), key=lambda row: (-margin[row], row))[:LISTED]
