@@ -209,11 +209,11 @@ def test_without_cann(project: Path, engine_client: Any, build_settings: dict[st
         assert f"holds: cpu; {ci.FREE}" in said
         assert "without CANN: for the cpu backend only: the compile image needs CANN" in said
         mounted = {str(demo(tmp_path / "work")): {"bind": "/workspace", "mode": "rw"}}
-        line = ["export-onnx", "--profile", "demo"]
+        line = ["preprocess", "--bs", "8", "--version", "match", "--limit", "8", "--profile", "demo"]
         printed = engine_client.containers.run(
             name, line, remove=True, network_mode="none", volumes=mounted, user="{}:{}".format(*CALLER)
         )
-        assert b"done in" in printed and (tmp_path / "work/models/demo/dynamic.onnx").is_file()
+        assert b"done in" in printed and (tmp_path / "work/data/demo/pre_mnli_bs8_limit8/match").is_dir()
     finally:
         for tag in (name, *re.findall(r"(?:done|up to date): (deberta-ascend/ci:\w+)", said)):
             engine_client.images.remove(tag)
