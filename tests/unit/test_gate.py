@@ -12,19 +12,15 @@ import pytest
 from deberta.core import records
 from deberta.core.errors import ConfigError, GateError
 from deberta.host.engine.transcript import Show
-from deberta.host.plan import evaluation
+from deberta.host.plan import evaluation, profiles
 from deberta.host.plan.plan import Case, Plan, Step
-from deberta.host.plan.profiles import Profile
 from deberta.host.run import runner
 from deberta.host.run.executor import Provenance
 from deberta.host.run.session import Session
 from tests.mnli_helpers import REPOSITORY
 
-PLAN = Plan(
-    Profile("tiny", "c.bin", "c.json", "spm.model", "MNLI", None, {"match": 3}, False),
-    "ascend",
-    soc_version="Ascend310P3",
-)
+PROFILE = {"checkpoint": "c.bin", "config": "c.json", "tokenizer": "spm.model", "dataset": "MNLI", "rows": {"match": 3}}
+PLAN = Plan(profiles.load("tiny", {"tiny": PROFILE}), "ascend", soc_version="Ascend310P3")
 
 
 @dataclass

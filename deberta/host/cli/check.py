@@ -11,7 +11,6 @@ from deberta.host.cli.command import RUN, command
 from deberta.host.cli.options import Options
 from deberta.host.cli.settings import atc_options, cpu_plan, read, session_of
 from deberta.host.plan import checks, comparison, evaluation
-from deberta.host.plan.comparison import ComparisonRequest
 from deberta.host.plan.plan import Case, StageOptions
 from deberta.host.run import runner
 from deberta.host.run.session import exclusive
@@ -59,11 +58,14 @@ def compare(c: Context, options: Options) -> None:
     ]
     if sides[0] == sides[1]:
         raise ConfigError(f"{kinds[0]} would be compared with itself. Name another file for one: --b-file FILE")
-    request = ComparisonRequest(
-        options.typed.get("rows", ""), options.tolerance, options.layer_tolerance, options.all_layers
-    )
+    arguments: StageOptions = {
+        "--rows": "0" if options.limit else options.typed.get("rows"),
+        "--tolerance": options.tolerance,
+        "--layer-tolerance": options.layer_tolerance,
+        "--all-layers": options.all_layers,
+    }
     with exclusive(session):
-        workflow.compare(session, case, sides, request)
+        workflow.compare(session, case, sides, arguments)
 
 
 def _case_with_atc(c: Context, options: Options) -> Case:

@@ -14,8 +14,8 @@ def lint(case: Case) -> Step:
     suffix, length = plan.model_length
     return stage(
         "lint-onnx",
-        (f"lint-onnx_bs{case.batch_size}{suffix}", f"lint-onnx bs={case.batch_size}{length}"),
-        Case(plan, case.batch_size),
+        case,
+        named=(f"lint-onnx_bs{case.batch_size}{suffix}", f"lint-onnx bs={case.batch_size}{length}"),
         reads={"--model": Input(plan.artifacts.onnx, plan.command("export-onnx"))},
         writes={"--output": plan.artifacts.lint(case.batch_size)},
         options={
@@ -31,8 +31,7 @@ def lint_file(plan: Plan, model: Path, output: Path, options: StageOptions) -> S
     own = model == plan.artifacts.onnx
     return stage(
         "lint-onnx",
-        ("lint-onnx", "lint-onnx"),
-        plan,
+        Case(plan),
         reads={"--model": Input(model, plan.command("export-onnx") if own else "Check --model")},
         writes={"--output": output},
         options=options,
@@ -44,7 +43,6 @@ def check_fp16(case: Case, rows: str, margin: str) -> Step:
     plan = case.plan
     return stage(
         "check-fp16",
-        case.named("check-fp16"),
         case,
         reads={
             "--model": Input(plan.artifacts.onnx, plan.command("export-onnx")),
@@ -55,8 +53,8 @@ def check_fp16(case: Case, rows: str, margin: str) -> Step:
         options={
             "--keep": str(plan.artifacts.keep_dtype(case.batch_size, case.version)),
             "--bs": case.batch_size,
-            "--rows": "0" if plan.limit else rows or None,
-            "--margin": margin or None,
+            "--rows": "0" if plan.limit else rows,
+            "--margin": margin,
         },
     )
 
@@ -69,34 +67,24 @@ def kept_nodes(plan: Plan) -> list[Input]:
 
 def reference(plan: Plan, version: str) -> Step:
     """checkpoint and MNLI's tsv -> PyTorch's logits of every row, whatever backend runs the model."""
-    profile = plan.profile
+    case = Case(plan, version=version)
     return stage(
         "pytorch-reference",
-        plan.named("reference", version),
-        Case(plan, 0, version),
-        reads={
-            "--checkpoint": plan.source(profile.checkpoint_path),
-            "--config": plan.source(profile.config_path),
-            "--data": plan.source(profile.data_path(version)),
-            "--tokenizer": plan.source(profile.tokenizer_path),
-        },
+        case,
+        named=case.named("reference"),
+        reads=case.sources("checkpoint", "config", "data", "tokenizer"),
         writes={"--output": plan.artifacts.reference(version)},
-        options={**plan.labels, **plan.row_counts(version)},
+        options={**plan.labels, **case.row_counts},
     )
 
 
 def check_data(plan: Plan, version: str) -> Step:
     """MNLI's tsv -> what a look at the data itself shows."""
-    profile = plan.profile
+    case = Case(plan, version=version)
     return stage(
         "check-data",
-        plan.named("check-data", version),
-        Case(plan, 0, version),
-        reads={
-            "--data": plan.source(profile.data_path(version)),
-            "--tokenizer": plan.source(profile.tokenizer_path),
-            "--config": plan.source(profile.config_path),
-        },
+        case,
+        reads=case.sources("data", "tokenizer", "config"),
         writes={"--output": plan.artifacts.data_check(version)},
-        options={"--version": version, **plan.row_counts(version)},
+        options={"--version": version, **case.row_counts},
     )

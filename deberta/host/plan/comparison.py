@@ -8,7 +8,7 @@ from typing import Callable, Mapping, Sequence
 
 from deberta.core.paths import limited
 from deberta.host.plan import checks, evaluation
-from deberta.host.plan.plan import Case, Input, Step, stage
+from deberta.host.plan.plan import Case, Input, StageOptions, Step, stage
 
 
 @dataclass(frozen=True)
@@ -18,22 +18,6 @@ class PlannedSide:
     kind: str
     file: Path
     user_supplied: bool = False
-
-
-@dataclass(frozen=True)
-class ComparisonRequest:
-    """The stage's own options as the user gave them; empty: its defaults."""
-
-    rows: str = ""
-    tolerance: str = ""
-    layer_tolerance: str = ""
-    all_layers: bool = False
-
-
-def report_path(case: Case, a: str, b: str) -> Path:
-    """It is of two ways of running the model, so it belongs to no backend."""
-    name = limited(f"compare_{a}_{b}_bs{case.batch_size}", case.plan.limit)
-    return case.artifacts.results.parent / f"{name}_{case.version}.json"
 
 
 def _on(case: Case, backend: str) -> Case:
@@ -68,36 +52,37 @@ def before(case: Case, sides: Sequence[PlannedSide]) -> list[Step]:
     return [*steps, evaluation.preprocess(case)]
 
 
-def compare(case: Case, a: PlannedSide, b: PlannedSide, request: ComparisonRequest) -> Step:
-    """The comparison itself, of sides whose files are known."""
+def compare(case: Case, a: PlannedSide, b: PlannedSide, options: StageOptions) -> Step:
+    """The comparison itself, of sides whose files are known; `options` go to the stage as they are.
+
+    Its report is of two ways of running the model, so it belongs to no backend.
+    """
     plan, kinds = case.plan, {a.kind, b.kind}
     name, title = case.named(f"compare_{a.kind}_{b.kind}")
+    report = f"{limited(f'compare_{a.kind}_{b.kind}_bs{case.batch_size}', plan.limit)}_{case.version}.json"
     graph = [Input(case.artifacts.onnx, plan.command("export-onnx"))] if "cpu" in kinds else []
     (a_file, *a_more), (b_file, *b_more) = _inputs(case, a), _inputs(case, b)
     return stage(
         "compare",
-        (name, title.replace("_", " ", 2)),
         case,
+        named=(name, title.replace("_", " ", 2)),
         reads={
             "--a-file": a_file,
             "--b-file": b_file,
-            "--config": plan.source(plan.profile.config_path),
+            **case.sources("config"),
             "--bins": evaluation.bins_of(case),
             "--graph": graph,
             "--kept": checks.kept_nodes(plan) if "fp16" in kinds else [],
         },
         also_reads=[*a_more, *b_more],
-        writes={"--report": report_path(case, a.kind, b.kind)},
+        writes={"--report": case.artifacts.results.parent / report},
         options={
             "--a": a.kind,
             "--b": b.kind,
             "--bs": case.batch_size,
             "--version": case.version,
             **plan.labels,
-            "--rows": "0" if plan.limit else request.rows or None,
-            "--tolerance": request.tolerance or None,
-            "--layer-tolerance": request.layer_tolerance or None,
-            "--all-layers": request.all_layers,
+            **options,
         },
     )
 
@@ -110,7 +95,7 @@ def _inputs(case: Case, side: PlannedSide) -> list[Input]:
     if side.kind in ("pytorch", "transformers"):
         return [case.plan.source(side.file)]
     commands = {
-        "cpu": case.plan.command("build-om", f" --bs {case.batch_size}"),
+        "cpu": case.command("build-om"),
         "om": _on(case, "ascend").command("infer"),
         "reference": case.plan.command("acceptance", " --backend cpu"),
     }

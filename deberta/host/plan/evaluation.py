@@ -20,16 +20,16 @@ from deberta.host.plan.plan import Case, Compilation, Inference, Input, ModelRun
 
 def export_onnx(plan: Plan, relative: str = "shift") -> Step:
     """`relative` gather: the reference form of the graph, in a file of its own that no other step takes."""
-    profile, onnx = plan.profile, plan.artifacts.onnx
+    case, onnx = Case(plan), plan.artifacts.onnx
     name, title = (f"export-onnx{length}" for length in plan.model_length)
     if relative != "shift":
         name, title, onnx = f"{name}_{relative}", f"{title} {relative}", onnx.with_name(f"{onnx.stem}_{relative}.onnx")
     of_length = not plan.any_length and plan.length != SEQUENCE_LENGTH
     return stage(
         "export-onnx",
-        (name, title),
-        plan,
-        reads={"--checkpoint": plan.source(profile.checkpoint_path), "--config": plan.source(profile.config_path)},
+        case,
+        named=(name, title),
+        reads=case.sources("checkpoint", "config"),
         writes={"--output": onnx},
         options={
             **plan.labels,
@@ -45,12 +45,10 @@ def finetune(plan: Plan, versions: Sequence[str], init: Optional[Path], options:
     profile = plan.profile
     return stage(
         "finetune",
-        ("finetune", "finetune"),
-        plan,
+        Case(plan),
         reads={
             "--train": plan.source(profile.dataset_path / TRAIN_FILE),
-            "--tokenizer": plan.source(profile.tokenizer_path),
-            "--config": plan.source(profile.config_path),
+            **Case(plan).sources("tokenizer", "config"),
             "--init": [Input(init, "Check the path given with --init")] if init else [],
         },
         also_reads=[plan.source(profile.data_path(version)) for version in versions],
@@ -61,18 +59,19 @@ def finetune(plan: Plan, versions: Sequence[str], init: Optional[Path], options:
 
 def build_om(case: Case) -> Step:
     """The model compiled for a batch size; ATC's has lint-onnx as its gate unless the plan does without."""
+    case = replace(case, version="")
     plan, compiled = case.plan, case.compiled
     suffix, length = plan.model_length
     name, title = f"build-om_bs{case.batch_size}{suffix}", f"build-om bs={case.batch_size}{length}"
     if plan.precision != FP32:
         name, title = f"{name}_{plan.precision}", f"{title} {plan.precision}"
-    exported = Input(plan.artifacts.onnx, plan.commands(case.batch_size)["export-onnx"])
+    exported = Input(plan.artifacts.onnx, case.commands["export-onnx"])
     if plan.backend == "ascend":
         return _atc(case, name, title, exported)
     return stage(
         "compile-cpu",
-        (name, title),
-        replace(case, version=""),
+        case,
+        named=(name, title),
         reads={"--model": exported},
         writes={"--output": compiled},
         also_writes=[compiled.with_suffix(".bin")],
@@ -96,7 +95,7 @@ def _atc(case: Case, name: str, title: str, exported: Input) -> Step:
         inputs=(exported, *(Input(path, "check atc in invoke.yaml") for path in atc.option_files(plan.atc))),
         outputs=(compiled,),
         log=plan.artifacts.log(name),
-        commands=plan.commands(case.batch_size),
+        commands=case.commands,
         compilation=Compilation(exported.path, compiled, case.batch_size, plan.soc_version, plan.atc, plan.length),
         gate=checks.lint(case) if plan.lint else None,
     )
@@ -104,40 +103,31 @@ def _atc(case: Case, name: str, title: str, exported: Input) -> Step:
 
 def compiled_model(case: Case) -> list[Input]:
     """All its files, the one that is named first: OpenVINO's .xml stays the same when only weights change."""
-    command = case.plan.command("build-om", f" --bs {case.batch_size}")
     weights = [] if case.plan.backend == "ascend" else [case.compiled.with_suffix(".bin")]
-    return [Input(path, command) for path in (case.compiled, *weights)]
+    return [Input(path, case.command("build-om")) for path in (case.compiled, *weights)]
 
 
 def token_counts(plan: Plan, version: str) -> Step:
     """MNLI's tsv -> how many rows have how many tokens. It depends on no lengths: they are chosen by it."""
+    case = Case(plan, version=version)
     return stage(
         "token-counts",
-        plan.named("token-counts", version),
-        Case(plan, 0, version),
-        reads={
-            "--data": plan.source(plan.profile.data_path(version)),
-            "--tokenizer": plan.source(plan.profile.tokenizer_path),
-        },
+        case,
+        reads=case.sources("data", "tokenizer"),
         writes={"--output": plan.artifacts.token_counts(version)},
-        options=plan.row_counts(version),
+        options=case.row_counts,
     )
 
 
 def preprocess(case: Case) -> Step:
     """One pass over the tsv -> the bins of all lengths."""
-    plan = case.plan
     return stage(
         "preprocess",
-        case.named("preprocess", of_all_lengths=True),
         case,
-        reads={
-            "--data": plan.source(case.data),
-            "--tokenizer": plan.source(plan.profile.tokenizer_path),
-            "--config": plan.source(plan.profile.config_path),
-        },
+        named=case.named("preprocess", of_all_lengths=True),
+        reads=case.sources("data", "tokenizer", "config"),
         writes={"--output": [part.bins for part in case.lengths]},
-        options={"--bs": case.batch_size, **_lengths(plan), **plan.row_counts(case.version)},
+        options={"--bs": case.batch_size, **_lengths(case.plan), **case.row_counts},
     )
 
 
@@ -203,44 +193,39 @@ def _model_step(
 
 def postprocess(case: Case, outputs: Sequence[Path]) -> Step:
     """`outputs`: of each length the folder of input_<i>_output_0.bin, as infer's record has it or as the user says."""
-    _, title = case.padded.named("postprocess")  # one evaluation of a case, whatever its lengths
     counts = case.evaluation.with_suffix(".json")
-    return _of_outputs(case, "postprocess", title, {"--outputs": outputs}, case.evaluation, [counts])
+    return _of_outputs(case, "postprocess", {"--outputs": outputs}, case.evaluation, [counts])
 
 
 def label_changes(case: Case, fp32: Sequence[Path], int8: Sequence[Path]) -> Step:
     """An int8 run beside the float32 one, each with a folder of outputs for each length."""
     title = f"int8 beside fp32 bs={case.batch_size} {case.version}"
-    return _of_outputs(case, "label-changes", title, {"--fp32": fp32, "--int8": int8}, case.label_changes)
+    return _of_outputs(case, "label-changes", {"--fp32": fp32, "--int8": int8}, case.label_changes, title=title)
 
 
 def _of_outputs(
     case: Case,
     stage_id: str,
-    title: str,
     folders: Mapping[str, Sequence[Path]],
     output: Path,
     also_writes: Sequence[Path] = (),
+    title: str = "",
 ) -> Step:
     """A stage that reads what the model gave: `folders` by flag, one for each length."""
     infer = case.command("infer")
+    name, usual = case.padded.named(stage_id)  # one evaluation of a case, whatever its lengths
     return stage(
         stage_id,
-        (case.padded.named(stage_id)[0], title),
         case,
+        named=(name, title or usual),
         reads={
-            "--data": case.plan.source(case.data),
+            **case.sources("data"),
             **{flag: [Input(path, infer) for path in paths] for flag, paths in folders.items()},
             "--bins": [] if case.plan.is_padded else [bins_of(part) for part in case.lengths],
         },
         writes={"--output": output},
         also_writes=also_writes,
-        options={
-            "--bs": case.batch_size,
-            "--version": case.version,
-            **_lengths(case.plan),
-            **case.plan.row_counts(case.version),
-        },
+        options={"--bs": case.batch_size, "--version": case.version, **_lengths(case.plan), **case.row_counts},
     )
 
 
@@ -249,8 +234,8 @@ def throughput(case: Case) -> Step:
     logs = [part.timing_log for part in case.lengths]
     return stage(
         "throughput",
-        case.named("throughput", of_all_lengths=True),
         case,
+        named=case.named("throughput", of_all_lengths=True),
         reads={
             "--logs": [Input(log, case.command("perf")) for log in logs],
             "--tokens": Input(case.artifacts.token_counts(case.version), case.command("preprocess")),

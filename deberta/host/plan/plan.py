@@ -205,36 +205,11 @@ class Plan:
             precision = f" --precision {self.precision}"
         return f"invoke {task}{options}{lengths} --profile {self.profile.name}{backend}{runner}{precision}{limit}"
 
-    def commands(self, batch_size: Optional[int] = None, version: str = "") -> dict[str, str]:
-        """The command line of each task that a stage may name in a message."""
-        size = f" --bs {batch_size}" if batch_size else ""
-        split = f" --version {version}" if version else ""
-        of_data = ("preprocess", "infer", "postprocess", "evaluate", "perf")
-        commands = {task: self.command(task, size + split) for task in of_data}
-        commands.update({"build-om": self.command("build-om", size), "report": self.command("report")})
-        # What export-onnx itself makes is the padded model.
-        commands["export-onnx"] = commands["build-om"] if self.model_length[0] else self.command("export-onnx")
-        return commands
-
     def source(self, path: Path) -> Input:
         """A file that the user brings."""
         name = self.profile.name
         commands = {"mnli": "invoke fetch --profile mnli", "demo": "invoke demo --remake"}
         return Input(path, commands.get(name, f"put it there, or change profile {name} in invoke.yaml"))
-
-    @property
-    def first_rows(self) -> str:
-        """What titles say of a limited run."""
-        return f"first {self.limit} rows" if self.limit else ""
-
-    def named(self, step: str, version: str = "") -> tuple[str, str]:
-        """Name and title of a step on the data alone, or on no version."""
-        name = f"{step}_{version}" if version else step
-        return limited(name, self.limit), " ".join(filter(None, (step, version, self.first_rows)))
-
-    def row_counts(self, version: str) -> dict[str, Optional[int]]:
-        """The options by which a stage knows how many rows there are: of this run, and of the whole tsv."""
-        return {"--limit": self.limit or None, "--rows": self.profile.rows[version]}
 
     @property
     def labels(self) -> dict[str, Optional[str]]:
@@ -244,10 +219,10 @@ class Plan:
 
 @dataclass(frozen=True)
 class Case:
-    """One batch size and version of a plan: what an evaluation or a performance run is about."""
+    """What a step is about: a batch size and version of a plan; batch size 0 and version "" where it is about none."""
 
     plan: Plan
-    batch_size: int
+    batch_size: int = 0
     version: str = ""
 
     @property
@@ -269,9 +244,19 @@ class Case:
         """The same with all rows at 256 tokens."""
         return self.of_lengths(buckets.PADDED)
 
+    def sources(self, *names: str) -> dict[str, Input]:
+        """What the user brings (checkpoint, config, tokenizer, data), by the flag that gives it to a stage."""
+        profile = self.plan.profile
+        paths = {"checkpoint": profile.checkpoint_path, "config": profile.config_path}
+        paths["tokenizer"] = profile.tokenizer_path
+        if self.version:
+            paths["data"] = profile.data_path(self.version)
+        return {f"--{name}": self.plan.source(paths[name]) for name in names}
+
     @property
-    def data(self) -> Path:
-        return self.plan.profile.data_path(self.version)
+    def row_counts(self) -> dict[str, Optional[int]]:
+        """The options by which a stage knows how many rows there are: of this run, and of the whole tsv."""
+        return {"--limit": self.plan.limit, "--rows": self.plan.profile.rows[self.version]}
 
     @property
     def bins(self) -> Path:
@@ -301,25 +286,33 @@ class Case:
     def label_changes(self) -> Path:
         return self.artifacts.label_changes(self.batch_size, self.version)
 
-    @property
-    def commands(self) -> dict[str, str]:
-        return self.plan.commands(self.batch_size, self.version)
-
     def command(self, task: str) -> str:
         """The command that runs a task for this case."""
-        return self.plan.command(task, f" --bs {self.batch_size}{f' --version {self.version}' * bool(self.version)}")
+        size = f" --bs {self.batch_size}" if self.batch_size else ""
+        version = f" --version {self.version}" if self.version and task != "build-om" else ""
+        return self.plan.command(task, size + version)
+
+    @property
+    def commands(self) -> dict[str, str]:
+        """The command line of each task that a stage may name in a message."""
+        of_case = ("preprocess", "infer", "postprocess", "evaluate", "perf", "build-om")
+        # What export-onnx itself makes is the padded model.
+        export = self.command("build-om") if self.plan.model_length[0] else self.plan.command("export-onnx")
+        own = {"export-onnx": export, "report": self.plan.command("report")}
+        return {**own, **{task: self.command(task) for task in of_case}}
 
     def named(self, step: str, of_all_lengths: bool = False) -> tuple[str, str]:
         """Name and title of a step; a limited run, one of int8 and one of another length have names of their own."""
-        plan = self.plan
+        plan, size = self.plan, f"bs={self.batch_size}" if self.batch_size else ""
         precision = plan.precision if plan.precision != FP32 and step in _OF_PRECISION else ""
         part = length = lengths = ""
         if not plan.is_padded and of_all_lengths:
             part, lengths = "lengths", f"at {len(plan.lengths)} length{'s' * (len(plan.lengths) > 1)}"
-        elif not plan.is_padded:
+        elif not plan.is_padded and size:
             part, length = f"s{plan.length}", f"s={plan.length}"
-        name = limited(f"{step}_bs{self.batch_size}_{self.version}", plan.limit)
-        title = (step, f"bs={self.batch_size}", precision, length, self.version, lengths, plan.first_rows)
+        name = limited("_".join(filter(None, (step, size.replace("=", ""), self.version))), plan.limit)
+        rows = f"first {plan.limit} rows" if plan.limit else ""
+        title = (step, size, precision, length, self.version, lengths, rows)
         return "_".join(filter(None, (name, precision, part))), " ".join(filter(None, title))
 
 
@@ -328,34 +321,29 @@ StageOptions = Mapping[str, Union[str, int, bool, None]]
 
 def stage(
     stage: str,
-    named: tuple[str, str],
-    about: Union[Plan, Case],
+    case: Case,
     reads: Mapping[str, Union[Input, Sequence[Input]]],
     writes: Mapping[str, Union[Path, Sequence[Path]]],
     options: StageOptions,
+    named: Optional[tuple[str, str]] = None,
     also_reads: Sequence[Input] = (),
     also_writes: Sequence[Path] = (),
 ) -> Step:
     """A step that a stage of ours does. Each path is named once, by the flag that gives it to the stage.
 
-    Several paths of a flag are joined by commas. Options that are None or False are left out; True is a flag alone.
-    `also_reads` and `also_writes` lie beside what a flag names.
+    Several paths of a flag are joined by commas. Options without a value (None, False, 0, "") are left out; True
+    is a flag alone. `named`: name and title, where they are not the case's of this stage. `also_reads` and
+    `also_writes` lie beside what a flag names.
     """
-    name, title = named
+    name, title = named or case.named(stage)
     inputs = {flag: [value] if isinstance(value, Input) else list(value) for flag, value in reads.items()}
     outputs = {flag: [value] if isinstance(value, Path) else list(value) for flag, value in writes.items()}
+    read = {flag: ",".join(str(needed.path) for needed in value) for flag, value in inputs.items()}
+    written = {flag: ",".join(map(str, value)) for flag, value in outputs.items()}
     arguments: list[str] = []
-    for flag, paths in [
-        *((flag, [needed.path for needed in value]) for flag, value in inputs.items()),
-        *outputs.items(),
-    ]:
-        if paths:
-            arguments += [flag, ",".join(map(str, paths))]
-    for flag, value in options.items():
-        if value is True:
-            arguments.append(flag)
-        elif value is not None and value is not False:
-            arguments += [flag, str(value)]
+    for flag, value in {**read, **written, **options}.items():
+        if value:
+            arguments += [flag] if value is True else [flag, str(value)]
     return Step(
         name=name,
         title=title,
@@ -363,6 +351,6 @@ def stage(
         arguments=tuple(arguments),
         inputs=(*(needed for value in inputs.values() for needed in value), *also_reads),
         outputs=(*(path for value in outputs.values() for path in value), *also_writes),
-        log=about.artifacts.log(name),
-        commands=about.commands if isinstance(about, Case) else about.commands(),
+        log=case.artifacts.log(name),
+        commands=case.commands,
     )

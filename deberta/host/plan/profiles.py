@@ -18,36 +18,20 @@ _NAME = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
 
 @dataclass(frozen=True)
 class Profile:
-    """File names are below `models/<name>/`, `dataset` is below `data/<name>/`.
+    """Files are below `models/<name>/`, the folder of the data set is below `data/<name>/`.
 
     `rows` gives each version of the profile its expected number of rows, None for any number. `labels` is the label
     order of the checkpoint, None to take the config's id2label. `published`: the guide's figures are this model's.
     """
 
     name: str
-    checkpoint: str
-    config: str
-    tokenizer: str
-    dataset: str
+    checkpoint_path: Path
+    config_path: Path
+    tokenizer_path: Path
+    dataset_path: Path
     labels: Optional[tuple[str, ...]]
     rows: Mapping[str, Optional[int]]
     published: bool
-
-    @property
-    def checkpoint_path(self) -> Path:
-        return Artifacts(self.name).models / self.checkpoint
-
-    @property
-    def config_path(self) -> Path:
-        return Artifacts(self.name).models / self.config
-
-    @property
-    def tokenizer_path(self) -> Path:
-        return Artifacts(self.name).models / self.tokenizer
-
-    @property
-    def dataset_path(self) -> Path:
-        return Artifacts(self.name).data / self.dataset
 
     def data_path(self, version: str) -> Path:
         """The version's tsv. Raises ConfigError for a version that the profile does not have."""
@@ -95,9 +79,9 @@ def load(name: Any, profiles: Any) -> Profile:
         problems.append(f"published is {published!r}, not true or false")
     if problems:
         raise ConfigError(f"profile {name} in invoke.yaml: {'; '.join(problems)}")
-    checkpoint, config, tokenizer, dataset = (values[key] for key in _FILES)
-    order = None if labels is None else tuple(labels)
-    return Profile(name, checkpoint, config, tokenizer, dataset, order, rows, published)
+    artifacts, order = Artifacts(name), None if labels is None else tuple(labels)
+    checkpoint, config, tokenizer = (artifacts.models / values[key] for key in _FILES[:3])
+    return Profile(name, checkpoint, config, tokenizer, artifacts.data / values["dataset"], order, rows, published)
 
 
 def _plain(value: Any) -> Any:

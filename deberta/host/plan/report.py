@@ -6,15 +6,14 @@ from pathlib import PurePosixPath as Path
 from typing import Optional
 
 from deberta.core.job import Job
-from deberta.host.plan.plan import Input, Plan, Step, stage
+from deberta.host.plan.plan import Case, Input, Plan, Step, stage
 
 
 def assess(plan: Plan, job: Optional[Job]) -> Step:
     """Every evaluation counted again, compared and judged. Its inputs are all files that the report is about."""
     return stage(
         "assess",
-        plan.named("assess"),
-        plan,
+        Case(plan),
         reads={"--job": Input(plan.artifacts.job(), plan.command("report"))},
         also_reads=_inputs(plan, job) if job else [],
         writes={"--output": plan.artifacts.report("json")},
@@ -26,8 +25,7 @@ def render(plan: Plan) -> Step:
     """report.json for people."""
     return stage(
         "render",
-        plan.named("render"),
-        plan,
+        Case(plan),
         reads={"--report": Input(plan.artifacts.report("json"), plan.command("report"))},
         writes={"--markdown": plan.artifacts.report("md"), "--html": plan.artifacts.report("html")},
         options={},

@@ -6,20 +6,20 @@ import json
 from dataclasses import replace
 
 from deberta.host.plan import comparison
-from deberta.host.plan.comparison import ComparisonRequest, PlannedSide
-from deberta.host.plan.plan import LATEST, Case
+from deberta.host.plan.comparison import PlannedSide
+from deberta.host.plan.plan import LATEST, Case, StageOptions
 from deberta.host.run import runner
 from deberta.host.run.session import Session
 from deberta.host.workflows import evaluation
 from deberta.host.workflows.lengths import FittedCase
 
 
-def compare(session: Session, case: Case, sides: list[PlannedSide], request: ComparisonRequest) -> None:
+def compare(session: Session, case: Case, sides: list[PlannedSide], options: StageOptions) -> None:
     """Compare two ways of running the model on the same rows. Raises GateError if they differ too much."""
     before = comparison.before(case, sides)
     runner.check_sources(session, before)
     first, second = (_with_outputs(session, case, side) for side in sides)
-    step = comparison.compare(case, first, second, request)
+    step = comparison.compare(case, first, second, options)
     if not session.dry:  # a dry run names the latest outputs in a form for the shell, which is no path
         runner.check_sources(session, [*before, step])
     result = [runner.run(session, needed) for needed in (*before, step)][-1]
