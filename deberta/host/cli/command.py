@@ -77,10 +77,8 @@ def exit_codes() -> Iterator[None]:
         signal.signal(number, signal.default_int_handler)
     try:
         yield
-    except DebertaError as error:
-        raise Exit(f"error: {one_line(str(error))}", error.exit_code) from None
-    except OSError as error:
-        known = from_os_error(error)
+    except (DebertaError, OSError) as error:
+        known = from_os_error(error) if isinstance(error, OSError) else error
         raise Exit(f"error: {one_line(str(known))}", known.exit_code) from None
     except KeyboardInterrupt:
         raise Exit("interrupted; what was finished is kept, run the same command to go on", INTERRUPTED) from None

@@ -101,12 +101,6 @@ def _atc(case: Case, name: str, title: str, exported: Input) -> Step:
     )
 
 
-def compiled_model(case: Case) -> list[Input]:
-    """All its files, the one that is named first: OpenVINO's .xml stays the same when only weights change."""
-    weights = [] if case.plan.backend == "ascend" else [case.compiled.with_suffix(".bin")]
-    return [Input(path, case.command("build-om")) for path in (case.compiled, *weights)]
-
-
 def token_counts(plan: Plan, version: str) -> Step:
     """MNLI's tsv -> how many rows have how many tokens. It depends on no lengths: they are chosen by it."""
     case = Case(plan, version=version)
@@ -175,6 +169,9 @@ def _model_step(
 ) -> Step:
     """A step that runs the model, at each length of `parts`; with `loops` its log is kept as a timing log."""
     first, plan, (name, title) = parts[0], parts[0].plan, named
+    # All the model's files, the one that is named first: OpenVINO's .xml stays the same when only weights change.
+    weights = [] if plan.backend == "ascend" else [first.compiled.with_suffix(".bin")]
+    models = [Input(path, first.command("build-om")) for path in (first.compiled, *weights)]
     timing_log = None if loops is None else first.timing_log
     outputs = tuple(run.output for run in runs)
     return Step(
@@ -183,7 +180,7 @@ def _model_step(
         stage="" if plan.tool else "run-cpu",
         tool=plan.tool,
         arguments=_runner_arguments(parts, runs, loops),
-        inputs=(*compiled_model(first), *(bins_of(part) for part in parts)),
+        inputs=(*models, *(bins_of(part) for part in parts)),
         outputs=(timing_log, *outputs) if timing_log else outputs,
         log=plan.artifacts.log(name),
         commands=first.commands,

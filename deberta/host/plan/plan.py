@@ -190,20 +190,19 @@ class Plan:
 
     def command(self, task: str, options: str = "") -> str:
         """The command that runs one of our tasks for this profile, to be named in messages."""
-        limit = f" --limit {self.limit}" if self.limit and task not in _UNLIMITED else ""
-        backend = " --backend ascend" if self.backend == "ascend" and task not in ("export-onnx", "preprocess") else ""
-        runner = ""
-        if self.tool == ais_bench.MODULE and task in ("infer", "evaluate", "perf"):
-            runner = f" --runner {self.tool}"
-        lengths = ""
+        of_model = task not in ("export-onnx", "preprocess")
         # Accuracy on cpu runs at other lengths unless a command says 256.
         padded_accuracy = self.backend == "cpu" and options and task in ("infer", "postprocess", "evaluate")
-        if padded_accuracy if self.is_padded else task not in ("export-onnx", "report"):
-            lengths = f" --buckets {buckets.text(self.lengths)}"
-        precision = ""
-        if self.precision != FP32 and task not in ("export-onnx", "preprocess"):
-            precision = f" --precision {self.precision}"
-        return f"invoke {task}{options}{lengths} --profile {self.profile.name}{backend}{runner}{precision}{limit}"
+        at_lengths = padded_accuracy if self.is_padded else task not in ("export-onnx", "report")
+        settings = (
+            (f" --buckets {buckets.text(self.lengths)}", at_lengths),
+            (f" --profile {self.profile.name}", True),
+            (" --backend ascend", self.backend == "ascend" and of_model),
+            (f" --runner {self.tool}", self.tool == ais_bench.MODULE and task in ("infer", "evaluate", "perf")),
+            (f" --precision {self.precision}", self.precision != FP32 and of_model),
+            (f" --limit {self.limit}", self.limit and task not in _UNLIMITED),
+        )
+        return f"invoke {task}{options}" + "".join(text for text, applies in settings if applies)
 
     def source(self, path: Path) -> Input:
         """A file that the user brings."""

@@ -61,9 +61,7 @@ def load(name: Any, profiles: Any) -> Profile:
         raise ConfigError(f"profile {name} in invoke.yaml is {values!r}, not a mapping")
     problems = [f"unknown key {key!r}" for key in sorted(set(values) - _KEYS, key=str)]
     problems += [f"{key} {problem}" for key in _FILES if (problem := _file_problem(key, values.get(key)))]
-    rows = values.get("rows")
-    if rows is None:
-        rows = dict.fromkeys(VERSIONS)
+    rows = dict.fromkeys(VERSIONS) if values.get("rows") is None else values["rows"]
     if not isinstance(rows, dict) or not rows:
         problems.append(f"rows is {rows!r}, not a number of rows for each of: {', '.join(VERSIONS)}")
     for version, count in rows.items() if isinstance(rows, dict) else ():

@@ -212,9 +212,9 @@ def _model(
 def _data(tree: Evidence, job: Job) -> Iterator[Component]:
     """The tsv files, and of the other inputs those that are not the checkpoint: config and tokenizer."""
     versions = {path: version for version, path in job.data.items()}
-    checkpoint = evidence.option(tree.record_for(str(tree.artifacts.onnx)), "--checkpoint")
+    checkpoint = _checkpoint(tree, job)
     for path, digest in sorted(job.inputs.items()):
-        if path == checkpoint or (not checkpoint and path not in versions and ".model" in path):
+        if path == checkpoint:
             continue
         data = {"type": "configuration", "name": "configuration"}
         if path in versions:

@@ -41,21 +41,6 @@ class Measured:
     left_out: list[str] = field(default_factory=list)
     engines: set[str] = field(default_factory=set)
 
-    def __bool__(self) -> bool:
-        return bool(self.evaluations or self.performances or self.throughputs or self.left_out)
-
-
-class GenreCounts(msgspec.Struct):
-    rows: int
-    correct: int
-    accuracy: float
-
-
-class EvaluationCounts(GenreCounts):
-    """What is printed of an evaluation's exact counts."""
-
-    genres: dict[str, GenreCounts]
-
 
 class Unreadable(Exception):
     """Why something that is there cannot be counted again."""
@@ -112,21 +97,21 @@ class _Collector:
         """An evaluation: outputs, bins and labels have to be those of then, since a report counts again."""
         session, text = self.session, self.case.evaluation
         record = unaltered(session, text)
-        self._require(self.case.data, record, "counted")
+        self._require(self.case.plan.profile.data_path(self.case.version), record, "counted")
         case = self.case.of_lengths(lengths_of(session.workspace / text.with_suffix(".json")))
         outputs, origins, pinned = {}, [], True
         for part in case.lengths:
             folder = self._outputs(part, record)
             outputs[str(part.plan.length)] = folder
-            run = _run_record(session, case, part)
+            # The run of this length alone, or that of all lengths, which has the first one's name.
+            run = _record(session, part.outputs) or _record(session, case.lengths[0].outputs)
             if record is None:
                 origins.append(NO_RECORD)
             elif run is None or run.subjects.get(folder) != session.digests.of(PurePosixPath(folder)):
                 origins.append(f"outputs brought: {folder}")
             else:
-                origins.append(_origin(session, part, run))
-                self.measured.engines |= _engine(run)
-            pinned = pinned and _is_pinned(session, part, *([text, part.outputs] if record else []))
+                origins.append(self._origin(part, run))
+            pinned = pinned and self._is_pinned(part, *([text, part.outputs] if record else []))
         bins = {} if case.plan.is_padded else {str(part.plan.length): str(part.bins) for part in case.lengths}
         for path in bins.values():
             self._require(PurePosixPath(path), record, "counted")
@@ -171,6 +156,27 @@ class _Collector:
         self._require(PurePosixPath(folder), record, "counted")
         return folder
 
+    def _origin(self, part: Case, run: Record) -> str:
+        """Empty if a run used the present compiled model, and that was made of the present ONNX; notes its engine."""
+        session, model, onnx = self.session, part.compiled, part.artifacts.onnx
+        if "engine" in (summary := run.summary):
+            engine = f"{summary['engine']}, {summary.get('precision')}, {summary.get('threads')} threads"
+            self.measured.engines.add(engine)
+        if part.plan.backend == "ascend" and freshness.is_user_supplied(session, model):
+            return BROUGHT_MODEL if run.dependencies.get(str(model)) == session.digests.of(model) else OTHER_MODEL
+        weights = model.with_suffix(".bin")
+        models = [model, *([weights] if str(weights) in run.dependencies else [])]
+        for record, path in (*((run, path) for path in models), (_record(session, model), onnx)):
+            exists = (session.workspace / path).exists()
+            if record is None or not exists or record.dependencies.get(str(path)) != session.digests.of(path):
+                return OTHER_MODEL
+        return ""
+
+    def _is_pinned(self, part: Case, *artifacts: PurePosixPath) -> bool:
+        """Whether no step on the way to these artifacts says that its image was not pinned."""
+        way = [_record(self.session, path) for path in (*artifacts, part.compiled, part.artifacts.onnx)]
+        return all(record.internal.get("pins", "pinned") == "pinned" for record in way if record)
+
     def performance(self, part: Case, name: str) -> Optional[PerformanceFiles]:
         """A performance run at one length, if its log is there."""
         session = self.session
@@ -178,15 +184,14 @@ class _Collector:
         log = whole.artifacts.timing_log(part.batch_size, part.version, name)
         if not (session.workspace / log).exists():
             return None
-        if record := unaltered(session, log):
-            self.measured.engines |= _engine(record)
+        record = unaltered(session, log)
         run = PerformanceFiles(
             **self._run,
-            length=part.plan.length if not part.plan.is_padded else SEQUENCE_LENGTH,
+            length=part.plan.length,
             runner=name,
             log=str(log),
-            origin=_origin(session, part, record) if record else NO_RECORD,
-            pinned=_is_pinned(session, part, log),
+            origin=self._origin(part, record) if record else NO_RECORD,
+            pinned=self._is_pinned(part, log),
             place=place(part.plan, name),
         )
         if part.plan.is_padded or part.plan.length != SEQUENCE_LENGTH:
@@ -266,40 +271,8 @@ def lengths_of(path: Path) -> buckets.Lengths:
     return tuple(sorted(map(int, content.buckets))) or buckets.PADDED
 
 
-def _run_record(session: Session, case: Case, part: Case) -> Optional[Record]:
-    """Of the run that left a length's outputs: its own, or the one of all lengths, by the first one's name."""
-    own = records.read(session.workspace / record_of(part.outputs))
-    return own or records.read(session.workspace / record_of(case.lengths[0].outputs))
-
-
-def _origin(session: Session, part: Case, run: Record) -> str:
-    """Empty if a run used the present compiled model, and that was made of the present ONNX."""
-    model, onnx = part.compiled, part.artifacts.onnx
-    if part.plan.backend == "ascend" and freshness.is_user_supplied(session, model):
-        return BROUGHT_MODEL if run.dependencies.get(str(model)) == session.digests.of(model) else OTHER_MODEL
-    compilation = records.read(session.workspace / record_of(model))
-    weights = model.with_suffix(".bin")
-    models = [model, *([weights] if str(weights) in run.dependencies else [])]
-    for record, path in (*((run, path) for path in models), (compilation, onnx)):
-        exists = (session.workspace / path).exists()
-        if record is None or not exists or record.dependencies.get(str(path)) != session.digests.of(path):
-            return OTHER_MODEL
-    return ""
-
-
-def _is_pinned(session: Session, part: Case, *artifacts: PurePosixPath) -> bool:
-    """Whether no step on the way to these artifacts says that its image was not pinned."""
-    way = (*artifacts, part.compiled, part.artifacts.onnx)
-    way_records = [records.read(session.workspace / record_of(path)) for path in way]
-    return all(record.internal.get("pins", "pinned") == "pinned" for record in way_records if record)
-
-
-def _engine(record: Record) -> set[str]:
-    """What a run's summary says of its engine, if it does."""
-    summary = record.summary
-    if "engine" not in summary:
-        return set()
-    return {f"{summary['engine']}, {summary.get('precision')}, {summary.get('threads')} threads"}
+def _record(session: Session, artifact: PurePosixPath) -> Optional[Record]:
+    return records.read(session.workspace / record_of(artifact))
 
 
 def place(plan: Plan, name: str) -> str:
@@ -309,9 +282,7 @@ def place(plan: Plan, name: str) -> str:
 
 def unaltered(session: Session, artifact: PurePosixPath) -> Optional[Record]:
     """An artifact's record, None for a file without one. Raises DataError if the two do not agree."""
-    record = records.read(session.workspace / record_of(artifact))
-    for name, digest in record.subjects.items() if record else ():
-        path = PurePosixPath(name)
-        if not (session.workspace / path).exists() or session.digests.of(path) != digest:
-            raise DataError(f"{name} is not what {record_of(artifact)} says. Run the step again with --force")
+    record = _record(session, artifact)
+    if record and (altered := freshness.altered_output(session, record)):
+        raise DataError(f"{altered[0]} is not what {record_of(artifact)} says. Run the step again with --force")
     return record

@@ -65,7 +65,7 @@ def of_report(session: Session, plan: Plan, usual: Sequence[int], gates: Optiona
 def make(session: Session, plan: Plan, request: ReportRequest) -> Job:
     """The job. Raises MissingError if nothing was measured, DataError if a file was altered."""
     measured = measurements.collect(session, plan, request.batch_sizes, request.versions, request.runners)
-    if not measured:
+    if not (measured.evaluations or measured.performances or measured.throughputs or measured.left_out):
         raise MissingError(f"nothing has been measured in {plan.artifacts.results}. Run: {plan.command('evaluate')}")
     for text in measured.left_out:
         print(f"left out of the report: {text}")
@@ -73,8 +73,7 @@ def make(session: Session, plan: Plan, request: ReportRequest) -> Job:
     data = {v: profile.data_path(v) for v in request.versions if (session.workspace / profile.data_path(v)).exists()}
     inputs = [profile.checkpoint_path, profile.config_path, profile.tokenizer_path, *data.values()]
     artifacts = _artifacts(plan, request, measured)
-    paths = dict.fromkeys(artifact.path for artifact in artifacts)
-    recorded = {path: records.read(session.workspace / record_of(path)) for path in paths}
+    recorded = {path: records.read(session.workspace / record_of(path)) for path, _ in artifacts}
     step_records = {path: record for path, record in recorded.items() if record is not None}
     if request.purpose == "acceptance":
         one_build_of_each(step_records)
@@ -198,13 +197,9 @@ def gates(session: Session, plan: Plan, request: ReportRequest) -> Gates:
 def _current(
     session: Session, plan: Plan, versions: Iterable[str], plan_step: Callable[[Plan, str], Step]
 ) -> dict[str, str]:
-    """version -> the step's output, where it is there and of the present inputs."""
+    """version -> the step's output, where it is of the present inputs."""
     steps = {version: plan_step(plan, version) for version in versions}
-    return {
-        version: str(step.outputs[0])
-        for version, step in steps.items()
-        if (session.workspace / step.outputs[0]).exists() and not freshness.outdated(session, step)
-    }
+    return {version: str(step.outputs[0]) for version, step in steps.items() if not freshness.outdated(session, step)}
 
 
 def _artifacts(plan: Plan, request: ReportRequest, measured: Measured) -> list[Artifact]:

@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 from typing import Any, Mapping, Optional, Sequence
 
 from deberta.ascend import timing
-from deberta.core import buckets, records, schema
+from deberta.core import buckets, records
 from deberta.core.buckets import Choice
 from deberta.core.contract import FP32
 from deberta.core.errors import ConfigError, DataError, MissingError
@@ -48,7 +48,7 @@ def present_versions(session: Session, plan: Plan) -> list[str]:
 
 def infer(session: Session, case: Case, choice: Choice = ()) -> tuple[Case, list[PurePosixPath]]:
     """Everything up to the model's outputs; returns the case with its lengths, and their folders of outputs."""
-    fitted = lengths.fit(session, case, choice or lengths.default(case.plan))
+    fitted = lengths.fit(session, case, choice)
     case = fitted.case
     results = runner.run_all(session, [*compiling(session, case), evaluation.preprocess(case)])
     steps = _inference(fitted, results[-1].summary)
@@ -67,7 +67,7 @@ def postprocess(session: Session, case: Case, outputs: str = "", choice: Choice 
     if outputs:
         # They may be any machine's, so no backend is named.
         return _count(session, case.padded, [PurePosixPath(outputs)], f"of {outputs}")
-    fitted = lengths.fit(session, case, choice or lengths.default(case.plan))
+    fitted = lengths.fit(session, case, choice)
     _count(session, fitted.case, known_outputs(session, fitted))
 
 
@@ -180,20 +180,21 @@ def _count(session: Session, case: Case, outputs: Sequence[PurePosixPath], place
     runner.run(session, evaluation.postprocess(case, outputs))
     if session.dry:
         return
-    path = case.evaluation
-    counts_file = session.workspace / path.with_suffix(".json")
-    result = schema.read(counts_file, measurements.EvaluationCounts, "Evaluate again with --force")
-    print(
-        f"accuracy {case.version} bs={case.batch_size} {place or f'on {case.plan.backend}{_of_precision(case.plan)}'}: "
-        f"{result.accuracy} = {result.correct}/{result.rows}{_partial(case.plan)}"
-    )
-    for genre, counts in result.genres.items():
-        print(f"  {genre}: {counts.accuracy} = {counts.correct}/{counts.rows}")
-    print(f"  {path}\n  {path.with_suffix('.json')}")
+    text, counts_file = case.evaluation, case.evaluation.with_suffix(".json")
+    counts = json.loads((session.workspace / counts_file).read_bytes())
+    accuracy = f"accuracy {case.version} bs={case.batch_size} {place or _place(case.plan)}: {_share(counts)}"
+    print(f"{accuracy}{_partial(case.plan)}")
+    for genre, of_genre in counts["genres"].items():
+        print(f"  {genre}: {_share(of_genre)}")
+    print(f"  {text}\n  {counts_file}")
 
 
-def _of_precision(plan: Plan) -> str:
-    return "" if plan.precision == FP32 else f" in {plan.precision}"
+def _share(counts: Mapping[str, Any]) -> str:
+    return f"{counts['accuracy']} = {counts['correct']}/{counts['rows']}"
+
+
+def _place(plan: Plan, runner: str = "") -> str:
+    return measurements.place(plan, runner) + ("" if plan.precision == FP32 else f" in {plan.precision}")
 
 
 def _partial(plan: Plan) -> str:
@@ -201,10 +202,8 @@ def _partial(plan: Plan) -> str:
 
 
 def _print_label_changes(session: Session, case: Case, path: PurePosixPath) -> None:
-    changes = json.loads((session.workspace / path).read_text(encoding="utf-8"))
-    int8, fp32 = (
-        f"{changes[name]['accuracy']} = {changes[name]['correct']}/{changes['rows']}" for name in ("int8", FP32)
-    )
+    changes = json.loads((session.workspace / path).read_bytes())
+    int8, fp32 = (_share({"rows": changes["rows"], **changes[name]}) for name in ("int8", FP32))
     details = ""
     if changes["labels_changed"]:
         details = (
@@ -223,18 +222,16 @@ def _print_performance(session: Session, case: Case, loops: int) -> None:
     measured = timing.read(session.workspace / case.timing_log, case.batch_size)
     times = ", ".join(f"{name} {value:.3f} ms" for name, value in timing.nearest_ranks(measured.counted_ms).items())
     average = "average" if measured.runner == "ais_bench" else "average without first"
-    place = f"{measurements.place(case.plan, measured.runner)}{_of_precision(case.plan)}"
     print(
-        f"perf bs={case.batch_size} {case.version} {place}: {measured.fps:.3f} fps "
+        f"perf bs={case.batch_size} {case.version} {_place(case.plan, measured.runner)}: {measured.fps:.3f} fps "
         f"({loops} loops, {average} {measured.average_ms} ms, {times})\n  {case.timing_log}"
     )
 
 
 def _print_throughput(session: Session, case: Case) -> None:
-    measured = json.loads((session.workspace / case.throughput).read_text(encoding="utf-8"))
-    log = case.padded.timing_log
-    padded = timing.read(session.workspace / log, case.batch_size).fps
-    place = f"{measurements.place(case.plan, case.plan.tool)}{_of_precision(case.plan)}"
+    measured = json.loads((session.workspace / case.throughput).read_bytes())
+    padded = timing.read(session.workspace / case.padded.timing_log, case.batch_size).fps
+    place = _place(case.plan, case.plan.tool)
     print(
         f"perf bs={case.batch_size} {case.version} {place}, buckets {buckets.text(case.plan.lengths)}: "
         f"{measured['fps']:.3f} fps over {measured['rows']} rows, {measured['fps'] / padded:.2f} times the padded "

@@ -22,16 +22,13 @@ class FittedCase(NamedTuple):
     rows: Optional[Mapping[int, int]]
 
 
-def default(plan: Plan) -> Choice:
-    """The lengths of accuracy runs: no work on padding on cpu, the guide's files on ascend."""
-    return buckets.AUTO if plan.backend == "cpu" else buckets.PADDED
-
-
 def fit(session: Session, case: Case, choice: Choice) -> FittedCase:
     """Count the rows' tokens and settle the lengths: those that any row needs, of the ones named or of auto's.
 
-    A dry run in which nothing was counted shows the padded run in place of auto's lengths, and says so.
+    Without a choice: those of accuracy runs, no work on padding on cpu, the guide's files on ascend. A dry run in which
+    nothing was counted shows the padded run in place of auto's lengths, and says so.
     """
+    choice = choice or (buckets.AUTO if case.plan.backend == "cpu" else buckets.PADDED)
     if choice == buckets.PADDED:
         return FittedCase(case.padded, None)
     plan, version = case.plan, case.version
