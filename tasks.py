@@ -1,40 +1,18 @@
-"""The collection of all commands; `deberta/host/cli` has their options and bodies."""
+"""The collection of all commands, which the modules of deberta/host/cli make, each with its options and its body."""
 
 from __future__ import annotations
 
 from invoke.collection import Collection
 
-from deberta.host.cli import acceptance, check, development, evaluation, explain, preparation, reproduce
-
-namespace = Collection(
-    # set up and clear
-    preparation.doctor,
-    preparation.fetch,
-    preparation.images,
-    preparation.ci_image,
-    preparation.clean,
-    # make
-    evaluation.export_onnx,
-    evaluation.preprocess,
-    evaluation.build_om,
-    evaluation.infer,
-    evaluation.postprocess,
-    evaluation.evaluate,
-    evaluation.perf,
-    evaluation.finetune,
-    evaluation.demo,
-    # judge
-    check.lint_onnx,
-    check.check_fp16,
-    check.compare,
-    acceptance.acceptance,
-    acceptance.report,
-    acceptance.verify,
-    acceptance.sign,
-    reproduce.reproduce,
-    explain.explain,
-    # develop
-    development.bench,
-    development.test,
-    development.lint,
+from deberta.host.cli import (  # noqa: F401
+    acceptance,  # measure and judge all, report, verify, sign
+    check,  # lint, float16 and a comparison of two ways to run the model
+    development,  # tests, style, the benchmark
+    evaluation,  # from the export to the performance run, training, the demo
+    explain,  # what a command would run, and why
+    preparation,  # what is missing, downloads, images, clearing up
+    reproduce,  # everything twice
 )
+from deberta.host.cli.command import COMMANDS
+
+namespace = Collection(*COMMANDS.values())

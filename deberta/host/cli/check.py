@@ -14,7 +14,6 @@ from deberta.host.plan import checks, comparison, evaluation
 from deberta.host.plan.plan import Case, StageOptions
 from deberta.host.run import runner
 from deberta.host.run.session import exclusive
-from deberta.host.workflows import compare as workflow
 from deberta.host.workflows import making
 
 SIDES = ("side_a", "side_b", "a_file", "b_file", "outputs")
@@ -65,7 +64,7 @@ def compare(c: Context, options: Options) -> None:
         "--all-layers": options.all_layers,
     }
     with exclusive(session):
-        workflow.compare(session, case, sides, arguments)
+        making.compare(session, case, sides, arguments)
 
 
 def _case_with_atc(c: Context, options: Options) -> Case:

@@ -1,7 +1,9 @@
-"""What tasks do beside the chain: the lint of a file, training, the report so far, the demo."""
+"""What tasks do beside the chain: the lint of a file, a comparison, training, the report so far, the demo."""
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Optional, Sequence
 
@@ -9,12 +11,14 @@ from deberta.core.buckets import Choice
 from deberta.core.contract import PERFORMANCE_LOOPS
 from deberta.core.errors import ConfigError
 from deberta.core.paths import record_of
-from deberta.host.plan import checks, demo, evaluation
-from deberta.host.plan.plan import Case, Plan, StageOptions
+from deberta.host.plan import checks, comparison, demo, evaluation
+from deberta.host.plan.comparison import PlannedSide
+from deberta.host.plan.plan import LATEST, Case, Plan, StageOptions
 from deberta.host.report import request
 from deberta.host.run import runner
 from deberta.host.run.session import Session
-from deberta.host.workflows.evaluation import evaluate, perf
+from deberta.host.workflows.evaluation import evaluate, known_outputs, perf
+from deberta.host.workflows.lengths import FittedCase
 
 
 def lint(session: Session, plan: Plan, model: Optional[str], output: Optional[str], options: StageOptions) -> None:
@@ -27,6 +31,33 @@ def lint(session: Session, plan: Plan, model: Optional[str], output: Optional[st
     finally:  # a report that a gate refuses is there as well
         if not session.dry and not output and (session.workspace / target).exists():
             print((session.workspace / target).read_text(encoding="utf-8"), end="")
+
+
+def compare(session: Session, case: Case, sides: list[PlannedSide], options: StageOptions) -> None:
+    """Compare two ways of running the model on the same rows. Raises GateError if they differ too much."""
+    before = comparison.before(case, sides)
+    runner.check_sources(session, before)
+    first, second = (_with_outputs(session, case, side) for side in sides)
+    step = comparison.compare(case, first, second, options)
+    if not session.dry:  # a dry run names the latest outputs in a form for the shell, which is no path
+        runner.check_sources(session, [*before, step])
+    result = [runner.run(session, needed) for needed in (*before, step)][-1]
+    if session.dry:
+        return
+    if not result.ran:  # it has printed nothing
+        print("\n".join(json.loads((session.workspace / step.outputs[0]).read_bytes())["summary"]))
+    print(step.outputs[0])
+
+
+def _with_outputs(session: Session, case: Case, side: PlannedSide) -> PlannedSide:
+    """An om's side with the folder of its last outputs. Raises DataError if they are not of the present inputs."""
+    if side.kind != "om" or side.user_supplied:
+        return side
+    if session.dry:
+        return replace(side, file=type(side.file)(f"{side.file}{LATEST}"))
+    ascend = replace(case, plan=replace(case.plan, backend="ascend"))
+    [folder] = known_outputs(session, FittedCase(ascend, None))
+    return replace(side, file=folder)
 
 
 def finetune(session: Session, plan: Plan, init: Optional[str], options: StageOptions) -> None:
