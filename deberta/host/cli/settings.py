@@ -98,9 +98,7 @@ def profile_of(c: Context, name: str = "") -> profiles.Profile:
 
 def atc_options(setting: Any) -> AtcOptions:
     """The options under `atc` in invoke.yaml. Raises ConfigError."""
-    if setting and not hasattr(setting, "items"):
-        raise ConfigError(f"atc in invoke.yaml is {setting!r}, not a mapping of ATC's options")
-    return atc.options(setting)
+    return atc.options(schema.setting(setting, dict[str, Any], "atc"))
 
 
 def cann_script(c: Context) -> str:

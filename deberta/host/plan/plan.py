@@ -181,13 +181,6 @@ class Plan:
             return "_lengths", " any length"
         return ("", "") if self.length == SEQUENCE_LENGTH else (f"_s{self.length}", f" s={self.length}")
 
-    @property
-    def models(self) -> list[Plan]:
-        """A plan for each model that runs the lengths: one on cpu, one a length on ascend."""
-        if self.any_length or self.is_padded:
-            return [self]
-        return [replace(self, length=length) for length in self.lengths]
-
     def command(self, task: str, options: str = "") -> str:
         """The command that runs one of our tasks for this profile, to be named in messages."""
         of_model = task not in ("export-onnx", "preprocess")
@@ -232,6 +225,11 @@ class Case:
     def lengths(self) -> list[Case]:
         """A case for each length, in increasing order."""
         return [replace(self, plan=replace(self.plan, length=length)) for length in self.plan.lengths]
+
+    @property
+    def models(self) -> list[Case]:
+        """A case for each model that runs the lengths: one on cpu, one a length on ascend."""
+        return [self] if self.plan.any_length or self.plan.is_padded else self.lengths
 
     def of_lengths(self, lengths: Iterable[int]) -> Case:
         """The same at these lengths, which increase."""

@@ -20,7 +20,6 @@ from deberta.core.paths import record_of
 from deberta.core.records import Record
 from deberta.core.report import Report
 from deberta.host.plan import checks, matrix
-from deberta.host.plan import report as report_steps
 from deberta.host.plan.matrix import Artifact
 from deberta.host.plan.plan import Plan, Step
 from deberta.host.report import bom, measurements, reasons
@@ -156,7 +155,7 @@ def show(session: Session, plan: Plan) -> None:
 def _run_stages(session: Session, plan: Plan, job: Optional[Job]) -> Session:
     """Always run both; returns the session that knows the digests of what they wrote."""
     anew = replace(session, force=True, why_forced="it is made anew each time", strict=False)
-    for step in (report_steps.assess(plan, job), report_steps.render(plan)):
+    for step in (checks.assess(plan, job), checks.render(plan)):
         runner.run(anew, step)
     return anew
 

@@ -107,13 +107,13 @@ def perf(session: Session, case: Case, loops: int, choice: Choice = ()) -> None:
 def compiling(session: Session, case: Case) -> list[Step]:
     """The exports and compilations for a case's lengths; none for an .om that the user supplied."""
     steps = []
-    for plan in case.plan.models:
-        part = replace(case, plan=plan)
+    for part in case.models:
         if uses_supplied_om(session, part):
             session.say(f"{part.compiled} was not made here and is used as it is (--force compiles it anew)")
             continue
-        chip = replace(plan, soc_version=session.soc_version()) if plan.backend == "ascend" else plan
-        steps += [evaluation.export_onnx(chip), evaluation.build_om(replace(part, plan=chip))]
+        soc_version = session.soc_version() if part.plan.backend == "ascend" else ""
+        of_chip = replace(part, plan=replace(part.plan, soc_version=soc_version))
+        steps += [evaluation.export_onnx(of_chip.plan), evaluation.build_om(of_chip)]
     return steps
 
 
@@ -125,8 +125,7 @@ def uses_supplied_om(session: Session, case: Case) -> bool:
 def outdated(session: Session, fitted: FittedCase) -> str:
     """Why the outputs that are there are not of the present model and bins; empty if they are."""
     case = fitted.case
-    parts = [replace(case, plan=plan) for plan in case.plan.models]
-    own = [part for part in parts if not uses_supplied_om(session, part)]
+    own = [part for part in case.models if not uses_supplied_om(session, part)]
     before = [step for part in own for step in (evaluation.export_onnx(part.plan), evaluation.build_om(part))]
     for step in (*before, evaluation.preprocess(case), *_inference(fitted, {})):
         if reason := freshness.outdated(session, step):

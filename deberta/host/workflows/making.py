@@ -10,12 +10,11 @@ from typing import Optional, Sequence
 from deberta.core.buckets import Choice
 from deberta.core.contract import PERFORMANCE_LOOPS
 from deberta.core.errors import ConfigError
-from deberta.core.paths import record_of
 from deberta.host.plan import checks, comparison, demo, evaluation
 from deberta.host.plan.comparison import PlannedSide
 from deberta.host.plan.plan import LATEST, Case, Plan, StageOptions
 from deberta.host.report import request
-from deberta.host.run import runner
+from deberta.host.run import freshness, runner
 from deberta.host.run.session import Session
 from deberta.host.workflows.evaluation import evaluate, known_outputs, perf
 from deberta.host.workflows.lengths import FittedCase
@@ -63,8 +62,7 @@ def _with_outputs(session: Session, case: Case, side: PlannedSide) -> PlannedSid
 def finetune(session: Session, plan: Plan, init: Optional[str], options: StageOptions) -> None:
     """train.tsv -> the profile's checkpoint. A checkpoint that we did not train is never replaced, --force or not."""
     profile = plan.profile
-    exists = (session.workspace / profile.checkpoint_path).exists()
-    if exists and not (session.workspace / record_of(profile.checkpoint_path)).exists() and not session.dry:
+    if freshness.is_user_supplied(session, profile.checkpoint_path) and not session.dry:
         raise ConfigError(
             f"{profile.checkpoint_path} is there and was not made by finetune. Move it away, "
             f"or give the training a profile of its own in invoke.yaml"
