@@ -15,6 +15,8 @@ from typing import Callable, Iterator
 import pytest
 
 from deberta.host.environments import stages
+from deberta.host.plan import profiles
+from deberta.host.plan.plan import Plan
 from deberta.host.workflows import doctor
 from deberta.host.workflows.doctor import GIB, MISSING, OK, UNKNOWN, HostCheck
 from tests.mnli_helpers import small_disk
@@ -75,21 +77,23 @@ def test_all_checks_are_made_and_the_missing_input_is_the_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DOCKER_HOST", "unix:///nonexistent/docker.sock")
-    monkeypatch.setattr(doctor, "SMALL_DISK", 1)
-    monkeypatch.setattr(doctor, "SMALL_MEMORY", 1)
-    (tmp_path / "spm.model").write_bytes(b"model")
-    inputs = [
-        (Path("spm.model"), "preprocess", "invoke fetch"),
-        (Path("models/mnli/pytorch.model-073631.bin"), "export-onnx", "invoke fetch --profile mnli"),
-    ]
-    checks = doctor.run(ROOT, tmp_path, inputs, full_size=False, python=Path(sys.executable))
+    monkeypatch.setattr(doctor, "FULL_DISK", 1)
+    monkeypatch.setattr(doctor, "FULL_MEMORY", 1)
+    files = {"checkpoint": "pytorch.model-073631.bin", "config": "config.json", "tokenizer": "spm.model"}
+    plan = Plan(profiles.load("mnli", {"mnli": {**files, "dataset": "MNLI", "rows": {"match": None}}}), "cpu")
+    checkpoint, *others = (tmp_path / path for path in plan.profile.inputs(["match"]))
+    for path in others:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"model")
+    checks = doctor.run(ROOT, tmp_path, plan, python=Path(sys.executable))
     assert [check.name for check in doctor.missing(checks)] == ["models/mnli/pytorch.model-073631.bin"]
     by_name = {check.name: check for check in checks}
-    assert by_name["spm.model"].actual == "5 bytes"
+    assert by_name["models/mnli/spm.model"].actual == "5 bytes"
     text = doctor.render(checks)
     assert "get: invoke fetch --profile mnli" in text
     assert text.splitlines()[-1] == "cpu backend, local executor: missing models/mnli/pytorch.model-073631.bin"
-    assert doctor.missing(doctor.run(ROOT, tmp_path, inputs[:1], False, Path(sys.executable))) == ()
+    checkpoint.write_bytes(b"model")
+    assert doctor.missing(doctor.run(ROOT, tmp_path, plan, Path(sys.executable))) == ()
 
 
 def test_render_aligns_and_explains_only_what_is_not_ok() -> None:

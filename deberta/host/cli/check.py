@@ -31,7 +31,7 @@ def lint_onnx(c: Context, options: Options) -> None:
     }
     session, plan = session_of(c, options), cpu_plan(c, options)
     with exclusive(session):
-        making.lint(session, plan, options.model or None, options.output or None, arguments)
+        making.lint(session, plan, options.model, options.output, arguments)
 
 
 @command("bs", "limit", "rows", "margin", "profile", *RUN, version="match")

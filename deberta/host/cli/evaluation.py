@@ -84,7 +84,7 @@ def finetune(c: Context, options: Options) -> None:
     stage_options = {f"--{name}": options.typed.get(name) for name in names}
     session, plan = session_of(c, options), cpu_plan(c, options)
     with exclusive(session):
-        making.finetune(session, plan, options.init or None, stage_options)
+        making.finetune(session, plan, options.init, stage_options)
 
 
 @command("remake", *RUN)

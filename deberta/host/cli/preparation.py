@@ -66,12 +66,10 @@ def ci_image(c: Context, options: Options) -> None:
 @command("profile")
 def doctor(c: Context, options: Options) -> None:
     """Say what this machine has and lacks, what that blocks, and how to get it."""
-    plan = settings.cpu_plan(c, options)
     checks = checkup.run(
         PROJECT,
         settings.workspace(c),
-        checkup.inputs(plan),
-        full_size=plan.profile.name != "demo",
+        settings.cpu_plan(c, options),
         python=settings.prepared_python(c),
         cann_setting=settings.cann_script(c),
         msame_path=settings.msame_path(c),

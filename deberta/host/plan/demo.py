@@ -32,4 +32,4 @@ def remake_steps(plan: Plan) -> list[Step]:
         log=plan.artifacts.log("demo-data"),
         commands={},
     )
-    return [generate, evaluation.finetune(plan, list(profile.rows), None, TRAINING)]
+    return [generate, evaluation.finetune(plan, list(profile.rows), "", TRAINING)]

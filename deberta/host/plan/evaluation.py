@@ -40,7 +40,7 @@ def export_onnx(plan: Plan, relative: str = "shift") -> Step:
     )
 
 
-def finetune(plan: Plan, versions: Sequence[str], init: Optional[Path], options: StageOptions) -> Step:
+def finetune(plan: Plan, versions: Sequence[str], init: str, options: StageOptions) -> Step:
     """Train the profile's model; `versions` are evaluated at the end, `options` go to the stage as they are."""
     profile = plan.profile
     return stage(
@@ -49,7 +49,7 @@ def finetune(plan: Plan, versions: Sequence[str], init: Optional[Path], options:
         reads={
             "--train": plan.source(profile.dataset_path / TRAIN_FILE),
             **Case(plan).sources("tokenizer", "config"),
-            "--init": [Input(init, "Check the path given with --init")] if init else [],
+            "--init": [Input(Path(init), "Check the path given with --init")] if init else [],
         },
         also_reads=[plan.source(profile.data_path(version)) for version in versions],
         writes={"--output": profile.checkpoint_path},

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import Any, Callable, Iterator, Optional, Sequence
+from typing import Any, Callable, Optional, Sequence
 
 import msgspec
 
@@ -50,8 +51,9 @@ def collect(
     session: Session, plan: Plan, sizes: Sequence[int], versions: Sequence[str], runners: Sequence[str] = RUNNERS
 ) -> Measured:
     """What is there at these batch sizes, of all lengths and precisions. Raises DataError if a file was altered."""
-    measured = Measured()
-    for case in _cases(plan, sizes, versions):
+    measured, precisions = Measured(), PRECISIONS if plan.backend == "cpu" else (FP32,)
+    for size, version, precision in itertools.product(sizes, versions, precisions):
+        case = Case(replace(plan, precision=precision), size, version).padded  # what is there says its lengths
         collector = _Collector(session, case, measured)
         collector.collect(case.evaluation, collector.evaluation)
         for name in runners:
@@ -67,14 +69,6 @@ def present(session: Session, plan: Plan) -> set[int]:
     folder = session.workspace / plan.artifacts.results
     matches = [_RESULT.fullmatch(path.name) for path in folder.glob("*.*")] if folder.is_dir() else []
     return {int(match[1]) for match in matches if match}
-
-
-def _cases(plan: Plan, sizes: Sequence[int], versions: Sequence[str]) -> Iterator[Case]:
-    """The padded cases of each precision; what is there says which lengths it ran at."""
-    for size in sizes:
-        for version in versions:
-            for precision in PRECISIONS if plan.backend == "cpu" else (FP32,):
-                yield Case(replace(plan, precision=precision), size, version).padded
 
 
 @dataclass(frozen=True)

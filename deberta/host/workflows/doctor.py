@@ -14,7 +14,7 @@ import shutil
 import sys
 import textwrap
 from pathlib import Path
-from typing import Dict, Optional, Sequence, Tuple
+from typing import Dict, Iterator, Optional, Sequence, Tuple
 
 import msgspec
 
@@ -52,27 +52,26 @@ CHECKS = msgspec.json.decode(Path(__file__).with_name("doctor.json").read_bytes(
 def run(
     project: Path,
     workspace: Path,
-    inputs: Sequence[Tuple[Path, str, str]],
-    full_size: bool = True,
+    plan: Plan,
     python: Optional[Path] = None,
     cann_setting: str = "",
     msame_path: Optional[Path] = None,
 ) -> Tuple[HostCheck, ...]:
-    """Every check. `inputs`: (path, relative to the workspace or absolute; what it blocks; command that gets it).
+    """Every check, for the profile of `plan`; the demo needs less disk and memory than the guide's model.
 
-    `full_size` False asks for the disk and memory that the demo needs, not for the guide's model's. `python` is the
-    interpreter of an environment that the user prepared for the stages (the setting stages_python); `cann_setting` and
-    `msame_path` are the settings of the ascend backend.
+    `python` is the interpreter of an environment that the user prepared for the stages (the setting stages_python);
+    `cann_setting` and `msame_path` are the settings of the ascend backend.
     """
+    is_demo = plan.profile.name == "demo"
     return (
         host_python(sys.version_info[:3]),
         *stage_environment(project, python),
         writable(workspace),
-        disk(workspace, FULL_DISK if full_size else SMALL_DISK),
-        memory(FULL_MEMORY if full_size else SMALL_MEMORY),
+        disk(workspace, SMALL_DISK if is_demo else FULL_DISK),
+        memory(SMALL_MEMORY if is_demo else FULL_MEMORY),
         cores(),
         cpu_features(),
-        *(input_file(workspace / path, str(path), blocks, get) for path, blocks, get in inputs),
+        *inputs(workspace, plan),
         engine(),
         *stage_images(project),
         cann(cann_setting),
@@ -83,8 +82,8 @@ def run(
     )
 
 
-def inputs(plan: Plan) -> Tuple[Tuple[Path, str, str], ...]:
-    """What a profile's user brings, as `run` takes it."""
+def inputs(workspace: Path, plan: Plan) -> Iterator[HostCheck]:
+    """What a profile's user brings."""
     profile = plan.profile
     needed = [
         (profile.checkpoint_path, "export-onnx, build-om, infer, evaluate, perf"),
@@ -92,7 +91,13 @@ def inputs(plan: Plan) -> Tuple[Tuple[Path, str, str], ...]:
         (profile.tokenizer_path, "preprocess, infer, evaluate, perf"),
         *((profile.data_path(version), f"preprocess and evaluate of {version}") for version in profile.rows),
     ]
-    return tuple((Path(path), blocks, plan.source(path).command) for path, blocks in needed)
+    for name, blocks in needed:
+        path = workspace / name
+        if path.is_file() or (path.is_dir() and any(path.iterdir())):
+            size = f"{path.stat().st_size} bytes" if path.is_file() else "a folder"
+            yield HostCheck(str(name), size, needed=True)
+        else:
+            yield HostCheck(str(name), "not there", "", MISSING, blocks, plan.source(name).command, needed=True)
 
 
 def missing(checks: Sequence[HostCheck]) -> Tuple[HostCheck, ...]:
@@ -192,13 +197,6 @@ def cpu_features(cpuinfo: Path = machine.CPUINFO) -> HostCheck:
         return _check("vector-units", f"none known on {platform.machine()}", None)
     note = "; bf16 is there, and not used: the precision hint is f32" if "bf16" in units else ""
     return _check("vector-units", units + note, True)
-
-
-def input_file(path: Path, name: str, blocks: str, get: str) -> HostCheck:
-    if path.is_file() or (path.is_dir() and any(path.iterdir())):
-        size = f"{path.stat().st_size} bytes" if path.is_file() else "a folder"
-        return HostCheck(name, size, needed=True)
-    return HostCheck(name, "not there", "", MISSING, blocks, get, needed=True)
 
 
 def engine() -> HostCheck:

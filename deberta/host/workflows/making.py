@@ -20,7 +20,7 @@ from deberta.host.workflows.evaluation import evaluate, known_outputs, perf
 from deberta.host.workflows.lengths import FittedCase
 
 
-def lint(session: Session, plan: Plan, model: Optional[str], output: Optional[str], options: StageOptions) -> None:
+def lint(session: Session, plan: Plan, model: str, output: str, options: StageOptions) -> None:
     """Check an ONNX file, the profile's unless another is named; the report is printed, or written to `output`."""
     path = PurePosixPath(model) if model else plan.artifacts.onnx
     target = PurePosixPath(output) if output else plan.artifacts.results.parent / f"lint-onnx.{options['--format']}"
@@ -59,7 +59,7 @@ def _with_outputs(session: Session, case: Case, side: PlannedSide) -> PlannedSid
     return replace(side, file=folder)
 
 
-def finetune(session: Session, plan: Plan, init: Optional[str], options: StageOptions) -> None:
+def finetune(session: Session, plan: Plan, init: str, options: StageOptions) -> None:
     """train.tsv -> the profile's checkpoint. A checkpoint that we did not train is never replaced, --force or not."""
     profile = plan.profile
     if freshness.is_user_supplied(session, profile.checkpoint_path) and not session.dry:
@@ -68,8 +68,7 @@ def finetune(session: Session, plan: Plan, init: Optional[str], options: StageOp
             f"or give the training a profile of its own in invoke.yaml"
         )
     versions = [v for v in profile.rows if (session.workspace / profile.data_path(v)).exists()]
-    start = PurePosixPath(init) if init else None
-    runner.run_all(session, [evaluation.finetune(plan, versions, start, options)])
+    runner.run_all(session, [evaluation.finetune(plan, versions, init, options)])
 
 
 def write_report(session: Session, plan: Plan, usual: Sequence[int], gates: Optional[Path] = None) -> None:
