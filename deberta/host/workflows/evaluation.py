@@ -20,7 +20,6 @@ from deberta.host.report import measurements
 from deberta.host.run import freshness, runner
 from deberta.host.run.session import Session
 from deberta.host.workflows import lengths
-from deberta.host.workflows.lengths import FittedCase
 
 FORMULA = "fps over the data = rows / sum over the lengths of (its batches * average time of one batch)"
 
@@ -34,7 +33,7 @@ def preprocess(session: Session, plan: Plan, batch_size: int, version: str = "",
         session.say("buckets: auto is cpu's choice here; infer and evaluate on ascend choose for themselves")
     versions = [version] if version else present_versions(session, plan)
     fitted = [lengths.fit(session, Case(plan, batch_size, each), choice or buckets.PADDED) for each in versions]
-    runner.run_all(session, [evaluation.preprocess(each.case) for each in fitted])
+    runner.run_all(session, [evaluation.preprocess(case) for case in fitted])
 
 
 def present_versions(session: Session, plan: Plan) -> list[str]:
@@ -48,10 +47,10 @@ def present_versions(session: Session, plan: Plan) -> list[str]:
 
 def infer(session: Session, case: Case, choice: Choice = ()) -> tuple[Case, list[PurePosixPath]]:
     """Everything up to the model's outputs; returns the case with its lengths, and their folders of outputs."""
-    fitted = lengths.fit(session, case, choice)
-    case = fitted.case
+    case = lengths.fit(session, case, choice)
     results = runner.run_all(session, [*compiling(session, case), evaluation.preprocess(case)])
-    steps = _inference(fitted, results[-1].summary)
+    lengths_of_bins = results[-1].summary.get("lengths", {})
+    steps = evaluation.infer(case, {int(length): part["rows"] for length, part in lengths_of_bins.items()})
     inferred = [runner.run(session, step) for step in steps]
     for result in inferred:
         if result.ran and case.plan.any_length:
@@ -68,7 +67,7 @@ def postprocess(session: Session, case: Case, outputs: str = "", choice: Choice 
         # They may be any machine's, so no backend is named.
         return _count(session, case.padded, [PurePosixPath(outputs)], f"of {outputs}")
     fitted = lengths.fit(session, case, choice)
-    _count(session, fitted.case, known_outputs(session, fitted))
+    _count(session, fitted, known_outputs(session, fitted))
 
 
 def evaluate(session: Session, case: Case, choice: Choice = ()) -> None:
@@ -94,7 +93,7 @@ def perf(session: Session, case: Case, loops: int, choice: Choice = ()) -> None:
     runner.run_all(session, [*compiling(session, padded), evaluation.preprocess(padded), step])
     if not session.dry:
         _print_performance(session, padded, loops)
-    fitted = lengths.fit(session, case, choice or buckets.PADDED).case
+    fitted = lengths.fit(session, case, choice or buckets.PADDED)
     if fitted.plan.is_padded:
         return
     timed = [evaluation.perf(part, loops) for part in fitted.lengths]
@@ -122,25 +121,24 @@ def uses_supplied_om(session: Session, case: Case) -> bool:
     return case.plan.backend == "ascend" and not session.force and freshness.is_user_supplied(session, case.compiled)
 
 
-def outdated(session: Session, fitted: FittedCase) -> str:
+def outdated(session: Session, case: Case) -> str:
     """Why the outputs that are there are not of the present model and bins; empty if they are."""
-    case = fitted.case
     own = [part for part in case.models if not uses_supplied_om(session, part)]
     before = [step for part in own for step in (evaluation.export_onnx(part.plan), evaluation.build_om(part))]
-    for step in (*before, evaluation.preprocess(case), *_inference(fitted, {})):
+    for step in (*before, evaluation.preprocess(case), *evaluation.infer(case, {})):
         if reason := freshness.outdated(session, step):
             return f"{step.title}: {reason}"
     return ""
 
 
-def known_outputs(session: Session, fitted: FittedCase) -> list[PurePosixPath]:
+def known_outputs(session: Session, case: Case) -> list[PurePosixPath]:
     """Each length's folder of outputs, of the present inputs. Raises MissingError, DataError, ConfigError."""
-    case, steps = fitted.case, _inference(fitted, {})
+    steps = evaluation.infer(case, {})
     known = [records.read(session.workspace / record_of(step.outputs[0])) for step in steps]
     if session.dry and None in known:
         return _run_folders(steps, [None] * len(steps))
     if all(record is not None for record in known):
-        if reason := outdated(session, fitted):
+        if reason := outdated(session, case):
             where = f"in {case.outputs}" if case.plan.is_padded else f"of {buckets.text(case.plan.lengths)}"
             raise DataError(
                 f"the outputs {where} are not of the present inputs ({reason}). Run: "
@@ -156,11 +154,6 @@ def known_outputs(session: Session, fitted: FittedCase) -> list[PurePosixPath]:
             f"{case.outputs} holds {len(names)} folders ({', '.join(names)}) and no record. Name one: --outputs DIR"
         )
     return [case.outputs / names[0]]
-
-
-def _inference(fitted: FittedCase, preprocessed: Mapping[str, Any]) -> list[Step]:
-    rows = fitted.rows if fitted.rows is not None else {buckets.PADDED[0]: int(preprocessed.get("rows", 0))}
-    return evaluation.infer(fitted.case, rows)
 
 
 def _run_folders(steps: Sequence[Step], known: Sequence[Optional[Record]]) -> list[PurePosixPath]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Mapping, NamedTuple, Optional
 
 from deberta.core import buckets
 from deberta.core.buckets import Choice
@@ -15,22 +14,15 @@ from deberta.host.run import runner
 from deberta.host.run.session import Session
 
 
-class FittedCase(NamedTuple):
-    """A case whose plan has its lengths, and the rows of each; None where only the bins' record will tell."""
-
-    case: Case
-    rows: Optional[Mapping[int, int]]
-
-
-def fit(session: Session, case: Case, choice: Choice) -> FittedCase:
-    """Count the rows' tokens and settle the lengths: those that any row needs, of the ones named or of auto's.
+def fit(session: Session, case: Case, choice: Choice) -> Case:
+    """The case at its lengths, settled by the rows' tokens: those that any row needs, of the ones named or of auto's.
 
     Without a choice: those of accuracy runs, no work on padding on cpu, the guide's files on ascend. A dry run in which
     nothing was counted shows the padded run in place of auto's lengths, and says so.
     """
     choice = choice or (buckets.AUTO if case.plan.backend == "cpu" else buckets.PADDED)
     if choice == buckets.PADDED:
-        return FittedCase(case.padded, None)
+        return case.padded
     plan, version = case.plan, case.version
     step = evaluation.token_counts(plan, version)
     runner.run_all(session, [step])
@@ -38,8 +30,8 @@ def fit(session: Session, case: Case, choice: Choice) -> FittedCase:
     if session.dry and not (session.workspace / counts).exists():
         if isinstance(choice, str):
             session.say(f"--buckets auto: the lengths are known once {counts} is there; shown is the padded run")
-            return FittedCase(case.padded, None)
-        return FittedCase(case.of_lengths(choice), dict.fromkeys(choice, 0))
+            return case.padded
+        return case.of_lengths(choice)
     histogram = buckets.read_histogram(session.workspace / counts)
     lengths = buckets.choose(histogram, case.batch_size, plan.backend) if isinstance(choice, str) else choice
     rows = buckets.rows_by_length(histogram, lengths, version)
@@ -52,7 +44,7 @@ def fit(session: Session, case: Case, choice: Choice) -> FittedCase:
     session.say(
         f"buckets: {buckets.text(list(rows))}{by_length}{left_out}; {run} tokens to run for {tokens}, padded {padded}"
     )
-    return FittedCase(case.of_lengths(rows), rows)
+    return case.of_lengths(rows)
 
 
 def of_model(plan: Plan, choice: Choice) -> Plan:

@@ -17,7 +17,6 @@ from deberta.host.report import request
 from deberta.host.run import freshness, runner
 from deberta.host.run.session import Session
 from deberta.host.workflows.evaluation import evaluate, known_outputs, perf
-from deberta.host.workflows.lengths import FittedCase
 
 
 def lint(session: Session, plan: Plan, model: str, output: str, options: StageOptions) -> None:
@@ -55,7 +54,7 @@ def _with_outputs(session: Session, case: Case, side: PlannedSide) -> PlannedSid
     if session.dry:
         return replace(side, file=type(side.file)(f"{side.file}{LATEST}"))
     ascend = replace(case, plan=replace(case.plan, backend="ascend"))
-    [folder] = known_outputs(session, FittedCase(ascend, None))
+    [folder] = known_outputs(session, ascend)
     return replace(side, file=folder)
 
 
