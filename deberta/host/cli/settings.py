@@ -191,6 +191,5 @@ def _docker(c: Context, folder: Path, options: Options) -> Executor:
             "--msame is for the local executor: the runtime image holds docker/bin/msame. Put the binary there and "
             "run: invoke images --lock"
         )
-    return DockerExecutor(
-        PROJECT, folder, image_builds(c), schema.setting(read(c).npu, NpuSettings, "npu"), options.keep
-    )
+    npu = schema.setting(read(c).npu, NpuSettings, "npu")
+    return DockerExecutor(PROJECT, folder, image_builds(c), npu, options.keep)

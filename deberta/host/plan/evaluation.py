@@ -67,7 +67,20 @@ def build_om(case: Case) -> Step:
         name, title = f"{name}_{plan.precision}", f"{title} {plan.precision}"
     exported = Input(plan.artifacts.onnx, case.commands["export-onnx"])
     if plan.backend == "ascend":
-        return _atc(case, name, title, exported)
+        line = atc.command(exported.path, compiled, case.batch_size, plan.soc_version, plan.atc, plan.length)
+        return Step(
+            name=name,
+            title=title,
+            stage="",
+            tool="atc",
+            arguments=line[1:],
+            inputs=(exported, *(Input(path, "check atc in invoke.yaml") for path in atc.option_files(plan.atc))),
+            outputs=(compiled,),
+            log=plan.artifacts.log(name),
+            commands=case.commands,
+            compilation=Compilation(exported.path, compiled, case.batch_size, plan.soc_version, plan.atc, plan.length),
+            gate=checks.lint(case) if plan.lint else None,
+        )
     return stage(
         "compile-cpu",
         case,
@@ -80,24 +93,6 @@ def build_om(case: Case) -> Step:
             "--any-length": plan.any_length,
             "--precision": plan.precision if plan.precision != FP32 else None,
         },
-    )
-
-
-def _atc(case: Case, name: str, title: str, exported: Input) -> Step:
-    plan, compiled = case.plan, case.compiled
-    line = atc.command(exported.path, compiled, case.batch_size, plan.soc_version, plan.atc, plan.length)
-    return Step(
-        name=name,
-        title=title,
-        stage="",
-        tool="atc",
-        arguments=line[1:],
-        inputs=(exported, *(Input(path, "check atc in invoke.yaml") for path in atc.option_files(plan.atc))),
-        outputs=(compiled,),
-        log=plan.artifacts.log(name),
-        commands=case.commands,
-        compilation=Compilation(exported.path, compiled, case.batch_size, plan.soc_version, plan.atc, plan.length),
-        gate=checks.lint(case) if plan.lint else None,
     )
 
 

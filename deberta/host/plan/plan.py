@@ -14,6 +14,7 @@ from deberta.ascend.atc import AtcOptions
 from deberta.core import buckets
 from deberta.core.buckets import Lengths
 from deberta.core.contract import FP32, SEQUENCE_LENGTH
+from deberta.core.errors import many
 from deberta.core.paths import Artifacts, limited
 from deberta.host.plan.profiles import Profile
 
@@ -243,12 +244,9 @@ class Case:
 
     def sources(self, *names: str) -> dict[str, Input]:
         """What the user brings (checkpoint, config, tokenizer, data), by the flag that gives it to a stage."""
-        profile = self.plan.profile
-        paths = {"checkpoint": profile.checkpoint_path, "config": profile.config_path}
-        paths["tokenizer"] = profile.tokenizer_path
-        if self.version:
-            paths["data"] = profile.data_path(self.version)
-        return {f"--{name}": self.plan.source(paths[name]) for name in names}
+        paths = self.plan.profile.inputs([self.version] if self.version else [])
+        by_name = dict(zip(("checkpoint", "config", "tokenizer", "data"), paths))
+        return {f"--{name}": self.plan.source(by_name[name]) for name in names}
 
     @property
     def row_counts(self) -> dict[str, Optional[int]]:
@@ -304,7 +302,7 @@ class Case:
         precision = plan.precision if plan.precision != FP32 and step in _OF_PRECISION else ""
         part = length = lengths = ""
         if not plan.is_padded and of_all_lengths:
-            part, lengths = "lengths", f"at {len(plan.lengths)} length{'s' * (len(plan.lengths) > 1)}"
+            part, lengths = "lengths", f"at {many(len(plan.lengths), 'length')}"
         elif not plan.is_padded and size:
             part, length = f"s{plan.length}", f"s={plan.length}"
         name = limited("_".join(filter(None, (step, size.replace("=", ""), self.version))), plan.limit)

@@ -70,7 +70,6 @@ def make(session: Session, plan: Plan, request: ReportRequest) -> Job:
         print(f"left out of the report: {text}")
     profile = plan.profile
     data = {v: profile.data_path(v) for v in request.versions if (session.workspace / profile.data_path(v)).exists()}
-    inputs = [profile.checkpoint_path, profile.config_path, profile.tokenizer_path, *data.values()]
     artifacts = _artifacts(plan, request, measured)
     recorded = {path: records.read(session.workspace / record_of(path)) for path, _ in artifacts}
     step_records = {path: record for path, record in recorded.items() if record is not None}
@@ -99,7 +98,7 @@ def make(session: Session, plan: Plan, request: ReportRequest) -> Job:
         performances=measured.performances,
         throughputs=measured.throughputs,
         label_changes=measured.label_changes,
-        inputs=_digests(session, inputs),
+        inputs=_digests(session, profile.inputs(data)),
         artifacts=_digests(session, (path for path, kind in artifacts if kind in matrix.SAME_ANYWHERE)),
         gates=gates(session, plan, request),
         published=list(published.GUIDE) if profile.published else [],

@@ -211,19 +211,17 @@ def engine() -> HostCheck:
         return _check("engine", textwrap.shorten(str(error), 200, placeholder="..."), False)
 
 
-def stage_images(project: Path) -> Tuple[HostCheck, ...]:
+def stage_images(project: Path) -> Iterator[HostCheck]:
     """Whether the parts of each stage image are here: the image is built by the command that needs it."""
     from deberta.host.images import definition, pins
 
-    checks = []
     for stage in pins.STAGES:
         try:
             image = definition.plan(project, pins.load(project), stage, platform.machine())
             actual, ok = f"{image.tag}{' (not pinned)' if image.unpinned else ''} can be built", True
         except DebertaError as error:
             actual, ok = str(error), False
-        checks.append(_check(f"image-{stage}", actual, ok))
-    return tuple(checks)
+        yield _check(f"image-{stage}", actual, ok)
 
 
 def cann(setting: str = "", scripts: Sequence[Path] = SCRIPTS) -> HostCheck:

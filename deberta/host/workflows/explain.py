@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Iterator, Mapping, NamedTuple, Sequence
 
+from deberta.core.errors import many
 from deberta.host.plan.plan import LATEST, Step
 from deberta.host.run import freshness
 from deberta.host.run.session import Session
@@ -63,7 +64,7 @@ def lines(verdicts: Sequence[Verdict]) -> Iterator[str]:
         yield f"{verdict.title}: {verdict.runs}{f': {verdict.reason}' if verdict.reason else ''}"
     counts = {kind: sum(verdict.runs == kind for verdict in verdicts) for kind in (YES, MAYBE, NO, STOPS)}
     summary = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
-    yield f"{len(verdicts)} step{'' if len(verdicts) == 1 else 's'}: {summary}"
+    yield f"{many(len(verdicts), 'step')}: {summary}"
     if counts[MAYBE]:
         yield "What may run is skipped if that which is made again comes out as it is now."
 
