@@ -148,8 +148,8 @@ def test_one_process_runs_all_lengths_on_cpu() -> None:
 def test_steps_of_one_run_have_names_of_their_own() -> None:
     for backend in BACKENDS:
         case, names = _case(backend, (64, 128, 256)), []
-        for plan in case.plan.models:
-            names += [evaluation.export_onnx(plan).name, evaluation.build_om(Case(plan, 8)).name]
+        for part in case.models:
+            names += [evaluation.export_onnx(part.plan).name, evaluation.build_om(part).name]
         names += [step.name for step in evaluation.infer(case, {})]
         names += [evaluation.perf(part, 9).name for part in case.lengths]
         names += [evaluation.token_counts(case.plan, "match").name]

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from deberta.core import contract, mnli, paths
-from deberta.host.plan import demo, profiles
+from deberta.host.plan import evaluation, profiles
 from deberta.host.plan.plan import Plan
 from deberta.stages.demo import demo_data, demo_text
 from deberta.stages.model import config
@@ -59,7 +59,7 @@ def test_the_first_rows_are_what_they_were(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("version", contract.VERSIONS)
 def test_the_committed_dev_files_are_the_generators(version: str, tmp_path: Path) -> None:
-    seed = demo.SEED
+    seed = evaluation.DEMO_SEED
     genres = demo_text.MATCHED_GENRES if version == "match" else demo_text.MISMATCHED_GENRES
     name = contract.DEV_FILES[version]
     demo_data.write_split(tmp_path / name, f"{seed} {version}", demo_data.DEV_ROWS, genres, train=False)
@@ -157,7 +157,7 @@ def test_the_steps_that_make_it_again_are_arguments_that_the_stages_take() -> No
     rows = {"match": 1200, "mismatch": 1200}
     files = {"checkpoint": "m.bin", "config": "c.json", "tokenizer": "spm.model", "dataset": "MNLI"}
     plan = Plan(profiles.load("demo", {"demo": {**files, "rows": rows}}), "cpu")
-    for step in demo.remake_steps(plan):
+    for step in evaluation.remake_demo(plan):
         assert not [argument for argument in step.arguments if argument.startswith("/")]
         shown = subprocess.run(
             [sys.executable, "-m", step.module, "--help"], capture_output=True, text=True, check=True

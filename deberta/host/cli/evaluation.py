@@ -14,7 +14,7 @@ from deberta.host.plan import evaluation as steps
 from deberta.host.plan.plan import Case
 from deberta.host.run import runner
 from deberta.host.run.session import exclusive
-from deberta.host.workflows import evaluation, lengths, making
+from deberta.host.workflows import evaluation, making
 
 
 @command("relative", "profile", *RUN)
@@ -38,7 +38,7 @@ def build_om(c: Context, options: Options) -> None:
     """Compile the model for one batch size; exports it first if need be."""
     plan, session = plan_of(c, options, compiles=True), session_of(c, options)
     with exclusive(session):
-        case = Case(lengths.of_model(plan, options.buckets), options.bs)
+        case = Case(evaluation.plan_of_model(plan, options.buckets), options.bs)
         runner.run_all(session, evaluation.compiling(session, case))
 
 

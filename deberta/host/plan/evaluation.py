@@ -17,6 +17,16 @@ from deberta.core.errors import ConfigError
 from deberta.host.plan import checks
 from deberta.host.plan.plan import Case, Compilation, Inference, Input, ModelRun, Plan, StageOptions, Step, stage
 
+DEMO_SEED = "1"
+DEMO_TRAINING = {
+    "--steps": "7500",
+    "--short-steps": "1500",
+    "--batch-size": "64",
+    "--learning-rate": "1e-3",
+    "--warmup": "200",
+    "--seed": DEMO_SEED,
+}
+
 
 def export_onnx(plan: Plan, relative: str = "shift") -> Step:
     """`relative` gather: the reference form of the graph, in a file of its own that no other step takes."""
@@ -55,6 +65,24 @@ def finetune(plan: Plan, versions: Sequence[str], init: str, options: StageOptio
         writes={"--output": profile.checkpoint_path},
         options={"--data": str(profile.dataset_path), "--state": str(plan.artifacts.finetune_state), **options},
     )
+
+
+def remake_demo(plan: Plan) -> list[Step]:
+    """The demo's committed files made again: data sets, vocabulary and config, and the model trained on them."""
+    profile = plan.profile
+    dev = [profile.data_path(version) for version in profile.rows]
+    arguments = ["--data", profile.dataset_path, "--tokenizer", profile.tokenizer_path, "--config", profile.config_path]
+    generate = Step(
+        name="demo-data",
+        title="demo-data",
+        stage="demo-data",
+        arguments=(*map(str, arguments), "--train-rows", "200000", "--seed", DEMO_SEED),
+        inputs=(),
+        outputs=(profile.dataset_path / TRAIN_FILE, *dev, profile.tokenizer_path, profile.config_path),
+        log=plan.artifacts.log("demo-data"),
+        commands={},
+    )
+    return [generate, finetune(plan, list(profile.rows), "", DEMO_TRAINING)]
 
 
 def build_om(case: Case) -> Step:

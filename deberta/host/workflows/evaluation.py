@@ -1,4 +1,4 @@
-"""The chain for one case: bins, model, outputs, accuracy, throughput; and the numbers that are printed at the end."""
+"""The chain for one case: lengths, bins, model, outputs, accuracy, throughput; and the numbers that it prints."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Mapping, Optional, Sequence
 from deberta.ascend import timing
 from deberta.core import buckets, records
 from deberta.core.buckets import Choice
-from deberta.core.contract import FP32
+from deberta.core.contract import FP32, batch_count
 from deberta.core.errors import ConfigError, DataError, MissingError
 from deberta.core.paths import record_of
 from deberta.core.records import Record
@@ -19,9 +19,51 @@ from deberta.host.plan.plan import LATEST, Case, Plan, Step
 from deberta.host.report import measurements
 from deberta.host.run import freshness, runner
 from deberta.host.run.session import Session
-from deberta.host.workflows import lengths
 
 FORMULA = "fps over the data = rows / sum over the lengths of (its batches * average time of one batch)"
+
+
+def at_lengths(session: Session, case: Case, choice: Choice) -> Case:
+    """The case at its lengths, settled by the rows' tokens: those that any row needs, of the ones named or of auto's.
+
+    Without a choice: those of accuracy runs, no work on padding on cpu, the guide's files on ascend. A dry run in which
+    nothing was counted shows the padded run in place of auto's lengths, and says so.
+    """
+    choice = choice or (buckets.AUTO if case.plan.backend == "cpu" else buckets.PADDED)
+    if choice == buckets.PADDED:
+        return case.padded
+    plan, version = case.plan, case.version
+    step = evaluation.token_counts(plan, version)
+    runner.run_all(session, [step])
+    [counts] = step.outputs
+    if session.dry and not (session.workspace / counts).exists():
+        if isinstance(choice, str):
+            session.say(f"--buckets auto: the lengths are known once {counts} is there; shown is the padded run")
+            return case.padded
+        return case.of_lengths(choice)
+    histogram = buckets.read_histogram(session.workspace / counts)
+    lengths = buckets.choose(histogram, case.batch_size, plan.backend) if isinstance(choice, str) else choice
+    rows = buckets.rows_by_length(histogram, lengths, version)
+    tokens = sum(count * length for length, count in histogram.items())
+    run = sum(batch_count(count, case.batch_size) * case.batch_size * length for length, count in rows.items())
+    by_length = f" ({'auto; ' if isinstance(choice, str) else ''}rows {', '.join(map(str, rows.values()))})"
+    unused = [length for length in lengths if length not in rows]
+    left_out = f"; no row needs {buckets.text(unused)}" if unused else ""
+    padded = batch_count(sum(rows.values()), case.batch_size) * case.batch_size * buckets.PADDED[0]
+    session.say(
+        f"buckets: {buckets.text(list(rows))}{by_length}{left_out}; {run} tokens to run for {tokens}, padded {padded}"
+    )
+    return case.of_lengths(rows)
+
+
+def plan_of_model(plan: Plan, choice: Choice) -> Plan:
+    """The plan of a compilation, which has no data to choose lengths by. Raises ConfigError."""
+    if isinstance(choice, str):
+        if plan.backend == "ascend":
+            raise ConfigError("--buckets auto needs data, and build-om has none. Give the lengths: --buckets 32,64,256")
+        # One model of the cpu backend runs any lengths, so any that are not 256 alone name it.
+        return replace(plan, lengths=(buckets.SHORTEST, *buckets.PADDED))
+    return replace(plan, lengths=choice or buckets.PADDED)
 
 
 def preprocess(session: Session, plan: Plan, batch_size: int, version: str = "", choice: Choice = ()) -> None:
@@ -32,7 +74,7 @@ def preprocess(session: Session, plan: Plan, batch_size: int, version: str = "",
     if choice == buckets.AUTO:
         session.say("buckets: auto is cpu's choice here; infer and evaluate on ascend choose for themselves")
     versions = [version] if version else present_versions(session, plan)
-    fitted = [lengths.fit(session, Case(plan, batch_size, each), choice or buckets.PADDED) for each in versions]
+    fitted = [at_lengths(session, Case(plan, batch_size, each), choice or buckets.PADDED) for each in versions]
     runner.run_all(session, [evaluation.preprocess(case) for case in fitted])
 
 
@@ -47,10 +89,10 @@ def present_versions(session: Session, plan: Plan) -> list[str]:
 
 def infer(session: Session, case: Case, choice: Choice = ()) -> tuple[Case, list[PurePosixPath]]:
     """Everything up to the model's outputs; returns the case with its lengths, and their folders of outputs."""
-    case = lengths.fit(session, case, choice)
+    case = at_lengths(session, case, choice)
     results = runner.run_all(session, [*compiling(session, case), evaluation.preprocess(case)])
-    lengths_of_bins = results[-1].summary.get("lengths", {})
-    steps = evaluation.infer(case, {int(length): part["rows"] for length, part in lengths_of_bins.items()})
+    lengths = results[-1].summary.get("lengths", {})
+    steps = evaluation.infer(case, {int(length): counts["rows"] for length, counts in lengths.items()})
     inferred = [runner.run(session, step) for step in steps]
     for result in inferred:
         if result.ran and case.plan.any_length:
@@ -66,7 +108,7 @@ def postprocess(session: Session, case: Case, outputs: str = "", choice: Choice 
     if outputs:
         # They may be any machine's, so no backend is named.
         return _count(session, case.padded, [PurePosixPath(outputs)], f"of {outputs}")
-    fitted = lengths.fit(session, case, choice)
+    fitted = at_lengths(session, case, choice)
     _count(session, fitted, known_outputs(session, fitted))
 
 
@@ -93,7 +135,7 @@ def perf(session: Session, case: Case, loops: int, choice: Choice = ()) -> None:
     runner.run_all(session, [*compiling(session, padded), evaluation.preprocess(padded), step])
     if not session.dry:
         _print_performance(session, padded, loops)
-    fitted = lengths.fit(session, case, choice or buckets.PADDED)
+    fitted = at_lengths(session, case, choice or buckets.PADDED)
     if fitted.plan.is_padded:
         return
     timed = [evaluation.perf(part, loops) for part in fitted.lengths]

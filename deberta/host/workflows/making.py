@@ -10,7 +10,7 @@ from typing import Optional, Sequence
 from deberta.core.buckets import Choice
 from deberta.core.contract import PERFORMANCE_LOOPS
 from deberta.core.errors import ConfigError
-from deberta.host.plan import checks, comparison, demo, evaluation
+from deberta.host.plan import checks, comparison, evaluation
 from deberta.host.plan.comparison import PlannedSide
 from deberta.host.plan.plan import LATEST, Case, Plan, StageOptions
 from deberta.host.report import request
@@ -91,7 +91,7 @@ def run_demo(session: Session, plan: Plan, remake: bool, choice: Choice) -> None
     lengths of the accuracy runs.
     """
     if remake:
-        runner.run_all(session, demo.remake_steps(plan))
+        runner.run_all(session, evaluation.remake_demo(plan))
     for version in plan.profile.rows:
         evaluate(session, Case(plan, 8, version), choice)
     for batch_size in (1, 8):
