@@ -1,10 +1,15 @@
-"""The errors that users see: each class has one exit code, each message says what, where, and what to run next."""
+"""The errors that users see: each class has one exit code, each message says what, where, and what to run next.
+
+And how text from outside gets to a terminal or a page: with its control characters made visible.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import re
 import sys
-from typing import Callable, Optional, Sequence
+from typing import Any, Callable, Iterator, Optional, Sequence, TextIO, cast
 
 
 class DebertaError(Exception):
@@ -68,7 +73,8 @@ def from_os_error(error: OSError) -> DebertaError:
 def run_stage(main: Callable[[Sequence[str]], None], argv: Optional[Sequence[str]] = None) -> int:
     """Run a stage's main and return its exit code; errors of ours become one line on stderr."""
     try:
-        main(sys.argv[1:] if argv is None else argv)
+        with visible_output():
+            main(sys.argv[1:] if argv is None else argv)
         return 0
     except DebertaError as error:
         problem = error
@@ -83,7 +89,37 @@ def run_stage(main: Callable[[Sequence[str]], None], argv: Optional[Sequence[str
 
 
 def one_line(text: str) -> str:
-    return " ".join(text.split())
+    return visible(" ".join(text.split()))
+
+
+# C0 but tab and newline, DEL, C1, what turns the direction of text around, and surrogates, which no encoding has.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def visible(text: str) -> str:
+    """The text with control characters as \\u001b and the like; a JSON document keeps its content."""
+    return _CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+class VisibleStream:
+    """A stream that writes control characters visibly. `terminal` is the stream below, for those of our own."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.terminal: TextIO = getattr(stream, "terminal", stream)
+
+    def write(self, text: str) -> int:
+        return self.terminal.write(visible(text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.terminal, name)
+
+
+@contextlib.contextmanager
+def visible_output() -> Iterator[None]:
+    """Within this, whatever is printed has its control characters made visible; a closed stream stays None."""
+    output, error = (cast(TextIO, stream and VisibleStream(stream)) for stream in (sys.stdout, sys.stderr))
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(error):
+        yield
 
 
 def many(count: int, noun: str) -> str:

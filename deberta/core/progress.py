@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Optional, TextIO, TypeVar
 
+from deberta.core.errors import visible
+
 _Item = TypeVar("_Item")
 _LINE = re.compile(r"\[progress\] (.+: \d+/\d+(?: .+)?)")
 
@@ -20,6 +22,11 @@ def parse(line: str) -> Optional[str]:
     """The text of a line printed by `Progress` without its prefix, or None for any other line."""
     match = _LINE.fullmatch(line.rstrip())
     return match[1] if match else None
+
+
+def redraw(stream: TextIO, text: str) -> None:
+    """Replace the last line of a terminal."""
+    getattr(stream, "terminal", stream).write(f"\r\x1b[K{visible(text)}")
 
 
 def track(items: Sequence[_Item], what: str, unit: str, size: Callable[[_Item], int] = lambda _: 1) -> Iterator[_Item]:
@@ -51,7 +58,7 @@ class Progress:
         unit = f" {self.unit}" if self.unit else ""
         text = f"{self.what}: {done}/{self.total}{unit} {note + ', ' if note else ''}{left:.0f} s left"
         if self._stream.isatty():
-            self._stream.write(f"\r\x1b[K{text}" + ("\n" if done >= self.total else ""))
+            redraw(self._stream, text + ("\n" if done >= self.total else ""))
         else:
             self._stream.write(f"[progress] {text}\n")
         self._stream.flush()

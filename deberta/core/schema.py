@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Meta
 
 from deberta.core import contract
-from deberta.core.errors import ConfigError, DataError, MissingError
+from deberta.core.errors import ConfigError, DataError, MissingError, visible
 
 T = TypeVar("T")
 LARGEST_JSON = 64 * 2**20  # bytes; the largest documents that we write have some MB
@@ -91,7 +91,7 @@ def problem(error: Exception) -> str:
 
 def text(content: Any) -> str:
     """The content as we write JSON: indented by two, its keys in the order of the schema."""
-    return json.dumps(msgspec.to_builtins(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return visible(json.dumps(msgspec.to_builtins(content), indent=2, ensure_ascii=False, allow_nan=False)) + "\n"
 
 
 def convert(content: Any, schema: Type[T], source: str, hint: str = "") -> T:

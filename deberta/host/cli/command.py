@@ -14,7 +14,7 @@ from invoke.exceptions import Exit
 from invoke.parser.argument import Argument
 from invoke.tasks import Task
 
-from deberta.core.errors import INTERRUPTED, DebertaError, from_os_error, one_line
+from deberta.core.errors import INTERRUPTED, DebertaError, from_os_error, one_line, visible_output
 from deberta.host.cli.options import OPTIONS, Option, Options
 
 Body = Callable[[Context, Options], None]
@@ -76,7 +76,8 @@ def exit_codes() -> Iterator[None]:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
     try:
-        yield
+        with visible_output():
+            yield
     except (DebertaError, OSError) as error:
         known = from_os_error(error) if isinstance(error, OSError) else error
         raise Exit(f"error: {one_line(str(known))}", known.exit_code) from None

@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 from typing import Callable, Iterable, Iterator, Sequence
 
-from deberta.core.errors import ERROR_PREFIX
+from deberta.core.errors import ERROR_PREFIX, visible
 
 GRACE_SECONDS = 120.0  # for an interrupted command to end and remove unfinished files, before it is killed
 Show = Callable[[str], None]  # takes a line of output
@@ -27,7 +27,7 @@ def transcript(log: Path, command: Sequence[str], show: Show) -> Iterator[Callab
             lines = []
             for line in output:
                 lines.append(line)
-                file.write(line)
+                file.write(visible(line))
                 if not line.startswith(ERROR_PREFIX):
                     show(line.rstrip("\n"))
             return lines

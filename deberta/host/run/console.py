@@ -27,7 +27,7 @@ class Console:
         if update is None:
             self.say(text)
         elif self._terminal:
-            self._stream.write(f"\r\x1b[K[{self._title}] {update}")
+            progress.redraw(self._stream, f"[{self._title}] {update}")
             self._stream.flush()
             self._open = True
         elif time.monotonic() - self._last >= PLAIN_SECONDS:
@@ -47,5 +47,5 @@ class Console:
     def close(self) -> None:
         """End a progress line that is still open."""
         if self._open:
-            self._stream.write("\r\x1b[K")
+            progress.redraw(self._stream, "")
             self._open = False

@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 from deberta.core import files
 from deberta.core.contract import parse_integer
-from deberta.core.errors import ConfigError, GateError, many, run_stage, some
+from deberta.core.errors import ConfigError, GateError, many, run_stage, some, visible
 from deberta.stages import arguments
 from deberta.stages.arguments import Argument, file, flag, one_of
 from deberta.stages.lint import checks, cost
@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> None:
     }
     if graph and options.stats:
         report["stats"] = cost.statistics(graph, batches, devices)
-    text = _FORMATS[options.format](report)
+    text = visible(_FORMATS[options.format](report))
     if options.output:
         files.write_text(options.output, text)
         print(f"{options.output}: {counts_text(report)}", flush=True)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from deberta.core import files, schema
-from deberta.core.errors import DataError, run_stage, some
+from deberta.core.errors import DataError, run_stage, some, visible
 from deberta.core.report import Report
 from deberta.stages import arguments
 from deberta.stages.report import canonical
@@ -56,6 +56,7 @@ def main(argv: Sequence[str]) -> None:
     report = read(options.report)
     beside = options.report.resolve().parent == options.html.resolve().parent
     pages = {options.markdown: markdown(report), options.html: html(report, options.report.name if beside else "")}
+    pages = {path: visible(text) for path, text in pages.items()}
     files.write_texts(pages)
     sizes = {os.fspath(path): len(text.encode("utf-8")) for path, text in pages.items()}
     arguments.write_summary(options.summary, {"bytes": sizes})
