@@ -10,7 +10,6 @@ Lines, names and keys are those of the public source, Ascend/tools at 9d6da90.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -21,7 +20,7 @@ from typing import NamedTuple, Optional
 import msgspec
 
 from deberta.ascend.runs import check_complete, explain
-from deberta.core import contract
+from deberta.core import contract, files
 from deberta.core.errors import ConfigError, DataError, MissingError, StageError, some
 from deberta.core.schema import decode
 
@@ -109,7 +108,7 @@ def installed(stdout: str) -> dict[str, str]:
     """Where the two packages are, from what PROBE printed: their files by name. Raises MissingError if one is not."""
     lines = stdout.strip().splitlines()
     try:
-        origins: dict[str, Optional[str]] = json.loads(lines[-1])
+        origins = decode(lines[-1], dict[str, Optional[str]])
     except (IndexError, ValueError):
         raise StageError(f"CANN's python3 does not run: {lines[-1] if lines else 'it printed nothing'}") from None
     missing = [name for name, path in origins.items() if not path]
@@ -156,7 +155,7 @@ def judge(run: AisBenchRun, outputs_folder: Path, expected: Mapping[str, int], e
     path = summary_of(outputs_folder)
     if not path.is_file():
         raise StageError("ais_bench stopped before it wrote its summary")
-    summary = read_summary(path.read_text(encoding="utf-8", errors="replace"))
+    summary = read_summary(files.read_text(path))
     question = "Are there as many files in each input directory, and is each as large as an input of the model?"
     check_complete(summary.times_ms, expected_times, question, outputs_folder, expected)
     summary.average_ms()

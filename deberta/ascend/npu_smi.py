@@ -24,13 +24,15 @@ BUSY, IDLE, UNKNOWN = "busy", "idle", "unknown"
 IDLE_MEMORY_MB = 2500  # idle cards were seen with 930 to 1910 MB in use; above this something may be loaded
 HEALTHY = "OK"  # others: Warning, Alarm, Critical, UNKNOWN
 
-_PLACE = re.compile(r"(\d+) +(\d+)")
+_PLACE = re.compile(r"(\d{1,9}) +(\d{1,9})", re.ASCII)
 # The cells of a chip's two rows; its name is 310P3, 310Pvir01, Ascend910 ...
 _CHIP = re.compile(
-    r"(?P<npu>\d+) +(?P<name>[A-Za-z]*\d\w*)\|(?P<health>[^|]*)\|[^|]*\|"
-    r"(?P<chip>\d+) +(?P<device>\d+)\|[^|]*\|(?P<aicore>\d+|NA|-) +(?P<used>\d+) */ *(?P<total>\d+)"
+    r"(?P<npu>\d{1,9}) +(?P<name>[A-Za-z]*\d\w*)\|(?P<health>[^|]*)\|[^|]*\|"
+    r"(?P<chip>\d{1,9}) +(?P<device>\d{1,9})\|[^|]*\|"
+    r"(?P<aicore>\d{1,9}|NA|-) +(?P<used>\d{1,9}) */ *(?P<total>\d{1,9})",
+    re.ASCII,
 )
-_NOBODY = re.compile(r"No running processes found in NPU (\d+)")
+_NOBODY = re.compile(r"No running processes found in NPU (\d{1,9})", re.ASCII)
 _VIRTUAL = re.compile(r"vir\d", re.IGNORECASE)
 _SOC_VERSION = re.compile(r"Ascend\w+")
 

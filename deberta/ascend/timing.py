@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from deberta.ascend import ais_bench, msame
+from deberta.core import files
 from deberta.core.errors import DataError
 
 PERCENTILES = (50, 90, 99)
@@ -34,7 +35,7 @@ def read(log: Path, batch_size: int) -> Timing:
     """A timing log, whose suffix tells the runner: ais_bench's is .json. Raises DataError naming the file."""
     runner = ais_bench.MODULE if log.suffix == ".json" else msame.PROGRAM
     try:
-        return parse(log.read_text(encoding="utf-8", errors="replace"), runner, batch_size)
+        return parse(files.read_text(log), runner, batch_size)
     except DataError as error:
         raise DataError(f"{log}: {error}") from None
 

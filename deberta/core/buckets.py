@@ -5,14 +5,16 @@ A row runs at the smallest length that holds it; the batches of each length are 
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Optional, Union
 
-from deberta.core.contract import SEQUENCE_LENGTH, batch_count
+import msgspec
+
+from deberta.core import schema
+from deberta.core.contract import SEQUENCE_LENGTH, batch_count, whole
 from deberta.core.errors import ConfigError, DataError
 
 AUTO = "auto"
@@ -41,7 +43,7 @@ def parse(value: Optional[str]) -> Choice:
         return AUTO
     example = f"Give increasing lengths like 32,64,96,128,{SEQUENCE_LENGTH}, or auto"
     parts = [part.strip() for part in text.split(",")]
-    wrong = [part for part in parts if not re.fullmatch(r"\d{1,9}", part, re.ASCII)]
+    wrong = [part for part in parts if not re.fullmatch("[0-9]{1,9}", part)]
     if wrong:
         raise ConfigError(f"--buckets {value!r}: {wrong[0]!r} is not a whole number. {example}")
     lengths = tuple(map(int, parts))
@@ -77,14 +79,18 @@ def text(lengths: Sequence[int]) -> str:
     return ",".join(map(str, lengths))
 
 
+class _TokenCounts(msgspec.Struct):
+    tokens: dict[schema.Number, schema.Positive]
+
+
 def read_histogram(path: Path) -> Histogram:
     """The tokens that token_counts counted. Raises DataError."""
     try:
-        tokens = json.loads(path.read_text(encoding="utf-8"))["tokens"]
-        histogram = {int(length): int(rows) for length, rows in tokens.items()}
-    except (ValueError, KeyError, TypeError, AttributeError):
-        histogram = {}
-    if not histogram or min(histogram) < 1 or min(histogram.values()) < 1 or max(histogram) > SEQUENCE_LENGTH:
+        tokens = schema.read_json(path, _TokenCounts).tokens
+    except ValueError:
+        tokens = {}
+    histogram = {whole(length): rows for length, rows in tokens.items()}
+    if not histogram or max(histogram) > SEQUENCE_LENGTH:
         raise DataError(f"{path} does not hold counts of tokens. Remove it and run the same command again")
     return histogram
 

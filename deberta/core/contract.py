@@ -55,14 +55,21 @@ def parse_batch_size(value: Union[str, int, None], default: int = 1) -> int:
     return parse_integer("--bs", value, default, 1, 1024)
 
 
+def whole(text: str, low: int = 0, high: int = 10**18 - 1) -> int:
+    """A whole number within [low, high]: at most 18 ASCII digits. Raises ValueError."""
+    if re.fullmatch("-?[0-9]{1,18}", text) and low <= int(text) <= high:
+        return int(text)
+    raise ValueError(f"{text[:40]!r} is not a whole number from {low} to {high}")
+
+
 def parse_integer(option: str, value: Union[str, int, None], default: int, low: int, high: int) -> int:
     """An integer option within [low, high], `default` when it was not given. Raises ConfigError."""
     if value is None:
         return default
-    text = str(value).strip()
-    if not re.fullmatch(r"-?\d+", text) or not low <= int(text) <= high:
-        raise ConfigError(f"{option} {text!r} is not a whole number from {low} to {high}")
-    return int(text)
+    try:
+        return whole(str(value).strip(), low, high)
+    except ValueError as error:
+        raise ConfigError(f"{option} {error}") from None
 
 
 def one_of(option: str, value: str, known: Sequence[str]) -> str:

@@ -49,6 +49,7 @@ class GateError(DebertaError):
 
 
 INTERRUPTED = 130
+LONGEST_MESSAGE = 4000  # characters
 ERROR_PREFIX = "error: "
 _BY_CODE = {c.exit_code: c for c in (ConfigError, MissingError, StageError, DataError, GateError)}
 
@@ -65,6 +66,8 @@ def from_os_error(error: OSError) -> DebertaError:
         return StageError(f"the disk is full{where}. Free some space, then run the same command again")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return ConfigError(f"no permission{where}: {error.strerror}. Check the owner and mode of the folder")
+    if isinstance(error, ValueError):  # files.UnfitFile
+        return DataError(f"{error.filename} {error.strerror}")
     if isinstance(error, FileNotFoundError):
         return MissingError(f"{error.filename} is missing. Run: invoke doctor")
     return StageError(f"{error.strerror or error}{where}")
@@ -89,7 +92,9 @@ def run_stage(main: Callable[[Sequence[str]], None], argv: Optional[Sequence[str
 
 
 def one_line(text: str) -> str:
-    return visible(" ".join(text.split()))
+    """For a message: without line ends and control characters, and of a very long one the beginning and the end."""
+    line = visible(" ".join(text.split()))
+    return line if len(line) <= LONGEST_MESSAGE else f"{line[:1000]} ... {line[1000 - LONGEST_MESSAGE :]}"
 
 
 # C0 but tab and newline, DEL, C1, what turns the direction of text around, and surrogates, which no encoding has.

@@ -3,14 +3,57 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import shutil
+import stat
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import IO, Iterator
 
 TEMPORARY = ".tmp-"
+LARGEST_TEXT = 32 * 2**20  # bytes of a file that is read as a whole; the largest that we write have some MB
+
+
+class UnfitFile(OSError, ValueError):
+    """Not a regular file, or too large: its content is not read."""
+
+    def __str__(self) -> str:
+        return str(self.strerror)
+
+
+def open_regular(path: Path) -> IO[bytes]:
+    """Open a file that anybody may have made. Raises OSError, UnfitFile for a folder, a FIFO or a device."""
+    return open(path, "rb", opener=_open_regular)
+
+
+def _open_regular(path: str, flags: int) -> int:
+    file = os.open(path, flags | os.O_NONBLOCK)  # to open a FIFO would wait for its writer
+    if stat.S_ISREG(os.fstat(file).st_mode):
+        return file
+    os.close(file)
+    raise UnfitFile(errno.EINVAL, "is not a regular file", path)
+
+
+def read_bytes(path: Path, most: int = LARGEST_TEXT) -> bytes:
+    """The content of a file that anybody may have made. Raises OSError, UnfitFile for more than `most` bytes."""
+    with open_regular(path) as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise UnfitFile(errno.EFBIG, f"has more than {most} bytes", os.fspath(path))
+    return content
+
+
+def read_text(path: Path) -> str:
+    """The same as text; what is not UTF-8 becomes U+FFFD."""
+    return read_bytes(path).decode("utf-8", errors="replace")
+
+
+def inside(root: Path, path: str | PurePath) -> bool:
+    """Whether a path that is relative to `root` stays in it when all links are followed."""
+    base, real = os.path.realpath(root), os.path.realpath(root / path)
+    return os.path.commonpath([base, real]) == base
 
 
 def temporary_beside(path: Path) -> Path:
@@ -81,8 +124,8 @@ def write_texts(texts: Mapping[Path, str]) -> None:
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
-    with open(path, "rb") as file:
+    """SHA-256 of a regular file's bytes, in hexadecimal."""
+    with open_regular(path) as file:
         return sha256_of_stream(file)
 
 

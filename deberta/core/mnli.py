@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from deberta.core import files
 from deberta.core.contract import LABELS
 from deberta.core.errors import DataError, MissingError
 
@@ -22,6 +23,7 @@ PAIR_ID, GENRE, PREMISE, HYPOTHESIS = 2, 3, 8, 9
 _KINDS = {DEV_COLUMNS: "dev", TRAIN_COLUMNS: "train", TEST_COLUMNS: "test"}
 _NAMES = {PAIR_ID: "pairID", GENRE: "genre", PREMISE: "sentence1", HYPOTHESIS: "sentence2", -1: "gold_label"}
 _LABEL_INDEX = {label: index for index, label in enumerate(LABELS)}
+LONGEST_LINE = 2**20  # bytes
 _SHOWN = 5  # bad rows quoted in one message; the others are counted
 
 
@@ -46,9 +48,9 @@ def rows(path: Path, expected_columns: int = DEV_COLUMNS, limit: int = 0) -> Ite
         raise MissingError(f"{path} is missing. Run: invoke fetch")
     bad: list[str] = []
     bad_count = read = 0
-    with open(path, "rb") as file:
-        _check_header(path, file.readline(), expected_columns)
-        for number, line in enumerate(file, start=2):
+    with files.open_regular(path) as file:
+        _check_header(path, file.readline(LONGEST_LINE), expected_columns)
+        for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE), b""), start=2):
             if limit and read >= limit:
                 break
             read += 1
@@ -123,6 +125,8 @@ def _parse(line: bytes, expected_columns: int) -> Row:
 
 
 def _text(line: bytes) -> str:
+    if len(line) >= LONGEST_LINE:
+        raise ValueError(f"longer than {LONGEST_LINE} bytes")
     if b"\0" in line:
         raise ValueError("a NUL byte, expected UTF-8 text")
     try:

@@ -10,11 +10,12 @@ from typing import Annotated, Any, Type, TypeVar, Union
 import msgspec
 from msgspec import Meta
 
-from deberta.core import contract
+from deberta.core import contract, files
 from deberta.core.errors import ConfigError, DataError, MissingError, visible
 
 T = TypeVar("T")
-LARGEST_JSON = 64 * 2**20  # bytes; the largest documents that we write have some MB
+DEEPEST_JSON = 64  # lists and objects in each other
+MOST_DIGITS = 40  # of a whole number in JSON; transformers writes 10**30 for "no limit"
 _PLACE = re.compile(r"(.*?)(?: - at `(?:key` in `)?\$\.?(.*)`)?\Z", re.DOTALL)
 
 
@@ -40,7 +41,7 @@ Labels = Annotated[list[Label], Meta(description="Output i means label i.", min_
 ByLabel = Annotated[dict[Label, Count], Meta(description="Rows by label.", min_length=3)]
 BatchSize = Annotated[int, Meta(ge=1, le=1024)]
 BatchSizes = Annotated[list[BatchSize], UNIQUE]
-Number = Annotated[str, Meta(pattern=r"^[1-9]\d*$")]  # a batch size or a length, as a key
+Number = Annotated[str, Meta(pattern="^[1-9][0-9]{0,17}$")]  # a batch size or a length, as a key
 RowsByLength = Annotated[dict[Number, Positive], Meta(description="Rows by sequence length.", min_length=1)]
 Line = Annotated[int, Meta(ge=2)]
 
@@ -60,25 +61,49 @@ def read(path: Path, schema: Type[T], hint: str) -> T:
 
 
 def read_json(path: Path, schema: Type[T]) -> T:
-    """Decode a JSON file. Raises OSError, and ValueError as `decode` does or for a file that is too large."""
-    if path.stat().st_size > LARGEST_JSON:
-        raise ValueError(f"has more than {LARGEST_JSON} bytes")
-    return decode(path.read_bytes(), schema)
+    """Decode a JSON file. Raises OSError, and ValueError as `decode` and `files.read_bytes` do."""
+    return decode(files.read_bytes(path), schema)
 
 
 def decode(document: Union[bytes, str], schema: Type[T]) -> T:
-    """Decode a JSON document. Raises ValueError: not UTF-8, not JSON, a key twice, nested too deeply, other types."""
+    """Decode a JSON document. Raises ValueError: not UTF-8, not JSON, a key twice, nested too deeply, other types.
+
+    Refused too, wherever they stand: NaN and infinities, NUL and surrogates without their pair, and endless numbers.
+    """
     try:
-        json.loads(document.decode() if isinstance(document, bytes) else document, object_pairs_hook=_refuse_doubles)
-        return msgspec.json.decode(document, type=schema)
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        text = document.decode() if isinstance(document, bytes) else document
+        if "\\u0000" in text:
+            raise ValueError("it holds a NUL character")
+        _check_depth(json.loads(text, object_pairs_hook=_without_doubles, parse_int=_bounded))
+        return msgspec.json.decode(text, type=schema)
+    except RecursionError:
+        raise ValueError(f"is nested more than {DEEPEST_JSON} levels deep") from None
+    except (msgspec.MsgspecError, ValueError) as error:
         raise ValueError(problem(error)) from None
 
 
-def _refuse_doubles(pairs: list[tuple[str, Any]]) -> None:
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """json and msgspec use the last of equal keys, other readers the first."""
-    if len({key for key, _ in pairs}) < len(pairs):
+    content = dict(pairs)
+    if len(content) < len(pairs):
         raise ValueError("a key occurs twice in one object")
+    return content
+
+
+def _bounded(digits: str) -> int:
+    if len(digits) > MOST_DIGITS:
+        raise ValueError(f"a number has {len(digits)} digits")
+    return int(digits)
+
+
+def _check_depth(content: Any) -> None:
+    level = [content]
+    for _ in range(DEEPEST_JSON + 1):
+        containers = [value for value in level if isinstance(value, (dict, list))]
+        level = [inner for value in containers for inner in (value.values() if isinstance(value, dict) else value)]
+        if not containers:
+            return
+    raise RecursionError
 
 
 def problem(error: Exception) -> str:

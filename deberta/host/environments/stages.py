@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 import sys
 from pathlib import Path
-from typing import Mapping, Optional
+from typing import Any, Mapping, Optional
 
+from deberta.core import schema
 from deberta.core.errors import ConfigError, MissingError
 from deberta.host.environments import venvs
 
@@ -74,7 +74,7 @@ def installed(python: Path) -> dict[str, str]:
     """Versions of "python" (3.11, say) and of those of IMPORTED that it has. Raises ConfigError if it does not run."""
     try:
         process = venvs.run([str(python), "-c", _VERSIONS, *IMPORTED])
-        return {str(name): str(version) for name, version in json.loads(process.stdout).items()}
+        return {str(name): str(version) for name, version in schema.decode(process.stdout, dict[str, Any]).items()}
     except (OSError, ValueError, AttributeError):
         message = f"{python} does not run as a Python 3.11. Give the Python of a prepared environment"
         raise ConfigError(message) from None

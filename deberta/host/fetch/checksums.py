@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import zipfile
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Callable, Dict, NamedTuple
+from typing import Any, Callable, Dict, NamedTuple
 
 import msgspec
 
@@ -94,7 +93,7 @@ def read_record(path: Path) -> dict[str, Recorded]:
 
 def check_form(kind: str, path: Path) -> None:
     """Raise Unfit if the file cannot be of this kind, or is a zip (as checkpoints are) or JSON that is cut off."""
-    with open(path, "rb") as file:
+    with files.open_regular(path) as file:
         head = file.read(HEAD_BYTES)
     problem = wrong_start(kind, head)
     if problem:
@@ -103,9 +102,9 @@ def check_form(kind: str, path: Path) -> None:
         raise Unfit(f"it is a cut-off {kind}: the zip's end is missing")
     if kind == JSON:
         try:
-            json.loads(path.read_bytes())
-        except (ValueError, RecursionError) as error:
-            raise Unfit(f"it is not JSON: {error}") from error
+            schema.read_json(path, Any)
+        except ValueError as error:
+            raise Unfit(f"it {error}") from error
 
 
 def check_hash(job: FetchItem, key: str, sha256: str, checksums: Checksums) -> str:

@@ -23,8 +23,9 @@ from urllib.parse import urljoin, urlsplit, urlunsplit
 
 import msgspec
 import requests
+from urllib3.exceptions import HTTPError
 
-from deberta.core import files, schema
+from deberta.core import contract, files, schema
 from deberta.core.errors import StageError
 from deberta.core.progress import Progress
 from deberta.host.fetch.sources import HEAD_BYTES
@@ -196,7 +197,7 @@ class Transfer:
                     expected = total if total >= 0 else self.about_bytes
                     check_space(self.part.parent, expected - offset, self.name)
                     self._receive(response, offset, total, expected)
-        except requests.RequestException as error:
+        except (requests.RequestException, HTTPError, ValueError) as error:  # ValueError: an answer that cannot be read
             transient = not isinstance(error, ValueError)  # an invalid URL, scheme or header stays so
             raise DownloadFailed(_reason(error, self.settings), transient=transient) from error
         return final_url
@@ -241,11 +242,11 @@ class Transfer:
             raise DownloadFailed(f"the server sent it {encoding}-encoded, which was not asked for")
         if status == 200:
             self.file.truncate(0)
-            length = response.headers.get("Content-Length", "")
-            return 0, int(length) if length.isdigit() else -1
+            length = response.headers.get("Content-Length")
+            return 0, -1 if length is None else contract.whole(length)
         content_range = response.headers.get("Content-Range", "")
         if status == 206 and offset:
-            match = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", content_range)
+            match = re.fullmatch(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)", content_range)
             if match and int(match[1]) == offset and match[3] in ("*", str(int(match[2]) + 1)):
                 return offset, int(match[2]) + 1
             reason = f"asked from byte {offset}, got {content_range or 'no range'}"
@@ -293,7 +294,7 @@ def _size(file: IO[bytes]) -> int:
     return os.fstat(file.fileno()).st_size
 
 
-def _reason(error: requests.RequestException, settings: DownloadSettings) -> str:
+def _reason(error: Exception, settings: DownloadSettings) -> str:
     """The innermost of the nested causes that requests reports, in a few words."""
     if isinstance(error, requests.ConnectTimeout):
         return f"no connection within {settings.connect:g} s"

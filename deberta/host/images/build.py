@@ -12,11 +12,11 @@ import tempfile
 import time
 import uuid
 from pathlib import Path
-from typing import IO, Any, Dict
+from typing import IO, Any
 
 import docker.errors
-import msgspec
 
+from deberta.core import schema
 from deberta.core.errors import ConfigError, MissingError, StageError, one_line
 from deberta.host.engine.engine import explained
 from deberta.host.engine.transcript import Show
@@ -89,8 +89,8 @@ def why(client: Any, image: Image) -> str:
         return "not built yet"
     try:
         labelled = (newest_first(entries)[0].get("Labels") or {}).get(definition.INPUTS, "")
-        inputs = msgspec.json.decode(labelled, type=Dict[str, str])
-    except msgspec.DecodeError:
+        inputs = schema.decode(labelled, dict[str, str])
+    except ValueError:
         inputs = {}
     return ", ".join(definition.changes(inputs, image.inputs)) or "its tag is gone"
 

@@ -58,9 +58,18 @@ class Evidence:
     unchecked: list[str] = field(default_factory=list)
     files: int = 0
     bytes: int = 0
+    unsafe: bool = False  # a file of it is outside the tree or no regular file: no stage is run on it
 
     def add(self, where: object, what: str) -> None:
         self.findings.append(f"{where}: {one_line(what)}")
+
+    def within(self, path: str | PurePosixPath) -> bool:
+        """Whether a file may be opened; if it is outside the tree, maybe by a link, that is a finding."""
+        if files.inside(self.root, path):
+            return True
+        self.unsafe = True
+        self.add(path, "leads out of the tree, where nothing is opened")
+        return False
 
     def record_for(self, path: str) -> Optional[Record]:
         """The record of the chain that names an artifact as its subject."""
@@ -114,6 +123,8 @@ def walk(root: Path, artifacts: Artifacts) -> Evidence:
 def _read(evidence: Evidence, path: PurePosixPath, kind: type[T]) -> Optional[T]:
     """A file of that schema; None, and a finding, for anything else."""
     absolute = evidence.root / path
+    if not evidence.within(path):
+        return None
     try:
         return schema.read(absolute, kind, "")
     except (MissingError, DataError) as error:
@@ -126,8 +137,8 @@ def _index(evidence: Evidence) -> dict[str, Record]:
     tree_records: dict[str, Record] = {}
     artifacts = evidence.artifacts
     for folder in (artifacts.models, artifacts.data, artifacts.results.parent):
-        for name in files.files_in(evidence.root / folder):
-            if name.endswith(RECORD_SUFFIX):
+        for name in files.files_in(evidence.root / folder) if evidence.within(folder) else ():
+            if name.endswith(RECORD_SUFFIX) and evidence.within(folder / name):
                 path = str(folder / name)
                 try:
                     record = records.read(evidence.root / path)
@@ -146,7 +157,7 @@ def _scope(evidence: Evidence, job: Job) -> Scope:
     artifacts = evidence.artifacts
     for group in (job.inputs, job.artifacts, job.measured.artifacts):
         evidence.claims += _claims(str(artifacts.job()), group)
-    paths = {*job.inputs, *job.data.values(), *job.sentinels.values(), *job.references.values()}
+    paths = {*job.data.values(), *job.sentinels.values(), *job.references.values()}
     foreign: dict[str, str] = {}
     supplied: set[str] = set()
     used: set[str] = set()  # bins and models of the present model's runs
@@ -171,7 +182,10 @@ def _scope(evidence: Evidence, job: Job) -> Scope:
     foreign.update(dict.fromkeys(known - used, "no run of the present model used it"))
     stale = {str(artifacts.reference(version)) for version in contract.VERSIONS} - {*job.references.values()}
     foreign.update(dict.fromkeys(stale, "the report does not use it"))
-    return Scope(tuple(sorted(paths)), foreign, frozenset(job.inputs), frozenset(supplied))
+    for path in sorted(paths):  # what stages open
+        if evidence.within(path):
+            all(map(evidence.within, _below(evidence, path)))
+    return Scope(tuple(sorted(paths.union(job.inputs))), foreign, frozenset(job.inputs), frozenset(supplied))
 
 
 def _bins_and_models(artifacts: Artifacts, size: int, version: str, lengths: Lengths, precision: str) -> set[str]:
@@ -245,17 +259,14 @@ def _check_digests(evidence: Evidence) -> None:
         [(kind, digest)] = claim.digest.items() if len(claim.digest) == 1 else [("", "")]
         if kind not in ("sha256", "dirHash") or not _DIGEST.fullmatch(digest):
             evidence.add(claim.source, f"{claim.path} has no SHA-256 or dirHash in it, but {dict(claim.digest)}")
-        elif ".." in PurePosixPath(claim.path).parts:  # an absolute one is a user's own, elsewhere
-            evidence.add(claim.source, f"names {claim.path}, which leads out of the tree")
-        else:
+        elif os.path.isabs(claim.path):  # a user's own, elsewhere
+            evidence.unchecked.append(f"{claim.path}: only files of the tree are opened")
+        elif evidence.within(claim.path):
             expected.setdefault(claim.path, {}).setdefault(f"{kind} {digest}", {})[claim.source] = None
     sizes = {path: _size(evidence.root / path) for path in expected}
     progress = Progress("hashing", -(-sum(sizes.values()) // MIB), "MiB")
     done = 0
     for path in sorted(expected):
-        if os.path.isabs(path) and not os.path.exists(path):
-            evidence.unchecked.append(f"{path}: it is not on this machine")
-            continue
         actual = _digest(evidence, path)
         done += sizes[path]
         progress.update(done // MIB)
@@ -267,20 +278,29 @@ def _check_digests(evidence: Evidence) -> None:
 
 def _size(path: Path) -> int:
     if path.is_dir():
-        return sum(os.stat(path / name).st_size for name in files.files_in(path))
+        return sum(os.lstat(path / name).st_size for name in files.files_in(path))
     return path.stat().st_size if path.exists() else 0
+
+
+def _below(evidence: Evidence, path: str) -> list[PurePosixPath]:
+    """The files in a folder, by their paths in the tree; none for a file."""
+    return [PurePosixPath(path) / name for name in files.files_in(evidence.root / path)]
 
 
 def _digest(evidence: Evidence, path: str) -> str:
     absolute = evidence.root / path
     is_folder = absolute.is_dir()
+    names = _below(evidence, path)
+    if not all(map(evidence.within, names)):
+        return "a link out of the tree"
     try:
         digest = f"dirHash {files.folder_digest(absolute)}" if is_folder else f"sha256 {files.sha256_of(absolute)}"
     except FileNotFoundError:
         return "nothing"
     except OSError as error:
+        evidence.unsafe = True
         return f"what cannot be read ({error.strerror})"
-    evidence.files += len(files.files_in(absolute)) if is_folder else 1
+    evidence.files += len(names) if is_folder else 1
     evidence.bytes += _size(absolute)
     return digest
 

@@ -13,7 +13,7 @@ import os
 import shlex
 import tempfile
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Callable, Iterator, Optional, Sequence
 
 from deberta.core import contract, files, records, schema
@@ -121,6 +121,9 @@ def _recompute(request: VerificationRequest, tree: Evidence, scratch: Path, cons
     """Make the report and all that it counts again; returns how many numbers were compared."""
     artifacts = request.artifacts
     paths = [artifacts.job(), *map(artifacts.report, ("json", "md", "html"))]
+    if tree.unsafe or not all(map(tree.within, [*paths, artifacts.bom()])):
+        tree.add(artifacts.report("json"), "is not made again: what it rests on holds files that are not opened")
+        return 0
     if absent := [path for path in paths if not (request.root / path).exists()]:
         for path in absent:
             tree.add(path, "is missing, so nothing could be made again")
@@ -133,10 +136,10 @@ def _recompute(request: VerificationRequest, tree: Evidence, scratch: Path, cons
     except DebertaError as error:
         tree.add(artifacts.report("json"), f"cannot be made again: {error}")
         return 0
-    result = json.loads(output.read_text(encoding="utf-8"))
+    result = schema.read_json(output, dict[str, Any])
     for finding in result["findings"]:
         tree.add(finding["where"], finding["what"])
-    return int(result["numbers"])
+    return schema.convert(result["numbers"], int, str(output))
 
 
 def _data_options(tree: Evidence) -> list[object]:
@@ -144,7 +147,7 @@ def _data_options(tree: Evidence) -> list[object]:
     claimed = {claim.path for claim in tree.claims}
     for name in sorted(tree.records):
         paths = [evidence.option(tree.records[name], part) for part in ("--tokenizer", "--config")]
-        if claimed.issuperset(paths):
+        if claimed.issuperset(paths) and all(map(tree.within, paths)):
             return ["--tokenizer", paths[0], "--config", paths[1]]
     if tree.job and tree.job.sentinels:
         tree.add(tree.artifacts.job(), "has sentinels, and no record names the tokenizer and the config of the data")
@@ -175,11 +178,14 @@ def _replay(request: VerificationRequest, tree: Evidence, scratch: Path, console
     print(f"replaying {request.rows} rows, seed {request.seed}", flush=True)
     plan, output = scratch / "replay.json", scratch / "replayed.json"
     artifacts, data_options = request.artifacts, _data_options(tree)
-    runs = list(_replayable(tree, tree.job)) if tree.job else []
+    model, runs = str(artifacts.onnx), list(_replayable(tree, tree.job)) if tree.job else []
+    replayed = [model, *(str(path) for run in runs for path in run["bins"].values())]
+    if tree.unsafe or not all(map(tree.within, replayed)):
+        return "none, since a file is not opened"
     if not runs or not data_options:
         tree.add(artifacts.job(), "names no run of the present model whose rows could be replayed")
         return "none"
-    model, float16 = str(artifacts.onnx), artifacts.backend == "ascend"
+    float16 = artifacts.backend == "ascend"
     content = {"model": model, "tokenizer": data_options[1], "runs": runs, "limit": artifacts.limit, "float16": float16}
     files.write_text(plan, json.dumps(content))
     arguments = ["--plan", plan, "--rows", request.rows, "--seed", request.seed, "--output", output]
@@ -188,14 +194,14 @@ def _replay(request: VerificationRequest, tree: Evidence, scratch: Path, console
     except DebertaError as error:
         tree.add(artifacts.onnx, f"cannot be replayed: {error}")
         return "none"
-    result = json.loads(output.read_text(encoding="utf-8"))
+    result = schema.read_json(output, dict[str, Any])
     for text in result["differences"]:
         tree.add("replay", text)
     largest = f"largest difference of a logit {result['max_abs_difference']:.3g} (at most {result['tolerance']:g})"
     return f"{result['rows']} (seed {request.seed}): {largest}"
 
 
-def _replayable(tree: Evidence, job: Job) -> Iterator[dict[str, object]]:
+def _replayable(tree: Evidence, job: Job) -> Iterator[dict[str, Any]]:
     """The float32 runs of the present model, as the replay stage takes them."""
     for cell in job.cells:
         bins = dict(cell.bins)
@@ -248,6 +254,8 @@ def _signature(request: VerificationRequest, scratch: Path, console: Console) ->
     """The signature's state as the summary says it, and what is wrong with it, or "". Raises ConfigError."""
     path = request.artifacts.attestation()
     exists = (request.root / path).exists()
+    if exists and not files.inside(request.root, path):
+        return "bad", "leads out of the tree, where nothing is opened"
     if request.key is None:
         return ("not checked: no key given" if exists else "not signed"), ""
     if not exists:
@@ -263,8 +271,8 @@ def _check_subjects(tree: Evidence) -> None:
     """Every file that was signed is the same, and everything that should be signed was."""
     path = tree.artifacts.attestation()
     try:
-        envelope = json.loads((tree.root / path).read_text(encoding="utf-8"))
-        content = json.loads(base64.b64decode(envelope["payload"], validate=True))
+        envelope = schema.read_json(tree.root / path, dict[str, Any])
+        content = schema.decode(base64.b64decode(envelope["payload"], validate=True), dict[str, Any])
         signed = {str(entry["name"]): str(entry["digest"]["sha256"]) for entry in content["subject"]}
         if content["_type"] != records.STATEMENT_TYPE or content["predicateType"] != PREDICATE_TYPE:
             raise ValueError(f"it is of type {content['predicateType']}")
@@ -273,7 +281,7 @@ def _check_subjects(tree: Evidence) -> None:
         return
     for name, expected in signed.items():
         file = tree.root / name
-        actual = files.sha256_of(file) if ".." not in PurePosixPath(name).parts and file.is_file() else "nothing"
+        actual = files.sha256_of(file) if files.inside(tree.root, name) and file.is_file() else "nothing"
         if actual != expected:
             tree.add(name, f"expected sha256 {expected} (says {path}), found {actual}")
     for name in [*_signed_pages(tree), *sorted(tree.records)]:

@@ -104,4 +104,4 @@ def _judged(session: Session, step: Step, run: ModelRun, stdout: str, temporary:
     folder = session.workspace / report.folder if report.folder else temporary
     ais_bench.judge(report, folder, run.expected, run.times)
     ais_bench.settle(folder)
-    return folder, ais_bench.summary_of(folder).read_text(encoding="utf-8")
+    return folder, files.read_text(ais_bench.summary_of(folder))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import os
 import platform
 import shlex
@@ -13,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Mapping, Sequence
 
 from deberta.ascend import programs
-from deberta.core import files
+from deberta.core import files, schema
 from deberta.core.errors import MissingError
 from deberta.core.records import Resource
 from deberta.host.engine import containers, npu_access
@@ -124,7 +123,7 @@ class DockerExecutor:
     @functools.cache  # noqa: B019 - as above
     def _cann(self, stage: str) -> str:
         """CANN's version in an image, as docker/check-cann read it there; empty if it could not."""
-        return str(json.loads(self._open().read(self._ids[stage], ABOUT)).get("cann_version", ""))
+        return str(schema.decode(self._open().read(self._ids[stage], ABOUT), dict[str, Any]).get("cann_version", ""))
 
     @functools.cache  # noqa: B019 - as above
     def _contents(self, stage: str) -> str:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path, PurePosixPath
 from typing import Any, Mapping, NamedTuple, Optional, Sequence
 
 from deberta.ascend import programs
-from deberta.core import files, records
+from deberta.core import files, records, schema
 from deberta.core.errors import ConfigError, DebertaError, StageError
 from deberta.core.paths import record_of
 from deberta.core.records import Record
@@ -102,7 +101,7 @@ def _run(session: Session, step: Step, former: Optional[Record], console: Consol
         if not (session.workspace / subject).exists():
             raise StageError(f"{step.title} ended without an error, but {subject} is not there. See {step.log}")
     # The files behind the parameter `code`, so that a later run can name those that changed.
-    counts = json.loads(summary.read_text(encoding="utf-8")) if summary.exists() else {}  # a tool writes none
+    counts = schema.read_json(summary, dict[str, Any]) if summary.exists() else {}  # a tool writes none
     sources = {"sources": source_digest.sources(session.project, step.module)} if step.stage else {}
     statement = records.statement(
         subjects=[session.digests.resource(subject) for subject in subjects],

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from typing import Mapping, NamedTuple
 
+from deberta.core import files
 from deberta.core.buckets import Choice
 from deberta.core.contract import batch_count
 from deberta.core.errors import GateError, some
@@ -135,6 +136,6 @@ def duration(seconds: float) -> str:
 
 def _rows(session: Session, plan: Plan, version: str) -> int:
     """How many rows are run, by the lines of the tsv; for an estimate."""
-    with open(session.workspace / plan.profile.data_path(version), "rb") as file:
+    with files.open_regular(session.workspace / plan.profile.data_path(version)) as file:
         rows = max(1, sum(1 for _ in file) - 1)
     return min(rows, plan.limit) if plan.limit else rows

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any, Mapping, Optional, Sequence
@@ -215,7 +214,7 @@ def _count(session: Session, case: Case, outputs: Sequence[PurePosixPath], place
     if session.dry:
         return
     text, counts_file = case.evaluation, case.evaluation.with_suffix(".json")
-    counts = json.loads((session.workspace / counts_file).read_bytes())
+    counts = schema.read_json(session.workspace / counts_file, dict[str, Any])
     accuracy = f"accuracy {case.version} bs={case.batch_size} {place or _place(case.plan)}: {_share(counts)}"
     print(f"{accuracy}{_partial(case.plan)}")
     for genre, of_genre in counts["genres"].items():
@@ -236,7 +235,7 @@ def _partial(plan: Plan) -> str:
 
 
 def _print_label_changes(session: Session, case: Case, path: PurePosixPath) -> None:
-    changes = json.loads((session.workspace / path).read_bytes())
+    changes = schema.read_json(session.workspace / path, dict[str, Any])
     int8, fp32 = (_share({"rows": changes["rows"], **changes[name]}) for name in ("int8", FP32))
     details = ""
     if changes["labels_changed"]:
@@ -263,7 +262,7 @@ def _print_performance(session: Session, case: Case, loops: int) -> None:
 
 
 def _print_throughput(session: Session, case: Case) -> None:
-    measured = json.loads((session.workspace / case.throughput).read_bytes())
+    measured = schema.read_json(session.workspace / case.throughput, dict[str, Any])
     padded = timing.read(session.workspace / case.padded.timing_log, case.batch_size).fps
     place = _place(case.plan, case.plan.tool)
     print(

@@ -7,7 +7,6 @@ more outputs is another graph anyway, since engines fuse less where an inner val
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,7 +21,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from deberta.core import contract
+from deberta.core import contract, schema
 from deberta.core.contract import INPUTS, LABELS, OUTPUT
 from deberta.core.errors import DataError, MissingError
 from deberta.core.progress import track
@@ -148,7 +147,7 @@ def _torch(kind: str, file: Path, setting: Setting) -> Side:
             return ours, ours
         from transformers import DebertaV2Config, DebertaV2ForSequenceClassification
 
-        values = json.loads(setting.options.config.read_text(encoding="utf-8"))
+        values = schema.read_json(setting.options.config, dict[str, Any])
         peer = DebertaV2ForSequenceClassification(DebertaV2Config.from_dict({**values, "num_labels": len(LABELS)}))
         peer.load_state_dict(ours.state_dict())
         peer.train(False)

@@ -28,6 +28,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 from torch.nn import functional
 
+from deberta.core import files
 from deberta.core.contract import INPUTS, LABELS, OUTPUT
 from deberta.core.errors import DataError, MissingError, some
 from deberta.stages.data.bins import Rows
@@ -89,7 +90,8 @@ def read_graph(path: Path) -> onnx.GraphProto:
     if not path.is_file():
         raise MissingError(f"{path} is missing. Run: invoke export-onnx")
     try:
-        graph: onnx.GraphProto = onnx.load(str(path), load_external_data=False).graph
+        with files.open_regular(path) as file:
+            graph: onnx.GraphProto = onnx.load(file, load_external_data=False).graph
     except (DecodeError, ValueError) as error:
         raise DataError(f"{path} is not an ONNX file ({error}). {AGAIN}") from None
     inputs, outputs = [value.name for value in graph.input], [value.name for value in graph.output]

@@ -134,7 +134,7 @@ def read(path: Path, graph: Float16Graph) -> set[str]:
     """The names in a file for --keep_dtype. Raises MissingError, and DataError for a name that no node has."""
     if not path.is_file():
         raise MissingError(f"{path} is missing. Check keep_dtype under atc in invoke.yaml")
-    names = {line.strip() for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()}
+    names = {line.strip() for line in files.read_text(path).splitlines() if line.strip()}
     if unknown := sorted(names - {node.name for node in graph.nodes}):
         raise DataError(f"{path} names nodes that the graph does not compute: {some(unknown)}")
     return names

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from deberta.ascend.runs import check_files
-from deberta.core import contract
+from deberta.core import contract, files
 from deberta.core.errors import DataError, MissingError
 
 Logits = npt.NDArray[np.float32]
@@ -95,7 +95,7 @@ def read_outputs(outputs: Path, batches: int, batch_size: int) -> Logits:
     expected = {contract.output_file(index): contract.output_bytes(batch_size) for index in range(batches)}
     advice = f". Each is float32 [{batch_size}, {len(contract.LABELS)}]. Run: invoke infer --force"
     check_files(outputs.iterdir(), expected, "outputs", outputs, advice)
-    content = b"".join((outputs / name).read_bytes() for name in expected)
+    content = b"".join(files.read_bytes(outputs / name) for name in expected)
     return np.frombuffer(bytearray(content), "<f4").reshape(-1, len(contract.LABELS))
 
 

@@ -69,7 +69,7 @@ class RunLogits:
 
 def by_length(folders: Mapping[str, str], root: Path = Path()) -> dict[int, Path]:
     """A JSON file's folders, relative to `root`, by increasing sequence length."""
-    return {int(length): root / folders[length] for length in sorted(folders, key=int)}
+    return {length: root / folders[str(length)] for length in sorted(map(contract.whole, folders))}
 
 
 def outputs_folder(folder: Path) -> Path:

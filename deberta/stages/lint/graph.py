@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from deberta.core import files
 from deberta.core.contract import ONNX_MAX_BYTES
 from deberta.core.errors import DataError, MissingError
 from deberta.stages.lint.rules import VIEWS
@@ -146,11 +147,12 @@ class Graph:
 def load_graph(path: Path) -> Graph:
     """Read a file of at most ONNX_MAX_BYTES. Raises MissingError, and DataError if it is no ONNX."""
     try:
-        model = onnx.load(str(path), load_external_data=False)
+        with files.open_regular(path) as file:
+            model = onnx.load(file, load_external_data=False)
     except FileNotFoundError:
         raise MissingError(f"{path} is missing. Run: invoke export-onnx") from None
-    except IsADirectoryError:
-        raise DataError(f"{path} is a folder, not an ONNX file") from None
+    except files.UnfitFile as error:
+        raise DataError(f"{path} {error}, so it is no ONNX file") from None
     except DecodeError as error:
         raise DataError(f"{path} is no ONNX file ({error})") from None
     if not model.graph.node or not model.opset_import or not model.ir_version:

@@ -150,7 +150,7 @@ def _read_file(path: Path) -> Mapping[str, Any]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        with open(path, "rb") as file:
+        with files.open_regular(path) as file:
             zipped = file.read(2) == b"PK"
         values = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped or None)
     except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:

@@ -11,6 +11,7 @@ from deberta.core import schema
 from deberta.core.errors import ConfigError
 
 ACTIVATIONS = ("gelu", "relu", "tanh", "sigmoid", "swish", "silu", "linear")
+MOST_LAYERS = 512  # ten times those of the largest published model
 _LARGEST = 2**24  # above every real model's sizes; the product of two of them fits PyTorch's 64-bit sizes
 
 
@@ -86,7 +87,7 @@ def from_dict(values: Mapping[str, Any]) -> ModelConfig:
     config = ModelConfig(
         vocab_size=reader.number("vocab_size"),
         hidden_size=hidden,
-        num_hidden_layers=reader.number("num_hidden_layers"),
+        num_hidden_layers=reader.number("num_hidden_layers", high=MOST_LAYERS),
         num_attention_heads=heads,
         intermediate_size=reader.number("intermediate_size"),
         max_position_embeddings=positions,
@@ -143,15 +144,15 @@ class _Reader:
         """The key that the config has, of the two layouts' names for the same value."""
         return key if key in self._values else alternative
 
-    def number(self, key: str, default: int | None = None, low: int | None = 1) -> int:
+    def number(self, key: str, default: int | None = None, low: int | None = 1, high: int = _LARGEST) -> int:
         """A whole number, at least `low`; None: no limit, since all values that are not positive mean the same."""
         value = self._values.get(key, default)
         if key not in self._values and default is None:
             self.refuse(key, "is missing")
         elif isinstance(value, bool) or not isinstance(value, int):
             self.refuse(key, f"is {value!r}, not a whole number")
-        elif value > _LARGEST or (low is not None and value < low):
-            self.refuse(key, f"is {value}, not {'at most' if low is None else f'from {low} to'} {_LARGEST}")
+        elif value > high or (low is not None and value < low):
+            self.refuse(key, f"is {value}, not {'at most' if low is None else f'from {low} to'} {high}")
         else:
             return value
         return 1

@@ -21,7 +21,7 @@ from sentencepiece import sentencepiece_model_pb2
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import Unigram
 
-from deberta.core import schema
+from deberta.core import files, schema
 from deberta.core.errors import DataError, MissingError
 
 REQUIRED = ("[PAD]", "[CLS]", "[SEP]", "[UNK]")
@@ -83,7 +83,7 @@ def has_character_map(tokenizer: Tokenizer) -> bool:
 
 def _from_json(file: Path) -> Tokenizer:
     try:
-        tokenizer = Tokenizer.from_str(file.read_text(encoding="utf-8"))
+        tokenizer = Tokenizer.from_str(files.read_bytes(file).decode("utf-8"))
     except Exception as error:  # tokenizers raises no narrower class for an unreadable file
         raise DataError(f"{file} is not a tokenizer.json of Hugging Face tokenizers: {str(error)[:200]}") from error
     tokenizer.no_padding()
@@ -124,7 +124,7 @@ def _folder_options(folder: Path) -> tuple[bool, bool]:
 def _read_model(file: Path) -> sentencepiece_model_pb2.ModelProto:  # type: ignore[name-defined]
     """Parse a SentencePiece model and check that the fast tokenizer supports it. Raises DataError."""
     model = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
-    content = file.read_bytes()
+    content = files.read_bytes(file)
     try:
         model.ParseFromString(content)
     except DecodeError:

@@ -139,7 +139,7 @@ def performance(source: PerformanceFiles, root: Path = Path()) -> PerformanceRun
     if not path.is_file():
         raise MissingError(f"{path} is missing. {again}")
     try:
-        run = timing.parse(path.read_text(encoding="utf-8", errors="replace"), source.runner, source.batch_size)
+        run = timing.parse(files.read_text(path), source.runner, source.batch_size)
         latency = intervals.latency(run.counted_ms)
     except DataError as error:
         raise DataError(f"{path}: {error}") from None

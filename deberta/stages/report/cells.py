@@ -7,7 +7,6 @@ largest logit minus its second largest, rounded to 3 digits.
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +15,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from deberta.core import contract
+from deberta.core import contract, files, schema
 from deberta.core.differences import differences
 from deberta.core.errors import DataError, MissingError
 from deberta.core.job import EvaluationFiles, FigureFiles
@@ -95,9 +94,9 @@ def _check_evaluation(text: Path, outputs: str, counts: Evaluation) -> None:
         if not needed.is_file():
             raise MissingError(f"{needed} is missing. {again}")
     try:
-        stored = json.loads(path.read_bytes())
+        stored = schema.read_json(path, Any)
     except ValueError as error:
-        raise DataError(f"{path} is not JSON ({error}). {again}") from None
+        raise DataError(f"{path} {error}. {again}") from None
     for place, value, counted in differences(stored, msgspec.to_builtins(counts)):
         what = f"is {value}, and {counted}"
         if value is None:
@@ -105,7 +104,7 @@ def _check_evaluation(text: Path, outputs: str, counts: Evaluation) -> None:
         elif counted is None:
             what = "is there, and not expected"
         raise DataError(f"{path}: {place or 'the whole'} {what} by the logits in {outputs}. {again}")
-    if text.read_bytes() != postprocess.guide_text(counts).encode("utf-8"):
+    if files.read_bytes(text) != postprocess.guide_text(counts).encode("utf-8"):
         raise DataError(f"{text} is not what the logits in {outputs} give. {again}")
 
 

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from deberta.core import files
+from deberta.core import files, schema
 from deberta.core.differences import differences, shown
 from deberta.core.errors import DebertaError, one_line, run_stage
 from deberta.core.job import EvaluationFiles, Job, LabelChangeFiles
@@ -56,7 +56,7 @@ def numbers(content: Any) -> int:
 
 def compare_text(stored: Path, recomputed: Path) -> list[str]:
     """The lines in which two text files differ; empty if their bytes are the same."""
-    before, after = stored.read_bytes(), recomputed.read_bytes()
+    before, after = files.read_bytes(stored), files.read_bytes(recomputed)
     if before == after:
         return []
     old_lines, new_lines = (text.decode("utf-8", errors="replace").split("\n") for text in (before, after))
@@ -81,7 +81,7 @@ def compare(result: Result, stored: Path, recomputed: Path) -> None:
     """Count and compare a file, JSON by its values."""
     texts = compare_text(stored, recomputed)
     if stored.suffix == ".json":
-        old, new = (json.loads(path.read_text(encoding="utf-8")) for path in (stored, recomputed))
+        old, new = (schema.read_json(path, Any) for path in (stored, recomputed))
         unequal = [difference.describe("stored", "recomputed") for difference in differences(old, new)]
         texts = unequal or (["the same content written otherwise"] if texts else [])
         result.numbers += numbers(new)
@@ -193,7 +193,7 @@ def _joined(paths: Mapping[str, str]) -> str:
 def check_body(result: Result, report: Path) -> None:
     """`body_sha256` must be that of the body in RFC 8785's canonical form."""
     try:
-        content = json.loads(report.read_text(encoding="utf-8"))
+        content = schema.read_json(report, dict[str, Any])
         digest = canonical.digest(content["body"])
         if content["body_sha256"] != digest:
             result.add(report, [f"body_sha256: stored {shown(content['body_sha256'])}, of the stored body {digest}"])

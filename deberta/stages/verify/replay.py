@@ -109,7 +109,7 @@ def draw(counts: Sequence[int], size: int, seed: int) -> list[tuple[int, int]]:
 
 def replay(plan: Mapping[str, Any], size: int, seed: int) -> dict[str, Any]:
     """Replay `size` rows of a plan (see above) and return the result. Raises MissingError and DataError."""
-    limit, float16 = int(plan["limit"]), bool(plan["float16"])
+    limit, float16 = plan["limit"], bool(plan["float16"])
     tolerance = FLOAT16_TOLERANCE if float16 else TOLERANCE
     pairs = {path: list(mnli.rows(Path(path), limit=limit)) for path in {entry["data"] for entry in plan["runs"]}}
     runs = [_run(entry, len(pairs[entry["data"]])) for entry in plan["runs"]]
@@ -149,7 +149,7 @@ def replay(plan: Mapping[str, Any], size: int, seed: int) -> dict[str, Any]:
 
 
 def _run(entry: Mapping[str, Any], rows: int) -> ReplayedRun:
-    batch_size, bins = int(entry["batch_size"]), postprocess.by_length(entry["bins"])
+    batch_size, bins = entry["batch_size"], postprocess.by_length(entry["bins"])
     if tuple(bins) == (SEQUENCE_LENGTH,):  # the guide's files, in the order of the tsv
         places = [RowPlace(SEQUENCE_LENGTH, *divmod(row, batch_size)) for row in range(rows)]
     else:

@@ -27,6 +27,7 @@ from deberta.stages import arguments
 from deberta.stages.arguments import Argument
 
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
+LARGEST_KEY = 64 * 2**10  # bytes of a PEM file
 MAKE_KEY = "Make one with: invoke sign --new-key PATH"
 
 
@@ -76,9 +77,11 @@ def public_key(path: Path) -> Ed25519PublicKey:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return files.read_bytes(path, LARGEST_KEY)
     except FileNotFoundError:
         raise MissingError(f"the key {path} is missing. {MAKE_KEY}") from None
+    except files.UnfitFile as error:
+        raise ConfigError(f"{path} {error}, and no key. {MAKE_KEY}") from None
 
 
 def new_key(path: Path, passphrase: bytes | None) -> str:
@@ -163,7 +166,7 @@ def main(argv: Sequence[str]) -> None:
         print(check(envelope, public_key(options.key), options.envelope))
         return
     key = private_key(options.key, _passphrase(options.passphrase_env))
-    envelope = sign(options.statement.read_bytes(), key)
+    envelope = sign(files.read_bytes(options.statement), key)
     files.write_text(options.output, schema.text(envelope))
     print(envelope["signatures"][0]["keyid"])
 
