@@ -15,7 +15,6 @@ from deberta.core.errors import ConfigError, DataError, MissingError, visible
 
 T = TypeVar("T")
 DEEPEST_JSON = 64  # lists and objects in each other
-MOST_DIGITS = 40  # of a whole number in JSON; transformers writes 10**30 for "no limit"
 _PLACE = re.compile(r"(.*?)(?: - at `(?:key` in `)?\$\.?(.*)`)?\Z", re.DOTALL)
 
 
@@ -74,7 +73,7 @@ def decode(document: Union[bytes, str], schema: Type[T]) -> T:
         text = document.decode() if isinstance(document, bytes) else document
         if "\\u0000" in text:
             raise ValueError("it holds a NUL character")
-        _check_depth(json.loads(text, object_pairs_hook=_without_doubles, parse_int=_bounded))
+        _check_depth(json.loads(text, object_pairs_hook=_without_doubles, parse_int=float))
         return msgspec.json.decode(text, type=schema)
     except RecursionError:
         raise ValueError(f"is nested more than {DEEPEST_JSON} levels deep") from None
@@ -88,12 +87,6 @@ def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(content) < len(pairs):
         raise ValueError("a key occurs twice in one object")
     return content
-
-
-def _bounded(digits: str) -> int:
-    if len(digits) > MOST_DIGITS:
-        raise ValueError(f"a number has {len(digits)} digits")
-    return int(digits)
 
 
 def _check_depth(content: Any) -> None:

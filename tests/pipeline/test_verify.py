@@ -185,6 +185,67 @@ def test_what_was_forged_with_all_its_digests_is_found(
         assert any(re.search(pattern, line) for line in lines), lines
 
 
+def _outside(path: Path) -> Path:
+    return Path(str(path).partition("/elsewhere/")[0]) / "outside"
+
+
+def _replace(path: Path, make: Callable[[Path], object]) -> None:
+    """Move a file or folder out of the tree, and make something else in its place."""
+    os.rename(path, _outside(path))
+    make(path)
+
+
+def _link_out(path: Path) -> None:
+    _replace(path, lambda path: path.symlink_to(_outside(path)))
+
+
+# What may not be opened. name: what is done, and what has to be found among the rest
+CLOSED: dict[str, tuple[Tamper, str]] = {
+    "an output by a link": (
+        lambda root: _link_out(outputs(root) / "input_3_output_0.bin"),
+        "input_3_output_0.bin, which leads",
+    ),
+    "the outputs by a link": (lambda root: _link_out(outputs(root)), "bs8_om/match.*, which leads out"),
+    "an output is a pipe": (
+        lambda root: _replace(outputs(root) / "input_3_output_0.bin", os.mkfifo),
+        r"cannot be read \(is not a regular file\)",
+    ),
+    "the tsv by a link": (lambda root: _link_out(root / TSV), f"names {TSV}, which leads out"),
+    "the checkpoint by a link": (lambda root: _link_out(root / CHECKPOINT), f"names {CHECKPOINT}, which leads out"),
+    "the graph is zero": (
+        lambda root: _replace(root / ARTIFACTS.onnx, lambda path: path.symlink_to("/dev/zero")),
+        f"names {ARTIFACTS.onnx}, which leads out",
+    ),
+    "the graph is a pipe": (lambda root: _replace(root / ARTIFACTS.onnx, os.mkfifo), "is not a regular file"),
+    "the page by a link": (lambda root: _link_out(root / PAGE), f"names {PAGE}, which leads out"),
+    "the models by a link": (lambda root: _link_out(root / ARTIFACTS.models), "names models/small, which leads out"),
+    "an absolute tsv": (
+        lambda root: edit(root / JOB, f'"match": "{TSV}"', '"match": "/etc/passwd"'),
+        "names /etc/passwd, which leads out",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CLOSED)
+def test_nothing_outside_the_tree_and_no_device_is_opened(
+    tree: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    tamper, pattern = CLOSED[name]
+    tamper(tree)
+    lines = wrong(tree, capsys, rows=3)
+    assert any(re.search(pattern, line) for line in lines), lines
+    assert any("is not made again" in line for line in lines), lines
+    assert not any("root:" in line for line in lines)
+
+
+def test_an_absolute_name_is_not_opened(tree: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("secret")
+    edit(tree / f"{EVALUATION}.record.json", f'"name": "{TSV}"', f'"name": "{tmp_path}/secret"')
+    collected = evidence.collect(tree, ARTIFACTS)
+    assert f"{tmp_path}/secret: only files of the tree are opened" in collected.unchecked
+    assert not any("secret" in finding for finding in collected.findings)
+
+
 def test_all_that_is_wrong_is_named_together(made: Workspace, tree: Path) -> None:
     """By the command, in a tree of which hardly anything is left whole."""
     for name in ("the checkpoint", "a gold label", "a timing log", "an output less", "the page"):

@@ -307,7 +307,6 @@ INT_ELSEWHERE = {
     "core/buckets.py": "its expression",
     "core/contract.py": "the door",
     "core/machine.py": "the kernel's cgroup files",
-    "core/schema.py": "the door",
     "host/engine/engine.py": "the engine's exit code",
     "host/fetch/download.py": "its expression",
     "host/images/build.py": "the engine's time",

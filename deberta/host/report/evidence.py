@@ -63,12 +63,12 @@ class Evidence:
     def add(self, where: object, what: str) -> None:
         self.findings.append(f"{where}: {one_line(what)}")
 
-    def within(self, path: str | PurePosixPath) -> bool:
-        """Whether a file may be opened; if it is outside the tree, maybe by a link, that is a finding."""
+    def within(self, path: str | PurePosixPath, source: str = "the tree") -> bool:
+        """Whether a file may be opened; if it is outside the tree, by a link too, `source` is at fault."""
         if files.inside(self.root, path):
             return True
         self.unsafe = True
-        self.add(path, "leads out of the tree, where nothing is opened")
+        self.add(source, f"names {path}, which leads out of the tree")
         return False
 
     def record_for(self, path: str) -> Optional[Record]:
@@ -261,7 +261,7 @@ def _check_digests(evidence: Evidence) -> None:
             evidence.add(claim.source, f"{claim.path} has no SHA-256 or dirHash in it, but {dict(claim.digest)}")
         elif os.path.isabs(claim.path):  # a user's own, elsewhere
             evidence.unchecked.append(f"{claim.path}: only files of the tree are opened")
-        elif evidence.within(claim.path):
+        elif evidence.within(claim.path, claim.source):
             expected.setdefault(claim.path, {}).setdefault(f"{kind} {digest}", {})[claim.source] = None
     sizes = {path: _size(evidence.root / path) for path in expected}
     progress = Progress("hashing", -(-sum(sizes.values()) // MIB), "MiB")
@@ -300,7 +300,7 @@ def _digest(evidence: Evidence, path: str) -> str:
     except OSError as error:
         evidence.unsafe = True
         return f"what cannot be read ({error.strerror})"
-    evidence.files += len(names) if is_folder else 1
+    evidence.files += len(names) or 1
     evidence.bytes += _size(absolute)
     return digest
 

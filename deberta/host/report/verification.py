@@ -255,7 +255,7 @@ def _signature(request: VerificationRequest, scratch: Path, console: Console) ->
     path = request.artifacts.attestation()
     exists = (request.root / path).exists()
     if exists and not files.inside(request.root, path):
-        return "bad", "leads out of the tree, where nothing is opened"
+        return "bad", "leads out of the tree"
     if request.key is None:
         return ("not checked: no key given" if exists else "not signed"), ""
     if not exists:
