@@ -315,6 +315,7 @@ INT_ELSEWHERE = {
     "host/report/measurements.py": "its expression, schema.Number",
     "host/report/request.py": "schema.Number",
     "host/workflows/doctor.py": "the kernel's files",
+    "host/workflows/evaluation.py": "the summary of a stage of ours",
     "stages/data/token_counts.py": "an array's number",
     "stages/fp16/emulation.py": "protobuf's number",
     "stages/inference/openvino_engine.py": "the kernel's file",

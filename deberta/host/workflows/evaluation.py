@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 from typing import Any, Mapping, Optional, Sequence
 
 from deberta.ascend import timing
-from deberta.core import buckets, records
+from deberta.core import buckets, records, schema
 from deberta.core.buckets import Choice
 from deberta.core.contract import FP32, batch_count
 from deberta.core.errors import ConfigError, DataError, MissingError

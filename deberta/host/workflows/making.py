@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import Optional, Sequence
+from typing import Any, Optional, Sequence
 
+from deberta.core import schema
 from deberta.core.buckets import Choice
 from deberta.core.contract import PERFORMANCE_LOOPS
 from deberta.core.errors import ConfigError
@@ -43,7 +43,7 @@ def compare(session: Session, case: Case, sides: list[PlannedSide], options: Sta
     if session.dry:
         return
     if not result.ran:  # it has printed nothing
-        print("\n".join(json.loads((session.workspace / step.outputs[0]).read_bytes())["summary"]))
+        print("\n".join(schema.read_json(session.workspace / step.outputs[0], dict[str, Any])["summary"]))
     print(step.outputs[0])
 
 
