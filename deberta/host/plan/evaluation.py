@@ -153,19 +153,16 @@ def infer(case: Case, rows: Mapping[int, int]) -> list[Step]:
 
     The cpu backend runs all lengths in one process; on ascend each is a run of msame's.
     """
-    if case.plan.tool:
-        return [_infer([part], rows, case.plan.is_padded) for part in case.lengths]
-    return [_infer(case.lengths, rows, of_all_lengths=True)]
-
-
-def _infer(parts: Sequence[Case], rows: Mapping[int, int], of_all_lengths: bool) -> Step:
-    runs = []
-    for part in parts:
-        batches = contract.batch_count(rows.get(part.plan.length, 0), part.batch_size)
-        output_file = ais_bench.output_file if part.plan.tool == ais_bench.MODULE else contract.output_file
-        names = [output_file(i) for i in range(batches)]
-        runs.append(_run(part, part.outputs, names, batches, [part.bins / name for name in INPUTS]))
-    return _model_step(parts, parts[0].named("infer", of_all_lengths), runs)
+    tool, steps = case.plan.tool, []
+    output_file = ais_bench.output_file if tool == ais_bench.MODULE else contract.output_file
+    for parts in [[part] for part in case.lengths] if tool else [case.lengths]:
+        runs = []
+        for part in parts:
+            batches = contract.batch_count(rows.get(part.plan.length, 0), part.batch_size)
+            names = [output_file(i) for i in range(batches)]
+            runs.append(_run(part, part.outputs, names, batches, [part.bins / name for name in INPUTS]))
+        steps.append(_model_step(parts, parts[0].named("infer", of_all_lengths=not tool), runs))
+    return steps
 
 
 def perf(case: Case, loops: int) -> Step:

@@ -79,18 +79,17 @@ class _Collector:
     case: Case
     measured: Measured
 
-    def collect(self, path: PurePosixPath, add: Callable[[], None]) -> None:
+    def collect(self, path: PurePosixPath, add: Callable[[PurePosixPath], None]) -> None:
         if not (self.session.workspace / path).exists():
             return
         try:
-            add()
+            add(path)
         except Unreadable as error:
             self.measured.left_out.append(f"{path}: {error}")
 
-    def evaluation(self) -> None:
+    def evaluation(self, text: PurePosixPath) -> None:
         """An evaluation: outputs, bins and labels have to be those of then, since a report counts again."""
-        session, text = self.session, self.case.evaluation
-        record = unaltered(session, text)
+        session, record = self.session, unaltered(self.session, text)
         self._require(self.case.plan.profile.data_path(self.case.version), record, "counted")
         case = self.case.of_lengths(lengths_of(session.workspace / text.with_suffix(".json")))
         outputs, origins, pinned = {}, [], True
@@ -192,9 +191,8 @@ class _Collector:
             self.measured.performances.append(run)
         return run
 
-    def throughput(self) -> None:
+    def throughput(self, path: PurePosixPath) -> None:
         """What several lengths come to; the runs at these lengths are performance runs too."""
-        path = self.case.throughput
         record = unaltered(self.session, path)
         case = self.case.of_lengths(lengths_of(self.session.workspace / path))
         logs, runs = {}, []
@@ -221,10 +219,9 @@ class _Collector:
             )
         )
 
-    def label_changes(self) -> None:
+    def label_changes(self, path: PurePosixPath) -> None:
         """The comparison of the int8 evaluation with the float32 one, which are measured already."""
-        path, case = self.case.label_changes, self.case
-        record = unaltered(self.session, path)
+        case, record = self.case, unaltered(self.session, path)
         pair = {
             cell.precision: cell
             for cell in self.measured.evaluations

@@ -142,9 +142,7 @@ def _rebuild_images(session: Session, planned: ReproductionRun, builds: BuildSet
     stages = ("export", "compile", "runtime") if planned.plan.backend == "ascend" else ("export",)
     by_tag = contents.rebuild_all(session.project, session.workspace, builds, stages, _say)
     for tag, paths in by_tag.items():
-        _say(f"image {tag}: {len(paths)} differences between two builds")
-        for line in paths:
-            _say(f"  {line}")
+        _say(f"image {tag}: {len(paths)} differences between two builds", *paths, sep="\n  ")
     return [f"{tag}{line}" for tag, paths in by_tag.items() for line in paths]
 
 
