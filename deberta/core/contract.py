@@ -24,6 +24,7 @@ RUNNERS = ("msame", "ais_bench")  # the ascend backend's tools that run the mode
 ONNX_OPSET = 12  # proven by the guide's own ATC run; ATC 5.1.RC2 reads opset 9-13
 ONNX_IR_VERSION = 7
 ONNX_MAX_BYTES = 2**31 - 1  # one protobuf file
+LARGEST_WHOLE = 10**18 - 1
 
 
 def input_file(index: int) -> str:
@@ -55,7 +56,7 @@ def parse_batch_size(value: Union[str, int, None], default: int = 1) -> int:
     return parse_integer("--bs", value, default, 1, 1024)
 
 
-def whole(text: str, low: int = 0, high: int = 10**18 - 1) -> int:
+def whole(text: str, low: int = 0, high: int = LARGEST_WHOLE) -> int:
     """A whole number within [low, high]: at most 18 ASCII digits. Raises ValueError."""
     if re.fullmatch("-?[0-9]{1,18}", text) and low <= int(text) <= high:
         return int(text)

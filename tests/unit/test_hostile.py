@@ -12,6 +12,7 @@ from types import FrameType
 from typing import Any, Optional
 
 import pytest
+from sentencepiece import sentencepiece_model_pb2
 
 from deberta.ascend import ais_bench, npu_smi
 from deberta.core import buckets, contract, files, mnli, records, schema
@@ -261,6 +262,18 @@ def test_layers_of_a_config(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     path.write_text(json.dumps({**values, "num_hidden_layers": 100_000}), encoding="utf-8")
     assert "num_hidden_layers is 100000, not from 1 to 512" in refused(lambda: config.read(path))
+
+
+def test_a_piece_of_a_tokenizer(tmp_path: Path) -> None:
+    model = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
+    model.ParseFromString((REPOSITORY / "models/demo/spm.model").read_bytes())
+    model.pieces.add(piece="a" * 20_000_000, score=-1.0)
+    path = tmp_path / "spm.model"
+    path.write_bytes(model.SerializeToString())
+    assert "a piece of more than 1024 characters" in refused(lambda: tokenizer.load(path, 256))
+    model.pieces[-1].piece *= 2
+    path.write_bytes(model.SerializeToString())
+    assert "has more than" in refused(lambda: tokenizer.load(path, 256))
 
 
 def test_a_line_without_an_end(tmp_path: Path) -> None:

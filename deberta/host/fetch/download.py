@@ -32,7 +32,7 @@ from deberta.host.fetch.sources import HEAD_BYTES
 
 MIB = 1 << 20
 _CHUNK = 1 << 16
-_REDIRECTS = 10
+MOST_REDIRECTS = 10
 _TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
 _AGENT = "deberta-ascend fetch"
 
@@ -225,14 +225,14 @@ class Transfer:
     def _open(self, headers: dict[str, str]) -> tuple[requests.Response, str]:
         """The response after redirects, which follow our own rules, and its URL; the body is not read yet."""
         url, timeout = self.url, (self.settings.connect, self.settings.read)
-        for _ in range(_REDIRECTS + 1):
+        for _ in range(MOST_REDIRECTS + 1):
             response = self.session.get(url, headers=headers, stream=True, allow_redirects=False, timeout=timeout)
             location = self.session.get_redirect_target(response)
             if location is None:
                 return response, url
             response.close()
             url = redirect_target(url, location)
-        raise DownloadFailed(f"more than {_REDIRECTS} redirects, the last to {shown(url)}")
+        raise DownloadFailed(f"more than {MOST_REDIRECTS} redirects, the last to {shown(url)}")
 
     def _position(self, response: requests.Response, offset: int) -> tuple[int, int]:
         """The offset of the body and the file's size or -1; cuts the part to fit. Raises DownloadFailed."""

@@ -12,7 +12,7 @@ from deberta.core.errors import ConfigError
 
 ACTIVATIONS = ("gelu", "relu", "tanh", "sigmoid", "swish", "silu", "linear")
 MOST_LAYERS = 512  # ten times those of the largest published model
-_LARGEST = 2**24  # above every real model's sizes; the product of two of them fits PyTorch's 64-bit sizes
+LARGEST = 2**24  # above every real model's sizes; the product of two of them fits PyTorch's 64-bit sizes
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ class _Reader:
         """The key that the config has, of the two layouts' names for the same value."""
         return key if key in self._values else alternative
 
-    def number(self, key: str, default: int | None = None, low: int | None = 1, high: int = _LARGEST) -> int:
+    def number(self, key: str, default: int | None = None, low: int | None = 1, high: int = LARGEST) -> int:
         """A whole number, at least `low`; None: no limit, since all values that are not positive mean the same."""
         value = self._values.get(key, default)
         if key not in self._values and default is None:

@@ -24,6 +24,7 @@ from tokenizers.models import Unigram
 from deberta.core import files, schema
 from deberta.core.errors import DataError, MissingError
 
+LONGEST_PIECE = 1024  # characters
 REQUIRED = ("[PAD]", "[CLS]", "[SEP]", "[UNK]")
 SPECIAL = (*REQUIRED, "[MASK]")
 PAD_ID = 0  # the padding of the bins
@@ -141,6 +142,8 @@ def _read_model(file: Path) -> sentencepiece_model_pb2.ModelProto:  # type: igno
     if spec.byte_fallback:
         raise DataError(f"{file} uses byte fallback, which the guide's tokenizer does not have")
     names = [piece.piece for piece in model.pieces]
+    if max(map(len, names)) > LONGEST_PIECE:  # a long one takes gigabytes to load
+        raise DataError(f"{file} has a piece of more than {LONGEST_PIECE} characters: not DeBERTa v2's or v3's")
     lacking = [token for token in REQUIRED if token not in names]
     if lacking:
         first = ", ".join(names[:4])

@@ -1,0 +1,42 @@
+"""docs/security.md has the bounds that the code has."""
+
+from __future__ import annotations
+
+import re
+
+from deberta.core import contract, errors, files, mnli, schema
+from deberta.host.fetch import archives, download
+from deberta.stages.model import config, tokenizer
+from deberta.stages.verify import sign
+from tests.mnli_helpers import REPOSITORY
+
+PAGE = (REPOSITORY / "docs/security.md").read_text(encoding="utf-8")
+BOUNDS = {
+    "a file that is read as a whole (JSON, logs, tokenizers, outputs)": files.LARGEST_TEXT,
+    "lists and objects in each other in JSON": schema.DEEPEST_JSON,
+    "digits of a whole number in text": len(str(contract.LARGEST_WHOLE)),
+    "a key file": sign.LARGEST_KEY,
+    "a line of a tsv": mnli.LONGEST_LINE,
+    "layers of a config": config.MOST_LAYERS,
+    "any other size in a config": config.LARGEST,
+    "a piece of a SentencePiece model": tokenizer.LONGEST_PIECE,
+    "an ONNX file": contract.ONNX_MAX_BYTES,
+    "entries of a zip": archives.LIMITS.entries,
+    "bytes that a zip unpacks to": archives.LIMITS.total,
+    f"compression of a member above {archives.LIMITS.ratio_from:,} bytes": archives.LIMITS.ratio,
+    "bytes of a download whose server gives no length": download.SETTINGS.most_bytes,
+    "redirects of a download": download.MOST_REDIRECTS,
+    "silence of a server": int(download.SETTINGS.read),
+    "characters of an error message": errors.LONGEST_MESSAGE,
+}
+
+
+def test_the_bounds_are_the_code_s() -> None:
+    table = PAGE.partition("## Bounds")[2]
+    rows = dict(re.findall(r"^\| (.+?) \| ([\d,]+)(?: \w+)? \| .+ \|$", table, re.MULTILINE))
+    assert rows == {name: f"{value:,}" for name, value in BOUNDS.items()}
+
+
+def test_readers_get_there() -> None:
+    for name in ("README.md", "README.zh-CN.md", "docs/verify.md"):
+        assert "security.md" in (REPOSITORY / name).read_text(encoding="utf-8"), name
