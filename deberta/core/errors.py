@@ -87,6 +87,10 @@ def run_stage(main: Callable[[Sequence[str]], None], argv: Optional[Sequence[str
         problem = StageError("out of memory. Close other programs or use a smaller batch size")
     except KeyboardInterrupt:
         return INTERRUPTED
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # what the tokenizer library, in Rust, raises; it is no Exception
+            raise
+        problem = DataError(f"the tokenizer cannot be used: its library failed ({error}). Fetch its files again")
     print(f"{ERROR_PREFIX}{one_line(str(problem))}", file=sys.stderr, flush=True)
     return problem.exit_code
 

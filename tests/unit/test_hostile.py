@@ -12,11 +12,13 @@ from types import FrameType
 from typing import Any, Optional
 
 import pytest
+import torch
 from sentencepiece import sentencepiece_model_pb2
+from tokenizers import normalizers
 
 from deberta.ascend import ais_bench, npu_smi
 from deberta.core import buckets, contract, files, mnli, records, schema
-from deberta.core.errors import DataError, DebertaError, from_os_error, one_line, visible
+from deberta.core.errors import DataError, DebertaError, from_os_error, one_line, run_stage, visible
 from deberta.core.report import Report
 from deberta.host.fetch import checksums
 from deberta.host.fetch.sources import JSON
@@ -274,6 +276,34 @@ def test_a_piece_of_a_tokenizer(tmp_path: Path) -> None:
     model.pieces[-1].piece *= 2
     path.write_bytes(model.SerializeToString())
     assert "has more than" in refused(lambda: tokenizer.load(path, 256))
+
+
+def test_a_failure_of_the_tokenizer_library(capfd: pytest.CaptureFixture[str]) -> None:
+    character_map = normalizers.Precompiled(b"\x04\0\0\0abcd")
+    assert run_stage(lambda argv: print(character_map.normalize_str("a")), []) == 5
+    assert capfd.readouterr().err.splitlines()[-1].startswith("error: the tokenizer cannot be used: its library failed")
+
+
+WEIGHTS: dict[str, Callable[[], Any]] = {
+    "an int key": lambda: {1: torch.zeros(1)},
+    "a tuple key": lambda: {(1, 2): torch.zeros(1)},
+    "sparse": lambda: {"a": torch.eye(3).to_sparse()},
+    "compressed": lambda: {"a": torch.eye(3).to_sparse_csr()},
+    "complex": lambda: {"a": torch.ones(3, dtype=torch.complex64)},
+    "nested": lambda: {"a": torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])},
+    "quantized": lambda: {"a": torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8)},
+    "without data": lambda: {"a": torch.empty(3, device="meta")},
+    "a list": lambda: [torch.zeros(1)],
+    "nothing": lambda: None,
+    "a dict in it": lambda: {"a": {"b": torch.zeros(1)}},
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_weights(weights: str, tmp_path: Path) -> None:
+    torch.save(WEIGHTS[weights](), tmp_path / "model.bin")
+    assert "state dict" in refused(lambda: checkpoint.read_state_dict(tmp_path / "model.bin"))
 
 
 def test_a_line_without_an_end(tmp_path: Path) -> None:

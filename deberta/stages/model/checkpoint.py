@@ -129,15 +129,18 @@ def _read(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
         path = present[0]
     if not path.is_file():
         raise MissingError(f"{path} is missing. Run: invoke fetch, or put the checkpoint there")
-    values = _read_file(path)
+    values: Mapping[Any, Any] = _read_file(path)
     state: dict[str, Tensor] = {}
     unused: list[str] = []
     for key, value in values.items():
         if key == "config" and isinstance(value, Mapping):
             unused.append(key)
             continue
-        if not isinstance(value, Tensor):
+        if not isinstance(key, str) or not isinstance(value, Tensor):
             raise DataError(f"{path}: {key!r} is a {type(value).__name__}, not a tensor; this is no plain state dict")
+        plain = value.layout == torch.strided and value.device.type == "cpu" and not value.is_complex()
+        if not plain or value.is_quantized or value.is_nested:
+            raise DataError(f"{path}: {key} is no dense tensor of real numbers; this is no plain state dict")
         name = key.removeprefix("module.")
         name = "deberta." + name.removeprefix("bert.") if name.startswith("bert.") else name
         if name in state:
