@@ -306,6 +306,17 @@ def test_weights(weights: str, tmp_path: Path) -> None:
     assert "state dict" in refused(lambda: checkpoint.read_state_dict(tmp_path / "model.bin"))
 
 
+@pytest.mark.parametrize("name", ["model.bin", "model.safetensors"])
+def test_a_pointer_in_place_of_weights(name: str, tmp_path: Path) -> None:
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'a' * 64}\nsize 738000000\n"
+    (tmp_path / name).write_text(pointer)
+    message = refused(lambda: checkpoint.read_state_dict(tmp_path / name))
+    assert "is a Git LFS pointer (134 bytes), not the file: run git lfs pull" in message
+    (tmp_path / name).write_text("no checkpoint")
+    message = refused(lambda: checkpoint.read_state_dict(tmp_path / name))
+    assert "is truncated or not a checkpoint" in message and "weights_only" not in message
+
+
 def test_a_line_without_an_end(tmp_path: Path) -> None:
     path = tmp_path / "dev.tsv"
     path.write_bytes((REPOSITORY / "data/demo/MNLI/dev_matched.tsv").read_bytes() + b"a" * 100_000_000)

@@ -150,12 +150,16 @@ def _read(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
 
 
 def _read_file(path: Path) -> Mapping[str, Any]:
+    with files.open_regular(path) as file:
+        head = file.read(64)
+    if head.startswith(b"version https://git-lfs"):
+        size = path.stat().st_size
+        advice = "run git lfs pull where it was cloned, or download the file itself"
+        raise DataError(f"{path} is a Git LFS pointer ({size} bytes), not the file: {advice}")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        with files.open_regular(path) as file:
-            zipped = file.read(2) == b"PK"
-        values = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped or None)
+        values = torch.load(path, map_location="cpu", weights_only=True, mmap=head.startswith(b"PK") or None)
     except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
         forbidden = re.search(r"GLOBAL (\S+)", str(error))  # torch names what is not a tensor
         if forbidden and isinstance(error, pickle.UnpicklingError):
@@ -163,7 +167,9 @@ def _read_file(path: Path) -> Mapping[str, Any]:
                 f"{path} holds {forbidden[1]}, so loading it would run code from the file, and it was not loaded. "
                 "Save it again as a plain state dict: torch.save(model.state_dict(), FILE)"
             ) from None
-        raise DataError(f"{path} is truncated or not a checkpoint ({first_line(error)}). Fetch it again") from None
+        # torch's advice would be to load it without a check.
+        reason = "no pickle of tensors" if isinstance(error, pickle.UnpicklingError) else first_line(error)
+        raise DataError(f"{path} is truncated or not a checkpoint ({reason}). Fetch it again") from None
     if not isinstance(values, Mapping):
         raise DataError(f"{path} holds a {type(values).__name__}, not a state dict")
     return values
