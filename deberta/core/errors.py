@@ -66,7 +66,7 @@ def from_os_error(error: OSError) -> DebertaError:
         return StageError(f"the disk is full{where}. Free some space, then run the same command again")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return ConfigError(f"no permission{where}: {error.strerror}. Check the owner and mode of the folder")
-    if isinstance(error, ValueError):  # files.UnfitFile
+    if isinstance(error, ValueError) and error.filename:  # files.UnfitFile
         return DataError(f"{error.filename} {error.strerror}")
     if isinstance(error, FileNotFoundError):
         return MissingError(f"{error.filename} is missing. Run: invoke doctor")

@@ -12,15 +12,16 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
 import pytest
 
 from deberta.core.contract import DEV_FILES, VERSIONS
-from deberta.core.errors import DataError, MissingError
+from deberta.core.errors import DataError, DebertaError, MissingError
 from deberta.host.report import evidence, verification
 from deberta.host.report.verification import VerificationRequest
 from tests.mnli_helpers import REPOSITORY
@@ -236,6 +237,58 @@ def test_nothing_outside_the_tree_and_no_device_is_opened(
     assert any(re.search(pattern, line) for line in lines), lines
     assert any("is not made again" in line for line in lines), lines
     assert not any("root:" in line for line in lines)
+
+
+ODD_VALUES = 100  # in one run
+ODD: tuple[Any, ...] = (
+    "x",
+    "",
+    7,
+    -1.5,
+    True,
+    None,
+    [],
+    {},
+    [[]],
+    {"a": [1]},
+    "../x",
+    "/etc/passwd",
+    10**17,
+    "\x1b[2J",
+)
+
+
+def _places(content: Any) -> Iterator[tuple[Any, Any]]:
+    """(container, key) of everything in a JSON value."""
+    for key in content if isinstance(content, dict) else range(len(content)):
+        yield content, key
+        if isinstance(content[key], (dict, list)):
+            yield from _places(content[key])
+
+
+def test_odd_values_in_records_and_the_job_are_findings(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever type a value has that nothing but a record's reader expects: findings, no traceback."""
+    random = Random(11)
+    paths = [*sorted(tree.rglob("*.record.json")), tree / JOB, tree / REPORT]
+    for _ in range(ODD_VALUES):
+        path = random.choice(paths)
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text)
+        container, key = random.choice(list(_places(content)))
+        container[key] = odd = random.choice(ODD)
+        path.write_text(json.dumps(content), encoding="utf-8")
+        try:
+            collected = evidence.collect(tree, ARTIFACTS)
+            evidence.check_verdict(collected, REPOSITORY, request(tree).profile)
+            evidence.compare_code(collected, REPOSITORY)
+            verification._data_options(collected)
+            verification._bill(request(tree), collected, tree.parent)
+            list(verification._replayable(collected, collected.job) if collected.job else [])
+        except DebertaError:
+            pass
+        except Exception as error:
+            raise AssertionError(f"{path}: {key} is {odd!r}") from error
+        path.write_text(text, encoding="utf-8")
 
 
 def test_an_absolute_name_is_not_opened(tree: Path, tmp_path: Path) -> None:
