@@ -150,5 +150,7 @@ def folder_digest(folder: Path) -> str:
     """The in-toto `dirHash` of a folder: SHA-256 over its sorted lines `<sha256>  <path>\\n` (Go's h1, in hex)."""
     listing = hashlib.sha256()
     for name in files_in(folder):
-        listing.update(f"{sha256_of(folder / name)}  {name}\n".encode())
+        if "\n" in name:  # it could stand for two files
+            raise UnfitFile(errno.EINVAL, "has a line end in its name", os.fspath(folder / name))
+        listing.update(f"{sha256_of(folder / name)}  {name}\n".encode(errors="surrogateescape"))
     return listing.hexdigest()

@@ -198,5 +198,7 @@ class Digests:
         state = hashlib.sha256()
         for name in names:
             entry = os.stat(path / name if name else path)
-            state.update(f"{name}\0{entry.st_size}\0{entry.st_mtime_ns}\0{entry.st_ino}\n".encode())
+            state.update(
+                f"{name}\0{entry.st_size}\0{entry.st_mtime_ns}\0{entry.st_ino}\n".encode(errors="surrogateescape")
+            )
         return state.hexdigest()

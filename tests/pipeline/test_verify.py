@@ -122,6 +122,14 @@ ALTERED: dict[str, tuple[Tamper, str]] = {
         lambda root: (outputs(root) / "input_8_output_0.bin").write_bytes(bytes(96)),
         r"match/\S+: expected dirHash",
     ),
+    "a name that is no text": (
+        lambda root: (outputs(root) / os.fsdecode(b"\xff\x1b")).touch(),
+        r"match/\S+: expected dirHash",
+    ),
+    "a name of two lines": (
+        lambda root: os.rename(outputs(root) / "input_1_output_0.bin", outputs(root) / "a\nb"),
+        r"match/\S+: expected dirHash .+, found what cannot be read \(has a line end in its name\)",
+    ),
     "an output less": (
         lambda root: (outputs(root) / "input_7_output_0.bin").unlink(),
         r"match/\S+: expected dirHash",
@@ -289,6 +297,14 @@ def test_odd_values_in_records_and_the_job_are_findings(tree: Path, capsys: pyte
         except Exception as error:
             raise AssertionError(f"{path}: {key} is {odd!r}") from error
         path.write_text(text, encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["a name that is no text", "a name of two lines"])
+def test_names_of_files_are_shown(name: str, made: Workspace, tree: Path) -> None:
+    ALTERED[name][0](tree)
+    done = made.run("verify", "--path", str(tree), "--replay", "3")
+    assert done.returncode == 5 and re.search(ALTERED[name][1], done.stdout), done.stdout + done.stderr
+    assert "\x1b" not in done.stdout + done.stderr and done.stderr.count("\n") == 1
 
 
 def test_an_absolute_name_is_not_opened(tree: Path, tmp_path: Path) -> None:
