@@ -170,7 +170,7 @@ def _run(
 @contextlib.contextmanager
 def _surroundings(folder: Path, variables: Mapping[str, str]) -> Iterator[None]:
     before, path, compiled = Path.cwd(), list(sys.path), sys.dont_write_bytecode
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     with mock.patch.dict(os.environ, dict(variables), clear=True), open(os.devnull) as nothing, _torch():
         os.chdir(folder)
         try:

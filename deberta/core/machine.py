@@ -1,11 +1,13 @@
-"""The CPU: its name and features, and how many of its cores this process may really use."""
+"""The machine: its CPU, how many of its cores this process may really use, and whether a process runs."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
+import signal
 from pathlib import Path
-from typing import Optional
+from typing import Callable, Optional
 
 CGROUPS = Path("/sys/fs/cgroup")
 OWN_CGROUPS = Path("/proc/self/cgroup")
@@ -31,6 +33,30 @@ def cpu_flags(cpuinfo: Path = CPUINFO) -> set[str]:
     """Instruction sets by their Linux names: the field is called "flags" on x86_64, "Features" on aarch64."""
     fields = cpu_fields(cpuinfo)
     return {*fields.get("flags", "").split(), *fields.get("Features", "").split()}
+
+
+def is_alive(process: int) -> bool:
+    """Whether a process of that number runs here; in another container it is not seen."""
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # another user's
+        pass
+    return True
+
+
+def end_with_parent() -> Callable[[], None]:
+    """What a new process does first (`preexec_fn`): on Linux it is killed when the one that started it ends."""
+    parent, prctl = os.getpid(), getattr(ctypes.CDLL(None), "prctl", None)
+
+    def prepare() -> None:
+        if prctl is not None:
+            prctl(1, int(signal.SIGKILL))  # PR_SET_PDEATHSIG
+        if os.getppid() != parent:
+            os._exit(1)
+
+    return prepare
 
 
 def effective_cpus() -> int:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import signal
 import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from deberta.core import files, records
+from deberta.host.run import session
 from tests import pipeline_helpers as helpers
 from tests.mnli_helpers import small_disk
 from tests.pipeline_helpers import Workspace, steps_that_ran
@@ -318,15 +322,20 @@ def _undo(workspace: Workspace, first: str) -> None:
             files.remove(path)
 
 
-@pytest.mark.parametrize("step", STEPS)
-def test_interrupted_in_each_step(workspace: Workspace, step: str) -> None:
-    """Ctrl-C: 130, nothing half-written, what was finished is kept, and the same command finishes the rest."""
+@pytest.mark.parametrize(
+    ("step", "number"),
+    [*((step, signal.SIGINT) for step in STEPS), ("export-onnx", signal.SIGTERM), ("build-om bs=4", signal.SIGHUP)],
+)
+def test_interrupted_in_each_step(workspace: Workspace, step: str, number: int) -> None:
+    """Ctrl-C, kill or a closed terminal: 130, nothing half-written, what was finished is kept, and the same command
+    finishes the rest.
+    """
     _undo(workspace, step)
     running = workspace.start(*EVALUATE)
     assert running.stdout is not None
     for line in running.stdout:
         if line.startswith(f"[{step}] ") and AT_WORK.get(step, "running: ") in line:
-            running.send_signal(signal.SIGINT)
+            running.send_signal(number)
             break
     out, err = running.communicate(timeout=helpers.TIMEOUT)
     assert running.returncode == 130, out + err
@@ -356,13 +365,46 @@ def test_full_disk(tiny: Workspace, tmp_path: Path, spare: int, stopped: str) ->
         assert records_left == STEPS.index(stopped)
 
 
-def test_a_killed_run_leaves_nothing_that_looks_finished(workspace: Workspace) -> None:
+def test_a_killed_run_leaves_nothing_that_looks_finished_and_no_process(workspace: Workspace) -> None:
     _undo(workspace, "build-om bs=4")
     running = workspace.start(*EVALUATE)
     assert running.stdout is not None
+    stages: list[str] = []
     for line in running.stdout:
-        if line.startswith("[build-om bs=4] running: "):
+        if line.startswith("[build-om bs=4] ") and AT_WORK["build-om bs=4"] in line:
+            stages = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
+            for stage in stages:
+                os.kill(int(stage), signal.SIGSTOP)  # it would end by itself, at its next line if not before
             os.kill(running.pid, signal.SIGKILL)
             break
     running.communicate(timeout=helpers.TIMEOUT)
+    deadline = time.monotonic() + 5
+    while (left := [stage for stage in stages if _is_running(stage)]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    for stage in left:
+        os.kill(int(stage), signal.SIGKILL)
+    assert stages and not left
     assert steps_that_ran(workspace.succeed(*EVALUATE))[0] == "build-om bs=4"
+
+
+def _is_running(process: str) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+def test_what_outlives_a_killed_run_has_its_lock(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tool's own process, for example, which the system does not end with the run."""
+    monkeypatch.setattr(session, "LEFT_SECONDS", 0.1)
+    with open(workspace.root / ".cache/lock", "w") as lock:
+        lock.write("999999999")  # no process has this number
+        lock.flush()
+        hold = f"fcntl.flock({lock.fileno()}, fcntl.LOCK_EX); print('held', flush=True)"
+        code = f"import fcntl, time; {hold}; time.sleep(60)"
+        left = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, pass_fds=[lock.fileno()])
+    assert left.stdout is not None and left.stdout.readline() == b"held\n"
+    said = workspace.fail(4, *EVALUATE)
+    left.kill()
+    left.communicate()
+    assert "a step of an earlier run (process 999999999, which was killed) still works in" in said
+    workspace.succeed(*EVALUATE)

@@ -73,8 +73,9 @@ def command(
 def exit_codes() -> Iterator[None]:
     """Our errors end a task with one line and their exit code; a bug keeps its traceback."""
     # Being terminated cleans up as Ctrl-C does; and a shell's background job, which ignores SIGINT, can be stopped.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # of nohup
+            signal.signal(number, signal.default_int_handler)
     try:
         with visible_output():
             yield

@@ -203,7 +203,8 @@ class DockerEngine:
                 code = int(container.wait()["StatusCode"])
                 container.reload()
             except KeyboardInterrupt:
-                show("stopping; interrupt again to kill it at once")
+                with contextlib.suppress(OSError):  # the terminal may be gone
+                    show("stopping; interrupt again to kill it at once")
                 _stop(container, graceful)
                 raise
             except docker.errors.NotFound:
@@ -273,7 +274,10 @@ def _lines(chunks: Iterator[bytes]) -> Iterator[str]:
 
 
 def _start_reaper(session: str) -> subprocess.Popen[bytes]:
-    """A process that removes this session's containers if its stdin ends before it reads "done"."""
+    """A process that removes this session's containers if its stdin ends before it reads "done".
+
+    It has the workspace's lock until then: no run begins beside a container of an earlier one.
+    """
     return subprocess.Popen(
         [sys.executable, "-m", "deberta.host.engine.reaper", session],
         stdin=subprocess.PIPE,
@@ -281,4 +285,5 @@ def _start_reaper(session: str) -> subprocess.Popen[bytes]:
         stderr=subprocess.DEVNULL,
         env={**os.environ, "PYTHONPATH": str(PROJECT)},
         start_new_session=True,
+        close_fds=False,
     )

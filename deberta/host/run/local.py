@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import signal
@@ -13,7 +14,7 @@ from typing import Any, Callable, Mapping, Sequence
 from deberta.ascend import ais_bench
 from deberta.ascend import programs as tools
 from deberta.ascend.programs import Tools
-from deberta.core import files
+from deberta.core import files, machine
 from deberta.core.errors import INTERRUPTED
 from deberta.host.engine.transcript import GRACE_SECONDS, Show, transcript
 from deberta.host.environments import venvs
@@ -110,17 +111,20 @@ def execute(
     Raises KeyboardInterrupt, after the command has ended, if it or we were interrupted.
     """
     with transcript(log, command, show) as record:
-        # A session of its own: Ctrl-C on the terminal reaches us alone, and we pass it on once.
+        # A session of its own: Ctrl-C on the terminal reaches us alone, and we pass it on once. It ends with us, and
+        # has the workspace's lock as long as it lives (the one open file that is handed down).
         process = subprocess.Popen(
             command, cwd=folder, env=variables, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, encoding="utf-8", errors="replace", start_new_session=True,
+            close_fds=False, preexec_fn=machine.end_with_parent(),
         )  # fmt: skip
         assert process.stdout is not None
         try:
             lines = record(process.stdout)
             process.wait()
         except BaseException:
-            show("stopping; interrupt again to kill it at once")
+            with contextlib.suppress(OSError):  # the terminal may be gone
+                show("stopping; interrupt again to kill it at once")
             _stop(process)
             raise
     if process.returncode in (INTERRUPTED, -signal.SIGINT):

@@ -6,14 +6,17 @@ import contextlib
 import fcntl
 import os
 import shlex
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Callable, Iterator, Optional
+from typing import IO, Callable, Iterator, Optional
 
-from deberta.core import records
+from deberta.core import machine, records
 from deberta.core.errors import StageError
 from deberta.host.plan.plan import Step
 from deberta.host.run.executor import Executor
+
+LEFT_SECONDS = 10.0  # for processes of a run that was killed to end: the system kills them, or the reaper does
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,25 @@ class Session:
             print(f"# {line}" if self.dry else line, flush=True)
 
 
+def _acquire(lock: IO[str], workspace: Path) -> None:
+    """Take the lock, once what a killed run has left has ended. Raises StageError, which says who has it."""
+    give_up = time.monotonic() + LEFT_SECONDS
+    while True:
+        try:
+            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            holder = lock.read().strip()
+        if holder.isdigit() and machine.is_alive(int(holder)):
+            raise StageError(f"another invoke (process {holder}) works in {workspace}. Run this again when it is done")
+        if time.monotonic() > give_up:
+            raise StageError(
+                f"a step of an earlier run (process {holder or '?'}, which was killed) still works in {workspace}. "
+                f"See who: fuser -v {shlex.quote(lock.name)}. Run this again when it is done"
+            )
+        time.sleep(0.1)
+
+
 @contextlib.contextmanager
 def exclusive(session: Session) -> Iterator[None]:
     """Hold the workspace's lock: two invocations never write the same artifacts. Tidy up afterwards."""
@@ -56,14 +78,8 @@ def exclusive(session: Session) -> Iterator[None]:
     path = session.workspace / ".cache" / "lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+", encoding="utf-8") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            holder = lock.read().strip() or "?"
-            raise StageError(
-                f"another invoke (process {holder}) works in {session.workspace}. Run this again when it is done"
-            ) from None
+        _acquire(lock, session.workspace)
+        os.set_inheritable(lock.fileno(), True)  # what a run starts holds the lock too: see `machine.end_with_parent`
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()
