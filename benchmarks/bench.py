@@ -23,7 +23,7 @@ from typing import Any
 
 import deberta
 from benchmarks import batching, figures, machine, processes
-from benchmarks.engines import ENGINES, OURS, REFERENCE
+from benchmarks.engines import ENGINES, MAX_THREADS, OURS, REFERENCE
 from benchmarks.prepare import PEERS, BenchCase, BenchSettings, prepare, variables, workspace
 from benchmarks.processes import Failed, WorkerProcess
 from deberta.core import files
@@ -31,7 +31,6 @@ from deberta.core.contract import LABELS, SEQUENCE_LENGTH, parse_integer
 from deberta.core.errors import ConfigError, GateError, MissingError, StageError, run_stage
 from deberta.core.machine import effective_cpus
 from deberta.core.progress import Progress
-from deberta.stages.inference.openvino_engine import MAX_THREADS
 
 FIXED_ROWS = 16
 PAUSE = 0.2  # seconds before each turn

@@ -20,11 +20,12 @@ import numpy as np
 import onnxruntime
 import openvino as ov
 
+from benchmarks.engines import MAX_THREADS
 from deberta.core.contract import INPUTS, parse_integer
 from deberta.core.errors import MissingError, run_stage
 from deberta.core.machine import effective_cpus
 from deberta.stages import onnx_runtime
-from deberta.stages.inference.openvino_engine import MAX_THREADS, engine_settings, vocabulary_of
+from deberta.stages.inference.openvino_engine import engine_settings, vocabulary_of
 
 Engine = Callable[[np.ndarray, np.ndarray], np.ndarray]
 REFERENCE = "ONNX Runtime"

@@ -199,6 +199,7 @@ def _load_floor_ort(job: BenchJob) -> LoadedEngine:
     )
 
 
+MAX_THREADS = 1024
 OURS, REFERENCE = "ours", "eager"
 ENGINES = {
     OURS: BenchEngine(

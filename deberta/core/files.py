@@ -50,9 +50,10 @@ def read_text(path: Path) -> str:
     return read_bytes(path).decode("utf-8", errors="replace")
 
 
-def inside(root: Path, path: str | PurePath) -> bool:
-    """Whether a path that is relative to `root` stays in it when all links are followed."""
-    base, real = os.path.realpath(root), os.path.realpath(root / path)
+def inside(root: Path, path: str | PurePath, follow: bool = True) -> bool:
+    """Whether a path that is relative to `root` stays in it, when all links are followed or by its name alone."""
+    resolve = os.path.realpath if follow else os.path.abspath
+    base, real = resolve(root), resolve(root / path)
     return os.path.commonpath([base, real]) == base
 
 

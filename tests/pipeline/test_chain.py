@@ -387,6 +387,16 @@ def test_a_killed_run_leaves_nothing_that_looks_finished_and_no_process(workspac
     assert steps_that_ran(workspace.succeed(*EVALUATE))[0] == "build-om bs=4"
 
 
+def test_a_workspaces_folders_may_be_links(workspace: Workspace, tmp_path: Path) -> None:
+    """To a larger disk, for example."""
+    for kind in ("models", "data", "results"):
+        shutil.move(workspace.root / kind, tmp_path / kind)
+        (workspace.root / kind).symlink_to(tmp_path / kind)
+    assert steps_that_ran(workspace.succeed(*EVALUATE)) == []
+    workspace.succeed("report", "--backend", "cpu")
+    assert "verified: " in workspace.succeed("verify", "--backend", "cpu")
+
+
 def _is_running(process: str) -> bool:
     with contextlib.suppress(FileNotFoundError):
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"

@@ -13,6 +13,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -245,6 +246,11 @@ def test_nothing_outside_the_tree_and_no_device_is_opened(
     assert any(re.search(pattern, line) for line in lines), lines
     assert any("is not made again" in line for line in lines), lines
     assert not any("root:" in line for line in lines)
+
+
+def test_links_of_the_users_own_workspace_may_lead_anywhere(tree: Path) -> None:
+    _link_out(tree / ARTIFACTS.models)
+    assert verification.verify(replace(request(tree), own=True)).files
 
 
 ODD_VALUES = 100  # in one run

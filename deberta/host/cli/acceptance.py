@@ -135,7 +135,8 @@ def _request(c: Context, root: Path, options: Options) -> VerificationRequest:
     backend = options.backend or values.backend
     if backend == AUTO:
         backend = verification.find_backend(root, name, options.limit)
-    return replace(_without_report(c), root=root, artifacts=Artifacts(name, backend, options.limit), profile=profile)
+    artifacts = Artifacts(name, backend, options.limit)
+    return replace(_without_report(c), root=root, artifacts=artifacts, profile=profile, own=not options.tree)
 
 
 def _without_report(c: Context) -> VerificationRequest:

@@ -50,9 +50,9 @@ Component = dict[str, Any]
 
 def write(session: Session, plan: Plan) -> PurePosixPath:
     """Write the bill beside the report, and its record; returns its path. Raises MissingError and DataError."""
-    started, artifacts = records.now(), plan.artifacts
-    path = artifacts.bom()
-    files.write_text(session.workspace / path, schema.text(of_tree(session.project, session.workspace, artifacts)))
+    started, artifacts, path = records.now(), plan.artifacts, plan.artifacts.bom()
+    bill = of_tree(session.project, session.workspace, artifacts, own=True)
+    files.write_text(session.workspace / path, schema.text(bill))
     report = artifacts.report("json")
     statement = records.statement(
         subjects=[session.digests.resource(path)],
@@ -74,9 +74,9 @@ def sources(project: Path) -> dict[str, str]:
     return {"deberta-ascend": deberta.__version__, **digests}
 
 
-def of_tree(project: Path, root: Path, artifacts: Artifacts) -> Component:
+def of_tree(project: Path, root: Path, artifacts: Artifacts, own: bool = False) -> Component:
     """The bill of a report in any tree; only JSON files are read in it. Raises MissingError and DataError."""
-    tree = evidence.walk(root, artifacts)
+    tree = evidence.walk(root, artifacts, own)
     if tree.report is None or tree.job is None:
         raise DataError(
             f"no bill of materials can be made of {artifacts.report('json')} and {artifacts.job()}: "

@@ -59,13 +59,17 @@ class Evidence:
     files: int = 0
     bytes: int = 0
     unsafe: bool = False  # a file of it is outside the tree or no regular file: no stage is run on it
+    own: bool = False  # the user's workspace, and no tree of somebody else's: its links may lead anywhere
 
     def add(self, where: object, what: str) -> None:
         self.findings.append(f"{where}: {one_line(what)}")
 
+    def holds(self, path: str | PurePosixPath) -> bool:
+        return files.inside(self.root, path, follow=not self.own)
+
     def within(self, path: str | PurePosixPath, source: str = "the tree") -> bool:
         """Whether a file may be opened; if it is outside the tree, by a link too, `source` is at fault."""
-        if files.inside(self.root, path):
+        if self.holds(path):
             return True
         self.unsafe = True
         self.add(source, f"names {path}, which leads out of the tree")
@@ -95,19 +99,19 @@ def option(record: Optional[Record], name: str) -> str:
     return arguments[arguments.index(name) + 1] if name in arguments[:-1] else ""
 
 
-def collect(root: Path, artifacts: Artifacts) -> Evidence:
+def collect(root: Path, artifacts: Artifacts, own: bool = False) -> Evidence:
     """Walk from the report to the checkpoint, the tokenizer and the data, and hash all that is named on the way.
 
     Raises MissingError if there is no report; everything else that is wrong is among the findings.
     """
-    evidence = walk(root, artifacts)
+    evidence = walk(root, artifacts, own)
     _check_digests(evidence)
     return evidence
 
 
-def walk(root: Path, artifacts: Artifacts) -> Evidence:
+def walk(root: Path, artifacts: Artifacts, own: bool = False) -> Evidence:
     """The same without looking at any file but the report, its job and the records."""
-    evidence = Evidence(root, artifacts)
+    evidence = Evidence(root, artifacts, own=own)
     if not (root / artifacts.report("json")).exists():
         raise MissingError(
             f"{root / artifacts.report('json')} is missing. Run: invoke acceptance --profile {artifacts.profile} "

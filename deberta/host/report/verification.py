@@ -35,7 +35,7 @@ RECOMPUTE, REPLAY, SIGN = (f"deberta.stages.verify.{name}" for name in ("recompu
 class VerificationRequest:
     """What to verify, and how. `python` gives the stages' interpreter; `profile` is this checkout's own, if it has it.
 
-    `key`: a public key, None to check no signature; `rows` to replay (0: none), drawn by `seed`.
+    `own`: see Evidence. `key`: a public key, None to check no signature; `rows` to replay (0: none), drawn by `seed`.
     """
 
     project: Path
@@ -46,6 +46,7 @@ class VerificationRequest:
     key: Optional[Path] = None
     rows: int = 0
     seed: int = 0
+    own: bool = False
 
 
 def show(request: VerificationRequest) -> None:
@@ -66,7 +67,7 @@ def verify(request: VerificationRequest, signed: bool = True) -> Evidence:
     with tempfile.TemporaryDirectory(prefix="deberta-verify-") as folder:
         scratch = Path(folder)
         signature, problem = _signature(request, scratch, console) if signed else ("not looked at", "")
-        tree = evidence.collect(request.root, artifacts)
+        tree = evidence.collect(request.root, artifacts, request.own)
         if problem:
             tree.add(artifacts.attestation(), problem)
         if signed and (request.root / artifacts.attestation()).exists():
@@ -165,7 +166,7 @@ def _bill(request: VerificationRequest, tree: Evidence, scratch: Path) -> list[o
         tree.unchecked.append(f"{path} against its sources: this checkout has another {' and another '.join(others)}")
         return []
     try:
-        bill = bom.of_tree(request.project, request.root, request.artifacts)
+        bill = bom.of_tree(request.project, request.root, request.artifacts, request.own)
     except DebertaError as error:
         tree.add(path, f"cannot be made again: {error}")
         return []
@@ -254,7 +255,7 @@ def _signature(request: VerificationRequest, scratch: Path, console: Console) ->
     """The signature's state as the summary says it, and what is wrong with it, or "". Raises ConfigError."""
     path = request.artifacts.attestation()
     exists = (request.root / path).exists()
-    if exists and not files.inside(request.root, path):
+    if exists and not files.inside(request.root, path, not request.own):
         return "bad", "leads out of the tree"
     if request.key is None:
         return ("not checked: no key given" if exists else "not signed"), ""
@@ -281,7 +282,7 @@ def _check_subjects(tree: Evidence) -> None:
         return
     for name, expected in signed.items():
         file = tree.root / name
-        actual = files.sha256_of(file) if files.inside(tree.root, name) and file.is_file() else "nothing"
+        actual = files.sha256_of(file) if tree.holds(name) and file.is_file() else "nothing"
         if actual != expected:
             tree.add(name, f"expected sha256 {expected} (says {path}), found {actual}")
     for name in [*_signed_pages(tree), *sorted(tree.records)]:
@@ -307,7 +308,7 @@ def sign(request: VerificationRequest, key: Path, passphrase_env: Optional[str])
     path = request.artifacts.attestation()
     with tempfile.TemporaryDirectory(prefix="deberta-sign-") as folder:
         before, envelope = Path(folder) / "statement.json", Path(folder) / "envelope.json"
-        text = json.dumps(statement(evidence.walk(request.root, request.artifacts)))
+        text = json.dumps(statement(evidence.walk(request.root, request.artifacts, request.own)))
         files.write_text(before, text)
         # First, so that a wrong key or passphrase is known at once; kept only if everything verifies.
         arguments = ["--statement", before, "--key", os.path.abspath(key), "--output", envelope]

@@ -17,7 +17,6 @@ from deberta.stages.inference import int8
 if TYPE_CHECKING:
     import openvino as ov
 
-MAX_THREADS = 1024
 REBUILD = "Run: invoke build-om --force"
 _MADV_DONTNEED = 4  # Linux, <asm-generic/mman-common.h>
 
