@@ -9,6 +9,8 @@ import signal
 from pathlib import Path
 from typing import Callable, Optional
 
+from deberta.core import contract
+
 CGROUPS = Path("/sys/fs/cgroup")
 OWN_CGROUPS = Path("/proc/self/cgroup")
 CPUINFO = Path("/proc/cpuinfo")
@@ -35,14 +37,12 @@ def cpu_flags(cpuinfo: Path = CPUINFO) -> set[str]:
     return {*fields.get("flags", "").split(), *fields.get("Features", "").split()}
 
 
-def is_alive(process: int) -> bool:
+def is_alive(process: str) -> bool:
     """Whether a process of that number runs here; in another container it is not seen."""
     try:
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:  # another user's
-        pass
+        os.kill(contract.whole(process, 1), 0)
+    except (OSError, OverflowError, ValueError) as error:
+        return isinstance(error, PermissionError)  # another user's
     return True
 
 

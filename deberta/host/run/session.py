@@ -57,7 +57,7 @@ def _acquire(lock: IO[str], workspace: Path) -> None:
         except BlockingIOError:
             lock.seek(0)
             holder = lock.read().strip()
-        if holder.isdigit() and machine.is_alive(int(holder)):
+        if machine.is_alive(holder):
             raise StageError(f"another invoke (process {holder}) works in {workspace}. Run this again when it is done")
         if time.monotonic() > give_up:
             raise StageError(
