@@ -38,6 +38,8 @@ def pytest_configure() -> None:
     # In a shell's background SIGINT is ignored, by what is started here too; tests send it to what they start.
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # so is SIGHUP by nohup
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
     if "PYTEST_XDIST_WORKER" in os.environ:  # one of several: torch, OpenVINO and our stages get one CPU each
         os.environ["OMP_NUM_THREADS"] = "1"
         os.sched_getaffinity = lambda _: {0}
