@@ -137,11 +137,14 @@ def sha256_of_stream(file: IO[bytes]) -> str:
     return digest.hexdigest()
 
 
-def files_in(folder: Path) -> list[str]:
-    """The regular files below a folder, as sorted POSIX paths relative to it; temporary names are left out."""
+def files_in(folder: Path, without: str = "") -> list[str]:
+    """The regular files below a folder, as sorted POSIX paths relative to it.
+
+    Temporary names, and folders of the name `without`, are left out.
+    """
     paths: list[str] = []
     for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if TEMPORARY not in name]
+        folders[:] = [name for name in folders if TEMPORARY not in name and name != without]
         relative = os.path.relpath(parent, folder)
         paths += [name if relative == "." else f"{relative}/{name}" for name in names if TEMPORARY not in name]
     return sorted(paths)

@@ -232,6 +232,7 @@ class Job(Schema):
     note: str
     not_accepted: list[schema.Text]
     measured: JobMeasured
+    auto: list[str] = field(default_factory=list)  # what was left to it, of backend and executor
 
     def __post_init__(self) -> None:
         cells = [(cell.batch_size, cell.version, cell.precision) for cell in self.cells]

@@ -8,6 +8,8 @@ from pathlib import PurePosixPath as Path
 from deberta.core import contract
 from deberta.core.contract import FP32, SEQUENCE_LENGTH
 
+ACCEPTANCES = "acceptances"  # a folder in results: each in it is like a workspace
+
 
 def record_of(artifact: Path) -> Path:
     """The record beside an artifact (a file or a folder)."""
@@ -120,6 +122,11 @@ class Artifacts:
 
     def report(self, suffix: str = "md") -> Path:
         return self.results / f"{limited('report', self.limit)}.{suffix}"
+
+    @property
+    def pages(self) -> list[Path]:
+        """A report's own files, beside its job: all of these are signed."""
+        return [*map(self.report, ("json", "md", "html")), self.bom()]
 
     def attestation(self) -> Path:
         """The signature of a report and of all that it stands on."""

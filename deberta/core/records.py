@@ -54,7 +54,8 @@ class BuildMetadata(msgspec.Struct, frozen=True, rename="camel"):
 
     def __post_init__(self) -> None:
         for moment in (self.started_on, self.finished_on):
-            datetime.fromisoformat(moment)
+            if datetime.fromisoformat(moment).tzinfo is None:
+                raise ValueError(f"{moment!r} has no offset from UTC")
 
 
 class RunDetails(msgspec.Struct, frozen=True):
@@ -85,7 +86,7 @@ class Record(msgspec.Struct, frozen=True, rename="camel"):
     def images(self) -> dict[str, str]:
         """Name to SHA-256, of the images that the step ran in."""
         dependencies = self.dependencies.items()
-        return {name[len(IMAGE) :]: digest["sha256"] for name, digest in dependencies if name.startswith(IMAGE)}
+        return {name[len(IMAGE) :]: digest.get("sha256", "") for name, digest in dependencies if name.startswith(IMAGE)}
 
     @property
     def dependencies(self) -> dict[str, dict[str, str]]:

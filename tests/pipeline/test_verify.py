@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 
 from deberta.core.contract import DEV_FILES, VERSIONS
-from deberta.core.errors import DataError, DebertaError, MissingError
+from deberta.core.errors import DataError, DebertaError, GateError, MissingError
 from deberta.host.report import evidence, verification
 from deberta.host.report.verification import VerificationRequest
 from tests.mnli_helpers import REPOSITORY
@@ -400,7 +400,78 @@ def test_reasons_that_were_struck_out_make_no_acceptance(
     assert read(tree / REPORT)["verdict"]["verdict"] == "accepted"
     [line] = [line for line in wrong(tree, capsys) if "says accepted, against" in line]
     assert "the report says accepted, against: backend cpu: no NPU was used; 2 loops of a perf" in line
-    assert "correct_rows is not this checkout's" in line and "agreement is left out" in line
+    assert "the gates are not those of deberta/gates.toml: agreement (left out), correct_rows; stages_python: " in line
+
+
+def job_of(root: Path, change: Callable[[Any], object]) -> None:
+    job = read(root / JOB)
+    change(job)
+    (root / JOB).write_text(json.dumps(job, indent=2), encoding="utf-8")
+
+
+def replace_in_records(root: Path, old: str, new: str) -> None:
+    paths = [path for path in root.rglob("*.record.json") if old in path.read_text(encoding="utf-8")]
+    assert paths
+    for path in paths:
+        path.write_text(path.read_text(encoding="utf-8").replace(old, new), encoding="utf-8")
+
+
+def hide_what_was_not_pinned(root: Path) -> None:
+    replace_in_records(root / ARTIFACTS.models, '"environment":', '"pins": "not pinned: base x", "environment":')
+
+
+def rename_the_checkpoint(root: Path) -> None:
+    replace_in_records(root, f'"{CHECKPOINT}"', '"/nowhere/model.bin"')
+    job_of(root, lambda job: job["inputs"].pop(CHECKPOINT))
+    (root / CHECKPOINT).unlink()
+
+
+def forge_times(root: Path) -> None:
+    year = read(root / JOB)["measured"]["made"][:4]
+    replace_in_records(root, f'"{year}-', '"2019-')
+    job = (root / JOB).read_text(encoding="utf-8")
+    (root / JOB).write_text(job.replace(f'"{year}-', '"2019-'), encoding="utf-8")
+
+
+# What a forger does, all that follows made to fit. name: what is done, and what strict says: that it is wrong, or that
+# it was not checked
+STRICT: dict[str, tuple[Tamper, type[Exception], str]] = {
+    "an image was not pinned": (
+        hide_what_was_not_pinned,
+        *(DataError, r"the report says checked, against: .*not pinned: base x \(\S+ and 1 more steps\)"),
+    ),
+    "gates are loosened": (
+        lambda root: job_of(root, lambda job: job["gates"].update(near_tie_margin=99.0)),
+        *(DataError, "against: .*the gates are not those of deberta/gates.toml: near_tie_margin"),
+    ),
+    "gates are removed": (
+        lambda root: job_of(root, lambda job: [job["gates"].pop(name) for name in ("agreement", "sentinel")]),
+        *(DataError, r"against: .*gates.toml: agreement \(left out\), sentinel \(left out\)"),
+    ),
+    "the checkpoint is elsewhere": (
+        rename_the_checkpoint,
+        *(GateError, "/nowhere/model.bin: only files of the tree are opened"),
+    ),
+    "other times": (forge_times, GateError, "that times, machine, tools and settings were what report and records"),
+    "the graph": (
+        lambda root: flip_byte(root / ARTIFACTS.onnx),
+        *(GateError, "that models/small/dynamic.onnx gives these logits: --replay N runs N rows"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STRICT)
+def test_strict_finds_a_forgery_or_names_what_was_not_checked(
+    tree: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    forge, error, says = STRICT[name]
+    forge(tree)
+    remake(tree, monkeypatch)
+    with pytest.raises(error):
+        verification.verify(request(tree, strict=True))
+    said = capsys.readouterr().out
+    assert re.search(rf"^  .*{says}", said, re.MULTILINE), said
+    assert ("\nverified: " in said) == (error is GateError)
 
 
 def test_another_profile_and_other_gates_are_said(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -434,7 +505,11 @@ def test_signed_and_verified_by_the_key_that_was_used(
     said = workspace.succeed("sign", "--key", str(key))
     [identity] = set(re.findall(r"signed by key (sha256:\w{64})", said))
     envelope = tree / ARTIFACTS.attestation()
-    assert f"signed by key {identity}" in workspace.succeed("verify", "--key", f"{key}.pub")
+    strict = ("verify", "--key", f"{key}.pub", "--strict", "--replay", "8", "--require")
+    said = workspace.succeed(*strict, "checked")
+    assert f"signed by key {identity}" in said
+    assert said.splitlines()[-1].endswith("makes the same bytes again (the signature vouches for it)")
+    assert "the verdict of" in workspace.fail(6, *strict, "accepted")
     record = tree / f"{EVALUATION}.record.json"
     whole = record.read_bytes()
     record.write_text(json.dumps(read(record)))  # the same record, other bytes: only what was signed shows it
@@ -445,10 +520,15 @@ def test_signed_and_verified_by_the_key_that_was_used(
     record.write_bytes(whole)
 
     public, content = Path(f"{key}.pub"), read(envelope)
-    payload = base64.b64decode(content["payload"]).replace(b'"checked"', b'"accepted"')
-    envelope.write_text(json.dumps({**content, "payload": base64.b64encode(payload).decode()}))
-    [line] = wrong(tree, capsys, key=public)
-    assert "the signature is bad" in line
+    signed = base64.b64decode(content["payload"])
+    for payload, without_key in (
+        (signed.replace(b'"checked"', b'"accepted"'), "was signed for another report"),
+        (signed.replace(b": ", b":"), "who vouches for the report (not checked: no key given)"),  # of the same meaning
+    ):
+        envelope.write_text(json.dumps({**content, "payload": base64.b64encode(payload).decode()}))
+        assert "the signature is bad" in "".join(wrong(tree, capsys, key=public))
+        done = workspace.run("verify", "--strict")
+        assert done.returncode in (5, 6) and without_key in done.stderr
     envelope.unlink()
     [line] = wrong(tree, capsys, key=public)
     assert "expected a signature by the key given, found none" in line

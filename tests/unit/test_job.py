@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import PurePosixPath
-
 import pytest
 
 from deberta.core import records
@@ -30,13 +28,13 @@ def _record(**images: str) -> records.Record:
 
 def test_one_image_that_two_records_tell_differently_is_named() -> None:
     recorded = {
-        PurePosixPath("models/demo/dynamic.onnx"): _record(export="1" * 64),
-        PurePosixPath("models/demo/ascend/deberta_bs8.om"): _record(compile="2" * 64),
-        PurePosixPath("results/demo/cpu/eval_bs8_match.txt"): _record(export="1" * 64),
-        PurePosixPath("elsewhere"): _record(),  # made by a process
+        "models/demo/dynamic.onnx.record.json": _record(export="1" * 64),
+        "models/demo/ascend/deberta_bs8.om.record.json": _record(compile="2" * 64),
+        "results/demo/cpu/eval_bs8_match.txt.record.json": _record(export="1" * 64),
+        "elsewhere.record.json": _record(),  # made by a process
     }
     request.one_build_of_each(recorded)
-    recorded[PurePosixPath("results/demo/cpu/eval_bs8_mismatch.txt")] = _record(export="3" * 64)
+    recorded["results/demo/cpu/eval_bs8_mismatch.txt.record.json"] = _record(export="3" * 64)
     with pytest.raises(DataError) as caught:
         request.one_build_of_each(recorded)
     said = str(caught.value)

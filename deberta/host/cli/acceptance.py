@@ -18,9 +18,8 @@ from deberta.host.cli import settings
 from deberta.host.cli.auto import AUTO
 from deberta.host.cli.command import DEVICE, RUN, command
 from deberta.host.cli.options import Options
-from deberta.host.engine import containers
 from deberta.host.plan.plan import Plan
-from deberta.host.report import verification
+from deberta.host.report import archive, verification
 from deberta.host.report.request import ReportRequest
 from deberta.host.report.verification import VerificationRequest
 from deberta.host.run.session import Session, exclusive
@@ -45,9 +44,6 @@ def acceptance(c: Context, options: Options) -> None:
         command=_command(plan, session, sizes, options),
         auto=[name for name, value in by_setting.items() if value == AUTO],
         gates=settings.path_of(values.gates),
-        reasons=_reasons(c, session),
-        # The CI image alone has this setting, and its code lies in the image.
-        in_image=values.image_unpinned is not None and Path(containers.CODE) == PROJECT,
     )
     with exclusive(session):
         workflow.run(session, plan, request, settings.buckets_of(c, options))
@@ -62,7 +58,7 @@ def report(c: Context, options: Options) -> None:
         making.write_report(session, plan, sizes, settings.path_of(settings.read(c).gates))
 
 
-@command("profile", "backend", "limit", "tree", "replay", "seed", "key", "dry")
+@command("profile", "backend", "limit", "tree", "acceptance", "replay", "seed", "key", "strict", "require", "dry")
 def verify(c: Context, options: Options) -> None:
     """Check a report against all its files: digests, every number made again, the signature. Writes nothing."""
     root = Path(options.tree).expanduser().absolute() if options.tree else settings.workspace(c)
@@ -73,6 +69,8 @@ def verify(c: Context, options: Options) -> None:
         key=Path(options.key) if options.key else None,
         rows=options.replay,
         seed=secrets.randbelow(2**32) if options.seed is None else options.seed,
+        strict=options.strict,
+        require=options.require,
     )
     if options.dry:
         verification.show(request)
@@ -80,7 +78,7 @@ def verify(c: Context, options: Options) -> None:
     verification.verify(request)
 
 
-@command("key", "passphrase_env", "new_key", "profile", "backend", "limit", "dry")
+@command("key", "passphrase_env", "new_key", "acceptance", "profile", "backend", "limit", "dry")
 def sign(c: Context, options: Options) -> None:
     """Sign a report, its pages, its bill of materials and its records, after verifying them."""
     if bool(options.key) == bool(options.new_key):
@@ -105,16 +103,6 @@ def _batch_sizes(c: Context, options: Options) -> list[int]:
     return list(options.sizes or sorted(set(settings.read(c).batch_sizes)))
 
 
-def _reasons(c: Context, session: Session) -> Sequence[str]:
-    """Why the settings make this no acceptance; empty if they do not."""
-    reasons = []
-    if gates := settings.read(c).gates:
-        reasons.append(f"the gates are those of {gates}, not deberta/gates.toml")
-    if session.executor.name == "local" and settings.prepared_python(c):
-        reasons.append("stages_python: the stages ran in an environment that nothing checked against its lock")
-    return [*reasons, *(f"the CI image is not pinned: {reason}" for reason in settings.read(c).image_unpinned or ())]
-
-
 def _command(plan: Plan, session: Session, sizes: Sequence[int], options: Options) -> str:
     """The command line that repeats this run, with what `auto` chose written out."""
     split = f" --version {options.version}" if options.version else ""
@@ -133,8 +121,11 @@ def _request(c: Context, root: Path, options: Options) -> VerificationRequest:
     only_in_tree = name not in (values.profiles or {}) and is_name and (root / "results" / name).is_dir()
     profile = None if only_in_tree else settings.profile_of(c, name)
     backend = options.backend or values.backend
-    if backend == AUTO:
-        backend = verification.find_backend(root, name, options.limit)
+    if options.acceptance:
+        root = archive.find(root, name, options.acceptance)
+        backend = root.parent.parent.name
+    elif backend == AUTO:
+        backend = archive.find_backend(root, name, options.limit)
     artifacts = Artifacts(name, backend, options.limit)
     return replace(_without_report(c), root=root, artifacts=artifacts, profile=profile, own=not options.tree)
 

@@ -133,7 +133,10 @@ class Options:
     all_layers: bool = False
     # verify, sign, reproduce, explain
     tree: str = ""
+    acceptance: str = ""
     replay: int = text(0, whole("--replay", 1))
+    strict: bool = False
+    require: str = text(choices=("checked", "accepted"))
     passphrase_env: str = ""
     new_key: str = ""
     in_: str = ""
@@ -151,6 +154,8 @@ class Options:
     tag: str = ""
     environments: bool = False
     containers: bool = False
+    reports: bool = False
+    yes: bool = False
     remake: bool = False
     # bench, test
     size: str = text("full", choices=("full", "tiny"))

@@ -79,9 +79,9 @@ def doctor(c: Context, options: Options) -> None:
         raise Exit(code=3)
 
 
-@command("profile", "environments", "images", "containers", "dry")
+@command("profile", "environments", "images", "containers", "reports", "yes", "dry")
 def clean(c: Context, options: Options) -> None:
-    """Remove what the commands made, of all profiles or one; checkpoints, tokenizers, data and foreign files stay."""
+    """Remove what the commands made, of all profiles or one; inputs, foreign files and kept acceptances stay."""
     names = [options.profile] if options.profile else sorted(settings.read(c).profiles)
     profiles = [settings.profile_of(c, name) for name in names]
     session = settings.session_of(c, options, executor="local")
@@ -94,6 +94,6 @@ def clean(c: Context, options: Options) -> None:
             if options.images:
                 manage.remove_images(session.dry)
         else:
-            workflow.clean(session, profiles)
+            workflow.clean(session, profiles, options.reports, options.yes)
     if options.environments:
         workflow.remove_environments(PROJECT, session.dry)

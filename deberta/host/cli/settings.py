@@ -21,6 +21,7 @@ from deberta.core.buckets import Choice
 from deberta.core.errors import ConfigError
 from deberta.host.cli import auto
 from deberta.host.cli.options import Options
+from deberta.host.engine import containers
 from deberta.host.engine.npu_access import NpuSettings
 from deberta.host.environments import stages
 from deberta.host.plan import profiles
@@ -169,7 +170,10 @@ def session_of(c: Context, options: Options, executor: str = "", usual: str = ""
 
 
 def _local(c: Context, folder: Path, options: Options) -> Executor:
-    script, home = cann_script(c), folder / ".cache" / "scratch" / "home"
+    script, home, unpinned = cann_script(c), folder / ".cache" / "scratch" / "home", read(c).image_unpinned
+    surroundings = {"environment": "prepared by the user"} if prepared_python(c) else {}
+    if unpinned is not None and Path(containers.CODE) == PROJECT:  # the CI image alone has this setting, and its code
+        surroundings["pins"] = f"not pinned: the CI image: {'; '.join(unpinned)}" if unpinned else "pinned"
     return LocalExecutor(
         project=PROJECT,
         root=folder,
@@ -180,6 +184,7 @@ def _local(c: Context, folder: Path, options: Options) -> Executor:
             msame=msame_path(c, options.msame),
             source=lambda: str(cann.find(script) if script else cann.present() or cann.SCRIPTS[-1]),
         ),
+        surroundings=surroundings,
     )
 
 

@@ -9,13 +9,16 @@ import os
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import Iterator, Mapping, NamedTuple, Optional, TypeVar
+from typing import Iterator, Mapping, NamedTuple, Optional, Sequence, TypeVar
+
+import msgspec
 
 from deberta.core import buckets, contract, files, records, schema
 from deberta.core.buckets import Lengths
+from deberta.core.differences import differences
 from deberta.core.errors import DataError, MissingError, one_line, some
-from deberta.core.job import Gates, Job
-from deberta.core.paths import Artifacts, record_of
+from deberta.core.job import Job
+from deberta.core.paths import ACCEPTANCES, Artifacts, record_of
 from deberta.core.progress import Progress
 from deberta.core.records import Record
 from deberta.core.report import Report
@@ -28,6 +31,8 @@ from deberta.host.run import source_digest
 RECORD_SUFFIX = ".record.json"
 MIB = 1 << 20
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+# Why something that was not checked may be left so: always, with a signature by the key given, or never.
+ASIDE, SIGNED, OPEN = "no verdict rests on it", "the signature vouches for it", ""
 
 T = TypeVar("T")
 
@@ -55,7 +60,7 @@ class Evidence:
     producers: dict[str, list[str]] = field(default_factory=dict)  # of the tree: artifact -> records that name it
     claims: list[Claim] = field(default_factory=list)
     findings: list[str] = field(default_factory=list)  # the file, and what was expected and is there
-    unchecked: list[str] = field(default_factory=list)
+    unchecked: dict[str, str] = field(default_factory=dict)  # what was not checked -> ASIDE, SIGNED or OPEN
     files: int = 0
     bytes: int = 0
     unsafe: bool = False  # a file of it is outside the tree or no regular file: no stage is run on it
@@ -74,6 +79,12 @@ class Evidence:
         self.unsafe = True
         self.add(source, f"names {path}, which leads out of the tree")
         return False
+
+    @property
+    def measuring(self) -> list[Record]:
+        """The records behind the figures, sorted by path: all but those of the report's own files."""
+        own = {*map(str, self.artifacts.pages)}
+        return [record for _, record in sorted(self.records.items()) if not own.issuperset(record.subjects)]
 
     def record_for(self, path: str) -> Optional[Record]:
         """The record of the chain that names an artifact as its subject."""
@@ -115,12 +126,13 @@ def walk(root: Path, artifacts: Artifacts, own: bool = False) -> Evidence:
     if not (root / artifacts.report("json")).exists():
         raise MissingError(
             f"{root / artifacts.report('json')} is missing. Run: invoke acceptance --profile {artifacts.profile} "
-            f"--backend {artifacts.backend}, or name the tree that holds it with --path"
+            f"--backend {artifacts.backend}, or name the tree that holds it with --path, or one with --acceptance"
         )
     evidence.report = _read(evidence, artifacts.report("json"), Report)
     evidence.job = _read(evidence, artifacts.job(), Job)
-    tree_records = _index(evidence)
-    _walk(evidence, _scope(evidence, evidence.job) if evidence.job else Scope(), tree_records)
+    if evidence.job and evidence.job.purpose == "acceptance" and not (root / artifacts.bom()).exists():
+        evidence.add(artifacts.bom(), "is missing, and an acceptance has one")
+    follow(evidence, [*map(str, artifacts.pages)])
     return evidence
 
 
@@ -141,7 +153,7 @@ def _index(evidence: Evidence) -> dict[str, Record]:
     tree_records: dict[str, Record] = {}
     artifacts = evidence.artifacts
     for folder in (artifacts.models, artifacts.data, artifacts.results.parent):
-        for name in files.files_in(evidence.root / folder) if evidence.within(folder) else ():
+        for name in files.files_in(evidence.root / folder, ACCEPTANCES) if evidence.within(folder) else ():
             if name.endswith(RECORD_SUFFIX) and evidence.within(folder / name):
                 path = str(folder / name)
                 try:
@@ -200,16 +212,12 @@ def _bins_and_models(artifacts: Artifacts, size: int, version: str, lengths: Len
     return {str(path) for path, kind in of_run if kind in kinds}
 
 
-def _walk(evidence: Evidence, scope: Scope, tree_records: Mapping[str, Record]) -> None:
-    """From the report and the job's files to their records, to what those were made of, and so on."""
-    artifacts = evidence.artifacts
-    start = [str(artifacts.report(suffix)) for suffix in ("json", "md", "html")]
-    if (evidence.root / artifacts.bom()).exists():
-        start.append(str(artifacts.bom()))
-    elif evidence.job and evidence.job.purpose == "acceptance":
-        evidence.add(artifacts.bom(), "is missing, and an acceptance has one")
+def follow(evidence: Evidence, pages: Sequence[str] = ()) -> None:
+    """From a report's pages and the job's files to their records, to what those were made of, and so on."""
+    artifacts, tree_records = evidence.artifacts, _index(evidence)
+    scope = _scope(evidence, evidence.job) if evidence.job else Scope()
     claimed = [claim.path for claim in evidence.claims]
-    waiting, seen = [*start, *scope.paths, *claimed], set()
+    waiting, seen = [*pages, *scope.paths, *claimed], set()
     images = set()
     while waiting:
         path = waiting.pop()
@@ -234,8 +242,8 @@ def _walk(evidence: Evidence, scope: Scope, tree_records: Mapping[str, Record]) 
         if path not in vouched and path not in scope.foreign:
             evidence.add(path, "is part of the report, and nothing says what its digest should be")
     named = {path: why for path, why in sorted(scope.foreign.items()) if path in seen}
-    evidence.unchecked += [f"how {path} was made ({why})" for path, why in named.items()]
-    evidence.unchecked += [f"{image}: only its id is in the records" for image in sorted(images)]
+    evidence.unchecked.update({f"how {path} was made ({why})": ASIDE for path, why in named.items()})
+    evidence.unchecked.update({f"{image}: only its id is in the records": SIGNED for image in sorted(images)})
 
 
 def _needs_record(artifacts: Artifacts, path: str, scope: Scope) -> bool:
@@ -264,7 +272,7 @@ def _check_digests(evidence: Evidence) -> None:
         if kind not in ("sha256", "dirHash") or not _DIGEST.fullmatch(digest):
             evidence.add(claim.source, f"{claim.path} has no SHA-256 or dirHash in it, but {dict(claim.digest)}")
         elif os.path.isabs(claim.path):  # a user's own, elsewhere
-            evidence.unchecked.append(f"{claim.path}: only files of the tree are opened")
+            evidence.unchecked[f"{claim.path}: only files of the tree are opened"] = OPEN
         elif evidence.within(claim.path, claim.source):
             expected.setdefault(claim.path, {}).setdefault(f"{kind} {digest}", {})[claim.source] = None
     sizes = {path: _size(evidence.root / path) for path in expected}
@@ -310,44 +318,30 @@ def _digest(evidence: Evidence, path: str) -> str:
 
 
 def check_verdict(evidence: Evidence, project: Path, profile: Optional[Profile]) -> None:
-    """Hold against the verdict what an acceptance may not lack, and this checkout's profile, gates and pins."""
-    job, where = evidence.job, evidence.artifacts.job()
+    """Say again why this is no acceptance, and what the records say of its steps; compare with the job and its report.
+
+    `profile`: this checkout's own, None if it has none of that name.
+    """
+    job, artifacts, where = evidence.job, evidence.artifacts, evidence.artifacts.job()
     if job is None:
         return
-    artifacts = evidence.artifacts
     if (job.profile.name, job.backend, job.limit) != (artifacts.profile, artifacts.backend, artifacts.limit):
         evidence.add(where, f"is of profile {job.profile.name}, backend {job.backend}, limit {job.limit}")
-    unlike = _unlike_checkout(evidence.artifacts, job, project, profile)
-    verdict = evidence.report.verdict if evidence.report else None
-    if verdict and verdict.verdict == "accepted":
-        pages = {str(artifacts.report(kind)) for kind in ("json", "md", "html")}
-        measuring = [record for record in evidence.records.values() if pages.isdisjoint(record.subjects)]
-        # An atc of the machine may be the CI image's, which is pinned: only the job knows.
-        unpinned = reasons.not_pinned(measuring, reasons.pinned_tools(project), in_image=True)
-        against = [*reasons.shortfalls(job), *unpinned, *unlike]
-        against += ["the reasons in the job"] if job.not_accepted else []
-        if against:
-            evidence.add(where, f"the report says accepted, against: {'; '.join(against)}")
-    else:
-        evidence.unchecked += [f"{text}: the tree's own are taken" for text in unlike]
-
-
-def _unlike_checkout(artifacts: Artifacts, job: Job, project: Path, profile: Optional[Profile]) -> list[str]:
-    """What of the profile and the gates is not as this checkout has it."""
-    from deberta.host.report import gates  # tomlkit is not loaded for the list of tasks
-
-    if profile is None:
-        return [f"profile {artifacts.profile} is not in this invoke.yaml"]
-    labels = [*(profile.labels or contract.LABELS)]
-    ours = {"published": profile.published, "rows": dict(profile.rows), "labels": labels}
-    different = (key for key, value in ours.items() if getattr(job.profile, key) != value)
-    unlike = [f"{key} of the profile are not this checkout's" for key in different]
-    known = reasons.applicable(gates.load(project / gates.OURS, profile.name), profile, job.versions)
-    for name in Gates.__struct_fields__:
-        gate = getattr(job.gates, name)
-        if gate != getattr(known, name):
-            unlike.append(f"the gate {name} is left out" if gate is None else f"the gate {name} is not this checkout's")
-    return unlike
+    remade = reasons.conclude(job, evidence.measuring, *reasons.demands(project, job))
+    for difference in differences(msgspec.to_builtins(job), msgspec.to_builtins(remade)):
+        evidence.add(where, difference.describe("stored", "recomputed"))
+    unlike = [f"profile {artifacts.profile} is not in this invoke.yaml"]
+    if profile is not None:
+        labels = [*(profile.labels or contract.LABELS)]
+        ours = {"published": profile.published, "rows": dict(profile.rows), "labels": labels}
+        different = (key for key, value in ours.items() if getattr(job.profile, key) != value)
+        unlike = [f"{key} of the profile are not this checkout's" for key in different]
+    word = evidence.report.verdict.verdict if evidence.report and evidence.report.verdict else "nothing of a verdict"
+    against = [*remade.not_accepted, *(unlike if word == "accepted" else ())]
+    if against and (word == "accepted" or remade.not_accepted != job.not_accepted):
+        evidence.add(where, f"the report says {word}, against: {'; '.join(against)}")
+    for text in unlike:
+        evidence.unchecked[f"{text}: the tree's own are taken"] = OPEN
 
 
 def compare_code(evidence: Evidence, project: Path) -> None:
@@ -363,6 +357,5 @@ def compare_code(evidence: Evidence, project: Path) -> None:
         if parameters.get("code") != digests[stage]:
             changed = source_digest.changed_since(record, project, STAGES[stage])
             which = f" ({some(changed)})" if changed else ""
-            evidence.unchecked.append(
-                f"whether the code of {stage} was this checkout's: its record names other sources{which}"
-            )
+            text = f"whether the code of {stage} was this checkout's: its record names other sources{which}"
+            evidence.unchecked[text] = SIGNED

@@ -1,37 +1,74 @@
-"""Why a report is no acceptance: what `acceptance` writes into the job and what `verify` holds against its verdict."""
+"""Why a report is no acceptance, and what records say of its run: `acceptance` writes it, `verify` calls it again."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, Collection, Iterable, Mapping, Optional, Sequence
+from datetime import datetime
+from pathlib import Path, PurePosixPath
+from typing import Any, Collection, Mapping, Optional, Sequence
 
 from msgspec import structs
 
 from deberta.core import contract, published
-from deberta.core.job import Gates, Job
+from deberta.core.job import Gates, Job, PinFacts, StepFacts
 from deberta.core.paths import Artifacts
 from deberta.core.records import Record
-from deberta.host.plan.profiles import Profile
 
 OF_PUBLISHED = ("official", "fps")  # gates that a profile without published figures has nothing for
+PREPARED = "stages_python: the stages ran in an environment that nothing checked against its lock"
 
 Json = Mapping[str, Any]
 
 
-def applicable(gates: Gates, profile: Profile, versions: Sequence[str]) -> Gates:
-    """The gates of a profile that are about these versions, without those that need published figures it has not."""
-    if not profile.published:
+def demands(project: Path, job: Job) -> tuple[Gates, set[str]]:
+    """A checkout's gates for a job, and the SHA-256 of all tools that its docker/pins.toml names."""
+    from deberta.host.images import pins  # tomlkit is not loaded for the list of tasks
+    from deberta.host.report import gates
+
+    pinned = pins.load(project)
+    of_profile = gates.load(project / gates.OURS, job.profile.name)
+    tools = {*pinned.cann.values(), *pinned.msame.values(), *pinned.wheels.values()}
+    return applicable(of_profile, job.profile.published, job.versions), tools
+
+
+def applicable(gates: Gates, is_published: bool, versions: Sequence[str]) -> Gates:
+    """Gates that are about these versions, without those that need published figures that a profile has not."""
+    if not is_published:
         gates = structs.replace(gates, **dict.fromkeys(OF_PUBLISHED))
     if gates.inputs is not None:
-        unused = {str(profile.data_path(version)) for version in profile.rows if version not in versions}
-        inputs = {path: digest for path, digest in gates.inputs.items() if path not in unused}
+        unused = {contract.DEV_FILES[version] for version in contract.VERSIONS if version not in versions}
+        inputs = {path: digest for path, digest in gates.inputs.items() if PurePosixPath(path).name not in unused}
         gates = structs.replace(gates, inputs=inputs)
     return gates
 
 
-def shortfalls(job: Job, automatic: Sequence[str] = ()) -> list[str]:
-    """What of a run is less than an acceptance takes; `automatic`: of backend and executor, what was left to auto."""
-    by_auto = " (taken by auto)" if "backend" in automatic else ""
+def conclude(job: Job, step_records: Sequence[Record], ours: Gates, tools: Collection[str]) -> Job:
+    """The job with why it is no acceptance, and what the records of its steps say, whatever it has of both already."""
+    in_order = sorted(step_records, key=lambda record: (record.started, record.finished))
+    unpinned = _not_pinned(step_records, tools)
+    measured = structs.replace(
+        job.measured,
+        finished=max((record.finished for record in in_order), default=job.measured.finished),
+        pins=PinFacts(pinned=not unpinned, notes=unpinned),
+        tools=_tools(in_order),
+        steps=[_step(record) for record in in_order],
+    )
+    prepared = [PREPARED] if any(record.internal.get("environment") for record in step_records) else []
+    return structs.replace(
+        job,
+        measured=measured,
+        not_accepted=[*_shortfalls(job), *_other_gates(job, ours), *prepared, *unpinned],
+    )
+
+
+def _other_gates(job: Job, ours: Gates) -> list[str]:
+    pairs = [(name, getattr(job.gates, name), getattr(ours, name)) for name in Gates.__struct_fields__]
+    names = [f"{name}{'' if gate else ' (left out)'}" for name, gate, of_ours in pairs if gate != of_ours]
+    return [f"the gates are not those of deberta/gates.toml: {', '.join(names)}"] if names else []
+
+
+def _shortfalls(job: Job) -> list[str]:
+    """What of a run is less than an acceptance takes."""
+    by_auto = " (taken by auto)" if "backend" in job.auto else ""
     reasons = [f"backend cpu{by_auto}: no NPU was used"] if job.backend != "ascend" else []
     if job.limit:
         reasons.append(f"limited to the first {job.limit} rows")
@@ -42,6 +79,7 @@ def shortfalls(job: Job, automatic: Sequence[str] = ()) -> list[str]:
         versions = [version for version in contract.VERSIONS if version not in job.versions]
         reasons += [f"the published table has batch sizes {', '.join(sizes)} too"] if sizes else []
         reasons += [f"the published table has {', '.join(versions)} too"] if versions else []
+        reasons += ["the published figures are not the guide's"] if job.published != [*published.GUIDE] else []
     else:
         reasons.append(f"profile {job.profile.name}: nothing is published for it")
     user_supplied = {figure.batch_size for figure in (*job.cells, *job.performances) if "brought" in figure.origin}
@@ -49,26 +87,18 @@ def shortfalls(job: Job, automatic: Sequence[str] = ()) -> list[str]:
     return reasons + [f"{model} was brought: nothing tells what it was made of" for model in models]
 
 
-def pinned_tools(project: Path) -> set[str]:
-    """The SHA-256 of all tools that docker/pins.toml names."""
-    from deberta.host.images import pins  # tomlkit is not loaded for the list of tasks
-
-    pinned = pins.load(project)
-    return {*pinned.cann.values(), *pinned.msame.values(), *pinned.wheels.values()}
-
-
-def not_pinned(step_records: Iterable[Record], pinned: Collection[str], in_image: bool) -> list[str]:
+def _not_pinned(step_records: Sequence[Record], pinned: Collection[str]) -> list[str]:
     """What ran that docker/pins.toml does not name, each once with the steps that it ran.
 
-    `pinned`: the SHA-256 of all tools that docker/pins.toml names. `in_image`: an atc of this machine is the CI
-    image's, whose build took pinned packages alone; what else went in is a reason of its own.
+    An atc of this machine whose record speaks of pins is the CI image's, whose build took pinned packages alone.
     """
     steps: dict[str, list[str]] = {}
     for record in step_records:
         parameters, internal = record.parameters, record.internal
-        problem: Optional[str] = str(internal.get("pins", "pinned"))
-        tool = str(parameters.get("tool", ""))
-        if tool and parameters.get("executor") == "local" and not (in_image and tool == "atc"):
+        tool, is_local = str(parameters.get("tool", "")), parameters.get("executor") == "local"
+        unknown = "pinned" if is_local else "not pinned: its record does not say so"
+        problem: Optional[str] = str(internal.get("pins", unknown))
+        if tool and is_local and not (tool == "atc" and "pins" in internal):
             problem = _tool_problem(tool, parameters, str(internal.get("cann", "")), pinned)
         if problem and problem != "pinned":
             steps.setdefault(problem, []).append(str(parameters.get("step", "")))
@@ -86,3 +116,29 @@ def _tool_problem(tool: str, parameters: Json, cann: str, pinned: Collection[str
         return f"{name}: its SHA-256 is in no record, so docker/pins.toml cannot vouch for it"
     unknown = [digest for digest in digests if digest not in pinned]
     return f"{name}: SHA-256 {', '.join(unknown)} is not in docker/pins.toml" if unknown else None
+
+
+def _step(record: Record) -> StepFacts:
+    parameters, started, finished = record.parameters, record.started, record.finished
+    images = list(record.images.values())
+    return StepFacts(
+        step=str(parameters.get("step", "")),
+        executor=str(parameters.get("executor", "")),
+        image=f"sha256:{images[0]}" if images else "",
+        started=started,
+        finished=finished,
+        seconds=(datetime.fromisoformat(finished) - datetime.fromisoformat(started)).total_seconds(),
+    )
+
+
+def _tools(step_records: Sequence[Record]) -> dict[str, str]:
+    """What ran beside our stages: atc by CANN's version, msame and ais_bench by SHA-256, as far as records tell."""
+    tools = {"atc": "", "msame": ""}
+    for record in step_records:
+        parameters = record.parameters
+        tool, version = str(parameters.get("tool", "")), str(record.internal.get("cann", ""))
+        if tool == "atc":
+            tools["atc"] = f"CANN {version}" if version else ""
+        elif tool:
+            tools[tool] = str(parameters.get("program") or parameters.get("aclruntime") or "")
+    return tools

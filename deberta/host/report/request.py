@@ -5,24 +5,22 @@ from __future__ import annotations
 import platform
 import socket
 from dataclasses import dataclass, replace
-from datetime import datetime
 from pathlib import Path, PurePosixPath
 from typing import Callable, Iterable, Mapping, Optional, Sequence
-
-from msgspec import structs
 
 import deberta
 from deberta.core import buckets, contract, files, machine, published, records, schema
 from deberta.core import report as report_format
 from deberta.core.errors import DataError, MissingError
-from deberta.core.job import FORMAT, CellPlace, Gates, HostFacts, Job, JobMeasured, JobProfile, PinFacts, StepFacts
-from deberta.core.paths import record_of
+from deberta.core.job import FORMAT, CellPlace, Gates, HostFacts, Job, JobMeasured, JobProfile, PinFacts
+from deberta.core.paths import ACCEPTANCES
 from deberta.core.records import Record
 from deberta.core.report import Report
 from deberta.host.plan import checks, matrix
 from deberta.host.plan.matrix import Artifact
 from deberta.host.plan.plan import Plan, Step
-from deberta.host.report import bom, measurements, reasons
+from deberta.host.report import bom, evidence, measurements, reasons
+from deberta.host.report.evidence import Evidence
 from deberta.host.report.measurements import Measured
 from deberta.host.run import freshness, runner
 from deberta.host.run.session import Session
@@ -30,10 +28,10 @@ from deberta.host.run.session import Session
 
 @dataclass(frozen=True)
 class ReportRequest:
-    """What a report is to be about. `reasons`: why it is no acceptance, as far as the caller knows.
+    """What a report is to be about.
 
     `gates`: the user's own file, None for ours. `runners`: whose performance runs count. `auto`: what was left to it,
-    of backend and executor. `in_image`: this runs in the CI image.
+    of backend and executor.
     """
 
     purpose: str  # acceptance or report
@@ -44,8 +42,6 @@ class ReportRequest:
     command: str
     auto: Sequence[str] = ()
     gates: Optional[Path] = None
-    reasons: Sequence[str] = ()
-    in_image: bool = False
 
 
 def of_report(session: Session, plan: Plan, usual: Sequence[int], gates: Optional[Path]) -> ReportRequest:
@@ -71,12 +67,6 @@ def make(session: Session, plan: Plan, request: ReportRequest) -> Job:
     profile = plan.profile
     data = {v: profile.data_path(v) for v in request.versions if (session.workspace / profile.data_path(v)).exists()}
     artifacts = _artifacts(plan, request, measured)
-    recorded = {path: records.read(session.workspace / record_of(path)) for path, _ in artifacts}
-    step_records = {path: record for path, record in recorded.items() if record is not None}
-    if request.purpose == "acceptance":
-        one_build_of_each(step_records)
-    way = list(step_records.values())
-    unpinned = reasons.not_pinned(way, reasons.pinned_tools(session.project), request.in_image)
     job = Job(
         format=FORMAT,
         purpose=request.purpose,
@@ -103,18 +93,19 @@ def make(session: Session, plan: Plan, request: ReportRequest) -> Job:
         gates=gates(session, plan, request),
         published=list(published.GUIDE) if profile.published else [],
         note=f"{published.SOURCE}. {published.NOTE}" if profile.published else "",
+        auto=list(request.auto),
         not_accepted=[],
         measured=JobMeasured(
-            finished=max((record.finished for record in way), default=records.now()),
+            finished=records.now(),
             deberta_ascend=deberta.__version__,
             command=request.command + (f" ({' and '.join(request.auto)} taken by auto)" if request.auto else ""),
             executor=session.executor.name,
             loops=request.loops,
             host=host(),
-            pins=PinFacts(pinned=not unpinned, notes=unpinned),
-            tools=_tools(way),
+            pins=PinFacts(pinned=False, notes=[]),
+            tools={},
             engines=sorted(measured.engines),
-            steps=[_step(record) for record in way],
+            steps=[],
             artifacts=_digests(session, _of_this_machine(artifacts, measured)),
             places={
                 report_format.key(cell.batch_size, cell.version, cell.precision): CellPlace(
@@ -124,24 +115,29 @@ def make(session: Session, plan: Plan, request: ReportRequest) -> Job:
             },
         ),
     )
-    not_accepted = [*request.reasons, *reasons.shortfalls(job, request.auto), *unpinned]
-    return structs.replace(job, not_accepted=not_accepted)
+    chain = Evidence(session.workspace, plan.artifacts, job=job, own=True)
+    evidence.follow(chain)
+    if request.purpose == "acceptance":
+        of_steps = {
+            path: record for path, record in chain.records.items() if job.inputs.keys().isdisjoint(record.subjects)
+        }
+        one_build_of_each(of_steps)
+    return reasons.conclude(job, chain.measuring, *reasons.demands(session.project, job))
 
 
 def publish(session: Session, plan: Plan, job: Job) -> Report:
     """Write the job, run the stages that make report.json, report.md and report.html of it, and list what it stands on.
 
-    A signature of another report is removed.
+    The signature of the report before is removed: it stays with its acceptance.
     """
     report, signature = plan.artifacts.report("json"), session.workspace / plan.artifacts.attestation()
-    former = session.digests.of(report) if (session.workspace / report).exists() else None
     files.write_text(session.workspace / plan.artifacts.job(), schema.text(job))
     session.digests.save()  # the other session starts with what is known here
     anew = _run_stages(session, plan, job)
     bom.write(anew, plan)
-    if signature.exists() and anew.digests.of(report) != former:
+    if signature.exists():
         files.remove(signature)
-        print(f"{plan.artifacts.attestation()} was of the report before, and is removed")
+        print(f"{plan.artifacts.attestation()} was of the report before: it is in {ACCEPTANCES}/ alone now")
     return schema.read(session.workspace / report, Report, f"Run: {plan.command('report')}")
 
 
@@ -159,16 +155,16 @@ def _run_stages(session: Session, plan: Plan, job: Optional[Job]) -> Session:
     return anew
 
 
-def one_build_of_each(step_records: Mapping[PurePosixPath, Record]) -> None:
-    """Raise DataError where two steps' records (by artifact) have different digests of one image."""
-    seen: dict[str, tuple[PurePosixPath, str]] = {}
+def one_build_of_each(step_records: Mapping[str, Record]) -> None:
+    """Raise DataError where two steps' records (by path) have different digests of one image."""
+    seen: dict[str, tuple[str, str]] = {}
     for path, record in step_records.items():
         for name, digest in record.images.items():
             first_path, first_digest = seen.setdefault(name, (path, digest))
             if digest != first_digest:
                 raise DataError(
-                    f"{record_of(path)} says that image {name} is sha256:{digest}, and {record_of(first_path)} that it "
-                    f"is sha256:{first_digest}: a record was altered, or the image was built again on the way. "
+                    f"{path} says that image {name} is sha256:{digest}, and {first_path} that it is "
+                    f"sha256:{first_digest}: a record was altered, or the image was built again on the way. "
                     f"Run: invoke acceptance --force"
                 )
 
@@ -189,7 +185,7 @@ def gates(session: Session, plan: Plan, request: ReportRequest) -> Gates:
     from deberta.host.report import gates as gates_file  # tomlkit is not loaded for the list of tasks
 
     of_profile = gates_file.load(request.gates or session.project / gates_file.OURS, plan.profile.name)
-    return reasons.applicable(of_profile, plan.profile, request.versions)
+    return reasons.applicable(of_profile, plan.profile.published, request.versions)
 
 
 def _current(
@@ -231,29 +227,3 @@ def _digests(session: Session, paths: Iterable[PurePosixPath]) -> dict[str, dict
     """Of those that are there; a folder of outputs that the user named may be anywhere, and is left out."""
     present = [path for path in paths if not path.is_absolute() and (session.workspace / path).exists()]
     return {str(path): session.digests.of(path) for path in present}
-
-
-def _step(record: Record) -> StepFacts:
-    parameters, started, finished = record.parameters, record.started, record.finished
-    images = list(record.images.values())
-    return StepFacts(
-        step=str(parameters.get("step", "")),
-        executor=str(parameters.get("executor", "")),
-        image=f"sha256:{images[0]}" if images else "",
-        started=started,
-        finished=finished,
-        seconds=(datetime.fromisoformat(finished) - datetime.fromisoformat(started)).total_seconds(),
-    )
-
-
-def _tools(way: Iterable[Record]) -> dict[str, str]:
-    """What ran beside our stages: atc by CANN's version, msame and ais_bench by SHA-256, as far as records tell."""
-    tools = {"atc": "", "msame": ""}
-    for record in way:
-        parameters = record.parameters
-        tool, version = str(parameters.get("tool", "")), str(record.internal.get("cann", ""))
-        if tool == "atc":
-            tools["atc"] = f"CANN {version}" if version else ""
-        elif tool:
-            tools[tool] = str(parameters.get("program") or parameters.get("aclruntime") or "")
-    return tools

@@ -17,16 +17,18 @@ from pathlib import Path
 from typing import Any, Callable, Iterator, Optional, Sequence
 
 from deberta.core import contract, files, records, schema
-from deberta.core.errors import ConfigError, DataError, DebertaError, MissingError, StageError, one_line, some
+from deberta.core.errors import DataError, DebertaError, GateError, StageError, one_line, some
 from deberta.core.job import Job
-from deberta.core.paths import Artifacts
+from deberta.core.paths import ACCEPTANCES, Artifacts
+from deberta.core.report import Report
 from deberta.host.plan.profiles import Profile
-from deberta.host.report import bom, evidence
+from deberta.host.report import archive, bom, evidence
 from deberta.host.report.evidence import Evidence
 from deberta.host.run import local
 from deberta.host.run.console import Console
 from deberta.host.run.executor import check_exit
 
+VERDICTS = ("", "failed", "checked", "accepted")  # "": of a report that nothing judged
 PREDICATE_TYPE = "urn:deberta-ascend:attestation:v1"
 RECOMPUTE, REPLAY, SIGN = (f"deberta.stages.verify.{name}" for name in ("recompute", "replay", "sign"))
 
@@ -35,7 +37,8 @@ RECOMPUTE, REPLAY, SIGN = (f"deberta.stages.verify.{name}" for name in ("recompu
 class VerificationRequest:
     """What to verify, and how. `python` gives the stages' interpreter; `profile` is this checkout's own, if it has it.
 
-    `own`: see Evidence. `key`: a public key, None to check no signature; `rows` to replay (0: none), drawn by `seed`.
+    `key`: a public key, None to check no signature; `rows` to replay (0: none), drawn by `seed`. `own`: as of Evidence.
+    `strict`: nothing that a verdict rests on may be left unchecked. `require`: the least verdict, "" for any.
     """
 
     project: Path
@@ -47,6 +50,8 @@ class VerificationRequest:
     rows: int = 0
     seed: int = 0
     own: bool = False
+    strict: bool = False
+    require: str = ""
 
 
 def show(request: VerificationRequest) -> None:
@@ -60,10 +65,12 @@ def show(request: VerificationRequest) -> None:
 def verify(request: VerificationRequest, signed: bool = True) -> Evidence:
     """Check a tree and print the result. Raises DataError that names everything that is wrong.
 
-    `signed`: look at the signature too. Raises MissingError (no report) and ConfigError (a key that is none) first.
+    `signed`: look at the signature too. Raises MissingError (no report) and ConfigError (a key that is none) first, and
+    GateError last: the request's `strict` or `require` is not met.
     """
     artifacts, console = request.artifacts, Console("verify")
-    print(f"verifying {request.root / artifacts.report('json')}", flush=True)
+    where = request.root / artifacts.report("json")
+    print(f"verifying {where}", flush=True)
     with tempfile.TemporaryDirectory(prefix="deberta-verify-") as folder:
         scratch = Path(folder)
         signature, problem = _signature(request, scratch, console) if signed else ("not looked at", "")
@@ -72,34 +79,49 @@ def verify(request: VerificationRequest, signed: bool = True) -> Evidence:
             tree.add(artifacts.attestation(), problem)
         if signed and (request.root / artifacts.attestation()).exists():
             _check_subjects(tree)
+        _leave_unchecked(request, tree, signature)
         evidence.check_verdict(tree, request.project, request.profile)
         evidence.compare_code(tree, request.project)
         numbers = _recompute(request, tree, scratch, console)
-        replayed = _replay(request, tree, scratch, console) if request.rows else "none (--replay N)"
+        replayed = _replay(request, tree, scratch, console) if request.rows else "none"
         console.close()
-    verdict = tree.report.verdict if tree.report else None
+    word = tree.report.verdict.verdict if tree.report and tree.report.verdict else ""
     print(
         f"files checked: {tree.files}, {tree.bytes:,} bytes, by {len(tree.records)} records\n"
         f"numbers recomputed: {numbers}\n"
         f"rows replayed: {replayed}\n"
         f"signature: {signature}\n"
-        f"verdict in the report: {verdict.verdict if verdict else 'none, it is no acceptance'}\n"
-        "not checked:"
+        f"verdict in the report: {word or 'none, it is no acceptance'}"
     )
-    for text in dict.fromkeys(tree.unchecked):
-        print(f"  {text}")
-    print("  that times, machine and tools were what the report says: nothing but a signature vouches for them")
-    print(f"  that {request.artifacts.onnx} is the checkpoint's graph: invoke export-onnx makes the same bytes again")
     findings = list(dict.fromkeys(tree.findings))
     if not findings:
         print(f"verified: {artifacts.report('json')}")
-        return tree
-    print(f"wrong: {len(findings)}")
-    for text in findings:
-        print(f"  {text}")
-    raise DataError(
-        f"{request.root / request.artifacts.report('json')} does not verify: {len(findings)} found: {some(findings, 3)}"
-    )
+    settled = [evidence.ASIDE, evidence.SIGNED] if request.key and signed and not problem else [evidence.ASIDE]
+    print("not checked:")
+    for text, why in tree.unchecked.items():
+        print(f"  {text} ({why})" if why in settled else f"  {text}")
+    if findings:
+        print("\n".join([f"wrong: {len(findings)}", *(f"  {text}" for text in findings)]))
+        raise DataError(f"{where} does not verify: {len(findings)} found: {some(findings, 3)}")
+    left = [text for text, why in tree.unchecked.items() if why not in settled]
+    if request.strict and left:
+        raise GateError(f"--strict: {where} verifies but for {len(left)} not checked: {some(left, 3)}")
+    if request.require and VERDICTS.index(word) < VERDICTS.index(request.require):
+        raise GateError(f"--require {request.require}: the verdict of {where} is {word or 'none'}")
+    return tree
+
+
+def _leave_unchecked(request: VerificationRequest, tree: Evidence, signature: str) -> None:
+    """What no check of ours shows, or none that was asked for."""
+    if not request.key:
+        tree.unchecked[f"who vouches for the report ({signature}): --key checks its signature"] = evidence.OPEN
+    if not request.rows:
+        tree.unchecked[f"that {request.artifacts.onnx} gives these logits: --replay N runs N rows"] = evidence.OPEN
+    for text in (
+        "that times, machine, tools and settings were what report and records say",
+        f"that {request.artifacts.onnx} is the checkpoint's graph: invoke export-onnx makes the same bytes again",
+    ):
+        tree.unchecked[text] = evidence.SIGNED
 
 
 def _run(
@@ -163,7 +185,8 @@ def _bill(request: VerificationRequest, tree: Evidence, scratch: Path) -> list[o
         return []
     parameters, ours = record.parameters, bom.sources(request.project)
     if others := [name for name, value in ours.items() if parameters.get(name) != value]:
-        tree.unchecked.append(f"{path} against its sources: this checkout has another {' and another '.join(others)}")
+        text = f"{path} against its sources: this checkout has another {' and another '.join(others)}"
+        tree.unchecked[text] = evidence.ASIDE
         return []
     try:
         bill = bom.of_tree(request.project, request.root, request.artifacts, request.own)
@@ -234,21 +257,23 @@ def statement(tree: Evidence) -> dict[str, Any]:
         "_type": records.STATEMENT_TYPE,
         "subject": [{"name": name, "digest": {"sha256": files.sha256_of(root / name)}} for name in names],
         "predicateType": PREDICATE_TYPE,
-        "predicate": {
-            "profile": report.body.profile,
-            "backend": report.body.backend,
-            "limit": report.body.limit,
-            "body_sha256": report.body_sha256,
-            "verdict": report.verdict and report.verdict.verdict,
-            "made": report.measured.finished,
-        },
+        "predicate": _predicate(report),
+    }
+
+
+def _predicate(report: Report) -> dict[str, Any]:
+    return {
+        "profile": report.body.profile,
+        "backend": report.body.backend,
+        "limit": report.body.limit,
+        "body_sha256": report.body_sha256,
+        "verdict": report.verdict and report.verdict.verdict,
+        "made": report.measured.finished,
     }
 
 
 def _signed_pages(tree: Evidence) -> list[str]:
-    artifacts = tree.artifacts
-    pages = [*map(artifacts.report, ("json", "md", "html")), artifacts.bom()]
-    return [str(path) for path in pages if (tree.root / path).exists()]
+    return [str(path) for path in tree.artifacts.pages if (tree.root / path).exists()]
 
 
 def _signature(request: VerificationRequest, scratch: Path, console: Console) -> tuple[str, str]:
@@ -277,6 +302,8 @@ def _check_subjects(tree: Evidence) -> None:
         signed = {str(entry["name"]): str(entry["digest"]["sha256"]) for entry in content["subject"]}
         if content["_type"] != records.STATEMENT_TYPE or content["predicateType"] != PREDICATE_TYPE:
             raise ValueError(f"it is of type {content['predicateType']}")
+        if tree.report and content["predicate"] != _predicate(tree.report):
+            tree.add(path, "was signed for another report")
     except (KeyError, TypeError, AttributeError, ValueError, binascii.Error) as error:
         tree.add(path, f"is not a signed statement on a report ({type(error).__name__}: {error})")
         return
@@ -316,21 +343,9 @@ def sign(request: VerificationRequest, key: Path, passphrase_env: Optional[str])
         again = json.dumps(statement(verify(request, signed=False)))
         if again != text:
             raise DataError("something changed while it was verified. Run the same command again")
-        files.write_text(request.root / path, envelope.read_text(encoding="utf-8"))
-    print(f"signed by key {identity}: {path}")
-
-
-def find_backend(root: Path, profile: str, limit: int) -> str:
-    """The backend whose report is there, if no other's is. Raises MissingError and ConfigError."""
-    backends = [b for b in contract.BACKENDS if (root / Artifacts(profile, b, limit).report("json")).exists()]
-    if not backends:
-        raise MissingError(
-            f"there is no report of profile {profile} in {root / 'results' / profile}. Run: invoke acceptance "
-            f"--profile {profile}, or name the tree that holds it with --path"
-        )
-    if len(backends) > 1:
-        raise ConfigError(
-            f"{root / 'results' / profile} has reports of {' and '.join(backends)}. Name one with --backend"
-        )
-    print(f"backend: {backends[0]} (the only one with a report)")
-    return backends[0]
+        signed, kept = envelope.read_text(encoding="utf-8"), request.root
+        if kept.parent.name != ACCEPTANCES:
+            kept = archive.keep(request.root, request.artifacts, exact=True)
+        archive.add_signature(kept, request.artifacts, signed)
+        files.write_text(request.root / path, signed)
+    print(f"signed by key {identity}: {path}\n  kept in {kept}")

@@ -25,13 +25,17 @@ from deberta.host.run.executor import Provenance
 
 @dataclass(frozen=True)
 class LocalExecutor:
-    """`python` returns the stages' interpreter, which it may install; a dry run shows `python_name` instead."""
+    """`python` returns the stages' interpreter, which it may install; a dry run shows `python_name` instead.
+
+    `surroundings`: what all records say: `environment`, of stages, if the user prepared it; in the CI image `pins`.
+    """
 
     project: Path
     root: Path
     python: Callable[[], Path]
     python_name: str
     tools: Tools
+    surroundings: Mapping[str, str]
     name: str = "local"
 
     def identity(self, step: Step) -> Mapping[str, Any]:
@@ -55,7 +59,7 @@ class LocalExecutor:
         return execute([str(program), *step.program[1:], *arguments], scratch, variables, log, show)
 
     def provenance(self, step: Step) -> Provenance:
-        return Provenance(internal={"cann": self.tools.cann().version} if step.tool else {})
+        return Provenance(internal={**self.surroundings, **({"cann": self.tools.cann().version} if step.tool else {})})
 
     def show(self, step: Step) -> None:
         if step.tool:

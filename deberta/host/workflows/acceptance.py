@@ -16,7 +16,7 @@ from deberta.core.errors import GateError, some
 from deberta.core.report import Report, ReportVerdict
 from deberta.host.plan import checks
 from deberta.host.plan.plan import Case, Plan
-from deberta.host.report import request
+from deberta.host.report import archive, request
 from deberta.host.report.request import ReportRequest
 from deberta.host.run import runner
 from deberta.host.run.session import Session
@@ -66,7 +66,10 @@ def run(session: Session, plan: Plan, wanted: ReportRequest, choice: Choice = ()
         request.show(session, plan)
         return
     print(f"[acceptance] {len(matrix)} of {len(matrix)} measured in {duration(time.monotonic() - started)}", flush=True)
-    conclude(plan, request.publish(session, plan, request.make(session, plan, wanted)))
+    report = request.publish(session, plan, request.make(session, plan, wanted))
+    kept = archive.keep(session.workspace, plan.artifacts).relative_to(session.workspace)
+    print(f"[acceptance] kept in {kept}", flush=True)
+    conclude(plan, report)
 
 
 def cells(wanted: ReportRequest, rows: Mapping[str, int]) -> list[MatrixCell]:
