@@ -55,6 +55,7 @@ class Command(Task[Callable[..., None]]):
     def read(self, c: Context, typed: Mapping[str, Any]) -> Options:
         """The options' values; `--dry` may be invoke's own. Raises ConfigError."""
         values = {field: entry.value(typed.get(entry.name)) for field, entry in self.options.items()}
+        values.setdefault("task", self.name.replace("_", "-"))
         values["dry"] = bool(values.get("dry") or c.config.run.dry)
         present = {name: value for name, value in typed.items() if value not in (None, False, [])}
         return Options(**values, typed=present)

@@ -164,6 +164,7 @@ def session_of(c: Context, options: Options, executor: str = "", usual: str = ""
         executor=(_docker if name == "docker" else _local)(c, folder, options),
         soc_version=functools.cache(lambda: auto.soc_version(soc_version, device)),
         force=options.force,
+        task=options.task,
         dry=options.dry or options.planned is not None,
         planned=options.planned,
     )

@@ -110,6 +110,12 @@ class Step:
     gate: Optional[Step] = None  # a check that runs first when this step has to run
 
     @property
+    def task(self) -> str:
+        """The task whose own step this is: export-onnx for the guide's model, build-om for one of another length."""
+        kind = self.name.partition("_")[0]
+        return self.commands.get(kind, f"invoke {kind}").split()[1]
+
+    @property
     def module(self) -> str:
         """What Python runs as the stage; empty for a tool."""
         return STAGES[self.stage] if self.stage else ""

@@ -275,5 +275,5 @@ def unaltered(session: Session, artifact: PurePosixPath) -> Optional[Record]:
     """An artifact's record, None for a file without one. Raises DataError if the two do not agree."""
     record = _record(session, artifact)
     if record and (altered := freshness.altered_output(session, record)):
-        raise DataError(f"{altered[0]} is not what {record_of(artifact)} says. Run the step again with --force")
+        raise DataError(f"{altered[0]} is not what {record_of(artifact)} says. Run what makes it with --force")
     return record

@@ -149,7 +149,8 @@ def show(session: Session, plan: Plan) -> None:
 
 def _run_stages(session: Session, plan: Plan, job: Optional[Job]) -> Session:
     """Always run both; returns the session that knows the digests of what they wrote."""
-    anew = replace(session, force=True, why_forced="it is made anew each time", strict=False)
+    why = session.why_forced if session.force else "it is made anew each time"
+    anew = replace(session, force=True, task="", why_forced=why, strict=False)
     for step in (checks.assess(plan, job), checks.render(plan)):
         runner.run(anew, step)
     return anew

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 from pathlib import Path, PurePosixPath
 from typing import Any, Mapping, Optional, Sequence
 
@@ -15,6 +16,8 @@ from deberta.host.plan.plan import Input, Step
 from deberta.host.run import source_digest
 from deberta.host.run.session import Session
 
+FOREIGN = "was not made here, and is never replaced"
+OF_BINS = re.compile(r"(.*/)?(input_\d+\.bin|order\.json)")
 UNRECORDED = f"{files.TEMPORARY}unrecorded"
 
 
@@ -127,7 +130,7 @@ def last_record(session: Session, step: Step) -> Optional[Record]:
     try:
         return records.read(session.workspace / record_of(step.outputs[0]))
     except DataError:
-        if session.force:
+        if session.forces(step.task):
             return None
         raise
 
@@ -137,7 +140,7 @@ def run_folder(record: Record, output: PurePosixPath) -> PurePosixPath:
     for name in record.subjects:
         if PurePosixPath(name).parent == output:
             return PurePosixPath(name)
-    raise StageError(f"the record of {output} names no output folder. Infer again with --force")
+    raise StageError(f"the record of {output} names no output folder. Run: invoke infer --force")
 
 
 def missing_inputs(session: Session, step: Step) -> list[Input]:
@@ -167,6 +170,21 @@ def is_user_supplied(session: Session, artifact: PurePosixPath) -> bool:
     """Whether a file is there that we did not make: the guide's own .om can be dropped in and used as it is."""
     recorded = (session.workspace / record_of(artifact)).exists()
     return (session.workspace / artifact).is_file() and not recorded and not unrecorded(session, artifact).exists()
+
+
+def foreign(session: Session, step: Step, record: Optional[Record]) -> list[PurePosixPath]:
+    """What lies where a step writes, and is the user's: `record` does not name it, or it is a folder with other files.
+
+    Each run makes a folder of its own beside others. finetune and demo --remake say themselves what they replace.
+    """
+    if step.stage in ("finetune", "demo-data") or unrecorded(session, step.outputs[0]).exists():
+        return []
+    places = {path: session.workspace / path for path in step.outputs}
+    of_runs = [run.output for run in step.inference.runs if places[run.output].is_dir()] if step.inference else []
+    names = record.subjects if record else {}
+    mixed = [path for path in places if not all(map(OF_BINS.fullmatch, files.files_in(places[path])))]
+    theirs = [path for path in places if str(path) not in names or path in mixed]
+    return [path for path in theirs if places[path].exists() and path not in of_runs]
 
 
 def unrecorded(session: Session, artifact: PurePosixPath) -> Path:

@@ -30,7 +30,7 @@ def missing(inputs: Sequence[Input]) -> MissingError:
 
 def altered(step: Step, output: PurePosixPath, reason: str, workspace: Path) -> DataError:
     """The error for an output that was modified, in a strict session, which does not rebuild it."""
-    command = step.commands.get(step.name.partition("_")[0])
+    command = step.commands.get(step.task)
     again = f"Run: {command} --force" if command else "To make everything again, add --force to this command"
     # The files of a run's folder that are missing or of the wrong size, since a folder's digest names none.
     folder = workspace / output

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import time
+from datetime import datetime, timezone
 from pathlib import Path, PurePosixPath
 from typing import Any, Mapping, NamedTuple, Optional, Sequence
 
 from deberta.ascend import programs
 from deberta.core import files, records, schema
-from deberta.core.errors import ConfigError, DebertaError, StageError
+from deberta.core.errors import ConfigError, DataError, DebertaError, StageError
 from deberta.core.paths import record_of
 from deberta.core.records import Record
 from deberta.host.plan.plan import Input, Step
@@ -60,7 +62,7 @@ def run(session: Session, step: Step) -> StepResult:
     if missing := freshness.missing_inputs(session, step):
         raise messages.missing(missing)
     record = freshness.last_record(session, step)
-    force = session.force and step.name not in session.ran
+    force = session.forces(step.task) and step.name not in session.ran
     reason = session.why_forced if force else freshness.why_run(session, step, record)
     if record is not None and reason is None:
         console.say(f"up to date: {', '.join(str(path) for path in step.outputs)}")
@@ -69,9 +71,30 @@ def run(session: Session, step: Step) -> StepResult:
         altered = freshness.altered_output(session, record)
         if altered is not None and altered[1] == reason:
             raise messages.altered(step, *altered, session.workspace)
+    foreign = freshness.foreign(session, step, record)
+    if foreign and not (force and session.why_forced == "--force"):
+        command = step.commands.get(step.task)
+        again = f", or run: {command} --force, which renames it to {foreign[0].name}.before-<time>" if command else ""
+        raise DataError(f"{foreign[0]} {freshness.FOREIGN}. Move it away{again}")
     session.ran.add(step.name)
     console.say(f"running: {reason}")
-    return StepResult(_run(session, step, record, console), True)
+    aside = {session.workspace / path: _move_aside(session.workspace / path, console) for path in foreign}
+    try:
+        return StepResult(_run(session, step, record, console), True)
+    except BaseException:
+        for place in (place for place in aside if not place.exists()):
+            os.rename(aside[place], place)
+        raise
+
+
+def _move_aside(place: Path, console: Console) -> Path:
+    """Rename a file of the user's after the time, never over another; returns its new path."""
+    aside = place.with_name(f"{place.name}.before-{datetime.now(timezone.utc):%Y%m%dT%H%M%SZ}")
+    while os.path.lexists(aside):
+        aside = aside.with_name(f"{aside.name}-2")
+    os.rename(place, aside)
+    console.say(f"{place.name} was not made here: it is now {aside}")
+    return aside
 
 
 def _show(session: Session, step: Step) -> None:
@@ -100,6 +123,7 @@ def _run(session: Session, step: Step, former: Optional[Record], console: Consol
     for subject in subjects:
         if not (session.workspace / subject).exists():
             raise StageError(f"{step.title} ended without an error, but {subject} is not there. See {step.log}")
+    freshness.unrecorded(session, step.outputs[0]).touch()  # until the record is there
     # The files behind the parameter `code`, so that a later run can name those that changed.
     counts = schema.read_json(summary, dict[str, Any]) if summary.exists() else {}  # a tool writes none
     sources = {"sources": source_digest.sources(session.project, step.module)} if step.stage else {}

@@ -17,6 +17,7 @@ from deberta.host.plan.plan import Step
 from deberta.host.run.executor import Executor
 
 LEFT_SECONDS = 10.0  # for processes of a run that was killed to end: the system kills them, or the reaper does
+CHAINS = ("", "acceptance", "demo", "evaluate", "reproduce")  # tasks whose own steps are all that they run
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Session:
     executor: Executor
     soc_version: Callable[[], str]
     force: bool = False
+    task: str = ""
     why_forced: str = "--force"
     dry: bool = False
     strict: bool = False
@@ -41,6 +43,10 @@ class Session:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "digests", records.Digests(self.workspace))
+
+    def forces(self, task: str) -> bool:
+        """Whether the steps that are a task's own run again."""
+        return self.force and (self.task in CHAINS or task == self.task)
 
     def say(self, line: str) -> None:
         """Tell what was decided; in a dry run as a comment among the lines to paste, and nothing in a planned one."""

@@ -149,7 +149,7 @@ def compiling(session: Session, case: Case) -> list[Step]:
     steps = []
     for part in case.models:
         if uses_supplied_om(session, part):
-            session.say(f"{part.compiled} was not made here and is used as it is (--force compiles it anew)")
+            session.say(f"{part.compiled} was not made here and is used as it is (build-om --force makes another)")
             continue
         soc_version = session.soc_version() if part.plan.backend == "ascend" else ""
         of_chip = replace(part, plan=replace(part.plan, soc_version=soc_version))
@@ -158,8 +158,9 @@ def compiling(session: Session, case: Case) -> list[Step]:
 
 
 def uses_supplied_om(session: Session, case: Case) -> bool:
-    """Whether an .om of the user's is used: it stays as it is until --force."""
-    return case.plan.backend == "ascend" and not session.force and freshness.is_user_supplied(session, case.compiled)
+    """Whether an .om of the user's is used: it stays as it is until build-om or a whole chain is forced."""
+    own = case.plan.backend == "ascend" and not session.forces("build-om")
+    return own and freshness.is_user_supplied(session, case.compiled)
 
 
 def outdated(session: Session, case: Case) -> str:

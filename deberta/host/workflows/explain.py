@@ -72,13 +72,15 @@ def lines(verdicts: Sequence[Verdict]) -> Iterator[str]:
 def _judge(session: Session, step: Step, rebuilt: Mapping[str, str]) -> Verdict:
     fresh = [needed.path for needed in step.inputs if str(needed.path) in rebuilt]
     settled = replace(step, inputs=tuple(needed for needed in step.inputs if needed.path not in fresh))
-    if session.force:
+    if session.forces(step.task):
         return Verdict(step.title, YES, session.why_forced)
     for needed in freshness.missing_inputs(session, settled):
         return Verdict(step.title, STOPS, f"{needed.path} is missing. {needed.command}")
     record = freshness.last_record(session, step)
     if reason := freshness.why_run(session, settled, record):
         altered = freshness.altered_output(session, record) if session.strict and record is not None else None
+        if foreign := freshness.foreign(session, step, record):
+            return Verdict(step.title, STOPS, f"{foreign[0]} {freshness.FOREIGN}")
         return Verdict(step.title, STOPS if altered is not None and altered[1] == reason else YES, reason)
     for path in fresh:
         # A run's folder is named after its time, so it is another one each time.
