@@ -1,18 +1,27 @@
-"""Files and folders that are written completely or not at all, and their digests."""
+"""Files and folders that are written completely or not at all, and their digests.
+
+A step that runs has an intent beside each of its outputs (`host/run/freshness.py`). `switch` notes there what it is
+about to give a name, so that a kill before the step's record is told from a change by somebody else.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import hashlib
 import os
+import re
 import shutil
 import stat
 from collections.abc import Mapping
 from pathlib import Path, PurePath
-from typing import IO, Iterator
+from typing import IO, Iterator, Literal
 
 TEMPORARY = ".tmp-"
+INTENT = f"{TEMPORARY}intent"
+ASIDE = ".old"  # ends the temporary name of a folder that waits until its successor has its name
+BEFORE = "-"  # in an intent, the state of what was there before the run
 LARGEST_TEXT = 32 * 2**20  # bytes of a file that is read as a whole; the largest that we write have some MB
 
 
@@ -57,6 +66,14 @@ def inside(root: Path, path: str | PurePath, follow: bool = True) -> bool:
     return os.path.commonpath([base, real]) == base
 
 
+def commit_point(name: Literal["begun", "noted", "aside", "switched", "recorded"]) -> None:
+    """A moment between two changes that belong together; tests/campaign puts a kill in its place.
+
+    The intents are there; one names the new content; the old content has no name; the new content has it; the record
+    is there too.
+    """
+
+
 def temporary_beside(path: Path) -> Path:
     """A name in the same folder (so that a rename is atomic) that no artifact has."""
     return path.with_name(f".{path.name}{TEMPORARY}{os.getpid()}")
@@ -75,7 +92,29 @@ def remove_leftovers(path: Path) -> None:
     if path.parent.is_dir():
         for name in os.listdir(path.parent):
             if name.startswith(f".{path.name}{TEMPORARY}"):
-                remove(path.parent / name)
+                remove_leftover(path.parent / name)
+
+
+def remove_leftover(path: Path) -> None:
+    """Remove what has a temporary name of this process, or of one that has ended; a folder set aside is put back."""
+    name, _, rest = path.name[1:].rpartition(TEMPORARY)
+    process = re.match(r"[0-9]{1,9}", rest)
+    if process is None or not (int(process[0]) in (1, os.getpid()) or _has_ended(int(process[0]))):  # 1: a container's
+        return
+    if rest.endswith(ASIDE) and not os.path.lexists(path.with_name(name)):
+        os.replace(path, path.with_name(name))
+    else:
+        remove(path)
+
+
+def _has_ended(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        pass  # another user's
+    return False
 
 
 @contextlib.contextmanager
@@ -97,7 +136,7 @@ def new_file(path: Path) -> Iterator[Path]:
         yield temporary
         with open(temporary, "rb") as written:
             os.fsync(written.fileno())
-        os.replace(temporary, path)
+        switch(temporary, path)
 
 
 @contextlib.contextmanager
@@ -106,8 +145,69 @@ def new_folder(path: Path) -> Iterator[Path]:
     with staged(path) as temporary:
         temporary.mkdir()
         yield temporary
-        remove(path)
+        switch(temporary, path)
+
+
+def switch(temporary: Path, path: Path) -> None:
+    """Give `temporary` the name `path`; a folder's old content goes.
+
+    The old or the new content always has that name, except on a file system that cannot exchange two folders (NFS, for
+    one): there the old one is set aside, and `remove_leftover` puts it back after a kill in between.
+    """
+    note(temporary, path)
+    replaces_folder = temporary.is_dir() and os.path.lexists(path)
+    old = temporary
+    if not (replaces_folder and _exchange(temporary, path)):
+        if replaces_folder:
+            old = temporary.with_name(f"{temporary.name}{ASIDE}")
+            os.replace(path, old)
+            commit_point("aside")
         os.replace(temporary, path)
+    commit_point("switched")
+    remove(old)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Exchange two names at once, if the C library and the file system can."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    folder, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE: linux/fcntl.h, linux/fs.h
+    return rename is not None and rename(folder, os.fsencode(first), folder, os.fsencode(second), exchange) == 0
+
+
+def note(temporary: Path, path: Path) -> None:
+    """Add to the intent for `path`, if there is one, that `temporary` gets this name."""
+    if (intent := intent_of(path)).is_file() or (intent := intent_of(path.parent)).is_file():
+        append(intent, state(temporary), path.name)
+        commit_point("noted")
+
+
+def intent_of(output: Path) -> Path:
+    """The file that says what a run is about to put where `output` is, or into that folder."""
+    return output.parent / f".{output.name}{INTENT}"
+
+
+def append(intent: Path, content: str, name: str) -> None:
+    """Add to an intent that the content of this state gets this name."""
+    with open(intent, "a", encoding="utf-8", errors="surrogateescape") as file:
+        file.write(f"{content} {name}\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def intended(output: Path) -> dict[str, set[str]]:
+    """Name -> states, of what the intent beside `output` names; empty without one."""
+    states: dict[str, set[str]] = {}
+    if (intent := intent_of(output)).is_file():
+        for line in read_bytes(intent).decode("utf-8", errors="surrogateescape").splitlines():
+            content, _, name = line.partition(" ")
+            states.setdefault(name, set()).add(content)
+    return states
+
+
+def is_interrupted(path: Path) -> bool:
+    """Whether a run of ours that did not get to its record left `path` as it is, or missing."""
+    states = intended(path).get(path.name) or intended(path.parent).get(path.name) or set()
+    return bool(states) and (not os.path.lexists(path) or (path.exists() and state(path) in states))
 
 
 def write_text(path: Path, text: str) -> None:
@@ -157,4 +257,14 @@ def folder_digest(folder: Path) -> str:
         if "\n" in name:  # it could stand for two files
             raise UnfitFile(errno.EINVAL, "has a line end in its name", os.fspath(folder / name))
         listing.update(f"{sha256_of(folder / name)}  {name}\n".encode(errors="surrogateescape"))
+    return listing.hexdigest()
+
+
+def state(path: Path) -> str:
+    """Names, sizes, times and inodes of a file, or of the files in a folder: the same while nothing writes to them."""
+    listing = hashlib.sha256()
+    for name in files_in(path) if path.is_dir() else [""]:
+        entry = os.stat(path / name if name else path)
+        line = f"{name}\0{entry.st_size}\0{entry.st_mtime_ns}\0{entry.st_ino}\n"
+        listing.update(line.encode(errors="surrogateescape"))
     return listing.hexdigest()

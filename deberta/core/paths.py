@@ -9,11 +9,12 @@ from deberta.core import contract
 from deberta.core.contract import FP32, SEQUENCE_LENGTH
 
 ACCEPTANCES = "acceptances"  # a folder in results: each in it is like a workspace
+RECORD_SUFFIX = ".record.json"
 
 
 def record_of(artifact: Path) -> Path:
     """The record beside an artifact (a file or a folder)."""
-    return artifact.with_name(artifact.name + ".record.json")
+    return artifact.with_name(artifact.name + RECORD_SUFFIX)
 
 
 def limited(name: str, limit: int) -> str:

@@ -6,8 +6,6 @@ Formats: in-toto Statement v1 (https://in-toto.io/Statement/v1), SLSA provenance
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import os
 from datetime import datetime, timezone
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, Literal, Mapping, Optional, Sequence
@@ -178,7 +176,7 @@ class Digests:
     def of(self, path: PurePosixPath) -> dict[str, str]:
         """The digest of a file or folder; raises FileNotFoundError."""
         absolute = self._workspace / path
-        state = self._state(absolute)
+        state = files.state(absolute)
         known = self._known.get(str(path))
         if known is None or known.state != state:
             folder = absolute.is_dir()
@@ -192,14 +190,3 @@ class Digests:
 
     def save(self) -> None:
         files.write_text(self._memory, msgspec.json.encode(self._known).decode())
-
-    @staticmethod
-    def _state(path: Path) -> str:
-        names = files.files_in(path) if path.is_dir() else [""]
-        state = hashlib.sha256()
-        for name in names:
-            entry = os.stat(path / name if name else path)
-            state.update(
-                f"{name}\0{entry.st_size}\0{entry.st_mtime_ns}\0{entry.st_ino}\n".encode(errors="surrogateescape")
-            )
-        return state.hexdigest()

@@ -152,12 +152,12 @@ def test_a_brought_model_is_used_as_it_is(workspace: Workspace, cann: Path) -> N
     assert (workspace.root / OM).read_bytes() == compiled
     fake_cann.force(cann)
     # Ours, from a run that was killed between the rename and the record: never taken for the user's.
-    marker = workspace.root / f"models/tiny/ascend/.deberta_bs4.om{files.TEMPORARY}unrecorded"
-    marker.touch()
+    intent = files.intent_of(workspace.root / OM)
+    files.append(intent, files.state(workspace.root / OM), Path(OM).name)
     assert "build-om bs=4" in steps_that_ran(workspace.succeed("build-om", "--bs", "4", *ASCEND))
-    assert not marker.exists() and (workspace.root / f"{OM}.record.json").exists()
+    assert not intent.exists() and (workspace.root / f"{OM}.record.json").exists()
     (workspace.root / f"{OM}.record.json").unlink()
-    marker.touch()
+    files.append(intent, files.state(workspace.root / OM), Path(OM).name)
     workspace.succeed("clean", "--profile", "tiny")
     assert not (workspace.root / OM).exists()
 

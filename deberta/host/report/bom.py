@@ -29,6 +29,7 @@ from deberta.host.plan import matrix
 from deberta.host.plan.plan import Plan
 from deberta.host.report import evidence
 from deberta.host.report.evidence import Evidence
+from deberta.host.run import freshness
 from deberta.host.run.runner import BUILDER
 from deberta.host.run.session import Session
 
@@ -52,19 +53,21 @@ def write(session: Session, plan: Plan) -> PurePosixPath:
     """Write the bill beside the report, and its record; returns its path. Raises MissingError and DataError."""
     started, artifacts, path = records.now(), plan.artifacts, plan.artifacts.bom()
     bill = of_tree(session.project, session.workspace, artifacts, own=True)
-    files.write_text(session.workspace / path, schema.text(bill))
-    report = artifacts.report("json")
-    statement = records.statement(
-        subjects=[session.digests.resource(path)],
-        dependencies=[session.digests.resource(made_of) for made_of in (report, artifacts.job())],
-        parameters={"step": STEP, **sources(session.project)},
-        internal={},
-        builder=f"{BUILDER}local",
-        started=started,
-        finished=records.now(),
-        summary=None,
-    )
-    records.write(session.workspace / record_of(path), statement)
+    with freshness.intended(session, [path], None):
+        files.write_text(session.workspace / path, schema.text(bill))
+        report = artifacts.report("json")
+        statement = records.statement(
+            subjects=[session.digests.resource(path)],
+            dependencies=[session.digests.resource(made_of) for made_of in (report, artifacts.job())],
+            parameters={"step": STEP, **sources(session.project)},
+            internal={},
+            builder=f"{BUILDER}local",
+            started=started,
+            finished=records.now(),
+            summary=None,
+        )
+        records.write(session.workspace / record_of(path), statement)
+        files.commit_point("recorded")
     return path
 
 

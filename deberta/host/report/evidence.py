@@ -18,7 +18,7 @@ from deberta.core.buckets import Lengths
 from deberta.core.differences import differences
 from deberta.core.errors import DataError, MissingError, one_line, some
 from deberta.core.job import Job
-from deberta.core.paths import ACCEPTANCES, Artifacts, record_of
+from deberta.core.paths import ACCEPTANCES, RECORD_SUFFIX, Artifacts, record_of
 from deberta.core.progress import Progress
 from deberta.core.records import Record
 from deberta.core.report import Report
@@ -28,7 +28,6 @@ from deberta.host.plan.profiles import Profile
 from deberta.host.report import reasons
 from deberta.host.run import source_digest
 
-RECORD_SUFFIX = ".record.json"
 MIB = 1 << 20
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 # Why something that was not checked may be left so: always, with a signature by the key given, or never.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import re
 from dataclasses import dataclass, field, replace
@@ -11,7 +12,7 @@ from typing import Any, Callable, Optional, Sequence
 import msgspec
 
 from deberta.ascend import ais_bench
-from deberta.core import buckets, records, schema
+from deberta.core import buckets, files, records, schema
 from deberta.core.contract import BROUGHT_MODEL, FP32, INT8, PRECISIONS, RUNNERS, SEQUENCE_LENGTH
 from deberta.core.errors import DataError
 from deberta.core.job import EvaluationFiles, LabelChangeFiles, PerformanceFiles, ThroughputFiles
@@ -57,7 +58,8 @@ def collect(
         collector = _Collector(session, case, measured)
         collector.collect(case.evaluation, collector.evaluation)
         for name in runners:
-            collector.performance(case, name)
+            log = replace(case.artifacts, limit=0).timing_log(size, version, name)
+            collector.collect(log, functools.partial(collector.performance, part=case, name=name))
         collector.collect(case.throughput, collector.throughput)
         if case.plan.precision == INT8:
             collector.collect(case.label_changes, collector.label_changes)
@@ -79,7 +81,7 @@ class _Collector:
     case: Case
     measured: Measured
 
-    def collect(self, path: PurePosixPath, add: Callable[[PurePosixPath], None]) -> None:
+    def collect(self, path: PurePosixPath, add: Callable[[PurePosixPath], object]) -> None:
         if not (self.session.workspace / path).exists():
             return
         try:
@@ -170,13 +172,9 @@ class _Collector:
         way = [_record(self.session, path) for path in (*artifacts, part.compiled, part.artifacts.onnx)]
         return all(record.internal.get("pins", "pinned") == "pinned" for record in way if record)
 
-    def performance(self, part: Case, name: str) -> Optional[PerformanceFiles]:
-        """A performance run at one length, if its log is there."""
+    def performance(self, log: PurePosixPath, part: Case, name: str) -> PerformanceFiles:
+        """A performance run at one length, by its log."""
         session = self.session
-        whole = replace(part, plan=replace(part.plan, limit=0))
-        log = whole.artifacts.timing_log(part.batch_size, part.version, name)
-        if not (session.workspace / log).exists():
-            return None
         record = unaltered(session, log)
         run = PerformanceFiles(
             **self._run,
@@ -197,11 +195,12 @@ class _Collector:
         case = self.case.of_lengths(lengths_of(self.session.workspace / path))
         logs, runs = {}, []
         for part in case.lengths:
-            names = [str(part.artifacts.timing_log(part.batch_size, part.version, name)) for name in RUNNERS]
-            known = [name for name, log in zip(RUNNERS, names) if record and log in record.dependencies]
-            run = self.performance(part, known[0]) if known else None
-            if run is None:
+            whole = replace(part.artifacts, limit=0)
+            names = {name: whole.timing_log(part.batch_size, part.version, name) for name in RUNNERS}
+            known = [name for name, log in names.items() if record and str(log) in record.dependencies]
+            if not known or not (self.session.workspace / names[known[0]]).exists():
                 raise Unreadable(f"the timing log of length {part.plan.length} is gone, or no record names it")
+            run = self.performance(names[known[0]], part, known[0])
             self._require(PurePosixPath(run.log), record, "took")
             logs[str(part.plan.length)] = run.log
             runs.append(run)
@@ -272,8 +271,11 @@ def place(plan: Plan, name: str) -> str:
 
 
 def unaltered(session: Session, artifact: PurePosixPath) -> Optional[Record]:
-    """An artifact's record, None for a file without one. Raises DataError if the two do not agree."""
+    """An artifact's record, None for a file without one. Raises DataError if the two do not agree, and Unreadable."""
     record = _record(session, artifact)
-    if record and (altered := freshness.altered_output(session, record)):
+    altered = freshness.altered_output(session, record) if record else None
+    if files.is_interrupted(session.workspace / (altered[0] if altered else artifact)):
+        raise Unreadable(f"it {freshness.INTERRUPTED}")
+    if altered:
         raise DataError(f"{altered[0]} is not what {record_of(artifact)} says. Run what makes it with --force")
     return record

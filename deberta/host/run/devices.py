@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 from pathlib import Path, PurePosixPath
 from typing import Callable, Sequence
@@ -13,7 +12,6 @@ from deberta.ascend import ais_bench, atc, msame, programs
 from deberta.core import files
 from deberta.core.errors import DebertaError, StageError
 from deberta.host.plan.plan import Compilation, Inference, ModelRun, Step
-from deberta.host.run import freshness
 from deberta.host.run.console import Console
 from deberta.host.run.executor import check_exit
 from deberta.host.run.session import Session
@@ -34,9 +32,6 @@ def compile_om(
     root = session.executor.root
     paths = (compilation.model, compilation.om, *atc.option_files(compilation.options))
     atc.check_paths([root / path for path in paths])
-    marker = freshness.unrecorded(session, compilation.om)
-    if marker.exists():
-        files.remove(final)  # ours, of a run that was killed before its record was written
     with files.staged(final) as clock:
         compiled = clock.with_name(clock.name + ".om")  # ATC adds it; `remove_leftovers` removes it after a failure
         options = atc.rooted(compilation.options, root)
@@ -49,8 +44,7 @@ def compile_om(
         lines, status = session.executor.run(step, command[1:], console.line)
         outcome = atc.parse("".join(lines))
         atc.judge(outcome, status, compiled, started, atc.least_bytes(model.stat().st_size), step.log)
-        marker.touch()
-        os.replace(compiled, final)
+        files.switch(compiled, final)
     files.write_text(summary, json.dumps({**atc.summary(outcome), "soc_version": compilation.soc_version}))
     return [compilation.om]
 
@@ -85,7 +79,7 @@ def infer(
             raise StageError(f"{step.tool} did all its work, but ended with exit code {status}. See {step.log}")
         for run, (folder, _) in zip(inference.runs, judged):
             (session.workspace / run.output).mkdir(exist_ok=True)
-            os.replace(folder, session.workspace / run.output / folder.name)
+            files.switch(folder, session.workspace / run.output / folder.name)
     subjects = [run.output / folder.name for run, (folder, _) in zip(inference.runs, judged)]
     if inference.log_copy:
         files.write_text(session.workspace / inference.log_copy, judged[0][1])

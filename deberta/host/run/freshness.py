@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import re
-from pathlib import Path, PurePosixPath
-from typing import Any, Mapping, Optional, Sequence
+from pathlib import PurePosixPath
+from typing import Any, Iterator, Mapping, Optional, Sequence
 
 from deberta.core import files, records
 from deberta.core.errors import DataError, StageError, some
-from deberta.core.paths import record_of
+from deberta.core.paths import RECORD_SUFFIX, record_of
 from deberta.core.records import Record, Resource
 from deberta.host.environments.stages import STAGES_LOCK
 from deberta.host.plan.plan import Input, Step
@@ -18,7 +19,7 @@ from deberta.host.run.session import Session
 
 FOREIGN = "was not made here, and is never replaced"
 OF_BINS = re.compile(r"(.*/)?(input_\d+\.bin|order\.json)")
-UNRECORDED = f"{files.TEMPORARY}unrecorded"
+INTERRUPTED = "is of a run that did not get to its end"
 
 
 def why_run(
@@ -27,6 +28,8 @@ def why_run(
     """The one reason why a step has to run, or None if its outputs are up to date. `wanted`: not all its parameters."""
     if record is None:
         exists = (session.workspace / step.outputs[0]).exists()
+        if files.is_interrupted(session.workspace / step.outputs[0]):
+            return f"{step.outputs[0]} {INTERRUPTED}"
         return f"{step.outputs[0]} has no record" if exists else "not made yet"
     for key, value in (parameters(session, step) if wanted is None else wanted).items():
         if record.parameters.get(key) != value:
@@ -118,6 +121,8 @@ def altered_output(session: Session, record: Record) -> Optional[tuple[PurePosix
     """The first output that is no longer what the record says, and what happened to it."""
     for name, digest in record.subjects.items():
         path = PurePosixPath(name)
+        if files.is_interrupted(session.workspace / path):
+            return path, f"{name} {INTERRUPTED}"
         if not (session.workspace / path).exists():
             return path, f"{name} is missing"
         if session.digests.of(path) != digest:
@@ -168,8 +173,8 @@ def own_parameters(session: Session, step: Step) -> dict[str, Any]:
 
 def is_user_supplied(session: Session, artifact: PurePosixPath) -> bool:
     """Whether a file is there that we did not make: the guide's own .om can be dropped in and used as it is."""
-    recorded = (session.workspace / record_of(artifact)).exists()
-    return (session.workspace / artifact).is_file() and not recorded and not unrecorded(session, artifact).exists()
+    path = session.workspace / artifact
+    return path.is_file() and not (session.workspace / record_of(artifact)).exists() and not files.is_interrupted(path)
 
 
 def foreign(session: Session, step: Step, record: Optional[Record]) -> list[PurePosixPath]:
@@ -177,17 +182,59 @@ def foreign(session: Session, step: Step, record: Optional[Record]) -> list[Pure
 
     Each run makes a folder of its own beside others. finetune and demo --remake say themselves what they replace.
     """
-    if step.stage in ("finetune", "demo-data") or unrecorded(session, step.outputs[0]).exists():
+    if step.stage in ("finetune", "demo-data"):
         return []
     places = {path: session.workspace / path for path in step.outputs}
     of_runs = [run.output for run in step.inference.runs if places[run.output].is_dir()] if step.inference else []
     names = record.subjects if record else {}
-    mixed = [path for path in places if not all(map(OF_BINS.fullmatch, files.files_in(places[path])))]
-    theirs = [path for path in places if str(path) not in names or path in mixed]
-    return [path for path in theirs if places[path].exists() and path not in of_runs]
+    theirs = []
+    for path, place in places.items():
+        is_ours = str(path) in names or files.is_interrupted(place) or _is_of_another_step(session, path)
+        is_mixed = not all(map(OF_BINS.fullmatch, files.files_in(place)))
+        if place.exists() and path not in of_runs and (is_mixed or not is_ours):
+            theirs.append(path)
+    return theirs
 
 
-def unrecorded(session: Session, artifact: PurePosixPath) -> Path:
-    """Marks a compiled model as ours between its rename and its first record."""
-    path = session.workspace / artifact
-    return path.with_name(f".{path.name}{UNRECORDED}")
+def _is_of_another_step(session: Session, path: PurePosixPath) -> bool:
+    """Whether a record beside it or in a folder next to its own names it: the bins of a length in another choice do."""
+    parent = session.workspace / path.parent
+    beside = [*parent.glob(f"*{RECORD_SUFFIX}"), *parent.parent.glob(f"*/*{RECORD_SUFFIX}")]
+    return any((record := records.read(other)) is not None and str(path) in record.subjects for other in beside)
+
+
+@contextlib.contextmanager
+def intended(session: Session, outputs: Sequence[PurePosixPath], former: Optional[Record]) -> Iterator[None]:
+    """Keep an intent beside each output until the block has written the record, or failed before it changed anything.
+
+    The first one names the folders of the run before as well: they go when the new record is there and names others.
+    """
+    paths = [session.workspace / output for output in outputs]
+    try:
+        for path in paths:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            files.intent_of(path).touch()
+        for name in former.subjects if former else ():
+            files.append(files.intent_of(paths[0]), files.BEFORE, name)
+        files.commit_point("begun")
+        yield
+        settle(session, outputs)
+    finally:
+        for path in paths:
+            if not set().union(*files.intended(path).values()) - {files.BEFORE}:
+                files.remove(files.intent_of(path))
+
+
+def settle(session: Session, outputs: Sequence[PurePosixPath]) -> None:
+    """The record is of the present outputs: remove the folders of other runs that the intents name, and the intents."""
+    paths = [session.workspace / output for output in outputs]
+    intents = [(path, files.intended(path)) for path in paths if files.intent_of(path).exists()]
+    record = records.read(session.workspace / record_of(outputs[0])) if intents else None
+    for path, states in intents:
+        for name, contents in states.items():
+            folder = session.workspace / name if files.BEFORE in contents else path / name
+            known = record is None or str(folder.relative_to(session.workspace)) in record.subjects
+            if not known and folder.is_dir() and not folder.is_symlink():
+                files.remove(folder)
+    for path, _ in reversed(intents):  # the first has the names of what has to go
+        files.remove(files.intent_of(path))

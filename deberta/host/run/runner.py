@@ -65,11 +65,12 @@ def run(session: Session, step: Step) -> StepResult:
     force = session.forces(step.task) and step.name not in session.ran
     reason = session.why_forced if force else freshness.why_run(session, step, record)
     if record is not None and reason is None:
+        freshness.settle(session, step.outputs)
         console.say(f"up to date: {', '.join(str(path) for path in step.outputs)}")
         return StepResult(record, False)
     if session.strict and record is not None and not force:
         altered = freshness.altered_output(session, record)
-        if altered is not None and altered[1] == reason:
+        if altered is not None and altered[1] == reason and not files.is_interrupted(session.workspace / altered[0]):
             raise messages.altered(step, *altered, session.workspace)
     foreign = freshness.foreign(session, step, record)
     if foreign and not (force and session.why_forced == "--force"):
@@ -80,7 +81,8 @@ def run(session: Session, step: Step) -> StepResult:
     console.say(f"running: {reason}")
     aside = {session.workspace / path: _move_aside(session.workspace / path, console) for path in foreign}
     try:
-        return StepResult(_run(session, step, record, console), True)
+        with freshness.intended(session, step.outputs, record if step.inference else None):
+            return StepResult(_run(session, step, console), True)
     except BaseException:
         for place in (place for place in aside if not place.exists()):
             os.rename(aside[place], place)
@@ -107,7 +109,7 @@ def _show(session: Session, step: Step) -> None:
                 session.planned.append((session, planned))
 
 
-def _run(session: Session, step: Step, former: Optional[Record], console: Console) -> Record:
+def _run(session: Session, step: Step, console: Console) -> Record:
     """Run a step and return its new record."""
     gate = {"gate": run(session, step.gate).summary} if step.gate is not None else {}
     session.executor.prepare(step)
@@ -123,7 +125,6 @@ def _run(session: Session, step: Step, former: Optional[Record], console: Consol
     for subject in subjects:
         if not (session.workspace / subject).exists():
             raise StageError(f"{step.title} ended without an error, but {subject} is not there. See {step.log}")
-    freshness.unrecorded(session, step.outputs[0]).touch()  # until the record is there
     # The files behind the parameter `code`, so that a later run can name those that changed.
     counts = schema.read_json(summary, dict[str, Any]) if summary.exists() else {}  # a tool writes none
     sources = {"sources": source_digest.sources(session.project, step.module)} if step.stage else {}
@@ -139,12 +140,8 @@ def _run(session: Session, step: Step, former: Optional[Record], console: Consol
     )
     # Replace the record last: until then it still describes the old outputs.
     records.write(session.workspace / record_of(step.outputs[0]), statement)
-    files.remove(freshness.unrecorded(session, step.outputs[0]))
+    files.commit_point("recorded")
     files.remove(session.workspace / programs.scratch(step.name))
-    if former is not None and step.inference is not None:
-        for name in set(former.subjects).difference(map(str, subjects)):
-            if (session.workspace / name).is_dir():  # of the run before, also of lengths that this one lacks
-                files.remove(session.workspace / name)
     for subject in subjects:
         console.say(_describe(session, subject))
     console.say(f"done in {time.monotonic() - clock:.1f} s")

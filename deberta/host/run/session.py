@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Callable, Iterator, Optional
 
-from deberta.core import machine, records
+from deberta.ascend import programs
+from deberta.core import files, machine, records
 from deberta.core.errors import StageError
 from deberta.host.plan.plan import Step
 from deberta.host.run.executor import Executor
@@ -73,6 +74,15 @@ def _acquire(lock: IO[str], workspace: Path) -> None:
         time.sleep(0.1)
 
 
+def _sweep(workspace: Path) -> None:
+    """Remove what processes that have ended left half-written; deeper folders hold thousands of files, and no such."""
+    for kind in (*programs.KINDS, ".cache"):
+        for depth in range(4):
+            for path in list((workspace / kind).glob(f"{'*/' * depth}.*{files.TEMPORARY}*")):
+                with contextlib.suppress(OSError):  # what cannot be removed is in nobody's way
+                    files.remove_leftover(path)
+
+
 @contextlib.contextmanager
 def exclusive(session: Session) -> Iterator[None]:
     """Hold the workspace's lock: two invocations never write the same artifacts. Tidy up afterwards."""
@@ -89,6 +99,7 @@ def exclusive(session: Session) -> Iterator[None]:
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()
+        _sweep(session.workspace)
         with contextlib.closing(session.executor):  # last: it hands over what root made, the digests among it
             try:
                 yield

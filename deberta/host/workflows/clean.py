@@ -10,14 +10,11 @@ from typing import Sequence
 from deberta.core import files, records
 from deberta.core.contract import BACKENDS
 from deberta.core.errors import ConfigError, DataError, many, some
-from deberta.core.paths import ACCEPTANCES
+from deberta.core.paths import ACCEPTANCES, RECORD_SUFFIX
 from deberta.host.environments import stages
 from deberta.host.plan.profiles import Profile
 from deberta.host.report import archive
-from deberta.host.run.freshness import UNRECORDED
 from deberta.host.run.session import Session
-
-RECORD = ".record.json"
 
 
 def clean(session: Session, profiles: Sequence[Profile], reports: bool, yes: bool) -> None:
@@ -33,12 +30,14 @@ def clean(session: Session, profiles: Sequence[Profile], reports: bool, yes: boo
     inputs = {session.workspace / path for profile in profiles for path in profile.inputs(profile.rows)}
     doomed: list[Path] = kept if reports else []
     for root in roots:
-        for path in _outside(root, f"*{RECORD}"):
+        for path in _outside(root, f"*{RECORD_SUFFIX}"):
             subjects = _subjects(session, path)
             if not inputs & set(subjects):
                 doomed += [*subjects, path]
-        unrecorded = _outside(root, f".*{UNRECORDED}")  # beside what a killed run made and did not vouch for
-        doomed += [path.with_name(path.name[1 : -len(UNRECORDED)]) for path in unrecorded]
+        for intent in _outside(root, f".*{files.INTENT}"):  # beside what a killed run made and did not record
+            output = intent.with_name(intent.name[1 : -len(files.INTENT)])
+            paths = [output, *(output / name for name in files.intended(output) if "/" not in name)]
+            doomed += filter(files.is_interrupted, paths)
         doomed += _outside(root, f".*{files.TEMPORARY}*")
     folders = [root / backend for root in roots for backend in BACKENDS]
     names = ("logs", "report.*", "report_job*.json", "report_limit*")  # some have no record

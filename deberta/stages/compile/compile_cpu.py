@@ -46,9 +46,11 @@ def new_model(output: Path) -> Iterator[Path]:
         folder.mkdir()
         yield folder / output.name
         _share_weights(folder / weights.name, output.parent)
-        output.unlink(missing_ok=True)
-        os.replace(folder / weights.name, weights)
-        os.replace(folder / output.name, output)
+        if not (weights.exists() and weights.samefile(folder / weights.name)):
+            files.note(folder / output.name, output)
+            output.unlink(missing_ok=True)
+        files.switch(folder / weights.name, weights)
+        files.switch(folder / output.name, output)
 
 
 def _share_weights(weights: Path, folder: Path) -> None:
