@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Optional, Sequence
 
-from deberta.core import schema
+from deberta.core import files, schema
 from deberta.core.buckets import Choice
 from deberta.core.contract import PERFORMANCE_LOOPS
 from deberta.core.errors import ConfigError
@@ -68,6 +68,8 @@ def finetune(session: Session, plan: Plan, init: str, options: StageOptions) -> 
         )
     versions = [v for v in profile.rows if (session.workspace / profile.data_path(v)).exists()]
     runner.run_all(session, [evaluation.finetune(plan, versions, init, options)])
+    if not session.dry:  # with the record there, no kill can lose the training any more
+        files.remove(session.workspace / plan.artifacts.finetune_state)
 
 
 def write_report(session: Session, plan: Plan, usual: Sequence[int], gates: Optional[Path] = None) -> None:

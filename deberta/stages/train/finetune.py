@@ -206,7 +206,6 @@ def finetune(options: argparse.Namespace, settings: TrainingSettings) -> dict[st
         correct = evaluate(model, rows)
         results[version] = {"correct": correct, "rows": len(rows), "accuracy": correct / len(rows)}
         print(f"{version}: accuracy {correct / len(rows):.4f} ({correct}/{len(rows)})", flush=True)
-    files.remove(options.state)  # the run is complete
     return {
         **counts,
         **start,
