@@ -26,7 +26,7 @@ from deberta.host.plan import matrix
 from deberta.host.plan.plan import STAGES
 from deberta.host.plan.profiles import Profile
 from deberta.host.report import reasons
-from deberta.host.run import source_digest
+from deberta.host.run import freshness, source_digest
 
 MIB = 1 << 20
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -283,7 +283,9 @@ def _check_digests(evidence: Evidence) -> None:
         progress.update(done // MIB)
         for text, sources in expected[path].items():
             if actual != text:
-                evidence.add(path, f"expected {text} (says {' and '.join(sources)}), found {actual}")
+                interrupted = evidence.own and files.is_interrupted(evidence.root / path)
+                why = f", which {freshness.INTERRUPTED}. Run: invoke acceptance" if interrupted else ""
+                evidence.add(path, f"expected {text} (says {' and '.join(sources)}), found {actual}{why}")
     progress.update(progress.total)
 
 
