@@ -65,7 +65,8 @@ def run(session: Session, step: Step) -> StepResult:
     force = session.forces(step.task) and step.name not in session.ran
     reason = session.why_forced if force else freshness.why_run(session, step, record)
     if record is not None and reason is None:
-        freshness.settle(session, step.outputs)
+        if freshness.settle(session, step.outputs):
+            files.remove(session.workspace / programs.scratch(step.name))  # of a run that was killed
         console.say(f"up to date: {', '.join(str(path) for path in step.outputs)}")
         return StepResult(record, False)
     if session.strict and record is not None and not force:
@@ -138,10 +139,10 @@ def _run(session: Session, step: Step, console: Console) -> Record:
         finished=records.now(),
         summary={**counts, **gate},
     )
+    files.remove(session.workspace / programs.scratch(step.name))
     # Replace the record last: until then it still describes the old outputs.
     records.write(session.workspace / record_of(step.outputs[0]), statement)
     files.commit_point("recorded")
-    files.remove(session.workspace / programs.scratch(step.name))
     for subject in subjects:
         console.say(_describe(session, subject))
     console.say(f"done in {time.monotonic() - clock:.1f} s")
