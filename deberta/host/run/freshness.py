@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import platform
 import re
 from pathlib import PurePosixPath
@@ -214,6 +215,9 @@ def intended(session: Session, outputs: Sequence[PurePosixPath], former: Optiona
         for path in paths:
             path.parent.mkdir(parents=True, exist_ok=True)
             files.intent_of(path).touch()
+            if os.getuid() == 0:  # a container adds to it as the workspace's owner
+                owner = session.workspace.stat()
+                os.chown(files.intent_of(path), owner.st_uid, owner.st_gid)
         for name in former.subjects if former else ():
             files.append(files.intent_of(paths[0]), files.BEFORE, name)
         files.commit_point("begun")
