@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import re
 import sys
 from typing import Any, Callable, Iterator, Optional, Sequence, TextIO, cast
@@ -51,6 +52,7 @@ class GateError(DebertaError):
 INTERRUPTED = 130
 LONGEST_MESSAGE = 4000  # characters
 ERROR_PREFIX = "error: "
+OUTPUT_STREAM, ERROR_STREAM = "standard output", "standard error"
 _BY_CODE = {c.exit_code: c for c in (ConfigError, MissingError, StageError, DataError, GateError)}
 
 
@@ -62,6 +64,8 @@ def from_exit_code(code: int, message: str) -> DebertaError:
 def from_os_error(error: OSError) -> DebertaError:
     """An operating-system error as one of ours, naming the file and what usually helps."""
     where = f" ({error.filename})" if error.filename else ""
+    if error.errno == errno.EPIPE:
+        return StageError(f"nobody reads the output any more{where}. Run it again with its output in a file")
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StageError(f"the disk is full{where}. Free some space, then run the same command again")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
@@ -111,24 +115,64 @@ def visible(text: str) -> str:
 
 
 class VisibleStream:
-    """A stream that writes control characters visibly. `terminal` is the stream below, for those of our own."""
+    """Standard output or error: control characters become visible, and what cannot be written names the stream.
 
-    def __init__(self, stream: TextIO) -> None:
+    What cannot be written to standard error, progress and messages, is lost without an error.
+    """
+
+    def __init__(self, stream: TextIO, name: str) -> None:
         self.terminal: TextIO = getattr(stream, "terminal", stream)
+        self.name = name
 
     def write(self, text: str) -> int:
-        return self.terminal.write(visible(text))
+        return self.draw(visible(text))
+
+    def draw(self, text: str) -> int:
+        """Write control characters of our own as they are."""
+        with self._named():
+            self.terminal.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._named():
+            self.terminal.flush()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.terminal, name)
 
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            discard(self.terminal)
+            if self.name != ERROR_STREAM:
+                raise OSError(error.errno, error.strerror, self.name) from None
+
+
+def discard(stream: TextIO) -> None:
+    """Let what a stream still gets vanish, so that Python's own flush at the end does not fail."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, stream.fileno())
+    os.close(null)
+
 
 @contextlib.contextmanager
 def visible_output() -> Iterator[None]:
-    """Within this, whatever is printed has its control characters made visible; a closed stream stays None."""
-    output, error = (cast(TextIO, stream and VisibleStream(stream)) for stream in (sys.stdout, sys.stderr))
+    """Within this, whatever is printed has its control characters made visible; a closed stream is /dev/null.
+
+    Raises OSError with the stream's name as its file if the output cannot be written to its end.
+    """
+    for number in range(3):  # or the next file to be opened would be standard output
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    output = cast(TextIO, VisibleStream(sys.stdout or open(os.devnull, "w"), OUTPUT_STREAM))
+    error = cast(TextIO, VisibleStream(sys.stderr or open(os.devnull, "w"), ERROR_STREAM))
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(error):
         yield
+        output.flush()
 
 
 def many(count: int, noun: str) -> str:

@@ -26,7 +26,7 @@ def parse(line: str) -> Optional[str]:
 
 def redraw(stream: TextIO, text: str) -> None:
     """Replace the last line of a terminal."""
-    getattr(stream, "terminal", stream).write(f"\r\x1b[K{visible(text)}")
+    getattr(stream, "draw", stream.write)(f"\r\x1b[K{visible(text)}")
 
 
 def track(items: Sequence[_Item], what: str, unit: str, size: Callable[[_Item], int] = lambda _: 1) -> Iterator[_Item]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import signal
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,7 +16,16 @@ from invoke.exceptions import Exit
 from invoke.parser.argument import Argument
 from invoke.tasks import Task
 
-from deberta.core.errors import INTERRUPTED, DebertaError, from_os_error, one_line, visible_output
+from deberta.core.errors import (
+    ERROR_PREFIX,
+    INTERRUPTED,
+    OUTPUT_STREAM,
+    DebertaError,
+    discard,
+    from_os_error,
+    one_line,
+    visible_output,
+)
 from deberta.host.cli.options import OPTIONS, Option, Options
 
 Body = Callable[[Context, Options], None]
@@ -80,8 +91,24 @@ def exit_codes() -> Iterator[None]:
     try:
         with visible_output():
             yield
+        return
     except (DebertaError, OSError) as error:
         known = from_os_error(error) if isinstance(error, OSError) else error
-        raise Exit(f"error: {one_line(str(known))}", known.exit_code) from None
+        message, code = f"{ERROR_PREFIX}{one_line(str(known))}", known.exit_code
+        if isinstance(error, OSError) and (error.errno, error.filename) == (errno.EIO, OUTPUT_STREAM):
+            code = INTERRUPTED  # the terminal was closed
     except KeyboardInterrupt:
-        raise Exit("interrupted; what was finished is kept, run the same command to go on", INTERRUPTED) from None
+        message, code = "interrupted; what was finished is kept, run the same command to go on", INTERRUPTED
+    _print_last(message)
+    raise Exit(code=code)
+
+
+def _print_last(message: str) -> None:
+    """Print a message to standard error, whatever has become of both streams."""
+    for stream, text in ((sys.stdout, ""), (sys.stderr, f"{message}\n")):
+        try:
+            if stream is not None:
+                stream.write(text)
+                stream.flush()
+        except OSError:
+            discard(stream)
