@@ -98,7 +98,7 @@ def _wrong_values(settings: AtcOptions) -> Iterator[str]:
 def _wrong_gears(text: str) -> Iterator[str]:
     if not text:
         return
-    if not re.fullmatch(r"\d+(,\d+)*(;\d+(,\d+)*)*", text):
+    if not re.fullmatch(r"[0-9]{1,9}(,[0-9]{1,9})*(;[0-9]{1,9}(,[0-9]{1,9})*)*", text):
         yield f"dynamic_dims {text!r} is not like 1,1;8,8"
         return
     gears = _gears(text)

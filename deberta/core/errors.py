@@ -70,6 +70,8 @@ def from_os_error(error: OSError) -> DebertaError:
         return StageError(f"the disk is full{where}. Free some space, then run the same command again")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return ConfigError(f"no permission{where}: {error.strerror}. Check the owner and mode of the folder")
+    if error.errno in (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR):
+        return ConfigError(f"{error.strerror}{where}. Check the path")
     if isinstance(error, ValueError) and error.filename:  # files.UnfitFile
         return DataError(f"{error.filename} {error.strerror}")
     if isinstance(error, FileNotFoundError):
@@ -168,11 +170,12 @@ def visible_output() -> Iterator[None]:
             os.fstat(number)
         except OSError:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
-    output = cast(TextIO, VisibleStream(sys.stdout or open(os.devnull, "w"), OUTPUT_STREAM))
-    error = cast(TextIO, VisibleStream(sys.stderr or open(os.devnull, "w"), ERROR_STREAM))
-    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(error):
-        yield
-        output.flush()
+    with open(os.devnull, "w", encoding="utf-8") as nothing:
+        output = cast(TextIO, VisibleStream(sys.stdout or nothing, OUTPUT_STREAM))
+        error = cast(TextIO, VisibleStream(sys.stderr or nothing, ERROR_STREAM))
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(error):
+            yield
+            output.flush()
 
 
 def many(count: int, noun: str) -> str:

@@ -98,7 +98,7 @@ def test_values_are_read_once() -> None:
         ("report", {"executor": "ssh"}, "--executor 'ssh' is not one of: auto, docker, local"),
         ("acceptance", {"bs": "1,"}, "--bs '' is not a whole number"),
         ("verify", {"seed": "-1"}, "--seed '-1' is not a whole number from 0 to 4294967295"),
-        ("infer", {"version": "match", "buckets": ""}, "--buckets ''"),
+        ("infer", {"version": "match", "buckets": ""}, "--buckets is given without a value"),
     ],
 )
 def test_a_bad_value_is_an_error_of_ours(task: str, typed: dict[str, Any], message: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from deberta.core import contract, errors, files, mnli, schema
+from deberta.host.cli import settings_file
 from deberta.host.fetch import archives, download
 from deberta.stages.model import config, tokenizer
 from deberta.stages.verify import sign
@@ -16,6 +17,7 @@ BOUNDS = {
     "lists and objects in each other in JSON": schema.DEEPEST_JSON,
     "digits of a whole number in text": len(str(contract.LARGEST_WHOLE)),
     "a key file": sign.LARGEST_KEY,
+    "a settings file (`invoke.yaml`, `-f`); without anchors and aliases, no key twice": settings_file.LARGEST,
     "a line of a tsv": mnli.LONGEST_LINE,
     "layers of a config": config.MOST_LAYERS,
     "any other size in a config": config.LARGEST,

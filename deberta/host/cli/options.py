@@ -48,6 +48,8 @@ class Option:
 
     def value(self, typed: Any) -> Any:
         """The value of what was typed, None if nothing was. Raises ConfigError."""
+        if typed == "" or (self.kind is list and "" in (typed or ())):
+            raise ConfigError(f"--{self.name} is given without a value: {self.meaning}")
         if self.kind is not str:
             return tuple(typed or ()) if self.kind is list else bool(typed)
         text = self.default if typed is None else str(typed)

@@ -19,7 +19,7 @@ from deberta.ascend.atc import AtcOptions
 from deberta.core import buckets, contract, schema
 from deberta.core.buckets import Choice
 from deberta.core.errors import ConfigError
-from deberta.host.cli import auto
+from deberta.host.cli import auto, settings_file  # noqa: F401  # how invoke reads them
 from deberta.host.cli.options import Options
 from deberta.host.engine import containers
 from deberta.host.engine.npu_access import NpuSettings
@@ -66,12 +66,26 @@ def read(c: Context) -> InvokeSettings:
 
 
 def path_of(setting: str) -> Optional[Path]:
-    """The path that a setting is, relative to the project; None if it is empty."""
-    return PROJECT / Path(setting).expanduser() if setting else None
+    """The path that a setting is, relative to the project; None if it is empty. Raises ConfigError."""
+    try:
+        if "\0" in setting:
+            raise ValueError("it holds a NUL")
+        return PROJECT / Path(setting).expanduser() if setting else None
+    except (RuntimeError, ValueError) as error:  # ~ of a user that is not there
+        raise ConfigError(f"{setting!r} in invoke.yaml is no path: {error}") from None
 
 
 def workspace(c: Context) -> Path:
-    return (path_of(read(c).workspace) or PROJECT).resolve()
+    """The folder of models/, data/ and results/, which may not be there yet. Raises ConfigError."""
+    folder = path_of(read(c).workspace) or PROJECT
+    try:
+        resolved = folder.resolve()
+        if not os.path.lexists(resolved) or resolved.is_dir():
+            return resolved
+        problem = "it is no folder"
+    except (RuntimeError, OSError) as error:  # a loop of links
+        problem = str(error)
+    raise ConfigError(f"workspace in invoke.yaml, {folder}, cannot be used: {problem}. Correct it, or name another")
 
 
 def prepared_python(c: Context) -> Optional[Path]:

@@ -1,0 +1,177 @@
+"""Faults of the environment: streams, terminals, settings, workspaces, disks and permissions.
+
+An exit code from 2 to 6 (130 for a terminal that went), one line that names what is wrong, nothing half-written.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import shlex
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from invoke.config import Config
+
+from deberta.host.cli.settings import InvokeSettings
+from tests import in_process, pipeline_helpers
+from tests.mnli_helpers import REPOSITORY
+from tests.pipeline_helpers import Workspace
+
+CASE = ("--bs", "4", "--version", "match")
+SECONDS = 3.0  # that a command may take to refuse something
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    return pipeline_helpers.make(tmp_path_factory.mktemp("faults") / "workspace")
+
+
+# Streams
+
+
+@pytest.mark.parametrize(
+    ("redirection", "code", "problem"),
+    [
+        (">&-", 0, ""),
+        ("2>&-", 0, ""),
+        (">&- 2>&- <&-", 0, ""),
+        ("2>/dev/full", 0, ""),
+        (
+            ">/dev/full",
+            4,
+            "error: the disk is full (standard output). Free some space, then run the same command again\n",
+        ),
+        ("| head -c 1 >/dev/null", 4, "error: nobody reads the output any more (standard output). "),
+    ],
+)
+def test_a_stream_that_is_closed_full_or_gone(tiny: Workspace, redirection: str, code: int, problem: str) -> None:
+    line = f"set -o pipefail; {shlex.join(tiny.command('export-onnx', '--dry'))} {redirection}"
+    done = subprocess.run(
+        ["bash", "-c", line], cwd=REPOSITORY, env=pipeline_helpers.environment(), capture_output=True, text=True
+    )
+    # A pipe may take all before its reader goes.
+    assert done.returncode in ({code, 0} if "|" in redirection else {code}), done.stderr
+    assert done.stderr.startswith(problem if done.returncode else "") and done.stderr.count("\n") <= 1
+
+
+def test_a_terminal_that_goes_ends_a_run_with_130(tiny: Workspace, tmp_path: Path) -> None:
+    workspace = tiny.copy(tmp_path / "copy")
+    process, terminal = pty.fork()
+    if process == 0:
+        os.chdir(REPOSITORY)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        command = workspace.command("evaluate", *CASE)
+        os.execvpe(command[0], command, pipeline_helpers.environment())
+    with open(terminal, "rb", buffering=0) as output:
+        seen = b""
+        while b"running" not in seen:
+            seen += output.read(4096)
+    _, status = os.waitpid(process, 0)
+    assert os.waitstatus_to_exitcode(status) == 130
+    assert not list(workspace.root.rglob("*.tmp-*"))
+    assert "accuracy match" in workspace.succeed("evaluate", *CASE)
+
+
+# Settings
+
+WRONG: tuple[Any, ...] = (
+    *(None, True, 5, -1, 1e300, float("inf"), 10**30, "x", "", "\0", "~nobody/x", "a\nb", "9" * 5000),
+    *([], [1], ["x"], [[1]], {}, {"a": 1}, {"a": {"b": [{}]}}),
+)
+BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
+    f"{chr(98 + i)}: &{chr(98 + i)} [{','.join([f'*{chr(97 + i)}'] * 9)}]\n" for i in range(12)
+)
+MALFORMED = (
+    *(BOMB, "&a [*a]", "x" * 100_000, "[", "a: b: c", "- 1", "'", "\0", "a: 2001-99-99", "? [1]\n: 2", "{[1]: 2}"),
+    *("!!python/object/apply:os.system [ls]", f"a: {'[' * 70}{']' * 70}", "[" * 30_000, "- " * 20_000, "<<: 5"),
+    *("a: 1\na: 2", "1: 2", "a: !!int x", "a: !!binary x", "a: !!bool x", "a: !!timestamp x", "%YAML 9", "a:\tb"),
+    *("---\na: 1\n---\nb: 2", f"device: 1{':59' * 5000}", f"device: {'9' * 5000}", "profile: \udcff"),
+)
+SECTIONS = {
+    "profiles": ("tiny",),
+    "atc": ("precision_mode", "extra", "dynamic_dims", "keep_dtype", "no_such"),
+    "images": ("wheelhouse", "offline", "ca"),
+    "npu": ("access", "nodes"),
+    "run": ("echo",),
+    "tasks": ("auto_dash_names", "dedupe"),
+}
+
+
+def refused(workspace: Workspace, text: str) -> str:
+    """What a command says of these settings, if it refuses them; it may also take them."""
+    path = workspace.root / "faulty.yaml"
+    path.write_text(text, encoding="utf-8", errors="surrogateescape")
+    started = time.monotonic()
+    done = in_process.run_invoke(
+        ("-f", str(path), "evaluate", *CASE, "--backend", "ascend", "--dry"), REPOSITORY, pipeline_helpers.environment()
+    )
+    assert time.monotonic() - started < SECONDS
+    assert done.returncode in (0, 2, 3, 5) and "Traceback" not in done.stdout + done.stderr, done.stderr
+    assert not done.returncode or (done.stderr.startswith("error: ") and done.stderr.count("\n") == 1), done.stderr
+    return done.stderr
+
+
+@pytest.mark.parametrize("text", MALFORMED, ids=lambda text: ascii(text[:20]))
+def test_a_malformed_settings_file_is_named(tiny: Workspace, text: str) -> None:
+    assert f"error: {tiny.root / 'faulty.yaml'}: " in refused(tiny, text)
+
+
+def wrong_settings(settings: dict[str, Any]) -> list[dict[str, Any]]:
+    keys = (*InvokeSettings.__struct_fields__, *Config.global_defaults(), "no_such")
+    wrong = [{**settings, key: value} for key in keys for value in WRONG]
+    for section, names in SECTIONS.items():
+        wrong += [{**settings, section: {name: value}} for name in names for value in WRONG]
+    for name in settings["profiles"]["tiny"]:
+        wrong += [{**settings, "profiles": {"tiny": {**settings["profiles"]["tiny"], name: value}}} for value in WRONG]
+    return wrong
+
+
+def test_a_setting_of_a_wrong_type_is_no_traceback(tiny: Workspace) -> None:
+    wrong = wrong_settings(json.loads((tiny.root / "settings.yaml").read_text(encoding="utf-8")))
+    for settings in wrong[:: len(wrong) // 50]:
+        refused(tiny, json.dumps(settings))
+
+
+@pytest.mark.campaign
+def test_any_setting_of_any_wrong_type_is_no_traceback(tiny: Workspace) -> None:
+    wrong = wrong_settings(json.loads((tiny.root / "settings.yaml").read_text(encoding="utf-8")))
+    for settings in wrong:
+        refused(tiny, json.dumps(settings))
+
+
+@pytest.mark.parametrize("variable", ["INVOKE_DEVICE=x", "INVOKE_BATCH_SIZES=1"])
+def test_a_variable_that_is_no_setting(tiny: Workspace, variable: str) -> None:
+    name, _, value = variable.partition("=")
+    variables = {**pipeline_helpers.environment(), name: value}
+    done = in_process.run_invoke(tiny.arguments("export-onnx", "--dry"), REPOSITORY, variables)
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
+
+
+# Workspaces
+
+
+@pytest.mark.parametrize("kind", ["loop", "file", "nobody", "long"])
+def test_a_workspace_that_is_none(tiny: Workspace, tmp_path: Path, kind: str) -> None:
+    place = tmp_path / "place"
+    if kind == "loop":
+        place.symlink_to(place)
+    if kind == "file":
+        place.write_text("the user's")
+    variables = {**pipeline_helpers.environment(), "INVOKE_WORKSPACE": str(place)}
+    if kind in ("nobody", "long"):
+        variables["INVOKE_WORKSPACE"] = {"nobody": "~nobody-here/x", "long": "x" * 5000}[kind]
+    for command in (("export-onnx",), ("doctor",), ("verify",), ("clean", "--dry")):
+        done = in_process.run_invoke(command, REPOSITORY, variables)
+        assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
+    assert kind != "file" or place.read_text() == "the user's"
+
+
+def test_a_workspace_of_any_name_works(tiny: Workspace, tmp_path: Path) -> None:
+    workspace = tiny.copy(tmp_path / "a'b\"c $HOME\nend %s{}*?\u4e2d;x|y&z")
+    assert "accuracy match" in workspace.succeed("evaluate", *CASE)
