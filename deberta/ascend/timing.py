@@ -31,11 +31,15 @@ class Timing(NamedTuple):
     fps: float
 
 
+def runner_of(log: Path | str) -> str:
+    """ais_bench's logs are .json."""
+    return ais_bench.MODULE if str(log).endswith(".json") else msame.PROGRAM
+
+
 def read(log: Path, batch_size: int) -> Timing:
-    """A timing log, whose suffix tells the runner: ais_bench's is .json. Raises DataError naming the file."""
-    runner = ais_bench.MODULE if log.suffix == ".json" else msame.PROGRAM
+    """A timing log of either runner. Raises DataError naming the file."""
     try:
-        return parse(files.read_text(log), runner, batch_size)
+        return parse(files.read_text(log), runner_of(log), batch_size)
     except DataError as error:
         raise DataError(f"{log}: {error}") from None
 

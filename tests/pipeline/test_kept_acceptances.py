@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
 from deberta.core import files
 from deberta.core.contract import DEV_FILES
+from deberta.core.errors import ConfigError, DataError
 from deberta.core.paths import Artifacts
 from deberta.host.report import archive
 from tests.pipeline_helpers import Workspace, make_small_demo
@@ -64,6 +66,38 @@ def test_no_later_command_replaces_or_removes_one(made: Workspace, tmp_path: Pat
     workspace.succeed("verify", "--acceptance", second[0], *strict)
 
 
+def test_signing_one_leaves_the_others_and_the_latest_alone(made: Workspace, tmp_path: Path) -> None:
+    """And the other way round; nor does a signature outlive its report where the next command stops on its way."""
+    workspace, key = made.copy(tmp_path / "copy"), tmp_path / "key.pem"
+    [first], results = kept(workspace), workspace.root / ARTIFACTS.results
+    workspace.succeed("sign", "--new-key", str(key))
+    workspace.succeed(*ACCEPT, "4")
+    [second] = [name for name in kept(workspace) if name != first]
+
+    def latest() -> dict[str, str]:
+        return {path.name: files.sha256_of(path) for path in results.iterdir() if path.is_file()}
+
+    before, of_second = latest(), sums(kept(workspace)[second])
+    workspace.succeed("sign", "--key", str(key), "--acceptance", first)
+    assert latest() == before and sums(kept(workspace)[second]) == of_second
+    of_first = sums(kept(workspace)[first])
+    assert "report.dsse.json" in of_first
+    workspace.succeed("sign", "--key", str(key))
+    assert sums(kept(workspace)[first]) == of_first
+    assert {name for name, digest in latest().items() if before.get(name) != digest} == {"report.dsse.json"}
+
+    def stop(*_: object) -> None:
+        assert not (results / "report.dsse.json").exists()
+        raise DataError("stopped here")
+
+    of_second = sums(kept(workspace)[second])
+    for place in ("deberta.host.report.request.files.write_text", "deberta.host.report.bom.write"):
+        (results / "report.dsse.json").write_bytes((kept(workspace)[second] / "report.dsse.json").read_bytes())
+        with mock.patch(place, stop):
+            assert "stopped here" in workspace.fail(5, "report", "--backend", "cpu")
+        assert sums(kept(workspace)[second]) == of_second
+
+
 def test_the_same_report_is_kept_once(made: Workspace, tmp_path: Path) -> None:
     """Signed with records that were made anew it is another one, since the signature is of these too."""
     workspace, key = made.copy(tmp_path / "copy"), tmp_path / "key.pem"
@@ -112,7 +146,6 @@ def test_clean_asks_before_it_removes_them(made: Workspace, tmp_path: Path, monk
 
 
 def test_the_answer_counts(made: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from deberta.core.errors import ConfigError
     from deberta.host.workflows import clean
 
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)

@@ -452,7 +452,7 @@ STRICT: dict[str, tuple[Tamper, type[Exception], str]] = {
         rename_the_checkpoint,
         *(GateError, "/nowhere/model.bin: only files of the tree are opened"),
     ),
-    "other times": (forge_times, GateError, "that times, machine, tools and settings were what report and records"),
+    "other times": (forge_times, GateError, "that times, machine, tools and settings were what report, logs and records"),
     "the graph": (
         lambda root: flip_byte(root / ARTIFACTS.onnx),
         *(GateError, "that models/small/dynamic.onnx gives these logits: --replay N runs N rows"),
@@ -508,7 +508,7 @@ def test_signed_and_verified_by_the_key_that_was_used(
     strict = ("verify", "--key", f"{key}.pub", "--strict", "--replay", "8", "--require")
     said = workspace.succeed(*strict, "checked")
     assert f"signed by key {identity}" in said
-    assert said.splitlines()[-1].endswith("makes the same bytes again (the signature vouches for it)")
+    assert said.splitlines()[-1].endswith("(the signature vouches for it)")
     assert "the verdict of" in workspace.fail(6, *strict, "accepted")
     record = tree / f"{EVALUATION}.record.json"
     whole = record.read_bytes()

@@ -52,7 +52,13 @@ def _job(**changes: Any) -> Job:
             **{"format": 1, "purpose": "acceptance", "profile": profile, "backend": "ascend", "limit": 0, "loops": 100},
             **{"batch_sizes": [1, 4, 8, 16, 32, 64], "versions": ["match", "mismatch"], "data": {}, "sentinels": {}},
             **{"references": {}, "cells": [], "performances": [], "throughputs": [], "label_changes": []},
-            **{"inputs": {}, "artifacts": {}, "gates": {}, "note": "", "not_accepted": []},
+            **{
+                "inputs": {str(path): {"sha256": "1" * 64} for path in PROFILE.inputs([])},
+                "artifacts": {},
+                "gates": {},
+                "note": "",
+                "not_accepted": [],
+            },
             "published": [msgspec.to_builtins(row) for row in published.GUIDE],
             "measured": {**measured, "artifacts": {}},
         },
@@ -81,7 +87,6 @@ GATES = _job().gates
         ({"loops": 99}, "99 loops of a performance run: the guide's has 100"),
         ({"versions": ["match"]}, "the published table has mismatch too"),
         ({"batch_sizes": [1, 4, 8, 16, 32]}, "the published table has batch sizes 64 too"),
-        ({"published": [structs.replace(published.GUIDE[0], baseline_fps=0.1)]}, "the published figures are not the"),
         (
             {"gates": structs.replace(GATES, agreement=AllowedRows(allowed=9), fps=None)},
             "the gates are not those of deberta/gates.toml: agreement, fps (left out)",
@@ -150,6 +155,15 @@ def test_times_that_are_not_the_records() -> None:
     forged = structs.replace(honest, measured=structs.replace(honest.measured, finished="2025-01-01T00:00:00+00:00"))
     [finding] = _findings(forged, _record("infer"))
     assert finding == f'{JOB}: measured.made: stored "2025-01-01T00:00:00+00:00", recomputed "{WHEN}"'
+
+
+def test_what_follows_from_the_rest_of_the_job() -> None:
+    honest = reasons.conclude(_job(), [_record("infer")], *reasons.demands(REPOSITORY, _job()))
+    figures = [structs.replace(published.GUIDE[0], baseline_fps=0.1), *published.GUIDE[1:]]
+    measured = structs.replace(honest.measured, loops=7, engines=["a better one"], places={})
+    findings = _findings(structs.replace(honest, published=figures, note="none", measured=measured), _record("infer"))
+    for place in ("published[0].baseline_fps", "note", "measured.loops", "measured.engines"):
+        assert any(place in text for text in findings), (place, findings)
 
 
 def test_the_records_of_the_reports_own_files_measure_nothing() -> None:

@@ -72,7 +72,7 @@ def test_the_present_model_and_others(session: Session) -> None:
     plan = _plan()
     assert _origins(session, plan) == ["", ""]
     [cell] = measurements.collect(session, plan, [8], ["match"]).evaluations
-    assert (cell.outputs, cell.pinned) == ({"256": OUTPUTS}, True)
+    assert cell.outputs == {"256": OUTPUTS}
     (session.workspace / COMPILED).write_text("compiled again")
     assert _origins(session, plan) == ["outdated: another model"] * 2
     (session.workspace / COMPILED).write_text(COMPILED)

@@ -17,7 +17,9 @@ from pathlib import Path, PurePosixPath
 from deberta.core import contract, files
 from deberta.core.errors import ConfigError, DataError, MissingError, some
 from deberta.core.paths import ACCEPTANCES, Artifacts, limited
+from deberta.core.report import Report
 from deberta.host.report import evidence
+from deberta.host.report.evidence import Evidence
 
 LARGE = 64 << 20  # bytes
 
@@ -68,9 +70,8 @@ def keep(root: Path, artifacts: Artifacts, exact: bool = False) -> Path:
         compared = names if exact else own[:1]
         if filecmp.cmpfiles(root, folder, compared, shallow=False)[0] == compared:
             return folder
-    when = "".join(re.findall(r"\w+", tree.report.measured.finished.partition("+")[0]))
     for number in itertools.count(1):
-        name = f"{when}Z_{tree.report.body_sha256[:8]}{f'_{number}' if number > 1 else ''}"
+        name = f"{_name(tree.report)}{f'_{number}' if number > 1 else ''}"
         folder = root / artifacts.results / ACCEPTANCES / limited(name, artifacts.limit)
         if not folder.exists():
             break
@@ -81,6 +82,26 @@ def keep(root: Path, artifacts: Artifacts, exact: bool = False) -> Path:
         for path in own:
             (target / PurePosixPath(path).name).symlink_to(path)
     return folder
+
+
+def _name(report: Report) -> str:
+    when = "".join(re.findall(r"\w+", report.measured.finished.partition("+")[0]))
+    return f"{when}Z_{report.body_sha256[:8]}"
+
+
+def check(tree: Evidence) -> None:
+    """What a reader sees first of a kept acceptance, its name and the files beside it, is its report's."""
+    root, artifacts = tree.root, tree.artifacts
+    if root.parent.name != ACCEPTANCES:
+        return
+    if tree.report and not re.fullmatch(limited(rf"{_name(tree.report)}(_\d+)?", artifacts.limit), root.name):
+        tree.add(root.name, f"is the name of another acceptance: this one's is {_name(tree.report)}")
+    for path in [*artifacts.pages, artifacts.job(), artifacts.attestation()]:
+        beside, kept_file = root / path.name, root / path
+        if not os.path.lexists(beside) or not (tree.within(path.name) and tree.within(path)):
+            continue
+        if not (beside.is_file() and kept_file.is_file() and filecmp.cmp(beside, kept_file, shallow=False)):
+            tree.add(path.name, f"is not {path}")
 
 
 def add_signature(folder: Path, artifacts: Artifacts, envelope: str) -> None:

@@ -17,7 +17,7 @@ from deberta.core import buckets, contract, files, records, schema
 from deberta.core.buckets import Lengths
 from deberta.core.differences import differences
 from deberta.core.errors import DataError, MissingError, one_line, some
-from deberta.core.job import Job
+from deberta.core.job import EvaluationFiles, Job
 from deberta.core.paths import ACCEPTANCES, RECORD_SUFFIX, Artifacts, record_of
 from deberta.core.progress import Progress
 from deberta.core.records import Record
@@ -98,7 +98,6 @@ class Scope(NamedTuple):
 
     paths: tuple[str, ...] = ()
     foreign: Mapping[str, str] = {}  # path -> why
-    inputs: frozenset[str] = frozenset()
     supplied: frozenset[str] = frozenset()  # compiled models of the user's
 
 
@@ -200,7 +199,7 @@ def _scope(evidence: Evidence, job: Job) -> Scope:
     for path in sorted(paths):  # what stages open
         if evidence.within(path):
             all(map(evidence.within, _below(evidence, path)))
-    return Scope(tuple(sorted(paths.union(job.inputs))), foreign, frozenset(job.inputs), frozenset(supplied))
+    return Scope(tuple(sorted(paths.union(job.inputs))), foreign, frozenset(supplied))
 
 
 def _bins_and_models(artifacts: Artifacts, size: int, version: str, lengths: Lengths, precision: str) -> set[str]:
@@ -247,7 +246,7 @@ def follow(evidence: Evidence, pages: Sequence[str] = ()) -> None:
 
 def _needs_record(artifacts: Artifacts, path: str, scope: Scope) -> bool:
     """Whether a step of ours makes files of this name, so that they have to have a record."""
-    if path in scope.foreign or path in scope.inputs or path in scope.supplied or path == str(artifacts.job()):
+    if path in scope.foreign or path in scope.supplied or path == str(artifacts.job()):
         return False
     here, name = PurePosixPath(path), PurePosixPath(path).name
     folders = set(here.parents)
@@ -328,14 +327,22 @@ def check_verdict(evidence: Evidence, project: Path, profile: Optional[Profile])
         return
     if (job.profile.name, job.backend, job.limit) != (artifacts.profile, artifacts.backend, artifacts.limit):
         evidence.add(where, f"is of profile {job.profile.name}, backend {job.backend}, limit {job.limit}")
-    remade = reasons.conclude(job, evidence.measuring, *reasons.demands(project, job))
+    ours, tools = reasons.demands(project, job)
+    remade = reasons.conclude(job, evidence.measuring, ours, tools)
     for difference in differences(msgspec.to_builtins(job), msgspec.to_builtins(remade)):
         evidence.add(where, difference.describe("stored", "recomputed"))
     unlike = [f"profile {artifacts.profile} is not in this invoke.yaml"]
     if profile is not None:
-        labels = [*(profile.labels or contract.LABELS)]
-        ours = {"published": profile.published, "rows": dict(profile.rows), "labels": labels}
-        different = (key for key, value in ours.items() if getattr(job.profile, key) != value)
+        versions = [version for version in job.data if version in profile.rows]
+        stated = {**msgspec.structs.asdict(job.profile), "inputs": sorted(job.inputs), "data": job.data}
+        known = {
+            "published": profile.published,
+            "rows": dict(profile.rows),
+            "labels": [*(profile.labels or contract.LABELS)],
+            "inputs": sorted(map(str, profile.inputs(versions))),
+            "data": {version: str(profile.data_path(version)) for version in versions},
+        }
+        different = (key for key, value in known.items() if stated[key] != value)
         unlike = [f"{key} of the profile are not this checkout's" for key in different]
     word = evidence.report.verdict.verdict if evidence.report and evidence.report.verdict else "nothing of a verdict"
     against = [*remade.not_accepted, *(unlike if word == "accepted" else ())]
@@ -343,6 +350,44 @@ def check_verdict(evidence: Evidence, project: Path, profile: Optional[Profile])
         evidence.add(where, f"the report says {word}, against: {'; '.join(against)}")
     for text in unlike:
         evidence.unchecked[f"{text}: the tree's own are taken"] = OPEN
+    pinned = ours.inputs or {}
+    if unpinned := [path for path, digest in job.inputs.items() if digest.get("sha256") != pinned.get(path)]:
+        text = f"that {some(unpinned)} are the files that they should be: deberta/gates.toml has not their SHA-256"
+        evidence.unchecked[text] = SIGNED
+    if made := evidence.record_for(str(artifacts.report("json"))):
+        builder = made.predicate.run_details.builder.get("version")
+        for name, stored, recorded in (
+            ("executor", job.measured.executor, made.parameters.get("executor")),
+            ("deberta_ascend", {"deberta-ascend": job.measured.deberta_ascend}, builder),
+        ):
+            if stored != recorded:
+                evidence.add(where, f"measured.{name}: stored {stored}, in the report's record {recorded}")
+    _check_models(evidence, job)
+
+
+def _check_models(evidence: Evidence, job: Job) -> None:
+    """A figure of the present model rests on a record that names the model, and that one's on the ONNX file.
+
+    The job has the digests of all that was made on the way. Raises nothing: it is found.
+    """
+    where, digests = evidence.artifacts.job(), {**job.artifacts, **job.measured.artifacts}
+    kinds = (*matrix.SAME_ANYWHERE, matrix.MODEL, matrix.WEIGHTS)
+    for _, by_length, precision, figure in job.figures():
+        if figure.origin not in ("", contract.BROUGHT_MODEL):
+            continue
+        size, lengths = figure.batch_size, tuple(map(int, by_length))
+        of_precision = replace(evidence.artifacts, precision=precision)
+        for part, path in zip(matrix.parts(of_precision, lengths), by_length.values()):
+            links = [(path, str(part.compiled(size)))]
+            links += [(str(part.compiled(size)), str(part.onnx))] if figure.origin == "" else []
+            for made, source in links:
+                names = evidence.producers.get(made, [])
+                if names and not any(source in evidence.records[name].dependencies for name in names):
+                    evidence.add(names[0], f"does not name {source}, and {where} has it that {made} was made of it")
+        if isinstance(figure, EvaluationFiles):
+            for artifact in matrix.of_evaluation(of_precision, lengths, size, figure.version):
+                if artifact.kind in kinds and str(artifact.path) not in digests:
+                    evidence.add(where, f"has no digest of {artifact.path}, and a figure rests on it")
 
 
 def compare_code(evidence: Evidence, project: Path) -> None:

@@ -11,7 +11,6 @@ from typing import Any, Callable, Optional, Sequence
 
 import msgspec
 
-from deberta.ascend import ais_bench
 from deberta.core import buckets, files, records, schema
 from deberta.core.contract import BROUGHT_MODEL, FP32, INT8, PRECISIONS, RUNNERS, SEQUENCE_LENGTH
 from deberta.core.errors import DataError
@@ -31,17 +30,13 @@ _RESULT = re.compile(
 
 @dataclass
 class Measured:
-    """What can be reported, as a job names it. `left_out`: files that cannot be counted again, and why.
-
-    `engines`: what the runs' own summaries say that they ran on.
-    """
+    """What can be reported, as a job names it. `left_out`: files that cannot be counted again, and why."""
 
     evaluations: list[EvaluationFiles] = field(default_factory=list)
     performances: list[PerformanceFiles] = field(default_factory=list)
     throughputs: list[ThroughputFiles] = field(default_factory=list)
     label_changes: list[LabelChangeFiles] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
-    engines: set[str] = field(default_factory=set)
 
 
 class Unreadable(Exception):
@@ -94,7 +89,7 @@ class _Collector:
         session, record = self.session, unaltered(self.session, text)
         self._require(self.case.plan.profile.data_path(self.case.version), record, "counted")
         case = self.case.of_lengths(lengths_of(session.workspace / text.with_suffix(".json")))
-        outputs, origins, pinned = {}, [], True
+        outputs, origins = {}, []
         for part in case.lengths:
             folder = self._outputs(part, record)
             outputs[str(part.plan.length)] = folder
@@ -106,7 +101,6 @@ class _Collector:
                 origins.append(f"outputs brought: {folder}")
             else:
                 origins.append(self._origin(part, run))
-            pinned = pinned and self._is_pinned(part, *([text, part.outputs] if record else []))
         bins = {} if case.plan.is_padded else {str(part.plan.length): str(part.bins) for part in case.lengths}
         for path in bins.values():
             self._require(PurePosixPath(path), record, "counted")
@@ -117,8 +111,6 @@ class _Collector:
                 bins=bins,
                 evaluation=str(text),
                 origin=next(filter(None, origins), ""),
-                pinned=pinned,
-                place=place(case.plan, ""),
             )
         )
 
@@ -126,7 +118,8 @@ class _Collector:
     def _run(self) -> dict[str, Any]:
         """What names the run in each of a job's entries."""
         case = self.case
-        return {"batch_size": case.batch_size, "version": case.version, "precision": case.plan.precision}
+        run = {"batch_size": case.batch_size, "version": case.version, "precision": case.plan.precision}
+        return {**run, "pinned": False, "place": ""}  # reasons.conclude fills in both
 
     def _require(self, path: PurePosixPath, record: Optional[Record], verb: str) -> None:
         """The file is there, and as the record has it."""
@@ -152,11 +145,8 @@ class _Collector:
         return folder
 
     def _origin(self, part: Case, run: Record) -> str:
-        """Empty if a run used the present compiled model, and that was made of the present ONNX; notes its engine."""
+        """Empty if a run used the present compiled model, and that was made of the present ONNX."""
         session, model, onnx = self.session, part.compiled, part.artifacts.onnx
-        if "engine" in (summary := run.summary):
-            engine = f"{summary['engine']}, {summary.get('precision')}, {summary.get('threads')} threads"
-            self.measured.engines.add(engine)
         if part.plan.backend == "ascend" and freshness.is_user_supplied(session, model):
             return BROUGHT_MODEL if run.dependencies.get(str(model)) == session.digests.of(model) else OTHER_MODEL
         weights = model.with_suffix(".bin")
@@ -166,11 +156,6 @@ class _Collector:
             if record is None or not exists or record.dependencies.get(str(path)) != session.digests.of(path):
                 return OTHER_MODEL
         return ""
-
-    def _is_pinned(self, part: Case, *artifacts: PurePosixPath) -> bool:
-        """Whether no step on the way to these artifacts says that its image was not pinned."""
-        way = [_record(self.session, path) for path in (*artifacts, part.compiled, part.artifacts.onnx)]
-        return all(record.internal.get("pins", "pinned") == "pinned" for record in way if record)
 
     def performance(self, log: PurePosixPath, part: Case, name: str) -> PerformanceFiles:
         """A performance run at one length, by its log."""
@@ -182,8 +167,6 @@ class _Collector:
             runner=name,
             log=str(log),
             origin=self._origin(part, record) if record else NO_RECORD,
-            pinned=self._is_pinned(part, log),
-            place=place(part.plan, name),
         )
         if part.plan.is_padded or part.plan.length != SEQUENCE_LENGTH:
             self.measured.performances.append(run)
@@ -213,8 +196,6 @@ class _Collector:
                 logs=logs,
                 tokens=str(tokens),
                 origin=next(filter(None, (run.origin for run in runs)), ""),
-                pinned=all(run.pinned for run in runs),
-                place=runs[0].place,
             )
         )
 
@@ -263,11 +244,6 @@ def lengths_of(path: Path) -> buckets.Lengths:
 
 def _record(session: Session, artifact: PurePosixPath) -> Optional[Record]:
     return records.read(session.workspace / record_of(artifact))
-
-
-def place(plan: Plan, name: str) -> str:
-    """Where a figure was measured; the guide's own runner is not named."""
-    return f"on {plan.backend}" + (f" ({name})" if name == ais_bench.MODULE else "")
 
 
 def unaltered(session: Session, artifact: PurePosixPath) -> Optional[Record]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from datetime import datetime
 from pathlib import Path, PurePosixPath
-from typing import Any, Collection, Mapping, Optional, Sequence
+from typing import Any, Collection, Iterable, Mapping, Optional, Sequence, TypeVar
 
 from msgspec import structs
 
+from deberta.ascend import ais_bench, timing
 from deberta.core import contract, published
-from deberta.core.job import Gates, Job, PinFacts, StepFacts
+from deberta.core import report as report_format
+from deberta.core.job import CellPlace, Gates, Job, PinFacts, RunFiles, StepFacts
 from deberta.core.paths import Artifacts
 from deberta.core.records import Record
 
@@ -17,6 +19,7 @@ OF_PUBLISHED = ("official", "fps")  # gates that a profile without published fig
 PREPARED = "stages_python: the stages ran in an environment that nothing checked against its lock"
 
 Json = Mapping[str, Any]
+Run = TypeVar("Run", bound=RunFiles)
 
 
 def demands(project: Path, job: Job) -> tuple[Gates, set[str]]:
@@ -42,22 +45,72 @@ def applicable(gates: Gates, is_published: bool, versions: Sequence[str]) -> Gat
 
 
 def conclude(job: Job, step_records: Sequence[Record], ours: Gates, tools: Collection[str]) -> Job:
-    """The job with why it is no acceptance, and what the records of its steps say, whatever it has of both already."""
+    """The job with why it is no acceptance, and what follows from the records of its steps, whatever it has of both."""
     in_order = sorted(step_records, key=lambda record: (record.started, record.finished))
-    unpinned = _not_pinned(step_records, tools)
+    problems = [(record, _pin_problem(record, tools)) for record in step_records]
+    unpinned = _not_pinned(problems)
+    cells = [_stands(job, cell, [*cell.outputs.values(), cell.evaluation], "", problems) for cell in job.cells]
     measured = structs.replace(
         job.measured,
         finished=max((record.finished for record in in_order), default=job.measured.finished),
+        loops=job.loops,
         pins=PinFacts(pinned=not unpinned, notes=unpinned),
         tools=_tools(in_order),
+        engines=_engines(job, step_records),
         steps=[_step(record) for record in in_order],
+        places={
+            report_format.key(cell.batch_size, cell.version, cell.precision): CellPlace(
+                place=cell.place, pinned=cell.pinned
+            )
+            for cell in cells
+        },
     )
     prepared = [PREPARED] if any(record.internal.get("environment") for record in step_records) else []
     return structs.replace(
         job,
+        cells=cells,
+        performances=[_stands(job, run, [run.log], run.runner, problems) for run in job.performances],
+        throughputs=[
+            _stands(job, result, [result.throughput], timing.runner_of(log), problems)
+            for result in job.throughputs
+            for log in [*result.logs.values()][:1]
+        ],
+        published=list(published.GUIDE) if job.profile.published else [],
+        note=f"{published.SOURCE}. {published.NOTE}" if job.profile.published else "",
         measured=measured,
         not_accepted=[*_shortfalls(job), *_other_gates(job, ours), *prepared, *unpinned],
     )
+
+
+def place(backend: str, runner: str = "") -> str:
+    """Where a figure was measured; the guide's own runner is not named."""
+    return f"on {backend}" + (f" ({runner})" if runner == ais_bench.MODULE else "")
+
+
+def _stands(
+    job: Job, run: Run, paths: Iterable[str], runner: str, problems: Sequence[tuple[Record, Optional[str]]]
+) -> Run:
+    """The run with its place, and whether all is pinned that made the files at these paths."""
+    waiting, pinned = [*paths], True
+    seen: set[str] = set()
+    while waiting:
+        path = waiting.pop()
+        if path not in seen:
+            seen.add(path)
+            for record, problem in problems:
+                if path in record.subjects:
+                    pinned = pinned and not problem
+                    waiting += record.dependencies
+    return structs.replace(run, place=place(job.backend, runner), pinned=pinned)
+
+
+def _engines(job: Job, step_records: Sequence[Record]) -> list[str]:
+    """What the runs' own summaries say that they ran on."""
+    names = {path for _, by_length, *_ in job.figures() for path in by_length.values()}
+    summaries = [record.summary for record in step_records if not names.isdisjoint(record.subjects)]
+    keys = ("engine", "precision", "threads")
+    engines = {tuple(summary.get(key) for key in keys) for summary in summaries if "engine" in summary}
+    return sorted(f"{engine}, {precision}, {threads} threads" for engine, precision, threads in engines)
 
 
 def _other_gates(job: Job, ours: Gates) -> list[str]:
@@ -79,7 +132,6 @@ def _shortfalls(job: Job) -> list[str]:
         versions = [version for version in contract.VERSIONS if version not in job.versions]
         reasons += [f"the published table has batch sizes {', '.join(sizes)} too"] if sizes else []
         reasons += [f"the published table has {', '.join(versions)} too"] if versions else []
-        reasons += ["the published figures are not the guide's"] if job.published != [*published.GUIDE] else []
     else:
         reasons.append(f"profile {job.profile.name}: nothing is published for it")
     user_supplied = {figure.batch_size for figure in (*job.cells, *job.performances) if "brought" in figure.origin}
@@ -87,21 +139,25 @@ def _shortfalls(job: Job) -> list[str]:
     return reasons + [f"{model} was brought: nothing tells what it was made of" for model in models]
 
 
-def _not_pinned(step_records: Sequence[Record], pinned: Collection[str]) -> list[str]:
-    """What ran that docker/pins.toml does not name, each once with the steps that it ran.
+def _pin_problem(record: Record, tools: Collection[str]) -> Optional[str]:
+    """What ran in this step that docker/pins.toml does not name.
 
     An atc of this machine whose record speaks of pins is the CI image's, whose build took pinned packages alone.
     """
+    parameters, internal = record.parameters, record.internal
+    tool, is_local = str(parameters.get("tool", "")), parameters.get("executor") == "local"
+    if tool and is_local and not (tool == "atc" and "pins" in internal):
+        return _tool_problem(tool, parameters, str(internal.get("cann", "")), tools)
+    problem = str(internal.get("pins", "pinned" if is_local else "not pinned: its record does not say so"))
+    return None if problem == "pinned" else problem
+
+
+def _not_pinned(problems: Iterable[tuple[Record, Optional[str]]]) -> list[str]:
+    """Each problem once, with the steps that it is of."""
     steps: dict[str, list[str]] = {}
-    for record in step_records:
-        parameters, internal = record.parameters, record.internal
-        tool, is_local = str(parameters.get("tool", "")), parameters.get("executor") == "local"
-        unknown = "pinned" if is_local else "not pinned: its record does not say so"
-        problem: Optional[str] = str(internal.get("pins", unknown))
-        if tool and is_local and not (tool == "atc" and "pins" in internal):
-            problem = _tool_problem(tool, parameters, str(internal.get("cann", "")), pinned)
-        if problem and problem != "pinned":
-            steps.setdefault(problem, []).append(str(parameters.get("step", "")))
+    for record, problem in problems:
+        if problem:
+            steps.setdefault(problem, []).append(str(record.parameters.get("step", "")))
     return [
         f"{problem} ({names[0]}{f' and {len(names) - 1} more steps' if len(names) > 1 else ''})"
         for problem, names in steps.items()

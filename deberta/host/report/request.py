@@ -9,10 +9,9 @@ from pathlib import Path, PurePosixPath
 from typing import Callable, Iterable, Mapping, Optional, Sequence
 
 import deberta
-from deberta.core import buckets, contract, files, machine, published, records, schema
-from deberta.core import report as report_format
+from deberta.core import buckets, contract, files, machine, records, schema
 from deberta.core.errors import DataError, MissingError
-from deberta.core.job import FORMAT, CellPlace, Gates, HostFacts, Job, JobMeasured, JobProfile, PinFacts
+from deberta.core.job import FORMAT, Gates, HostFacts, Job, JobMeasured, JobProfile, PinFacts
 from deberta.core.paths import ACCEPTANCES
 from deberta.core.records import Record
 from deberta.core.report import Report
@@ -91,8 +90,8 @@ def make(session: Session, plan: Plan, request: ReportRequest) -> Job:
         inputs=_digests(session, profile.inputs(data)),
         artifacts=_digests(session, (path for path, kind in artifacts if kind in matrix.SAME_ANYWHERE)),
         gates=gates(session, plan, request),
-        published=list(published.GUIDE) if profile.published else [],
-        note=f"{published.SOURCE}. {published.NOTE}" if profile.published else "",
+        published=[],
+        note="",
         auto=list(request.auto),
         not_accepted=[],
         measured=JobMeasured(
@@ -104,15 +103,10 @@ def make(session: Session, plan: Plan, request: ReportRequest) -> Job:
             host=host(),
             pins=PinFacts(pinned=False, notes=[]),
             tools={},
-            engines=sorted(measured.engines),
+            engines=[],
             steps=[],
             artifacts=_digests(session, _of_this_machine(artifacts, measured)),
-            places={
-                report_format.key(cell.batch_size, cell.version, cell.precision): CellPlace(
-                    place=cell.place, pinned=cell.pinned
-                )
-                for cell in measured.evaluations
-            },
+            places={},
         ),
     )
     chain = Evidence(session.workspace, plan.artifacts, job=job, own=True)
@@ -131,13 +125,13 @@ def publish(session: Session, plan: Plan, job: Job) -> Report:
     The signature of the report before is removed: it stays with its acceptance.
     """
     report, signature = plan.artifacts.report("json"), session.workspace / plan.artifacts.attestation()
+    if signature.exists():  # First: a kill must not leave it beside a report that it is not of.
+        files.remove(signature)
+        print(f"{plan.artifacts.attestation()} was of the report before: it is in {ACCEPTANCES}/ alone now")
     files.write_text(session.workspace / plan.artifacts.job(), schema.text(job))
     session.digests.save()  # the other session starts with what is known here
     anew = _run_stages(session, plan, job)
     bom.write(anew, plan)
-    if signature.exists():
-        files.remove(signature)
-        print(f"{plan.artifacts.attestation()} was of the report before: it is in {ACCEPTANCES}/ alone now")
     return schema.read(session.workspace / report, Report, f"Run: {plan.command('report')}")
 
 

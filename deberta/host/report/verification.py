@@ -80,6 +80,7 @@ def verify(request: VerificationRequest, signed: bool = True) -> Evidence:
         if signed and (request.root / artifacts.attestation()).exists():
             _check_subjects(tree)
         _leave_unchecked(request, tree, signature)
+        archive.check(tree)
         evidence.check_verdict(tree, request.project, request.profile)
         evidence.compare_code(tree, request.project)
         numbers = _recompute(request, tree, scratch, console)
@@ -117,11 +118,15 @@ def _leave_unchecked(request: VerificationRequest, tree: Evidence, signature: st
         tree.unchecked[f"who vouches for the report ({signature}): --key checks its signature"] = evidence.OPEN
     if not request.rows:
         tree.unchecked[f"that {request.artifacts.onnx} gives these logits: --replay N runs N rows"] = evidence.OPEN
-    for text in (
-        "that times, machine, tools and settings were what report and records say",
-        f"that {request.artifacts.onnx} is the checkpoint's graph: invoke export-onnx makes the same bytes again",
-    ):
-        tree.unchecked[text] = evidence.SIGNED
+    onnx, job = request.artifacts.onnx, tree.job
+    texts = [
+        "that times, machine, tools and settings were what report, logs and records say, and that nothing was left out",
+        f"that {onnx} is the checkpoint's graph: invoke export-onnx makes the same bytes again",
+        f"that the compiled models were made of {onnx}: invoke build-om makes them again",
+    ]
+    if job and any(cell.precision != contract.FP32 for cell in job.cells):
+        texts.append("that int8 models give these logits: float32 alone is replayed")
+    tree.unchecked.update(dict.fromkeys(texts, evidence.SIGNED))
 
 
 def _run(
@@ -221,6 +226,8 @@ def _replay(request: VerificationRequest, tree: Evidence, scratch: Path, console
     result = schema.read_json(output, dict[str, Any])
     for text in result["differences"]:
         tree.add("replay", text)
+    if left := result["of"] - result["rows"]:
+        tree.unchecked[f"that {model} gives the logits of the {left} rows that were not drawn"] = evidence.SIGNED
     largest = f"largest difference of a logit {result['max_abs_difference']:.3g} (at most {result['tolerance']:g})"
     return f"{result['rows']} (seed {request.seed}): {largest}"
 

@@ -15,7 +15,7 @@ from deberta.core.paths import record_of
 from deberta.core.records import Record
 from deberta.host.plan import evaluation
 from deberta.host.plan.plan import LATEST, Case, Plan, Step
-from deberta.host.report import measurements
+from deberta.host.report import reasons
 from deberta.host.run import freshness, runner
 from deberta.host.run.session import Session
 
@@ -228,7 +228,7 @@ def _share(counts: Mapping[str, Any]) -> str:
 
 
 def _place(plan: Plan, runner: str = "") -> str:
-    return measurements.place(plan, runner) + ("" if plan.precision == FP32 else f" in {plan.precision}")
+    return reasons.place(plan.backend, runner) + ("" if plan.precision == FP32 else f" in {plan.precision}")
 
 
 def _partial(plan: Plan) -> str:

@@ -172,7 +172,7 @@ def notes(report: Report) -> list[str]:
         fps += " Of ais_bench: its own throughput, by the average of all times; its warm-up is none of them."
     pinned = [*(place.pinned for place in measured.places.values()), *(run.pinned for run in measured.performances)]
     if not all(pinned):
-        fps += " Not pinned: made in an image whose base is not the one of docker/pins.toml; the records name it."
+        fps += " Not pinned: made in an image, or by a tool, that docker/pins.toml does not name; the records name it."
     paragraphs = [about, fps]
     if body.backend == "cpu" and measured.engines:
         machine = measured.host.system.split()[-1:] or [ABSENT]

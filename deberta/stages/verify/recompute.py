@@ -24,7 +24,7 @@ from deberta.core.errors import DebertaError, one_line, run_stage
 from deberta.core.job import EvaluationFiles, Job, LabelChangeFiles
 from deberta.core.progress import track
 from deberta.stages import arguments
-from deberta.stages.data import check_data
+from deberta.stages.data import check_data, token_counts
 from deberta.stages.inference import label_changes, postprocess, throughput
 from deberta.stages.report import assess, canonical, render
 
@@ -157,6 +157,11 @@ def _stages(job: Job, options: Namespace) -> Iterator[Recomputation]:
         if cell.origin != UNRECORDED:
             command = [*_run_options(job, cell, cell.outputs), "--outputs", _joined(cell.outputs)]
             yield _again(postprocess.main, options.scratch, cell.evaluation, command)
+    for version, tokens in {result.version: result.tokens for result in job.throughputs}.items():
+        if options.tokenizer:
+            rows = [f"--rows={count}"] if (count := job.profile.rows.get(version)) else []
+            command = ["--data", job.data[version], "--tokenizer", options.tokenizer, *rows]
+            yield _again(token_counts.main, options.scratch, tokens, command)
     for result in job.throughputs:
         command = ["--lengths", ",".join(result.logs), "--logs", _joined(result.logs)]
         command += ["--tokens", result.tokens, "--bs", result.batch_size]

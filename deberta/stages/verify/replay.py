@@ -142,6 +142,7 @@ def replay(plan: Mapping[str, Any], size: int, seed: int) -> dict[str, Any]:
                     differences.append(f"{run.reference}: row {row} ({line}): {problem}")
     return {
         "rows": len(drawn),
+        "of": sum(len(run.places) for run in runs),
         "max_abs_difference": largest,
         "tolerance": tolerance,
         "differences": list(dict.fromkeys(differences)),

@@ -126,11 +126,13 @@ def check(envelope: Any, key: Ed25519PublicKey, where: Path) -> str:
         raise DataError(f"{where} is not a DSSE envelope ({type(error).__name__}: {error})") from None
     if envelope["payloadType"] != PAYLOAD_TYPE:
         raise DataError(f"{where} holds {envelope['payloadType']}, expected {PAYLOAD_TYPE}")
-    for signature in signatures:  # the ids are unsigned hints, so every signature is tried
+    for signature, named in zip(signatures, key_ids, strict=True):  # the ids are unsigned hints, so each is tried
         try:
             key.verify(signature, signed)
         except InvalidSignature:
             continue
+        if named not in ("?", key_id(key)):
+            raise DataError(f"{where} names {named} as the key, and the signature is by {key_id(key)}")
         return key_id(key)
     if key_id(key) in key_ids:
         raise DataError(f"{where}: the signature is bad: what was signed, or the signature, was changed")
