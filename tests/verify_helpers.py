@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import rfc8785
 
 from deberta.core import files, schema
-from deberta.core.contract import LABELS, VERSIONS
+from deberta.core.contract import DEV_FILES, LABELS, VERSIONS
 from deberta.core.paths import Artifacts
 from deberta.host.plan import profiles
 from deberta.host.report import bom
@@ -22,6 +24,7 @@ from deberta.host.report.verification import VerificationRequest
 from deberta.stages.inference import postprocess
 from deberta.stages.report import assess, render
 from tests.mnli_helpers import REPOSITORY
+from tests.pipeline_helpers import Workspace
 
 ROWS = 64  # of each version: the first ones of the demo's
 ARTIFACTS = Artifacts("small", "cpu")
@@ -35,6 +38,31 @@ PROFILE = {
     **{"dataset": "MNLI", "labels": list(LABELS), "rows": dict.fromkeys(VERSIONS, ROWS)},
 }
 ROW = 40  # of match: row 0 of batch 5
+
+
+def make_accepted(root: Path) -> Workspace:
+    """A workspace in which acceptance has run at one batch size, with the demo's model; tests copy it."""
+    (root / ARTIFACTS.models).mkdir(parents=True)
+    for name in ("checkpoint", "config", "tokenizer"):
+        shutil.copy(REPOSITORY / "models/demo" / str(PROFILE[name]), root / ARTIFACTS.models)
+    (root / TSV).parent.mkdir(parents=True)
+    for file in DEV_FILES.values():
+        lines = (REPOSITORY / "data/demo/MNLI" / file).read_bytes().splitlines(keepends=True)
+        (root / TSV).with_name(file).write_bytes(b"".join(lines[: ROWS + 1]))
+    settings = {"workspace": str(root), "stages_python": sys.executable, "executor": "local", "profile": "small"}
+    settings["buckets"] = "256"  # what the tests tamper with are the padded files
+    content = json.dumps({**settings, "profiles": {"small": PROFILE}})
+    (root / "settings.yaml").write_text(content, encoding="utf-8")  # JSON is YAML
+    workspace = Workspace(root)
+    workspace.succeed("acceptance", "--backend", "cpu", "--bs", "8", "--loops", "2")
+    return workspace
+
+
+def copy_tree(workspace: Workspace, root: Path) -> Path:
+    """A copy as somebody else would get it: without .cache, in another place."""
+    for kind in ("models", "data", "results"):
+        shutil.copytree(workspace.root / kind, root / kind, symlinks=True)
+    return root
 
 
 def request(root: Path, **options: Any) -> VerificationRequest:
@@ -71,42 +99,49 @@ def flip_logits(root: Path) -> None:
     logits.tofile(file)
 
 
-def vouch(root: Path) -> None:
+def vouch(root: Path, artifacts: Artifacts = ARTIFACTS) -> None:
     """Make every digest, in the job and in all records, that of the file as it is now."""
 
     def digest(name: str) -> dict[str, str]:
         there = root / name
         return {"dirHash": files.folder_digest(there)} if there.is_dir() else {"sha256": files.sha256_of(there)}
 
-    job = read(root / JOB)
+    path = root / artifacts.job()
+    job = read(path)
     for group in (job["inputs"], job["artifacts"], job["measured"]["artifacts"]):
         group.update({name: digest(name) for name in group if (root / name).exists()})
-    (root / JOB).write_text(json.dumps(job, indent=2), encoding="utf-8")
+    write(path, job)
     for path in sorted(root.rglob("*.record.json")):
         record = read(path)
         for entry in [*record["subject"], *record["predicate"]["buildDefinition"]["resolvedDependencies"]]:
             if (root / entry["name"]).exists():
                 entry["digest"] = digest(entry["name"])
-        files.write_text(path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+        write(path, record)
 
 
-def remake(root: Path, monkeypatch: pytest.MonkeyPatch, pages: bool = True) -> None:
+def write(path: Path, content: Any) -> None:
+    """JSON as our own commands write it."""
+    files.write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def remake(root: Path, pages: bool = True, artifacts: Artifacts = ARTIFACTS) -> None:
     """Everything that follows from outputs and job made again by our own stages, and vouched for."""
-    with monkeypatch.context() as here:
-        here.chdir(root)
-        vouch(root)
-        job = read(root / JOB)
+    with contextlib.chdir(root), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        vouch(root, artifacts)
+        job, report = read(root / artifacts.job()), artifacts.report("json")
         for cell in job["cells"]:
             given = ["--outputs", *cell["outputs"].values(), "--data", job["data"][cell["version"]], "--bs", "8"]
-            rows = ["--version", cell["version"], "--rows", str(ROWS)]
+            rows = ["--version", cell["version"]]
+            rows += ["--rows", str(count)] if (count := job["profile"]["rows"][cell["version"]]) else []
             postprocess.main([*given, *rows, "--output", cell["evaluation"]])
-        vouch(root)
-        assess.main(["--job", JOB, "--output", REPORT])
+        vouch(root, artifacts)
+        assess.main(["--job", str(artifacts.job()), "--output", str(report)])
         if pages:
-            render.main(["--report", REPORT, "--markdown", str(ARTIFACTS.report("md")), "--html", PAGE])
-        vouch(root)
-        files.write_text(root / BOM, schema.text(bom.of_tree(REPOSITORY, root, ARTIFACTS)))
-        vouch(root)
+            kinds = zip(("--markdown", "--html"), map(artifacts.report, ("md", "html")), strict=True)
+            render.main(["--report", str(report), *(str(part) for pair in kinds for part in pair)])
+        vouch(root, artifacts)
+        files.write_text(root / artifacts.bom(), schema.text(bom.of_tree(REPOSITORY, root, artifacts)))
+        vouch(root, artifacts)
 
 
 def change_count(root: Path) -> None:
