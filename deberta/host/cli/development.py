@@ -13,10 +13,10 @@ from deberta.host.cli.settings import cpu_plan, stages_environment, workspace
 from deberta.host.workflows import development
 
 
-@command("slow", "k", "path", "dry")
+@command("slow", "campaign", "k", "path", "dry")
 def test(c: Context, options: Options) -> None:
     """Run the tests."""
-    development.test(PROJECT, options.path, options.slow, options.k or None, options.dry)
+    development.test(PROJECT, options.path, options.slow, options.campaign, options.k or None, options.dry)
 
 
 @command("dry")

@@ -167,6 +167,7 @@ class Options:
     lengths: str = ""
     publish: bool = False
     slow: bool = False
+    campaign: bool = False
     k: str = ""
     path: str = "tests"
 

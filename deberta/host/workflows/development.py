@@ -20,11 +20,12 @@ TEST_MINUTES = 7  # README says so too
 DURATION = f"All tests take about {TEST_MINUTES} minutes on two CPUs, the first installation of the packages included."
 
 
-def test(project: Path, path: str, slow: bool, names: Optional[str], dry: bool) -> None:
+def test(project: Path, path: str, slow: bool, campaign: bool, names: Optional[str], dry: bool) -> None:
     """pytest on a file or folder, `names` as its -k, in a process for each CPU. Raises StageError if a test fails."""
     options = ["--durations", "10", "--durations-min", "1"]
-    if not slow:
-        options += ["-m", "not slow"]
+    left_out = [name for name, wanted in (("slow", slow), ("campaign", campaign)) if not wanted]
+    if left_out:
+        options += ["-m", " and ".join(f"not {name}" for name in left_out)]
     if names:
         options += ["-k", names]
     processes = machine.effective_cpus()
