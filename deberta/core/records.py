@@ -189,4 +189,6 @@ class Digests:
         return Resource(str(path), self.of(path))
 
     def save(self) -> None:
-        files.write_text(self._memory, msgspec.json.encode(self._known).decode())
+        """Remember the digests; on a full or read-only disk they are taken again the next time."""
+        with contextlib.suppress(OSError):
+            files.write_text(self._memory, msgspec.json.encode(self._known).decode())

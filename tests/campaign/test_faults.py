@@ -12,12 +12,14 @@ import shlex
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from invoke.config import Config
 
+from deberta.core import files
 from deberta.host.cli.settings import InvokeSettings
 from tests import in_process, pipeline_helpers
 from tests.mnli_helpers import REPOSITORY
@@ -175,3 +177,56 @@ def test_a_workspace_that_is_none(tiny: Workspace, tmp_path: Path, kind: str) ->
 def test_a_workspace_of_any_name_works(tiny: Workspace, tmp_path: Path) -> None:
     workspace = tiny.copy(tmp_path / "a'b\"c $HOME\nend %s{}*?\u4e2d;x|y&z")
     assert "accuracy match" in workspace.succeed("evaluate", *CASE)
+
+
+# Disks
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 8 MiB of its own."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", place], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", "-l", place], check=True)
+
+
+def fill(place: Path, leave: int) -> Path:
+    """Fill a file system but for `leave` bytes; returns the file to remove."""
+    filler = place / "filler"
+    with open(filler, "wb") as file:
+        file.write(bytes(max(os.statvfs(place).f_bavail * os.statvfs(place).f_frsize - leave, 0)))
+    return filler
+
+
+def check_refused(workspace: Workspace, filler: Path, *command: str) -> str:
+    """A command ends with 4 and one line on a full disk; once there is room it does what it should."""
+    message = workspace.fail(4, *command)
+    assert "the disk is full" in message
+    filler.unlink()
+    workspace.succeed(*command)
+    left = [path for path in workspace.root.rglob("*") if files.TEMPORARY in path.name]
+    assert not left
+    return message
+
+
+STEPS = (
+    ("export-onnx", "--force"),
+    ("preprocess", *CASE, "--force"),
+    ("build-om", "--bs", "4", "--force"),
+    ("infer", *CASE, "--force"),
+    ("postprocess", *CASE, "--force"),
+    ("evaluate", *CASE, "--force"),
+    ("report",),
+)
+
+
+@pytest.mark.parametrize("command", STEPS, ids=lambda command: command[0])
+@pytest.mark.parametrize("leave", [0, pytest.param(20_000, marks=pytest.mark.campaign)])
+def test_a_full_disk(tiny: Workspace, small_disk: Path, command: tuple[str, ...], leave: int) -> None:
+    workspace = tiny.copy(small_disk / "workspace")
+    workspace.succeed("evaluate", *CASE)
+    check_refused(workspace, fill(small_disk, leave), *command)

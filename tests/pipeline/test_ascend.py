@@ -246,7 +246,11 @@ def test_models_that_msame_cannot_run(workspace: Workspace, monkeypatch: pytest.
     folder = workspace.root / "models/tiny/ascend"
     shutil.copyfile(folder / "deberta_bs4.om", folder / "deberta_bs8.om")
     said = workspace.fail(5, "evaluate", "--bs", "8", "--version", "match", *ASCEND)
-    assert "have a wrong size: input_0_output_0.bin (48 bytes, not 96)" in said  # compiled for another batch size
+    assert "the .om is for batch size 4, not 8 (" in said and "input_0_output_0.bin (48 bytes, not 96)" in said
+    shutil.copyfile(folder / "deberta_bs4.om", folder / "deberta_bs1.om")
+    said = workspace.fail(5, "evaluate", "--bs", "1", "--version", "match", *ASCEND)
+    assert "the .om is for batch size 4, not 1 (" in said
+    assert "Run: invoke build-om --bs 1 --profile tiny --backend ascend --force, which makes another" in said
     (folder / "deberta_bs8.om").write_bytes(b"garbage")
     said = workspace.fail(3, "evaluate", "--bs", "8", "--version", "match", *ASCEND)
     assert "load model from file failed" in said and "build-om --bs 8 --profile tiny --backend ascend --force" in said

@@ -40,7 +40,7 @@ class _Loader(YAML.SafeLoader):  # type: ignore[misc]  # untyped
 
 
 def load(path: str) -> dict[str, Any]:
-    """The settings of a YAML or JSON file, which is YAML too. Raises ConfigError; FileNotFoundError as invoke needs."""
+    """The settings of a YAML or JSON file, which is YAML too. Raises ConfigError and FileNotFoundError."""
     try:
         content = YAML.load(files.read_bytes(Path(path), LARGEST).decode("utf-8"), _Loader)
         if content is not None and not isinstance(content, dict):

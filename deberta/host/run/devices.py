@@ -8,7 +8,7 @@ import re
 from pathlib import Path, PurePosixPath
 from typing import Callable, Sequence
 
-from deberta.ascend import ais_bench, atc, msame, programs
+from deberta.ascend import ais_bench, atc, msame, programs, runs
 from deberta.core import files
 from deberta.core.errors import DebertaError, StageError
 from deberta.host.plan.plan import Compilation, Inference, ModelRun, Step
@@ -67,7 +67,11 @@ def infer(
             lines, status = session.executor.run(step, arguments, console.quiet)
             logs = ["".join(lines)]
         else:
-            stdout = run_stage(session, step, arguments, console.quiet)
+            try:
+                stdout = run_stage(session, step, arguments, console.quiet)
+            except DebertaError as error:
+                run = inference.runs[-1]
+                raise runs.cause(error, "", temporary[run.output], run.expected, run.bin_bytes) or error from None
             logs = re.split(r"(?m)^(?=\[INFO\] load model )", stdout)[:0:-1]  # the longest length comes first
         try:
             if len(logs) != len(inference.runs):
@@ -89,13 +93,14 @@ def infer(
 
 def _judged(session: Session, step: Step, run: ModelRun, stdout: str, temporary: Path) -> tuple[Path, str]:
     """The folder that a complete run left, its files under our names, and the text that has its times."""
-    if step.tool != ais_bench.MODULE:
-        outcome = msame.parse(stdout)
-        folder = session.workspace / outcome.folder if outcome.folder else temporary
-        msame.judge(outcome, folder, run.expected, run.times)
-        return folder, stdout
-    report = ais_bench.parse(stdout)
-    folder = session.workspace / report.folder if report.folder else temporary
-    ais_bench.judge(report, folder, run.expected, run.times)
+    outcome = ais_bench.parse(stdout) if step.tool == ais_bench.MODULE else msame.parse(stdout)
+    folder = session.workspace / outcome.folder if outcome.folder else temporary
+    try:
+        if isinstance(outcome, msame.MsameRun):
+            msame.judge(outcome, folder, run.expected, run.times)
+            return folder, stdout
+        ais_bench.judge(outcome, folder, run.expected, run.times)
+    except DebertaError as error:
+        raise runs.cause(error, stdout, folder, run.expected, run.bin_bytes) or error from None
     ais_bench.settle(folder)
     return folder, files.read_text(ais_bench.summary_of(folder))
