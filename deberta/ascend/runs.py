@@ -123,10 +123,12 @@ def _batch_size(printed: str, output_sizes: Iterable[int], bin_bytes: int, batch
 
     A runtime that checks sizes as GE 1.8.0 does runs an .om of a smaller batch size, and leaves outputs of that one.
     """
-    of_outputs, of_a_row = set(output_sizes), bin_bytes // batch_size
+    of_outputs = {divmod(size, contract.output_bytes(1)) for size in output_sizes}
     if len(of_outputs) == 1:
-        size = of_outputs.pop()
-        return size // contract.output_bytes(1) if size and size % contract.output_bytes(1) == 0 else None
+        (rows, rest), *_ = of_outputs
+        if rows and not rest and rows != batch_size:
+            return rows
+    of_a_row = bin_bytes // batch_size
     for line in printed.splitlines():
         numbers = (
             [int(number) for number in re.findall(r"\b[0-9]{1,18}\b", line)] if re.search("size|bytes", line) else []

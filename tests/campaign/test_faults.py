@@ -11,6 +11,7 @@ import pty
 import shlex
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,9 +20,11 @@ from typing import Any
 import pytest
 from invoke.config import Config
 
+from deberta.ascend import runs
 from deberta.core import files
+from deberta.core.errors import DataError
 from deberta.host.cli.settings import InvokeSettings
-from tests import in_process, pipeline_helpers
+from tests import fake_cann, in_process, pipeline_helpers
 from tests.mnli_helpers import REPOSITORY
 from tests.pipeline_helpers import Workspace
 
@@ -179,6 +182,33 @@ def test_a_workspace_of_any_name_works(tiny: Workspace, tmp_path: Path) -> None:
     assert "accuracy match" in workspace.succeed("evaluate", *CASE)
 
 
+@pytest.mark.parametrize(
+    ("code", "command", "problem"),
+    [
+        (2, ("postprocess", *CASE, "--outputs", "../.."), "--outputs ../.. leads out of the workspace"),
+        (2, ("postprocess", *CASE, "--outputs", "/"), "--outputs / is no folder of input_<i>_output_0.bin"),
+        (2, ("postprocess", *CASE, "--outputs", "."), "--outputs . is no folder of input_<i>_output_0.bin"),
+        (2, ("postprocess", *CASE, "--outputs", "/dev/null"), "--outputs /dev/null is no folder"),
+        (3, ("postprocess", *CASE, "--outputs", "nowhere"), "nowhere"),
+        (2, ("compare", "om", "onnx", "--outputs", ".."), "--outputs .. leads out of the workspace"),
+        (2, ("compare", "om", "onnx", "--a-file", "/usr"), "/usr is no folder of input_<i>_output_0.bin"),
+        (2, ("compare", "pytorch", "onnx", "--b-file", "/usr"), "/usr is no file, nor a folder with config.json"),
+        (2, ("compare", "pytorch", "onnx", "--b-file", "/dev/zero"), "/dev/zero is no file"),
+        (2, ("lint-onnx", "--model", ".."), "--model .. is no regular file"),
+        (2, ("lint-onnx", "--output", "models"), "--output models is a folder or a link"),
+        (2, ("lint-onnx", "--output", "models", "--force"), "--output models is a folder or a link"),
+        (5, ("lint-onnx", "--output", "models/tiny/spm.model"), "was not made here, and is never replaced"),
+        (2, ("finetune", "--init", "/usr"), "--init /usr is no file, nor a folder with config.json"),
+    ],
+)
+def test_a_path_that_is_not_what_an_option_means(
+    tiny: Workspace, code: int, command: tuple[str, ...], problem: str
+) -> None:
+    before = tiny.files()
+    assert problem in tiny.fail(code, *command)
+    assert tiny.files() >= before
+
+
 # Disks
 
 
@@ -224,9 +254,65 @@ STEPS = (
 )
 
 
-@pytest.mark.parametrize("command", STEPS, ids=lambda command: command[0])
-@pytest.mark.parametrize("leave", [0, pytest.param(20_000, marks=pytest.mark.campaign)])
+FULL = [pytest.param(step, leave, marks=pytest.mark.campaign) for step in STEPS for leave in (0, 20_000)]
+
+
+@pytest.mark.parametrize(("command", "leave"), [(("infer", *CASE, "--force"), 0), *FULL])
 def test_a_full_disk(tiny: Workspace, small_disk: Path, command: tuple[str, ...], leave: int) -> None:
     workspace = tiny.copy(small_disk / "workspace")
     workspace.succeed("evaluate", *CASE)
-    check_refused(workspace, fill(small_disk, leave), *command)
+    message = check_refused(workspace, fill(small_disk, leave), *command)
+    assert command[0] != "infer" or leave or "bytes free, and 3 outputs need 12288. Free some space" in message
+
+
+@pytest.mark.campaign
+def test_a_disk_that_fills_under_msame(
+    tiny: Workspace, small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cann = fake_cann.install(tmp_path / "Ascend", python=sys.executable)
+    monkeypatch.setenv("PATH", f"{(cann / fake_cann.NPU_SMI).parent}:{os.environ['PATH']}")
+    workspace = tiny.copy(tmp_path / "workspace")
+    workspace.configure(cann=str(cann / "ascend-toolkit"), msame=str(cann / fake_cann.MSAME))
+    outputs = workspace.root / "results/tiny/ascend/outputs_bs4_om"
+    outputs.parent.mkdir(parents=True)
+    outputs.symlink_to(small_disk)
+    filler = fill(small_disk, 0)
+    message = check_refused(workspace, filler, "evaluate", *CASE, "--backend", "ascend")
+    assert f"{os.sep}outputs_bs4_om{os.sep}" in message and " 0 bytes free, and 3 outputs need 12288" in message
+
+
+def test_why_outputs_are_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """msame's folder after writes that failed, and after a run of an .om of another batch size."""
+    expected = {"input_0_output_0.bin": 96, "input_1_output_0.bin": 96}
+    wrong = DataError("2 outputs have a wrong size")
+
+    def cause(*sizes: int, printed: str = "") -> str:
+        for name, size in zip(expected, sizes, strict=False):
+            (tmp_path / name).write_bytes(bytes(size))
+        return str(runs.cause(wrong, printed, tmp_path, expected, 8192))
+
+    assert cause(0, 0) == cause(96, 50) == "None"
+    assert cause(12, 12).startswith("the .om is for batch size 1, not 8 (2 outputs have a wrong size). Run: invoke ")
+    assert "batch size 16, not 8" in cause(96, 96, printed="[ERROR] i:0 in size:8192 needsize:16384 not match")
+    disk = os.statvfs(tmp_path)
+    full = os.statvfs_result((4096, 4096, *disk[2:4], 1, *disk[5:]))
+    monkeypatch.setattr(os, "statvfs", lambda _: full)
+    assert cause(0, 0) == (
+        f"the disk is full: {tmp_path} has 4096 bytes free, and 2 outputs need 8192. Free some space, then run the "
+        "same command again"
+    )
+
+
+# Permissions
+
+
+def test_a_folder_that_cannot_be_written(tiny: Workspace, small_disk: Path) -> None:
+    workspace = tiny.copy(small_disk / "workspace")
+    workspace.succeed("export-onnx")
+    before = workspace.files()
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    for command in (("export-onnx", "--force"), ("evaluate", *CASE), ("clean", "--yes")):
+        assert "no permission" in workspace.fail(2, *command)
+    subprocess.run(["mount", "-o", "remount,rw", small_disk], check=True)
+    assert workspace.files() == before
+    workspace.succeed("evaluate", *CASE)

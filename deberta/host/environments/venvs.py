@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Callable, Iterator, Optional, Sequence
 
 from deberta import PROJECT
+from deberta.core import machine
 from deberta.core.errors import ConfigError, MissingError, run_stage
 from deberta.core.files import write_text
 from deberta.core.progress import Progress
@@ -113,7 +114,7 @@ def pip(folder: Path, arguments: Sequence[str], on_line: Optional[Callable[[str]
     tail: deque[str] = deque(maxlen=_TAIL)
     process = subprocess.Popen(
         command, env=environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        text=True, errors="replace",
+        text=True, errors="replace", preexec_fn=machine.end_with_parent(),
     )  # fmt: skip
     with process:
         assert process.stdout is not None
@@ -133,8 +134,9 @@ def pip(folder: Path, arguments: Sequence[str], on_line: Optional[Callable[[str]
 def run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
     """Run a Python in `environment()` and keep its output. Raises OSError if it does not start."""
     return subprocess.run(
-        command, env=environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace"
-    )
+        command, env=environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
+        preexec_fn=machine.end_with_parent(),
+    )  # fmt: skip
 
 
 def environment() -> dict[str, str]:

@@ -18,6 +18,7 @@ from deberta.host.plan.plan import LATEST, Case, Plan, Step
 from deberta.host.report import reasons
 from deberta.host.run import freshness, runner
 from deberta.host.run.session import Session
+from deberta.host.workflows import named_paths
 
 FORMULA = "fps over the data = rows / sum over the lengths of (its batches * average time of one batch)"
 
@@ -105,6 +106,7 @@ def postprocess(session: Session, case: Case, outputs: str = "", choice: Choice 
     if outputs and choice:
         raise ConfigError("--outputs names one folder, and --buckets has one for each length. Give one of them")
     if outputs:
+        named_paths.check_outputs(session.workspace, "--outputs", outputs)
         # They may be any machine's, so no backend is named.
         return _count(session, case.padded, [PurePosixPath(outputs)], f"of {outputs}")
     fitted = at_lengths(session, case, choice)

@@ -16,6 +16,7 @@ from deberta.host.plan.plan import LATEST, Case, Plan, StageOptions
 from deberta.host.report import request
 from deberta.host.run import freshness, runner
 from deberta.host.run.session import Session
+from deberta.host.workflows import named_paths
 from deberta.host.workflows.evaluation import evaluate, known_outputs, perf
 
 
@@ -23,6 +24,10 @@ def lint(session: Session, plan: Plan, model: str, output: str, options: StageOp
     """Check an ONNX file, the profile's unless another is named; the report is printed, or written to `output`."""
     path = PurePosixPath(model) if model else plan.artifacts.onnx
     target = PurePosixPath(output) if output else plan.artifacts.results.parent / f"lint-onnx.{options['--format']}"
+    if model:
+        named_paths.check_file(session.workspace, "--model", model)
+    if output:
+        named_paths.check_report(session.workspace, "--output", output, "lint-onnx")
     export = [] if model else [evaluation.export_onnx(plan)]
     try:
         runner.run_all(session, [*export, checks.lint_file(plan, path, target, options)])
@@ -33,6 +38,11 @@ def lint(session: Session, plan: Plan, model: str, output: str, options: StageOp
 
 def compare(session: Session, case: Case, sides: list[PlannedSide], options: StageOptions) -> None:
     """Compare two ways of running the model on the same rows. Raises GateError if they differ too much."""
+    for named in (side for side in sides if side.user_supplied):
+        if named.kind == "om":
+            named_paths.check_outputs(session.workspace, "--outputs", str(named.file))
+        else:
+            named_paths.check_file(session.workspace, "--a-file or --b-file", str(named.file), "config.json")
     before = comparison.before(case, sides)
     runner.check_sources(session, before)
     first, second = (_with_outputs(session, case, side) for side in sides)
@@ -61,6 +71,8 @@ def _with_outputs(session: Session, case: Case, side: PlannedSide) -> PlannedSid
 def finetune(session: Session, plan: Plan, init: str, options: StageOptions) -> None:
     """train.tsv -> the profile's checkpoint. A checkpoint that we did not train is never replaced, --force or not."""
     profile = plan.profile
+    if init:
+        named_paths.check_file(session.workspace, "--init", init, "config.json")
     if freshness.is_user_supplied(session, profile.checkpoint_path) and not session.dry:
         raise ConfigError(
             f"{profile.checkpoint_path} is there and was not made by finetune. Move it away, "

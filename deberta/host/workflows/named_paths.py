@@ -1,0 +1,51 @@
+"""Files and folders that options name: refused, before they are hashed or written, if they are something else."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path, PurePosixPath
+
+from deberta.core import files, records
+from deberta.core.errors import ConfigError, DataError
+from deberta.core.paths import record_of
+
+# What a folder of outputs may hold: outputs, one run's folder in their place, and what stands beside that.
+_OUTPUT = re.compile(r"input_[0-9]{1,9}_output_0\.bin|\d{6,8}(_\d{1,6}){1,4}(\.record\.json)?|\..*", re.ASCII)
+
+
+def check_outputs(workspace: Path, option: str, text: str) -> None:
+    """A folder of a run's outputs, absolute or in the workspace. Raises ConfigError; one that is absent is let pass."""
+    folder = workspace / text
+    if not os.path.isabs(text) and not files.inside(workspace, text, follow=False):
+        raise ConfigError(f"{option} {text} leads out of the workspace. Name the folder by its absolute path")
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise ConfigError(f"{option} {text} is no folder of input_<i>_output_0.bin")
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir() and not _OUTPUT.fullmatch(entry.name):
+                raise ConfigError(
+                    f"{option} {text} is no folder of input_<i>_output_0.bin: it holds the folder {entry.name}"
+                )
+
+
+def check_file(workspace: Path, option: str, text: str, folder_with: str = "") -> None:
+    """A regular file, or a folder that holds `folder_with`. Raises ConfigError; what is absent is let pass."""
+    path = workspace / text
+    if not path.exists() or path.is_file() or (folder_with and (path / folder_with).is_file()):
+        return
+    kind = f"file, nor a folder with {folder_with}" if folder_with else "regular file"
+    raise ConfigError(f"{option} {text} is no {kind}")
+
+
+def check_report(workspace: Path, option: str, text: str, step: str) -> None:
+    """A file that `step` may write: not a folder, nor what another step makes. Raises ConfigError and DataError."""
+    path = workspace / text
+    if path.is_dir() or path.is_symlink():
+        raise ConfigError(f"{option} {text} is a folder or a link. Name a new file")
+    record = records.read(workspace / record_of(PurePosixPath(text)))
+    maker = record.parameters.get("step") if record else step
+    if maker != step:
+        raise DataError(f"{option} {text} is what the step {maker} makes, and is not replaced. Name another file")
