@@ -271,6 +271,9 @@ def test_severity_decides_the_exit_code(severity: str, code: int, tmp_path: Path
         (b"", 5, "is no ONNX file"),
         (_model("y = Add(x, nothing)").SerializeToString()[:-3], 5, "is no ONNX file"),
         (_model("y = Reshape(x)").SerializeToString(), 5, "is no valid ONNX"),
+        (_model("y = Add(x, z) z = Relu(y)").SerializeToString(), 5, "reads z, which nothing before it makes"),
+        (_model("y = Add(x, y)").SerializeToString(), 5, "reads y, which nothing before it makes"),
+        (_model("y = Relu(x) y = Neg(x)").SerializeToString(), 5, "y is made twice"),
     ],
 )
 def test_what_is_no_onnx(

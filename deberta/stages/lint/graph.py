@@ -5,7 +5,7 @@ Weights are read once and dropped, so that the shape inference of each batch siz
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -168,7 +168,25 @@ def load_graph(path: Path) -> Graph:
             consumers.setdefault(name, []).append(node)
     producers = {name: node for node in nodes for name in node.output if name}
     inputs = tuple(value.name for value in small.graph.input if value.name not in constants)
+    _check_order(path, small, constants)
     return Graph(path, small, nodes, constants, producers, consumers, inputs)
+
+
+def _check_order(path: Path, model: onnx.ModelProto, constants: Collection[str]) -> None:
+    """Raise DataError unless each node reads what stands before it, which leaves no circle, and no name is made twice.
+
+    Nodes of subgraphs, which see the names around them too, are left out.
+    """
+    known = {*constants, *(value.name for value in model.graph.input)}
+    known |= {tensor.values.name for tensor in model.graph.sparse_initializer}
+    for node in model.graph.node:
+        unknown = next((name for name in node.input if name and name not in known), None)
+        if unknown is not None:
+            raise DataError(f"{path} is no valid ONNX: {name_of(node)} reads {unknown}, which nothing before it makes")
+        outputs = [name for name in node.output if name and node.op_type != "Constant"]
+        if twice := known.intersection(outputs):
+            raise DataError(f"{path} is no valid ONNX: {min(twice)} is made twice")
+        known.update(node.output)
 
 
 def too_large(path: Path) -> bool:
