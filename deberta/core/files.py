@@ -99,7 +99,7 @@ def remove_leftover(path: Path) -> None:
     """Remove what has a temporary name of this process, or of one that has ended; a folder set aside is put back."""
     name, _, rest = path.name[1:].rpartition(TEMPORARY)
     process = re.match(r"[0-9]{1,9}", rest)
-    if process is None or not (int(process[0]) in (1, os.getpid()) or _has_ended(int(process[0]))):  # 1: a container's
+    if process is None or (int(process[0]) not in (1, os.getpid()) and is_running(int(process[0]))):  # 1: a container's
         return
     if rest.endswith(ASIDE) and not os.path.lexists(path.with_name(name)):
         os.replace(path, path.with_name(name))
@@ -107,14 +107,15 @@ def remove_leftover(path: Path) -> None:
         remove(path)
 
 
-def _has_ended(process: int) -> bool:
+def is_running(process: int) -> bool:
+    """Whether a process of that number is here, and does not merely wait to be reaped. In containers none is seen."""
     try:
         os.kill(process, 0)
-    except ProcessLookupError:
-        return True
-    except OSError:
-        pass  # another user's
-    return False
+    except OSError as error:
+        return isinstance(error, PermissionError)  # another user's
+    with contextlib.suppress(OSError):
+        return read_text(Path(f"/proc/{process}/stat")).rpartition(")")[2].split()[0] not in "ZX"
+    return True
 
 
 @contextlib.contextmanager

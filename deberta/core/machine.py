@@ -9,7 +9,7 @@ import signal
 from pathlib import Path
 from typing import Callable, Optional
 
-from deberta.core import contract
+from deberta.core import contract, files
 
 CGROUPS = Path("/sys/fs/cgroup")
 OWN_CGROUPS = Path("/proc/self/cgroup")
@@ -40,10 +40,9 @@ def cpu_flags(cpuinfo: Path = CPUINFO) -> set[str]:
 def is_alive(process: str) -> bool:
     """Whether a process of that number runs here; in another container it is not seen."""
     try:
-        os.kill(contract.whole(process, 1), 0)
-    except (OSError, OverflowError, ValueError) as error:
-        return isinstance(error, PermissionError)  # another user's
-    return True
+        return files.is_running(contract.whole(process, 1))
+    except (OverflowError, ValueError):
+        return False
 
 
 def end_with_parent() -> Callable[[], None]:

@@ -78,7 +78,12 @@ def test_what_a_live_process_writes_is_left(tmp_path: Path) -> None:
     strange = tmp_path / f".dynamic.onnx{files.TEMPORARY}mine"
     for kept in (of_parent, strange):
         kept.touch()
-    for process in (1, os.getpid(), 999_999_999):
+    zombie = os.fork()
+    if not zombie:
+        os._exit(0)
+    os.waitid(os.P_PID, zombie, os.WEXITED | os.WNOWAIT)
+    for process in (1, os.getpid(), 999_999_999, zombie):
         (tmp_path / f".dynamic.onnx{files.TEMPORARY}{process}.om").touch()
     files.write_text(path, "")
+    os.waitpid(zombie, 0)
     assert sorted(os.listdir(tmp_path)) == sorted([of_parent.name, strange.name, "dynamic.onnx"])
