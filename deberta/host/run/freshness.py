@@ -192,7 +192,7 @@ def foreign(session: Session, step: Step, record: Optional[Record]) -> list[Pure
     for path, place in places.items():
         is_ours = str(path) in names or files.is_interrupted(place) or _is_of_another_step(session, path)
         is_mixed = not all(map(OF_BINS.fullmatch, files.files_in(place)))
-        if place.exists() and path not in of_runs and (is_mixed or not is_ours):
+        if os.path.lexists(place) and path not in of_runs and (is_mixed or not is_ours):
             theirs.append(path)
     return theirs
 
