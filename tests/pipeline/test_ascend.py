@@ -148,6 +148,8 @@ def test_a_brought_model_is_used_as_it_is(workspace: Workspace, cann: Path) -> N
     assert steps_that_ran(said) == ["preprocess bs=4 match", "infer bs=4 match", "postprocess bs=4 match"]
     assert steps_that_ran(workspace.succeed(*EVALUATE)) == []
     assert "/10) (on ascend, .om brought)" in workspace.succeed("report", *ASCEND)
+    assert steps_that_ran(workspace.succeed(*PERF, "--force")) == ["perf bs=4 match"]
+    assert steps_that_ran(workspace.succeed("infer", *EVALUATE[1:], "--force")) == ["infer bs=4 match"]
     workspace.fail(4, "build-om", "--bs", "4", *ASCEND, "--force")
     assert (workspace.root / OM).read_bytes() == compiled
     fake_cann.force(cann)
