@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+import time
 from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def answering(answer: bytes) -> Iterator[str]:
-    """The URL of a file there."""
+def answering(answer: bytes, pause: float = 0) -> Iterator[str]:
+    """The URL of a file there. With a pause, in seconds, it then goes on for ever, a byte at a time."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def serve() -> None:
@@ -21,6 +22,9 @@ def answering(answer: bytes) -> Iterator[str]:
                         while not connection.recv(65536).endswith(b"\r\n\r\n"):
                             pass
                         connection.sendall(answer)
+                        while pause:
+                            connection.sendall(b"a")
+                            time.sleep(pause)
 
         thread = threading.Thread(target=serve, daemon=True)
         thread.start()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import json
 import os
 import signal
@@ -31,11 +32,11 @@ from deberta.stages.verify import sign
 from tests import verify_helpers
 from tests.fetch_helpers import Run
 from tests.fetch_helpers import checkpoint as checkpoint_source
+from tests.hostile_samples import ANSWERS, DOCUMENTS, PLACES, WEIGHTS
 from tests.mnli_helpers import REPOSITORY
 from tests.raw_server import answering
 
 SECONDS = 20
-DEEP = 200_000
 
 
 @pytest.fixture(autouse=True)
@@ -100,28 +101,6 @@ READERS: dict[str, Callable[[Path], object]] = {
     "ais_bench": lambda folder: ais_bench.read_summary(files.read_text(folder / "file.json")),
     "tokenizer": _tokenizer_folder,
 }
-NESTED = '{"a":' * DEEP + "1" + "}" * DEEP
-DOCUMENTS = {
-    "lists": b"[" * DEEP,
-    "closed lists": b"[" * DEEP + b"]" * DEEP,
-    "objects": NESTED.encode(),
-    "65 levels": b'{"a":' + b"[" * 65 + b"]" * 65 + b"}",
-    "infinity": b'{"hidden_size": Infinity}',
-    "minus infinity": b'{"rows": -Infinity}',
-    "nan": b'{"throughput": NaN}',
-    "beyond float": b'{"throughput": 1e999}',
-    "digits": b'{"hidden_size": ' + b"9" * 5000 + b"}",
-    "millions of digits": b'{"hidden_size": ' + b"9" * 3_000_000 + b"}",
-    "nul": b'{"hidden_act": "a\\u0000b"}',
-    "raw nul": b'{"hidden_act": "a\0b"}',
-    "surrogate": b'{"hidden_act": "a\\ud800b"}',
-    "doubled": b'{"rows": 1, "rows": 2}',
-    "escape": b'{"rows": "\\u001b[2J"} \x1b[2J',
-    "latin": b'{"rows": "\xe9"}',
-    "empty": b"",
-    "cut": b'{"rows": [1, 2',
-    "too large": b" " * (files.LARGEST_TEXT + 1),
-}
 TYPED = {
     "string for number": b'{"hidden_size": "8", "tokens": {"5": "1"}, "rows": "1", "_type": 1, "files": 1}',
     "arabic": '{"hidden_size": "\u0663", "tokens": {"\u0663": 1}, "rows": "\u0663"}'.encode(),
@@ -165,15 +144,6 @@ OPENERS: dict[str, Callable[[Path], object]] = {
     "npy": lambda path: cells.read_reference(path, 1),
     "lint": lambda path: lint_onnx.main(["--model", str(path)]),
     "text": files.read_text,
-}
-PLACES: dict[str, Callable[[Path], object]] = {
-    "fifo": os.mkfifo,
-    "zero": lambda path: path.symlink_to("/dev/zero"),
-    "random": lambda path: path.symlink_to("/dev/urandom"),
-    "loop": lambda path: path.symlink_to(path.name),
-    "broken": lambda path: path.symlink_to("nothing"),
-    "long": lambda path: path.symlink_to("a" * 300),
-    "folder": Path.mkdir,
 }
 
 
@@ -284,21 +254,6 @@ def test_a_failure_of_the_tokenizer_library(capfd: pytest.CaptureFixture[str]) -
     assert capfd.readouterr().err.splitlines()[-1].startswith("error: the tokenizer cannot be used: its library failed")
 
 
-WEIGHTS: dict[str, Callable[[], Any]] = {
-    "an int key": lambda: {1: torch.zeros(1)},
-    "a tuple key": lambda: {(1, 2): torch.zeros(1)},
-    "sparse": lambda: {"a": torch.eye(3).to_sparse()},
-    "compressed": lambda: {"a": torch.eye(3).to_sparse_csr()},
-    "complex": lambda: {"a": torch.ones(3, dtype=torch.complex64)},
-    "nested": lambda: {"a": torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])},
-    "quantized": lambda: {"a": torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8)},
-    "without data": lambda: {"a": torch.empty(3, device="meta")},
-    "a list": lambda: [torch.zeros(1)],
-    "nothing": lambda: None,
-    "a dict in it": lambda: {"a": {"b": torch.zeros(1)}},
-}
-
-
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("weights", WEIGHTS)
 def test_weights(weights: str, tmp_path: Path) -> None:
@@ -325,26 +280,6 @@ def test_a_line_without_an_end(tmp_path: Path) -> None:
     assert "longer than 1048576 bytes" in refused(lambda: list(mnli.rows(path)))
 
 
-ANSWERS = {
-    "redirect to half an address": b"HTTP/1.1 302 Found\r\nLocation: http://[::1\r\nContent-Length: 0\r\n\r\n",
-    "redirect to no text": b"HTTP/1.1 302 Found\r\nLocation: http://\xff\xfe/\r\nContent-Length: 0\r\n\r\n",
-    "redirect to a port": b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:99999999/\r\nContent-Length: 0\r\n\r\n",
-    "redirect to a file": b"HTTP/1.1 302 Found\r\nLocation: file:///etc/passwd\r\nContent-Length: 0\r\n\r\n",
-    "negative chunk": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-5\r\nabcde\r\n0\r\n\r\n",
-    "large chunk": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"f" * 5000 + b"\r\nabcde\r\n",
-    "no chunk": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
-    "length squared": b"HTTP/1.1 200 OK\r\nContent-Length: \xb2\r\n\r\nabcde",
-    "negative length": b"HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\nabcde",
-    "endless length": b"HTTP/1.1 200 OK\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\nabcde",
-    "two lengths": b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nabcde",
-    "no status": b"abcde\r\n\r\n",
-    "status of digits": b"HTTP/1.1 " + b"2" * 5000 + b" OK\r\n\r\n",
-    "many headers": b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 10_000 + b"\r\n",
-    "long header": b"HTTP/1.1 200 OK\r\na: " + b"b" * 100_000 + b"\r\n\r\n",
-    "nothing": b"",
-}
-
-
 @pytest.mark.parametrize("answer", ANSWERS)
 def test_an_http_answer(answer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
@@ -352,6 +287,15 @@ def test_an_http_answer(answer: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
         run = Run(tmp_path)
         refused(lambda: run(checkpoint_source(url)))
     assert not run.files()
+
+
+@pytest.mark.parametrize("start", ["HTTP/1.1 200 OK\r\nContent-Length: 99999\r\n\r\n", "HTTP/1.1 200 OK\r\na: "])
+def test_a_server_that_sends_a_little_for_ever(start: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with answering(start.encode(), pause=0.05) as url:
+        run = Run(tmp_path)
+        run.settings = dataclasses.replace(run.settings, attempts=1, connect=0.2, read=0.2)
+        assert "it came slower than 65536 bytes in 0." in refused(lambda: run(checkpoint_source(url)))
 
 
 # Readers of what we, the machine or the engine wrote, and of numbers that a schema or an expression has bounded.

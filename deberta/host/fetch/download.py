@@ -11,14 +11,16 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import os
 import re
 import shutil
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Callable
+from typing import IO, Callable, Optional, TypeVar
 from urllib.parse import urljoin, urlsplit, urlunsplit
 
 import msgspec
@@ -30,6 +32,7 @@ from deberta.core.errors import StageError
 from deberta.core.progress import Progress
 from deberta.host.fetch.sources import HEAD_BYTES
 
+T = TypeVar("T")
 MIB = 1 << 20
 _CHUNK = 1 << 16
 MOST_REDIRECTS = 10
@@ -45,8 +48,9 @@ class DownloadSettings:
     most_attempts: int = 30
     backoff: float = 1.0  # doubled after each failure
     connect: float = 10.0
-    read: float = 60.0
+    read: float = 60.0  # without a byte; twice that for the headers, and for each _CHUNK: the least rate
     most_bytes: int = 16 << 30  # for servers that give no length
+    most_seconds: float = 24 * 3600.0  # of one answer
     sleep: Callable[[float], None] = time.sleep
 
 
@@ -226,7 +230,8 @@ class Transfer:
         """The response after redirects, which follow our own rules, and its URL; the body is not read yet."""
         url, timeout = self.url, (self.settings.connect, self.settings.read)
         for _ in range(MOST_REDIRECTS + 1):
-            response = self.session.get(url, headers=headers, stream=True, allow_redirects=False, timeout=timeout)
+            request = functools.partial(self.session.get, url, headers=headers, stream=True, timeout=timeout)
+            response = within(sum(timeout) + self.settings.read, functools.partial(request, allow_redirects=False))
             location = self.session.get_redirect_target(response)
             if location is None:
                 return response, url
@@ -268,7 +273,10 @@ class Transfer:
             self.show(f"{name}: going on after {offset / MIB:.1f} MiB")
         received, checked, started = offset, offset >= HEAD_BYTES, time.monotonic()
         shown_at = started
-        for chunk in response.iter_content(_CHUNK):
+        chunks = response.iter_content(_CHUNK)
+        while chunk := within(2 * self.settings.read, lambda: next(chunks, b""), response):
+            if time.monotonic() - started > self.settings.most_seconds:
+                raise DownloadFailed(f"took more than {self.settings.most_seconds:g} s: stopped")
             unwritten = memoryview(chunk)
             while unwritten:
                 unwritten = unwritten[self.file.write(unwritten) :]
@@ -288,6 +296,33 @@ class Transfer:
             raise DownloadFailed(f"the connection ended after {received} of {total} bytes", transient=True)
         if progress:
             progress.update(progress.total)
+
+
+def within(seconds: float, call: Callable[[], T], response: Optional[requests.Response] = None) -> T:
+    """What a call returns or raises; DownloadFailed if it takes longer: `response` is then cut off.
+
+    A socket's timeout begins anew with every byte, so that it does not bound a server that sends one now and then.
+    """
+    results: list[T] = []
+    errors: list[Exception] = []
+
+    def run() -> None:
+        try:
+            results.append(call())
+        except Exception as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if errors:
+        raise errors[0]
+    if not results:
+        if response is not None:
+            with contextlib.suppress(OSError, ValueError):  # it has no socket any more
+                response.raw.shutdown()  # to close it would wait for the reader
+        raise DownloadFailed(f"it came slower than {_CHUNK} bytes in {seconds:g} s", transient=True)
+    return results[0]
 
 
 def _size(file: IO[bytes]) -> int:

@@ -1,0 +1,428 @@
+"""Hostile files, second part: checkpoints, configs, tokenizers, data, bins and graphs that a stage reads."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from sentencepiece import sentencepiece_model_pb2
+
+from tests.campaign.hostile_trees import (
+    BINS,
+    CHECKPOINT,
+    CONFIG,
+    DATA,
+    ESCAPE,
+    GRAPH,
+    TIMES,
+    TIMING,
+    TOKENIZER,
+    Case,
+    Plant,
+    Surroundings,
+    being,
+    both,
+    edited,
+    holding,
+    in_made,
+    npy,
+    remove,
+    sparse,
+)
+from tests.hostile_samples import DOCUMENTS, PLACES, WEIGHTS
+
+
+class _Code:
+    """What it does when it is unpickled: it writes where the canary is."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open, (str(self._path), "w")
+
+
+def saving(weights: Callable[[Surroundings], Any], **options: Any) -> Plant:
+    def plant(place: Surroundings) -> None:
+        torch.save(weights(place), place.tree / CHECKPOINT, **options)
+
+    return plant
+
+
+def changed_weights(change: Callable[[dict[str, Any]], object]) -> Plant:
+    def plant(place: Surroundings) -> None:
+        state = torch.load(place.tree / CHECKPOINT, weights_only=True)
+        change(state)
+        torch.save(state, place.tree / CHECKPOINT)
+
+    return plant
+
+
+def _shape(state: dict[str, Any]) -> None:
+    name = next(iter(state))
+    state[name] = torch.zeros(1).expand(2**40)
+
+
+def _checkpoints() -> dict[str, Plant]:
+    plants: dict[str, Plant] = {key: saving(lambda place, make=make: make()) for key, make in WEIGHTS.items()}
+    plants |= {f"is {kind}": being(CHECKPOINT, kind) for kind in ("fifo", "zero", "random", "loop", "folder")}
+    plants["code"] = saving(lambda place: {"a": _Code(place.canary)})
+    plants["old code"] = saving(lambda place: {"a": _Code(place.canary)}, _use_new_zipfile_serialization=False)
+    plants["bare code"] = lambda place: (place.tree / CHECKPOINT).write_bytes(pickle.dumps(_Code(place.canary)))
+    plants["a module"] = saving(lambda place: torch.nn.Linear(2, 2))
+    plants["deep"] = holding(CHECKPOINT, b"\x80\x02" + b"]" * 1_000_000 + b".")
+    plants["memo"] = holding(CHECKPOINT, b"\x80\x02r\xff\xff\xff\x7f.")
+    plants["long text"] = holding(CHECKPOINT, b"\x80\x02X\xff\xff\xff\x7f.")
+    plants["bomb of lists"] = holding(CHECKPOINT, b"\x80\x02]q\x00" + b"(h\x00h\x00h\x00h\x00lq\x00" * 1000 + b".")
+    plants["empty"] = holding(CHECKPOINT, b"")
+    plants["text"] = holding(CHECKPOINT, f"no checkpoint {ESCAPE}".encode())
+    plants["terabyte"] = sparse(CHECKPOINT)
+    plants["expanded"] = changed_weights(_shape)
+    plants["escapes"] = changed_weights(lambda state: state.update({ESCAPE: torch.zeros(1)}))
+    plants["many"] = changed_weights(lambda state: state.update({f"a{i}": torch.zeros(1) for i in range(20_000)}))
+    plants["a long name"] = changed_weights(lambda state: state.update({"a" * 10_000_000: torch.zeros(1)}))
+    plants["not finite"] = changed_weights(lambda state: [value.fill_(float("nan")) for value in state.values()])
+    plants["whole numbers"] = changed_weights(lambda state: state.update({"deberta.a": torch.zeros(1, dtype=torch.int8)}))
+    plants["none left"] = changed_weights(lambda state: state.clear())
+    plants["cut"] = lambda place: (place.tree / CHECKPOINT).write_bytes((place.tree / CHECKPOINT).read_bytes()[:5000])
+    for key, header, length in (
+        ("deep header", b"[" * 100_000, 0),
+        ("long header", b"{}", 2**60),
+        ("header of twice", b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"a":1}', 0),
+        ("far offsets", b'{"a":{"dtype":"F32","shape":[1099511627776],"data_offsets":[0,4398046511104]}}', 0),
+        ("negative offsets", b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[-4,0]}}', 0),
+        ("other type", b'{"a":{"dtype":"C64","shape":[1],"data_offsets":[0,8]}}' + bytes(8), 0),
+    ):
+        content = struct.pack("<Q", length or len(header)) + header
+
+        def plant(place: Surroundings, content: bytes = content) -> None:
+            folder = place.tree / CHECKPOINT
+            remove(folder)
+            folder.mkdir()
+            (folder / "model.safetensors").write_bytes(content)
+
+        plants[f"safetensors: {key}"] = plant
+    return plants
+
+
+def _configs() -> dict[str, Plant]:
+    plants = {key: holding(CONFIG, content) for key, content in DOCUMENTS.items()}
+    plants |= {f"is {kind}": being(CONFIG, kind) for kind in ("fifo", "zero", "random", "loop", "folder")}
+    values: dict[str, Any] = {
+        "layers": {"num_hidden_layers": 100_000},
+        "sizes": {"hidden_size": 2**24, "embedding_size": 2**24, "num_attention_heads": 2, "vocab_size": 2**24},
+        "a product": {"vocab_size": 2**24, "hidden_size": 2**16, "intermediate_size": 2**24, "num_attention_heads": 1},
+        "heads": {"num_attention_heads": 0},
+        "negative": {"hidden_size": -8},
+        "a text": {"hidden_size": "32"},
+        "a fraction": {"hidden_size": 32.5},
+        "truth": {"hidden_size": True},
+        "digits": {"hidden_size": 10**17},
+        "arabic": {"hidden_size": "\u0663\u0662"},
+        "buckets": {"position_buckets": 2**24, "max_relative_positions": 2**24},
+        "positions": {"max_position_embeddings": 2**24, "max_relative_positions": 2**24},
+        "a kernel": {"conv_kernel_size": 2**24 - 1},
+        "groups": {"conv_kernel_size": 3, "conv_groups": 2**20},
+        "an activation": {"hidden_act": ESCAPE},
+        "labels": {"id2label": {ESCAPE: ESCAPE}},
+        "labels of others": {"id2label": {"0": "entailment", "1": "neutral", "2": "contradiction"}},
+        "another model": {"model_type": ESCAPE},
+        "words": {"pos_att_type": ["c2p"] * 100_000 + ["x"]},
+        "types": {"type_vocab_size": 2**24},
+    }
+    for key, update in values.items():
+        plants[f"of {key}"] = edited(CONFIG, lambda content, place, update=update: content.update(update))
+    return plants
+
+
+def changed_pieces(change: Callable[[Any], object]) -> Plant:
+    def plant(place: Surroundings) -> None:
+        model = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
+        model.ParseFromString((place.tree / TOKENIZER).read_bytes())
+        change(model)
+        (place.tree / TOKENIZER).write_bytes(model.SerializeToString())
+
+    return plant
+
+
+def character_map(content: bytes) -> Plant:
+    return changed_pieces(lambda model: setattr(model.normalizer_spec, "precompiled_charsmap", content))
+
+
+def _tokenizer_json(change: Callable[[Any], object]) -> Plant:
+    """A folder with a tokenizer.json of the same pieces, changed."""
+
+    def plant(place: Surroundings) -> None:
+        from deberta.stages.model import tokenizer
+
+        content = json.loads(tokenizer.load(place.tree / TOKENIZER).to_str())
+        change(content)
+        remove(place.tree / TOKENIZER)
+        (place.tree / TOKENIZER).mkdir()
+        (place.tree / TOKENIZER / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+
+    return plant
+
+
+def _tokenizers() -> dict[str, Plant]:
+    add = lambda text, score=-1.0: changed_pieces(lambda model: model.pieces.add(piece=text, score=score))  # noqa: E731
+    grow = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 100_000}
+    slow = {"type": "Replace", "pattern": {"Regex": "(a|a|b|.)*(x+x+)+y"}, "content": "a"}
+    nested: dict[str, Any] = {"type": "Lowercase"}
+    for _ in range(100):
+        nested = {"type": "Sequence", "normalizers": [nested]}
+    plants: dict[str, Plant] = {
+        "a long piece": add("a" * 20_000_000),
+        "a longer piece": add("a" * 50_000_000),
+        "a piece twice": add("[UNK]"),
+        "a score of no number": add("\u2581zz", float("nan")),
+        "an infinite score": add("\u2581zz", float("-inf")),
+        "pieces with escapes": changed_pieces(lambda model: setattr(model.pieces[1], "piece", ESCAPE)),
+        "no unknown": changed_pieces(lambda model: setattr(model.trainer_spec, "unk_id", -1)),
+        "far unknown": changed_pieces(lambda model: setattr(model.trainer_spec, "unk_id", 2**31 - 1)),
+        "bytes": changed_pieces(lambda model: setattr(model.trainer_spec, "byte_fallback", True)),
+        "another kind": changed_pieces(lambda model: setattr(model.trainer_spec, "model_type", 2)),
+        "a map of four bytes": character_map(b"\x04\0\0\0abcd"),
+        "a short map": character_map(b"\x01"),
+        "a large map": character_map(b"\xff\xff\xff\x7f" + b"a" * 1000),
+        "a map of noise": character_map(struct.pack("<I", 4096) + bytes(range(256)) * 17),
+        "a map of ones": character_map(struct.pack("<I", 4096) + b"\xff" * 5000),
+        "no pieces": holding(TOKENIZER, b"\x0a\x00"),
+        "text": holding(TOKENIZER, ESCAPE.encode()),
+        "empty": holding(TOKENIZER, b""),
+        "long": sparse(TOKENIZER),
+        "json: growth": _tokenizer_json(lambda content: content.update(normalizer=grow)),
+        "json: a slow expression": _tokenizer_json(lambda content: content.update(normalizer=slow)),
+        "json: nested": _tokenizer_json(lambda content: content.update(normalizer=nested)),
+        "json: no model": _tokenizer_json(lambda content: content.pop("model")),
+        "json: another model": _tokenizer_json(lambda content: content["model"].update(type=ESCAPE)),
+        "json: no template": _tokenizer_json(lambda content: content.update(post_processor=None)),
+        "json: a bad map": _tokenizer_json(
+            lambda content: content.update(normalizer={"type": "Precompiled", "precompiled_charsmap": "BAAAAGFiY2Q="})
+        ),
+        "json: a far id": _tokenizer_json(lambda content: content["added_tokens"][0].update(id=2**31)),
+    }
+    plants |= {f"is {kind}": being(TOKENIZER, kind) for kind in ("fifo", "zero", "random", "loop", "folder")}
+    for key in ("lists", "objects", "nan", "latin", "cut"):
+        plants[f"json: {key}"] = both(
+            being(TOKENIZER, "folder"), holding(f"{TOKENIZER}/tokenizer.json", DOCUMENTS[key])
+        )
+    return plants
+
+
+def _data() -> dict[str, Plant]:
+    def lines(change: Callable[[list[bytes]], list[bytes]]) -> Plant:
+        def plant(place: Surroundings) -> None:
+            path = place.tree / DATA
+            path.write_bytes(b"".join(change(path.read_bytes().splitlines(keepends=True))))
+
+        return plant
+
+    plants: dict[str, Plant] = {
+        "a line of 100 MB": lines(lambda rows: [*rows, b"a" * 100_000_000]),
+        "a header of 100 MB": holding(DATA, b"a\t" * 50_000_000),
+        "a field of 100 MB": lines(lambda rows: [rows[0], rows[1][:-1] + b"a" * 100_000_000 + b"\n"]),
+        "tabs": lines(lambda rows: [*rows, b"\t" * 1_000_000 + b"\n"]),
+        "half a million lines": lines(lambda rows: [*rows, *[rows[1]] * 500_000]),
+        "empty lines": lines(lambda rows: [*rows, b"\n" * 10_000_000]),
+        "no lines": lines(lambda rows: rows[:1]),
+        "no header": lines(lambda rows: rows[1:]),
+        "latin": lines(lambda rows: [*rows[:-1], rows[-1].replace(b"\t", b"\t\xff", 1)]),
+        "nul": lines(lambda rows: [*rows[:-1], rows[-1].replace(b"\t", b"\t\0", 1), b"\0"]),
+        "wide": lines(lambda rows: [row.decode().encode("utf-16") for row in rows]),
+        "escapes": lines(lambda rows: [*rows[:-1], rows[-1].rpartition(b"\t")[0] + f"\t{ESCAPE}\n".encode()]),
+        "a header with escapes": lines(lambda rows: [ESCAPE.encode() + b"\t" + rows[0].partition(b"\t")[2], *rows[1:]]),
+        "a column twice": lines(lambda rows: [rows[0].replace(b"sentence1", b"sentence2"), *rows[1:]]),
+        "fewer": lines(lambda rows: rows[:-1]),
+        "a terabyte": sparse(DATA),
+        "compressed": holding(DATA, b"\x1f\x8b\x08" + bytes(1000)),
+    }
+    plants |= {f"is {kind}": being(DATA, kind) for kind in ("fifo", "zero", "random", "loop", "folder")}
+    return plants
+
+
+def graph(nodes: Any = (), constants: Any = (), inputs: Any = None, opset: int = 12, dims: Any = ("n", 256)) -> bytes:
+    """An ONNX file with the project's inputs and output, and these nodes."""
+    kinds = inputs or [helper.make_tensor_value_info(n, TensorProto.INT32, dims) for n in ("input_ids", "input_mask")]
+    output = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ("n", 3))
+    inner = helper.make_graph(list(nodes), "g", kinds, [output], list(constants))
+    model = helper.make_model(inner, opset_imports=[helper.make_opsetid("", opset)], ir_version=7)
+    content: bytes = model.SerializeToString()
+    return content
+
+
+def _tensor(name: str, values: Any, kind: Any = np.int64) -> Any:
+    return numpy_helper.from_array(np.array(values, kind), name)
+
+
+def _raw(name: str, dims: list[int], kind: int = TensorProto.FLOAT, data: bytes = b"") -> Any:
+    tensor = TensorProto(name=name, data_type=kind, raw_data=data)
+    tensor.dims.extend(dims)
+    return tensor
+
+
+def _external(location: str) -> Any:
+    tensor = TensorProto(name="w", data_type=TensorProto.FLOAT, data_location=TensorProto.EXTERNAL)
+    tensor.dims.extend([4, 3])
+    tensor.external_data.add(key="location", value=location)
+    return tensor
+
+
+def _loop() -> Any:
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["c"], ["c2"]), helper.make_node("Identity", ["s"], ["s2"])],
+        "body",
+        [
+            helper.make_tensor_value_info("i", TensorProto.INT64, ()),
+            helper.make_tensor_value_info("c", TensorProto.BOOL, ()),
+            helper.make_tensor_value_info("s", TensorProto.FLOAT, ("n", 3)),
+        ],
+        [
+            helper.make_tensor_value_info("c2", TensorProto.BOOL, ()),
+            helper.make_tensor_value_info("s2", TensorProto.FLOAT, ("n", 3)),
+        ],
+    )
+    return [
+        helper.make_node("Cast", ["input_ids"], ["f"], to=TensorProto.FLOAT),
+        helper.make_node("Slice", ["f", "zero", "three", "one"], ["t"]),
+        helper.make_node("Loop", ["most", "true", "t"], ["logits"], body=body),
+    ]
+
+
+def graphs() -> dict[str, bytes | Plant]:
+    sliced = [_tensor("zero", [0]), _tensor("three", [3]), _tensor("one", [1])]
+    chain = [helper.make_node("Erf", [f"t{i}" if i else "input_ids"], [f"t{i + 1}"]) for i in range(100_000)]
+    deep = helper.make_graph([helper.make_node("Foo", [], ["a"])], "g", [], [])
+    for _ in range(90):
+        deep = helper.make_graph([helper.make_node("If", ["c"], ["a"], then_branch=deep, else_branch=deep)], "g", [], []) \
+            if deep.ByteSize() < 2_000_000 else deep
+    huge = helper.make_node("ConstantOfShape", ["size"], ["logits"])
+    return {
+        "empty": b"",
+        "text": ESCAPE.encode(),
+        "noise": bytes(range(256)) * 100,
+        "length without end": b"\x3a\xff\xff\xff\xff\x0f",
+        "no nodes": graph(),
+        "100,000 nodes": graph([*chain, helper.make_node("Foo", ["t100000"], ["logits"])]),
+        "a circle": graph([helper.make_node("Erf", ["b"], ["a"]), helper.make_node("Erf", ["a"], ["b"]),
+                           helper.make_node("Foo", ["b"], ["logits"])]),
+        "escapes": graph([helper.make_node("Foo", ["input_ids"], ["logits"], name=ESCAPE, domain=ESCAPE)]),
+        "no utf-8": graph([helper.make_node("Foo", ["input_ids"], ["logits"], name="\u00e9")]).replace(b"\xc3\xa9", b"\xff\xfe"),
+        "branches": helper.make_model(deep).SerializeToString(),
+        "a far opset": graph([helper.make_node("Foo", ["input_ids"], ["logits"])], opset=2**31 - 1),
+        "a negative size": graph([helper.make_node("Foo", ["w"], ["logits"])], [_raw("w", [-1, 3])]),
+        "a size without end": graph([helper.make_node("Foo", ["w"], ["logits"])], [_raw("w", [2**62, 2**62])]),
+        "a size without data": graph([helper.make_node("Foo", ["w"], ["logits"])], [_raw("w", [2**20, 2**10])]),
+        "many sizes": graph([helper.make_node("Foo", ["w"], ["logits"])], [_raw("w", [1] * 100_000)]),
+        "an unknown type": graph([helper.make_node("Foo", ["w"], ["logits"])], [_raw("w", [1], 99, b"a")]),
+        "a constant of a terabyte": graph([huge], [_tensor("size", [2**38, 3])]),
+        "a range": graph([helper.make_node("Range", ["z", "e", "o"], ["r"]), helper.make_node("Foo", ["r"], ["logits"])],
+                         [_tensor("z", 0), _tensor("e", 2**50), _tensor("o", 1)]),
+        "tiles": graph([helper.make_node("Tile", ["zero", "size"], ["r"]), helper.make_node("Foo", ["r"], ["logits"])],
+                       [*sliced, _tensor("size", [2**45])]),
+        "a loop": graph(_loop(), [*sliced, _tensor("most", 2**60), _tensor("true", True, bool)]),
+        "a function of others": graph([helper.make_node("Foo", ["input_ids"], ["logits"], domain="com.microsoft")]),
+        "data outside": lambda place: place.tree.joinpath(GRAPH).write_bytes(
+            graph([helper.make_node("Identity", ["w"], ["logits"])], [_external("../../../outside/canary.txt")])
+        ),
+        "data at an absolute path": lambda place: place.tree.joinpath(GRAPH).write_bytes(
+            graph([helper.make_node("Identity", ["w"], ["logits"])], [_external(str(place.canary))])
+        ),
+        "data of a device": graph([helper.make_node("Identity", ["w"], ["logits"])], [_external("/dev/zero")]),
+        "text tensors": graph([helper.make_node("Identity", ["w"], ["logits"])],
+                              [helper.make_tensor("w", TensorProto.STRING, [1], [b"\x1b[2J"])]),
+        "a large batch": graph([helper.make_node("Foo", ["input_ids"], ["logits"])], dims=(2**62, 2**62)),
+        "no batch": graph([helper.make_node("Foo", ["input_ids"], ["logits"])], dims=(-1, 0)),
+        "a name without end": graph([helper.make_node("Foo", ["input_ids"], ["logits"], name="a" * 5_000_000)]),
+    }
+
+
+def _graph_cases() -> dict[str, Case]:
+    cases: dict[str, Case] = {}
+    kinds = ("fifo", "zero", "random", "loop", "folder")
+    plants = {key: content if callable(content) else holding(GRAPH, content, True) for key, content in graphs().items()}
+    plants |= {f"is {kind}": being(GRAPH, kind) for kind in kinds} | {"3 GB": sparse(GRAPH, 3 << 30)}
+    for key, plant in plants.items():
+        cases[f"lint-onnx: {key}"] = Case(f"lint-onnx --model {{tree}}/{GRAPH} --stats --severity note", plant)
+        foreign = both(plant, lambda place: remove(place.tree / f"{GRAPH}.record.json"))
+        command = "build-om --backend cpu --force"
+        if not key.startswith("is ") and key not in ("3 GB", "100,000 nodes"):
+            cases[f"build-om: {key}"] = Case(command, foreign)
+            compare = "compare onnx pytorch --a-file {tree}/" + GRAPH
+            cases[f"compare: {key}"] = Case(compare, plant)
+        if key in ("a loop", "a constant of a terabyte", "data outside", "data at an absolute path", "tiles", "a circle"):
+            cases[f"check-fp16: {key}"] = Case("check-fp16", foreign)
+            cases[f"replay: {key}"] = Case("verify --path {tree} --strict --replay 3", plant, foreign=True)
+    return cases
+
+
+XML = b'<?xml version="1.0"?><net name="a" version="11"><layers>%s</layers><edges>%s</edges></net>'
+
+
+def _bins() -> dict[str, Case]:
+    name, wide = f"{BINS}/input_ids/input_3.bin", 256
+    compiled = "models/tiny/cpu/deberta_bs1.xml"
+    bomb = b'<!DOCTYPE a [<!ENTITY a "aaaaaaaaaa">%s]>' % b"".join(
+        b'<!ENTITY %c "%s">' % (letter, b"&%c;" % (letter - 1) * 10) for letter in range(ord("b"), ord("j"))
+    )
+    plants: dict[str, Plant] = {
+        "short": holding(name, b"\0" * 5),
+        "empty": holding(name, b""),
+        "far ids": holding(name, np.full(wide, 2**31 - 1, "<i4").tobytes()),
+        "negative ids": holding(name, np.full(wide, -(2**31), "<i4").tobytes()),
+        "a terabyte": sparse(name),
+        **{f"is {kind}": being(name, kind) for kind in ("fifo", "zero", "random", "loop", "folder")},
+    }
+    foreign = lambda place: remove(place.tree / f"{BINS}.record.json")  # noqa: E731
+    cases = {f"infer: bin {key}": Case("infer --version match", both(plant, foreign)) for key, plant in plants.items()}
+    models: dict[str, Plant] = {
+        "a bomb": holding(compiled, bomb + XML % (b"<layer>&i;</layer>", b"")),
+        "a file": holding(compiled, b'<!DOCTYPE a [<!ENTITY a SYSTEM "/dev/zero">]>' + XML % (b"&a;", b"")),
+        "deep": holding(compiled, b"<a>" * 300_000),
+        "empty": holding(compiled, b""),
+        "no layers": holding(compiled, XML % (b"", b"")),
+        "far edges": holding(compiled, XML % (b"", b'<edge from-layer="99999999999999999999" to-layer="-1"/>')),
+        "no weights": holding("models/tiny/cpu/deberta_bs1.bin", b""),
+        "zero": being("models/tiny/cpu/deberta_bs1.bin", "zero"),
+    }
+    own = lambda place: remove(place.tree / f"{compiled}.record.json")  # noqa: E731
+    for key, plant in models.items():
+        cases[f"infer: model {key}"] = Case("infer --version match --force", both(plant, own))
+    return cases
+
+
+def _others() -> dict[str, Case]:
+    cases = {}
+    arrays = {"large": npy(f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({2**33}, 3), }}", bytes(12))}
+    for key, content in arrays.items():
+        cases[f"compare: reference {key}"] = Case("compare reference onnx --a-file {made}/a.npy", in_made("a.npy", content))
+    for kind in ("fifo", "zero", "random", "loop"):
+        plant = in_made("a.npy", PLACES[kind])
+        cases[f"compare: reference is {kind}"] = Case("compare reference onnx --a-file {made}/a.npy", plant)
+        plant = in_made("start.bin", PLACES[kind])
+        train = holding("data/tiny/MNLI/train.tsv", b"a\n")
+        cases[f"finetune: init is {kind}"] = Case("finetune --steps 1 --init {made}/start.bin", both(plant, train))
+        plant = being("data/tiny/MNLI/train.tsv", kind)
+        cases[f"finetune: data are {kind}"] = Case("finetune --steps 1", plant)
+    for key, content in {"a line": b"a" * 100_000_000, "latin": b"\xff\t\n" * 9, "empty": b"", "escapes": ESCAPE.encode()}.items():
+        cases[f"finetune: data have {key}"] = Case("finetune --steps 1", holding("data/tiny/MNLI/train.tsv", content))
+    for key, content in TIMING.items():
+        command = "perf --version match"
+        cases[f"perf: times have {key}"] = Case(command, holding(TIMES, content))
+    return cases
+
+
+def cases() -> dict[str, Case]:
+    table = {f"export-onnx: checkpoint {key}": Case("export-onnx", plant) for key, plant in _checkpoints().items()}
+    table |= {f"export-onnx: config {key}": Case("export-onnx", plant) for key, plant in _configs().items()}
+    table |= {f"preprocess: tokenizer {key}": Case("preprocess", plant) for key, plant in _tokenizers().items()}
+    table |= {f"preprocess: data {key}": Case("preprocess", plant) for key, plant in _data().items()}
+    return {**table, **_graph_cases(), **_bins(), **_others()}
