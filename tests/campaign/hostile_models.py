@@ -1,4 +1,4 @@
-"""Hostile files, second part: checkpoints, configs, tokenizers, data, bins and graphs that a stage reads."""
+"""Hostile files, second part: checkpoints, configs, tokenizers, data, bins and compiled models that a stage reads."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import torch
-from onnx import TensorProto, helper, numpy_helper
 from sentencepiece import sentencepiece_model_pb2
 
 from tests.campaign.hostile_trees import (
@@ -21,7 +19,6 @@ from tests.campaign.hostile_trees import (
     CONFIG,
     DATA,
     ESCAPE,
-    GRAPH,
     TIMES,
     TIMING,
     TOKENIZER,
@@ -66,13 +63,21 @@ def changed_weights(change: Callable[[dict[str, Any]], object]) -> Plant:
     return plant
 
 
+def _ignoring(make: Callable[[], Any]) -> Callable[[Surroundings], Any]:
+    return lambda place: make()
+
+
+def _updated(update: dict[str, Any]) -> Plant:
+    return edited(CONFIG, lambda content, place: content.update(update))
+
+
 def _shape(state: dict[str, Any]) -> None:
     name = next(iter(state))
     state[name] = torch.zeros(1).expand(2**40)
 
 
 def _checkpoints() -> dict[str, Plant]:
-    plants: dict[str, Plant] = {key: saving(lambda place, make=make: make()) for key, make in WEIGHTS.items()}
+    plants: dict[str, Plant] = {key: saving(_ignoring(make)) for key, make in WEIGHTS.items()}
     plants |= {f"is {kind}": being(CHECKPOINT, kind) for kind in ("fifo", "zero", "random", "loop", "folder")}
     plants["code"] = saving(lambda place: {"a": _Code(place.canary)})
     plants["old code"] = saving(lambda place: {"a": _Code(place.canary)}, _use_new_zipfile_serialization=False)
@@ -90,7 +95,7 @@ def _checkpoints() -> dict[str, Plant]:
     plants["many"] = changed_weights(lambda state: state.update({f"a{i}": torch.zeros(1) for i in range(20_000)}))
     plants["a long name"] = changed_weights(lambda state: state.update({"a" * 10_000_000: torch.zeros(1)}))
     plants["not finite"] = changed_weights(lambda state: [value.fill_(float("nan")) for value in state.values()])
-    plants["whole numbers"] = changed_weights(lambda state: state.update({"deberta.a": torch.zeros(1, dtype=torch.int8)}))
+    plants["whole numbers"] = changed_weights(lambda state: state.update({"deberta.a": torch.zeros(1).char()}))
     plants["none left"] = changed_weights(lambda state: state.clear())
     plants["cut"] = lambda place: (place.tree / CHECKPOINT).write_bytes((place.tree / CHECKPOINT).read_bytes()[:5000])
     for key, header, length in (
@@ -139,7 +144,7 @@ def _configs() -> dict[str, Plant]:
         "types": {"type_vocab_size": 2**24},
     }
     for key, update in values.items():
-        plants[f"of {key}"] = edited(CONFIG, lambda content, place, update=update: content.update(update))
+        plants[f"of {key}"] = _updated(update)
     return plants
 
 
@@ -172,8 +177,11 @@ def _tokenizer_json(change: Callable[[Any], object]) -> Plant:
     return plant
 
 
+def add(text: str, score: float = -1.0) -> Plant:
+    return changed_pieces(lambda model: model.pieces.add(piece=text, score=score))
+
+
 def _tokenizers() -> dict[str, Plant]:
-    add = lambda text, score=-1.0: changed_pieces(lambda model: model.pieces.add(piece=text, score=score))  # noqa: E731
     grow = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 100_000}
     slow = {"type": "Replace", "pattern": {"Regex": "(a|a|b|.)*(x+x+)+y"}, "content": "a"}
     nested: dict[str, Any] = {"type": "Lowercase"}
@@ -249,121 +257,6 @@ def _data() -> dict[str, Plant]:
     return plants
 
 
-def graph(nodes: Any = (), constants: Any = (), inputs: Any = None, opset: int = 12, dims: Any = ("n", 256)) -> bytes:
-    """An ONNX file with the project's inputs and output, and these nodes."""
-    kinds = inputs or [helper.make_tensor_value_info(n, TensorProto.INT32, dims) for n in ("input_ids", "input_mask")]
-    output = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ("n", 3))
-    inner = helper.make_graph(list(nodes), "g", kinds, [output], list(constants))
-    model = helper.make_model(inner, opset_imports=[helper.make_opsetid("", opset)], ir_version=7)
-    content: bytes = model.SerializeToString()
-    return content
-
-
-def _tensor(name: str, values: Any, kind: Any = np.int64) -> Any:
-    return numpy_helper.from_array(np.array(values, kind), name)
-
-
-def _raw(name: str, dims: list[int], kind: int = TensorProto.FLOAT, data: bytes = b"") -> Any:
-    tensor = TensorProto(name=name, data_type=kind, raw_data=data)
-    tensor.dims.extend(dims)
-    return tensor
-
-
-def _external(location: str) -> Any:
-    tensor = TensorProto(name="w", data_type=TensorProto.FLOAT, data_location=TensorProto.EXTERNAL)
-    tensor.dims.extend([4, 3])
-    tensor.external_data.add(key="location", value=location)
-    return tensor
-
-
-def _loop() -> Any:
-    body = helper.make_graph(
-        [helper.make_node("Identity", ["c"], ["c2"]), helper.make_node("Identity", ["s"], ["s2"])],
-        "body",
-        [
-            helper.make_tensor_value_info("i", TensorProto.INT64, ()),
-            helper.make_tensor_value_info("c", TensorProto.BOOL, ()),
-            helper.make_tensor_value_info("s", TensorProto.FLOAT, ("n", 3)),
-        ],
-        [
-            helper.make_tensor_value_info("c2", TensorProto.BOOL, ()),
-            helper.make_tensor_value_info("s2", TensorProto.FLOAT, ("n", 3)),
-        ],
-    )
-    return [
-        helper.make_node("Cast", ["input_ids"], ["f"], to=TensorProto.FLOAT),
-        helper.make_node("Slice", ["f", "zero", "three", "one"], ["t"]),
-        helper.make_node("Loop", ["most", "true", "t"], ["logits"], body=body),
-    ]
-
-
-def graphs() -> dict[str, bytes | Plant]:
-    sliced = [_tensor("zero", [0]), _tensor("three", [3]), _tensor("one", [1])]
-    chain = [helper.make_node("Erf", [f"t{i}" if i else "input_ids"], [f"t{i + 1}"]) for i in range(100_000)]
-    deep = helper.make_graph([helper.make_node("Foo", [], ["a"])], "g", [], [])
-    for _ in range(90):
-        deep = helper.make_graph([helper.make_node("If", ["c"], ["a"], then_branch=deep, else_branch=deep)], "g", [], []) \
-            if deep.ByteSize() < 2_000_000 else deep
-    huge = helper.make_node("ConstantOfShape", ["size"], ["logits"])
-    return {
-        "empty": b"",
-        "text": ESCAPE.encode(),
-        "noise": bytes(range(256)) * 100,
-        "length without end": b"\x3a\xff\xff\xff\xff\x0f",
-        "no nodes": graph(),
-        "100,000 nodes": graph([*chain, helper.make_node("Foo", ["t100000"], ["logits"])]),
-        "a circle": graph([helper.make_node("Erf", ["b"], ["a"]), helper.make_node("Erf", ["a"], ["b"]),
-                           helper.make_node("Foo", ["b"], ["logits"])]),
-        "escapes": graph([helper.make_node("Foo", ["input_ids"], ["logits"], name=ESCAPE, domain=ESCAPE)]),
-        "no utf-8": graph([helper.make_node("Foo", ["input_ids"], ["logits"], name="\u00e9")]).replace(b"\xc3\xa9", b"\xff\xfe"),
-        "branches": helper.make_model(deep).SerializeToString(),
-        "a far opset": graph([helper.make_node("Foo", ["input_ids"], ["logits"])], opset=2**31 - 1),
-        "a negative size": graph([helper.make_node("Foo", ["w"], ["logits"])], [_raw("w", [-1, 3])]),
-        "a size without end": graph([helper.make_node("Foo", ["w"], ["logits"])], [_raw("w", [2**62, 2**62])]),
-        "a size without data": graph([helper.make_node("Foo", ["w"], ["logits"])], [_raw("w", [2**20, 2**10])]),
-        "many sizes": graph([helper.make_node("Foo", ["w"], ["logits"])], [_raw("w", [1] * 100_000)]),
-        "an unknown type": graph([helper.make_node("Foo", ["w"], ["logits"])], [_raw("w", [1], 99, b"a")]),
-        "a constant of a terabyte": graph([huge], [_tensor("size", [2**38, 3])]),
-        "a range": graph([helper.make_node("Range", ["z", "e", "o"], ["r"]), helper.make_node("Foo", ["r"], ["logits"])],
-                         [_tensor("z", 0), _tensor("e", 2**50), _tensor("o", 1)]),
-        "tiles": graph([helper.make_node("Tile", ["zero", "size"], ["r"]), helper.make_node("Foo", ["r"], ["logits"])],
-                       [*sliced, _tensor("size", [2**45])]),
-        "a loop": graph(_loop(), [*sliced, _tensor("most", 2**60), _tensor("true", True, bool)]),
-        "a function of others": graph([helper.make_node("Foo", ["input_ids"], ["logits"], domain="com.microsoft")]),
-        "data outside": lambda place: place.tree.joinpath(GRAPH).write_bytes(
-            graph([helper.make_node("Identity", ["w"], ["logits"])], [_external("../../../outside/canary.txt")])
-        ),
-        "data at an absolute path": lambda place: place.tree.joinpath(GRAPH).write_bytes(
-            graph([helper.make_node("Identity", ["w"], ["logits"])], [_external(str(place.canary))])
-        ),
-        "data of a device": graph([helper.make_node("Identity", ["w"], ["logits"])], [_external("/dev/zero")]),
-        "text tensors": graph([helper.make_node("Identity", ["w"], ["logits"])],
-                              [helper.make_tensor("w", TensorProto.STRING, [1], [b"\x1b[2J"])]),
-        "a large batch": graph([helper.make_node("Foo", ["input_ids"], ["logits"])], dims=(2**62, 2**62)),
-        "no batch": graph([helper.make_node("Foo", ["input_ids"], ["logits"])], dims=(-1, 0)),
-        "a name without end": graph([helper.make_node("Foo", ["input_ids"], ["logits"], name="a" * 5_000_000)]),
-    }
-
-
-def _graph_cases() -> dict[str, Case]:
-    cases: dict[str, Case] = {}
-    kinds = ("fifo", "zero", "random", "loop", "folder")
-    plants = {key: content if callable(content) else holding(GRAPH, content, True) for key, content in graphs().items()}
-    plants |= {f"is {kind}": being(GRAPH, kind) for kind in kinds} | {"3 GB": sparse(GRAPH, 3 << 30)}
-    for key, plant in plants.items():
-        cases[f"lint-onnx: {key}"] = Case(f"lint-onnx --model {{tree}}/{GRAPH} --stats --severity note", plant)
-        foreign = both(plant, lambda place: remove(place.tree / f"{GRAPH}.record.json"))
-        command = "build-om --backend cpu --force"
-        if not key.startswith("is ") and key not in ("3 GB", "100,000 nodes"):
-            cases[f"build-om: {key}"] = Case(command, foreign)
-            compare = "compare onnx pytorch --a-file {tree}/" + GRAPH
-            cases[f"compare: {key}"] = Case(compare, plant)
-        if key in ("a loop", "a constant of a terabyte", "data outside", "data at an absolute path", "tiles", "a circle"):
-            cases[f"check-fp16: {key}"] = Case("check-fp16", foreign)
-            cases[f"replay: {key}"] = Case("verify --path {tree} --strict --replay 3", plant, foreign=True)
-    return cases
-
-
 XML = b'<?xml version="1.0"?><net name="a" version="11"><layers>%s</layers><edges>%s</edges></net>'
 
 
@@ -403,7 +296,9 @@ def _others() -> dict[str, Case]:
     cases = {}
     arrays = {"large": npy(f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({2**33}, 3), }}", bytes(12))}
     for key, content in arrays.items():
-        cases[f"compare: reference {key}"] = Case("compare reference onnx --a-file {made}/a.npy", in_made("a.npy", content))
+        cases[f"compare: reference {key}"] = Case(
+            "compare reference onnx --a-file {made}/a.npy", in_made("a.npy", content)
+        )
     for kind in ("fifo", "zero", "random", "loop"):
         plant = in_made("a.npy", PLACES[kind])
         cases[f"compare: reference is {kind}"] = Case("compare reference onnx --a-file {made}/a.npy", plant)
@@ -412,7 +307,12 @@ def _others() -> dict[str, Case]:
         cases[f"finetune: init is {kind}"] = Case("finetune --steps 1 --init {made}/start.bin", both(plant, train))
         plant = being("data/tiny/MNLI/train.tsv", kind)
         cases[f"finetune: data are {kind}"] = Case("finetune --steps 1", plant)
-    for key, content in {"a line": b"a" * 100_000_000, "latin": b"\xff\t\n" * 9, "empty": b"", "escapes": ESCAPE.encode()}.items():
+    for key, content in {
+        "a line": b"a" * 100_000_000,
+        "latin": b"\xff\t\n" * 9,
+        "empty": b"",
+        "escapes": ESCAPE.encode(),
+    }.items():
         cases[f"finetune: data have {key}"] = Case("finetune --steps 1", holding("data/tiny/MNLI/train.tsv", content))
     for key, content in TIMING.items():
         command = "perf --version match"
@@ -425,4 +325,4 @@ def cases() -> dict[str, Case]:
     table |= {f"export-onnx: config {key}": Case("export-onnx", plant) for key, plant in _configs().items()}
     table |= {f"preprocess: tokenizer {key}": Case("preprocess", plant) for key, plant in _tokenizers().items()}
     table |= {f"preprocess: data {key}": Case("preprocess", plant) for key, plant in _data().items()}
-    return {**table, **_graph_cases(), **_bins(), **_others()}
+    return {**table, **_bins(), **_others()}

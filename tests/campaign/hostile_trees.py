@@ -215,9 +215,7 @@ def _verified() -> dict[str, Case]:
     for key in ("absolute", "above", "of a device", "with escapes"):
         change = lambda job, place, of=names[key]: job["data"].update(match=of(place))  # noqa: E731
         plants[f"the job's data are {key}"] = edited(JOB, change)
-        change = lambda job, place, of=names[key]: [  # noqa: E731
-            cell.update(outputs={"256": of(place)}) for cell in job["cells"]
-        ]
+        change = lambda job, place, of=names[key]: job["cells"][0].update(outputs={"256": of(place)})  # noqa: E731
         plants[f"the job's outputs are {key}"] = edited(JOB, change)
     plants |= {f"reference is {key}": holding(REFERENCE, content, True) for key, content in NPY.items()}
     plants |= {f"times have {key}": holding(TIMES, content, True) for key, content in TIMING.items()}
@@ -236,7 +234,11 @@ def _verified() -> dict[str, Case]:
     envelopes = {
         "no base64": {"payload": "?", "payloadType": "a", "signatures": []},
         "list": [],
-        "no subject": {"payload": "e30=", "payloadType": "application/vnd.in-toto+json", "signatures": [{"sig": "AA=="}]},
+        "no subject": {
+            "payload": "e30=",
+            "payloadType": "application/vnd.in-toto+json",
+            "signatures": [{"sig": "AA=="}],
+        },
         "text": {"payload": 1, "payloadType": {}, "signatures": "a"},
         "many": {"payload": "e30=", "payloadType": "a", "signatures": [{"sig": "AA==", "keyid": "a"}] * 100_000},
     }
@@ -304,13 +306,15 @@ ZIPS = {
     "many": _zip(*((f"a{i}", b"") for i in range(20_000)), method=zipfile.ZIP_STORED),
     "escapes": _zip(("a\x1b[2J\x9b31m", b"x")),
     "cut": _WHOLE[:-30],
-    "wrong sum": _WHOLE.replace(b"index", b"xedni"),
+    "wrong sum": _zip(*_PAIR, method=zipfile.ZIP_STORED).replace(b"index", b"xedni"),
     "encrypted": _WHOLE.replace(b"PK\x03\x04\x14\x00\x00", b"PK\x03\x04\x14\x00\x01").replace(
         b"PK\x01\x02\x14\x03\x14\x00\x00", b"PK\x01\x02\x14\x03\x14\x00\x01"
     ),
     "without end": b"PK\x03\x04" + bytes(1000),
     "another thing": b"<html>" * 100,
-    "unknown method": _WHOLE.replace(b"PK\x01\x02\x14\x03\x14\x00\x00\x00\x08", b"PK\x01\x02\x14\x03\x14\x00\x00\x00\x63"),
+    "unknown method": _WHOLE.replace(
+        b"PK\x01\x02\x14\x03\x14\x00\x00\x00\x08", b"PK\x01\x02\x14\x03\x14\x00\x00\x00\x63"
+    ),
     "empty": b"",
     "a lone comment": b"PK\x05\x06" + bytes(18),
 }
@@ -323,7 +327,11 @@ def _fetched() -> dict[str, Case]:
     for key, content in ZIPS.items():
         cases[f"fetch: zip is {key}"] = Case(command.format(what="mnli"), in_made("from/MNLI.zip", content))
     for kind in ("fifo", "zero", "random", "loop"):
-        for what, name in (("mnli", "MNLI.zip"), ("checkpoint", "pytorch.model-073631.bin"), ("tokenizer", "spm.model")):
+        for what, name in (
+            ("mnli", "MNLI.zip"),
+            ("checkpoint", "pytorch.model-073631.bin"),
+            ("tokenizer", "spm.model"),
+        ):
             plant = in_made(f"from/{name}", PLACES[kind])
             cases[f"fetch: {name} is {kind}"] = Case(command.format(what=what), plant)
     for key, content in {"html": b"<html>" * 99, "empty": b"", "pickle": b"\x80\x02cos\nsystem\n"}.items():
@@ -351,10 +359,14 @@ def _judged() -> dict[str, Case]:
     }
     for key, content in gates.items():
         plant = in_made("gates.toml", content)
-        cases[f"acceptance: gates have {key}"] = Case("acceptance --bs 1", plant, settings=(("gates", "{made}/gates.toml"),))
+        cases[f"acceptance: gates have {key}"] = Case(
+            "acceptance --bs 1", plant, settings=(("gates", "{made}/gates.toml"),)
+        )
     for kind in ("fifo", "zero", "folder", "loop"):
         plant = in_made("gates.toml", PLACES[kind])
-        cases[f"acceptance: gates are {kind}"] = Case("acceptance --bs 1", plant, settings=(("gates", "{made}/gates.toml"),))
+        cases[f"acceptance: gates are {kind}"] = Case(
+            "acceptance --bs 1", plant, settings=(("gates", "{made}/gates.toml"),)
+        )
     logits = np.zeros((10, 3), "<f4").tobytes()
     outputs = {
         "short": {"input_0_output_0.bin": logits[:11]},
@@ -364,8 +376,8 @@ def _judged() -> dict[str, Case]:
         "others": {ESCAPE.replace("/", ""): b"x"},
         "none": {},
     }
-    for key, content in outputs.items():
-        plant = both(in_made("o/.keep", b""), *(in_made(f"o/{name}", data) for name, data in content.items()))
+    for key, written in outputs.items():
+        plant = both(in_made("o/.keep", b""), *(in_made(f"o/{name}", data) for name, data in written.items()))
         command = "postprocess --version match --outputs {made}/o"
         cases[f"postprocess: outputs are {key}"] = Case(command, both(plant, lambda p: (p.made / "o/.keep").unlink()))
     for kind in ("fifo", "zero", "random", "loop", "folder"):

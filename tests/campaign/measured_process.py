@@ -44,9 +44,7 @@ class Done(NamedTuple):
     stderr: str
 
 
-def run(
-    command: Sequence[str], folder: Path, environment: Mapping[str, str], scratch: Path, seconds: float
-) -> Done:
+def run(command: Sequence[str], folder: Path, environment: Mapping[str, str], scratch: Path, seconds: float) -> Done:
     """Run it in `folder`, for at most `seconds`; `scratch` gets the measurements."""
     scratch.mkdir(exist_ok=True)
     streams = [scratch / "stdout", scratch / "stderr"]

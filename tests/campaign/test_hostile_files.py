@@ -5,6 +5,7 @@ Each case is a process of `invoke` on a tree of its own. A few run in the ordina
 
 from __future__ import annotations
 
+import getpass
 import json
 import os
 import sys
@@ -16,15 +17,23 @@ import pytest
 from deberta.core import files
 from deberta.core.errors import ERROR_PREFIX, visible
 from tests import pipeline_helpers
-from tests.campaign import hostile_models, hostile_trees, measured_process
+from tests.campaign import hostile_graphs, hostile_models, hostile_trees, measured_process
 from tests.campaign.hostile_trees import Case, Surroundings
 from tests.mnli_helpers import REPOSITORY
 from tests.pipeline_helpers import Workspace
 from tests.raw_server import answering
 
 SECONDS, MIB = 20, 2048
-CASES = {**hostile_trees.cases(), **hostile_models.cases()}
-SHARE = ("verify: models/tiny/spm.model leads out",)
+CASES = {**hostile_trees.cases(), **hostile_models.cases(), **hostile_graphs.cases()}
+# What PyTorch, and ONNX Runtime's telemetry, make in the temporary and the home folder of whoever runs them.
+LIBRARIES = (f"torchinductor_{getpass.getuser()}", ".ses", ".cache")
+SHARE = (
+    "verify: models/tiny/spm.model leads out",
+    "verify: a record's input is absolute",
+    "verify: results/tiny/cpu/bom.cdx.json has infinity",
+    "acceptance: gates are fifo",
+    "replay: a loop",
+)
 _measured: dict[str, measured_process.Done] = {}
 
 
@@ -78,12 +87,13 @@ def check(name: str, finished: Workspace, folder: Path) -> None:
     problems = []
     if done.code is None or not 2 <= done.code <= 6:
         problems.append(f"exit code {done.code}")
-    if done.seconds > SECONDS or done.mib > MIB:
+    busy = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))  # other programs' share of the machine
+    if done.seconds > SECONDS * busy or done.mib > MIB:
         problems.append(f"{done.seconds:.1f} s, {done.mib:.0f} MiB")
     if "Traceback" in output or "panicked" in output:
         problems.append("a traceback")
     lines = done.stderr.splitlines()
-    if not lines or not lines[-1].startswith(ERROR_PREFIX) or done.stderr.count(ERROR_PREFIX) != 1:
+    if not lines or not lines[-1].startswith(ERROR_PREFIX) or sum(line.startswith(ERROR_PREFIX) for line in lines) != 1:
         problems.append("not one line of error")
     if visible(output) != output:
         problems.append("control characters")
@@ -93,7 +103,9 @@ def check(name: str, finished: Workspace, folder: Path) -> None:
         problems.append("the digest of a file outside")
     if (_listing(place.tree if case.foreign else place.outside), _listing(place.outside)) != before:
         problems.append("something was written")
-    if left := [str(path) for name in ("home", "tmp", "own") for path in sorted((folder / name).iterdir())]:
+    if left := [
+        str(path) for name in ("home", "tmp", "own") for path in (folder / name).iterdir() if path.name not in LIBRARIES
+    ]:
         problems.append(f"left behind: {left}")
     assert not problems, f"{problems}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
 

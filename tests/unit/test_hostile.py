@@ -340,7 +340,6 @@ OPEN_ELSEWHERE = {
     "host/images/definition.py": "this checkout",
     "host/images/pins.py": "this checkout",
     "host/report/bom.py": "our lock files",
-    "host/report/gates.py": "the user's gates",
     "host/report/verification.py": "what our stage wrote",
     "host/run/source_digest.py": "this checkout",
     "host/workflows/doctor.py": "the kernel's files",

@@ -12,12 +12,13 @@ import tomlkit
 from msgspec import field
 from tomlkit.exceptions import TOMLKitError
 
-from deberta.core import schema
+from deberta.core import files, schema
 from deberta.core.errors import ConfigError, MissingError
 from deberta.core.job import Gates
 from deberta.core.schema import Schema
 
 OURS = Path("deberta", "gates.toml")  # below the project
+LARGEST = 65_536  # bytes
 OF_PROFILES = ("correct_rows", "inputs")  # gates that have no default
 
 
@@ -34,10 +35,12 @@ def load(path: Path, profile: str) -> Gates:
     Raises MissingError (no file) and ConfigError that names the file and the key; every profile's table is checked.
     """
     try:
-        document = tomlkit.parse(path.read_text(encoding="utf-8")).unwrap()
+        document = tomlkit.parse(files.read_bytes(path, LARGEST).decode()).unwrap()
     except FileNotFoundError:
         raise MissingError(f"{path} is missing. Correct gates in invoke.yaml, or run: git checkout -- {OURS}") from None
-    except (TOMLKitError, UnicodeDecodeError) as error:
+    except files.UnfitFile as error:
+        raise ConfigError(f"{path} {error}") from None
+    except (TOMLKitError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{path} is not TOML: {error}") from None
     tables = schema.convert(document, GatesFile, str(path))
     schema.convert(tables.defaults, Gates, f"{path}: [defaults]")

@@ -143,7 +143,8 @@ def recompute(options: Namespace) -> Result:
         recomputation.run(result)
     check_body(result, report)
     if options.stored_bom and options.recomputed_bom:
-        Recomputation(lambda argv: None, [], [(options.stored_bom, options.recomputed_bom)]).run(result)  # the host made it
+        pair = (options.stored_bom, options.recomputed_bom)  # the host made it again
+        Recomputation(lambda argv: None, [], [pair]).run(result)
     return result
 
 
