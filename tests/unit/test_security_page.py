@@ -7,6 +7,7 @@ import re
 from deberta.core import contract, errors, files, mnli, schema
 from deberta.host.cli import settings_file
 from deberta.host.fetch import archives, download
+from deberta.host.report import evidence, gates
 from deberta.stages.model import config, tokenizer
 from deberta.stages.verify import sign
 from tests.mnli_helpers import REPOSITORY
@@ -29,6 +30,10 @@ BOUNDS = {
     "bytes of a download whose server gives no length": download.SETTINGS.most_bytes,
     "redirects of a download": download.MOST_REDIRECTS,
     "silence of a server": int(download.SETTINGS.read),
+    "time for 65,536 bytes of a download, or for an answer's headers": int(2 * download.SETTINGS.read),
+    "time of an answer": int(download.SETTINGS.most_seconds),
+    "a file or a folder of a tree that `verify --path` reads": evidence.LARGEST,
+    "a gates file": gates.LARGEST,
     "characters of an error message": errors.LONGEST_MESSAGE,
 }
 
