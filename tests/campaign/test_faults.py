@@ -261,8 +261,7 @@ FULL = [pytest.param(step, leave, marks=pytest.mark.campaign) for step in STEPS 
 def test_a_full_disk(tiny: Workspace, small_disk: Path, command: tuple[str, ...], leave: int) -> None:
     workspace = tiny.copy(small_disk / "workspace")
     workspace.succeed("evaluate", *CASE)
-    message = check_refused(workspace, fill(small_disk, leave), *command)
-    assert command[0] != "infer" or leave or "bytes free, and 3 outputs need 12288. Free some space" in message
+    check_refused(workspace, fill(small_disk, leave), *command)
 
 
 @pytest.mark.campaign
