@@ -38,12 +38,12 @@ def origin(name):
 print(json.dumps({"ais_bench": origin("ais_bench.__main__"), "aclruntime": origin("aclruntime")}))
 """
 _FOLDER = re.compile(r"\[INFO\] output path:(.+)")
-# Lines of its log, which may follow a progress bar; of argparse; the last of a traceback; and two of aclruntime's that
-# are no [ERROR] but name the cause of one.
-_ERROR = re.compile(
-    r"\[ERROR\].*|\[WARN\] check failed dym.*|the dynamic_dims parameter is not specified.*|\S+: error: .+"
-    r"|.*No module named .+|^(?:\w+\.)*\w+(?:Error|Exception)(?:: .+)?$"
-)
+# Each is searched for in time that grows with the line's length, not with its square.
+# Lines of its log, which may follow a progress bar, and two of aclruntime's that are no [ERROR] but name its cause.
+_LOGGED = re.compile(r"\[ERROR\]|\[WARN\] check failed dym|the dynamic_dims parameter is not specified")
+_OF_ARGPARSE = re.compile(r"(?<=\S): error: .")
+_EXCEPTION = re.compile(r"\w[\w.]*(?:Error|Exception)(?:: .+)?")  # the last line of a traceback
+_NO_MODULE = re.compile(r"No module named .")
 _BARE = re.compile(r"\w+")  # the last line of `raise RuntimeError()`, which says nothing
 _TOLERANCE = 1e-6  # relative, of a mean beside that of its times
 
@@ -129,10 +129,20 @@ def summary_of(folder: Path) -> Path:
 
 def parse(stdout: str) -> AisBenchRun:
     """Read the lines that a run printed, stderr's among them."""
-    lines = [match[0].strip() for match in map(_ERROR.search, stdout.splitlines()) if match]
+    lines = [error for error in map(_error_in, stdout.splitlines()) if error]
     errors = [line for line in lines if not _BARE.fullmatch(line)] or lines
     match = _FOLDER.search(stdout)
     return AisBenchRun(match[1].rstrip() if match else None, tuple(errors))
+
+
+def _error_in(line: str) -> str:
+    """The error that a line holds, from its first word on, or an empty text."""
+    if _NO_MODULE.search(line) or _EXCEPTION.fullmatch(line):
+        return line.strip()
+    starts = [match.start() for match in [_LOGGED.search(line)] if match]
+    if match := _OF_ARGPARSE.search(line):
+        starts.append(match.start() - len(line[: match.start()].split()[-1]))
+    return line[min(starts) :].strip() if starts else ""
 
 
 def read_summary(text: str) -> AisBenchSummary:

@@ -34,7 +34,8 @@ _OUTPUT_TYPE = re.compile(r"(?:[^:;\s]+:\d+:)?FP32")
 _MESSAGE = re.compile(r"([EW][0-9A-Z]\d{4}): *(?:\[PID: *\d+\] *[\d:.-]+ *)?(.*)")
 _DETAIL = re.compile(r"(?:E[0-9A-Z]\d{4})? +(.*)")  # the line below, indented or after the code again
 _PATH = re.compile(r"[\u4e00-\u9fa5A-Za-z0-9./_-]+")  # common/util.cc: characters that ATC allows in a file's real path
-_SLOW_OP = re.compile(r"Op \[([^\]]+)\]")
+_MOST_DETAILS = 50  # lines that are kept of one message
+_SLOW_OP = re.compile(r"Op \[([^\]]{1,1000})\]")
 
 
 @dataclass(frozen=True)
@@ -221,7 +222,8 @@ def parse(stdout: str) -> AtcOutcome:
             messages.append(Message(match[1], match[2].strip()))
             inside = True
         elif inside and "TraceBack" not in line and (match := _DETAIL.fullmatch(line.expandtabs())):
-            messages[-1] = messages[-1]._replace(details=(*messages[-1].details, match[1].strip()))
+            details = (*messages[-1].details, match[1].strip())
+            messages[-1] = messages[-1]._replace(details=details[:_MOST_DETAILS])
         else:
             inside = False
     return AtcOutcome(

@@ -19,7 +19,8 @@ from deberta.core.errors import DataError, DebertaError, StageError
 PROGRAM = "msame"
 
 # C++ streams print six significant digits, in scientific notation where that is shorter; printf may print `-nan`.
-_NUMBER = r"([-+]?(?:\d+\.?\d*(?:[eE][-+]?\d+)?|nan|inf))"
+# Digits are bounded, or the time for a long line of them would grow with the square of its length.
+_NUMBER = r"([-+]?(?:[0-9]{1,40}(?:\.[0-9]{0,40})?(?:[eE][-+]?[0-9]{1,4})?|nan|inf))"
 _TIME = re.compile(rf"Inference time: {_NUMBER} ?ms")
 _AVERAGE = re.compile(rf"Inference average time ?: {_NUMBER} ms")  # directory mode has a space before the colon
 _WITHOUT_FIRST = re.compile(rf"Inference average time without first time ?: {_NUMBER} ms")

@@ -24,14 +24,15 @@ from deberta.core.errors import DataError, DebertaError, StageError, many, some
 
 _NO_SPACE = re.compile("No space left|disk is full|free some space")
 FAILURES = msgspec.json.decode(Path(__file__).with_name("failures.json").read_bytes())
+_MOST_LINES, _LONGEST_LINE = 500, 1000  # that are looked at: an expression's time grows with the square of a line
 ADVICE_OF_CODE = {code: row for codes, *row in FAILURES["codes"] for code in codes.split()}
 
 
 def explain(tool: str, lines: Sequence[str]) -> Optional[DebertaError]:
     """The error of the tool's first failure that is in any of the lines (case is ignored); None if none is."""
     for pattern, error, advice in FAILURES[tool]:
-        for line in lines:
-            if re.search(pattern, line, re.IGNORECASE):
+        for line in lines[:_MOST_LINES]:
+            if re.search(pattern, line[:_LONGEST_LINE], re.IGNORECASE):
                 return failure(tool, line, error, advice)
     return None
 

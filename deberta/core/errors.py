@@ -94,7 +94,8 @@ def run_stage(main: Callable[[Sequence[str]], None], argv: Optional[Sequence[str
     except KeyboardInterrupt:
         return INTERRUPTED
     except BaseException as error:
-        if type(error).__name__ != "PanicException":  # what the tokenizer library, in Rust, raises; it is no Exception
+        # What the tokenizer library, in Rust, raises: PanicException, which is no Exception, or a bare Exception.
+        if type(error).__name__ != "PanicException" and type(error) is not Exception:
             raise
         problem = DataError(f"the tokenizer cannot be used: its library failed ({error}). Fetch its files again")
     print(f"{ERROR_PREFIX}{one_line(str(problem))}", file=sys.stderr, flush=True)

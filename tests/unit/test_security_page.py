@@ -8,6 +8,7 @@ from deberta.core import contract, errors, files, mnli, schema
 from deberta.host.cli import settings_file
 from deberta.host.fetch import archives, download
 from deberta.host.report import evidence, gates
+from deberta.stages.lint import graph
 from deberta.stages.model import config, tokenizer
 from deberta.stages.verify import sign
 from tests.mnli_helpers import REPOSITORY
@@ -24,6 +25,7 @@ BOUNDS = {
     "any other size in a config": config.LARGEST,
     "a piece of a SentencePiece model": tokenizer.LONGEST_PIECE,
     "an ONNX file": contract.ONNX_MAX_BYTES,
+    "nodes of an ONNX file that is linted": graph.MOST_NODES,
     "entries of a zip": archives.LIMITS.entries,
     "bytes that a zip unpacks to": archives.LIMITS.total,
     f"compression of a member above {archives.LIMITS.ratio_from:,} bytes": archives.LIMITS.ratio,

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -108,7 +107,9 @@ def read_array(path: Path, again: str, rows: int | None = None) -> Logits:
         raise MissingError(f"{path} is missing. Run: invoke acceptance")
     try:
         content: Any = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, BadZipFile) as error:
+    except OSError:
+        raise
+    except Exception as error:  # of many classes: the header is read as Python's own text
         raise DataError(f"{path} is not a NumPy array ({error}). {again}") from None
     fits = isinstance(content, np.ndarray) and content.dtype == np.dtype("<f4") and content.ndim == 2
     if not fits or content.shape != (len(content) if rows is None else rows, len(contract.LABELS)):

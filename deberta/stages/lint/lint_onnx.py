@@ -21,7 +21,7 @@ from deberta.stages import arguments
 from deberta.stages.arguments import Argument, file, flag, one_of
 from deberta.stages.lint import checks, cost
 from deberta.stages.lint.checks import LintFinding
-from deberta.stages.lint.graph import Graph, load_graph, too_large
+from deberta.stages.lint.graph import Graph, broken_is_data_error, load_graph, too_large
 from deberta.stages.lint.rules import DOCUMENTED, RULES, SEVERITIES
 
 _SARIF = "https://json.schemastore.org/sarif-2.1.0.json"
@@ -42,12 +42,15 @@ def main(argv: Sequence[str]) -> None:
     )
     batches = options.batch_sizes
     devices = [cost.parse_device(text) for text in options.device] if options.stats else []
-    graph = None if too_large(options.model) else load_graph(options.model)
-    if graph is None:
-        findings = [checks.size_finding(options.model.stat().st_size)]
-    else:
-        batches = [graph.fixed_batch] if graph.fixed_batch else batches
-        findings = checks.check(graph, batches, options.sequence_length)
+    stats: dict[str, Any] = {}
+    with broken_is_data_error(options.model):
+        graph = None if too_large(options.model) else load_graph(options.model)
+        if graph is None:
+            findings = [checks.size_finding(options.model.stat().st_size)]
+        else:
+            batches = [graph.fixed_batch] if graph.fixed_batch else batches
+            findings = checks.check(graph, batches, options.sequence_length)
+            stats = {"stats": cost.statistics(graph, batches, devices)} if options.stats else {}
     report = {
         "model": options.model.as_posix(),
         "sha256": files.sha256_of(options.model),
@@ -56,9 +59,8 @@ def main(argv: Sequence[str]) -> None:
         "batch_sizes": batches,
         "counts": {level: sum(finding.rule.severity == level for finding in findings) for level in SEVERITIES},
         "findings": [as_dict(finding) for finding in findings],
+        **stats,
     }
-    if graph and options.stats:
-        report["stats"] = cost.statistics(graph, batches, devices)
     text = visible(_FORMATS[options.format](report))
     if options.output:
         files.write_text(options.output, text)

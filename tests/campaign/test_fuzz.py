@@ -1,0 +1,417 @@
+"""Every parser of data from outside, fed with what is almost valid: errors of ours come out, and in bounded time.
+
+The mutations are our own, seeded and fast, because 200,000 inputs by hypothesis take hours; hypothesis makes the
+structured ones (values of another kind, and texts of many sorts).
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import random
+import signal
+import struct
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, Optional
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper
+from safetensors.torch import save
+
+from deberta.ascend import ais_bench, atc, msame, npu_smi, timing
+from deberta.core import buckets, contract, errors, files, mnli, records, report, schema
+from deberta.core.job import Gates, Job
+from deberta.host.cli import settings as settings_of
+from deberta.host.fetch import archives, checksums, download
+from deberta.host.plan import profiles
+from deberta.host.report import gates
+from deberta.stages.data import bins, row_order
+from deberta.stages.lint import lint_onnx
+from deberta.stages.model import checkpoint, config, tokenizer
+from deberta.stages.report import cells
+from deberta.stages.verify import sign
+from tests import report_helpers, report_samples
+from tests.campaign import mutations
+from tests.mnli_helpers import REPOSITORY
+from tests.unit import test_atc, test_msame, test_npu, test_timing
+
+INPUTS = int(os.environ.get("CAMPAIGN_INPUTS", "200000"))  # of each parser
+SHARE = 40  # of them, with every test
+SECONDS = 10  # for one input
+DEMO = REPOSITORY / "models/demo"
+
+
+@dataclass(frozen=True)
+class Parser:
+    """Reads one input; `allowed` are the errors that its documentation names besides ours."""
+
+    seeds: Sequence[bytes]
+    read: Callable[[bytes, Path], object]
+    allowed: tuple[type[Exception], ...] = ()
+    name: str = "input"  # of the file in which the input is given
+
+
+def of_file(read: Callable[[Path], object], name: str = "input") -> Callable[[bytes, Path], object]:
+    def written(content: bytes, folder: Path) -> object:
+        (folder / name).write_bytes(content)
+        return read(folder / name)
+
+    return written
+
+
+def of_text(read: Callable[[str], object]) -> Callable[[bytes, Path], object]:
+    return lambda content, _: read(content.decode("utf-8", errors="replace"))
+
+
+def of_values(read: Callable[[Any], object]) -> Callable[[bytes, Path], object]:
+    """For what invoke has read from YAML: any value that JSON can say too."""
+
+    def parsed(content: bytes, _: Path) -> object:
+        try:
+            values = json.loads(content)
+        except (ValueError, RecursionError):
+            return None
+        return read(values)
+
+    return parsed
+
+
+def by_stage(main: Callable[[Sequence[str]], None], *arguments: str) -> Callable[[Path], object]:
+    """A stage's own door, at which some errors get to be ours."""
+
+    def run(path: Path) -> None:
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()) as stderr:
+            code = errors.run_stage(main, [*arguments, str(path)])
+        lines = stderr.getvalue().splitlines()
+        assert code == 0 or (2 <= code <= 6 and lines[-1].startswith(errors.ERROR_PREFIX)), (code, lines[-3:])
+
+    return run
+
+
+def _zip() -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("MNLI/dev_matched.tsv", "a\tb\n" * 50)
+        archive.writestr("MNLI/readme.txt", "text")
+    return stream.getvalue()
+
+
+def _graph() -> bytes:
+    nodes = [
+        helper.make_node("Shape", ["input_ids"], ["shape"]),
+        helper.make_node("Gather", ["weights", "input_ids"], ["rows"]),
+        helper.make_node("ReduceMean", ["rows"], ["mean"], axes=[1], keepdims=0),
+        helper.make_node("MatMul", ["mean", "square"], ["logits"]),
+    ]
+    constants = [
+        helper.make_tensor("weights", TensorProto.FLOAT, [8, 3], [0.5] * 24),
+        helper.make_tensor("square", TensorProto.FLOAT, [3, 3], [1.0] * 9),
+    ]
+    inputs = [helper.make_tensor_value_info("input_ids", TensorProto.INT32, ["batch", 256])]
+    outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 3])]
+    graph = helper.make_graph(nodes, "small", inputs, outputs, constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 12)], ir_version=7)
+    return bytes(model.SerializeToString())
+
+
+def _weights() -> list[bytes]:
+    contents = []
+    state = {"bert.a.weight": torch.arange(6.0).reshape(2, 3), "b": torch.ones(2, dtype=torch.float16)}
+    for is_zip in (True, False):
+        stream = io.BytesIO()
+        torch.save(state, stream, _use_new_zipfile_serialization=is_zip)
+        contents.append(stream.getvalue())
+    return contents
+
+
+def _record() -> bytes:
+    entry = records.Resource("models/mnli/dynamic.onnx", {"sha256": "a" * 64})
+    record = records.statement(
+        [entry], [entry], {"bs": 8}, {"pins": "pinned"}, "export-onnx", records.now(), records.now(), {"rows": 3}
+    )
+    return schema.text(record).encode()
+
+
+def _small_tokenizer() -> bytes:
+    pieces = [[name, 0.0] for name in ("[PAD]", "[CLS]", "[SEP]", "[UNK]", "▁a", "b")]
+    template = [{"SpecialToken": {"id": "[CLS]", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    ends: list[Any] = [{"SpecialToken": {"id": "[SEP]", "type_id": 0}}]
+    second = [{"Sequence": {"id": "B", "type_id": 1}}, {"SpecialToken": {"id": "[SEP]", "type_id": 1}}]
+    specials = {name: {"id": name, "ids": [number], "tokens": [name]} for name, number in (("[CLS]", 1), ("[SEP]", 2))}
+    document: dict[str, Any] = {
+        "version": "1.0", "truncation": None, "padding": None, "added_tokens": [],
+        "normalizer": {"type": "Sequence", "normalizers": [
+            {"type": "Strip", "strip_left": True, "strip_right": True},
+            {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "},
+        ]},
+        "pre_tokenizer": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True},
+        "post_processor": {"type": "TemplateProcessing", "single": [*template, *ends],
+                           "pair": [*template, *ends, *second], "special_tokens": specials},
+        "decoder": None, "model": {"type": "Unigram", "unk_id": 3, "vocab": pieces, "byte_fallback": False},
+    }  # fmt: skip
+    return json.dumps(document).encode()
+
+
+def _use(loaded: Any) -> object:
+    return loaded.encode("a  b", "ab \u2026 b").ids
+
+
+def _tokenizer_stage(argv: Sequence[str]) -> None:
+    _use(tokenizer.load(Path(argv[0]), 256))
+
+
+def _key_pair() -> tuple[bytes, bytes, dict[str, Any], Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "key")
+        sign.new_key(path, None)
+        key = sign.private_key(path, None)
+        return path.read_bytes(), Path(f"{path}.pub").read_bytes(), sign.sign(b"{}", key), key.public_key()
+
+
+def _private(path: Path) -> object:
+    path.chmod(0o600)
+    return sign.private_key(path, None)
+
+
+def _profile(values: Any) -> object:
+    return profiles.load("small", values)
+
+
+def _settings(values: Any) -> object:
+    return schema.setting(values, settings_of.InvokeSettings, "a setting")
+
+
+def _npu(text: str) -> None:
+    devices = npu_smi.parse(text)
+    for device in devices:
+        npu_smi.describe(device)
+    npu_smi.soc_version(devices)
+
+
+def _atc(text: str) -> None:
+    outcome = atc.parse(text)
+    atc.summary(outcome)
+    atc.judge(outcome, 0, Path("/nowhere/a.om"), 0.0, 1, Path("log"))
+
+
+def _msame(text: str) -> None:
+    timing.parse(text, msame.PROGRAM, 8)
+    msame.judge(msame.parse(text), Path("/nowhere"), {}, 3)
+
+
+def _ais_bench(text: str) -> None:
+    ais_bench.judge(ais_bench.parse(text), Path("/nowhere/a"), {}, 3)
+
+
+def _answer(content: bytes, folder: Path) -> None:
+    """Headers as an http.client would give them, through redirects, ranges and lengths."""
+    lines = content.decode("latin-1").split("\n")
+    for line in lines:
+        download.redirect_target("https://host/a", line)
+        download.shown(line)
+
+
+def _bin(path: Path) -> object:
+    return bins.read(path, "input_ids", (1, 256), 1000)
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value).encode()
+
+
+def parsers(folder: Path) -> dict[str, Parser]:
+    private, public, envelope, key = _key_pair()
+    job = report_helpers.example_job(folder / "job").read_bytes()
+    tsv = b"".join((REPOSITORY / "data/demo/MNLI/dev_matched.tsv").read_bytes().splitlines(keepends=True)[:6])
+    model_config = (DEMO / "model_config.json").read_bytes()
+    order = _json({"rows": 3, "batch_size": 2, "sequence_length": 64, "buckets": [64, 256], "order": [[0, 2], [1]]})
+    profile = {
+        "small": {
+            "checkpoint": "a.bin", "config": "c.json", "tokenizer": "spm.model", "dataset": "MNLI",
+            "rows": {"match": 3, "mismatch": 4}, "labels": ["neutral", "entailment", "contradiction"],
+        }
+    }  # fmt: skip
+    own_settings = {"profile": "mnli", "backend": "cpu", "device": 0, "batch_sizes": [1, 8], "buckets": 256, "atc": {}}
+    atc_options = {
+        "precision_mode": "allow_mix_precision", "dynamic_dims": "1,1;8,8", "extra": ["--x=y"], "output_type": "FP32"
+    }  # fmt: skip
+    fetched = _json({"files": {"a": {"url": "https://host/a", "sha256": "a" * 64, "bytes": 3, "fetched": "2026"}}})
+    npy = io.BytesIO()
+    np.save(npy, np.zeros((2, 3), np.float32))
+    tables = [(table + test_npu.TABLE_OF_PROCESSES).encode() for table in (test_npu.NARROW, test_npu.WIDE)]
+    summary = test_timing.summary
+    log = f"{test_msame.START}\nInference time: 1.5 ms\nInference time: 2e-05ms\n{test_msame.END}".encode()
+    ais = b"[INFO] output path:/a/2026\n[ERROR] x\na.py: error: argument\nModuleNotFoundError: No module named x\n"
+    numbers = [b"8", b"1,4,8", b"64,256", b"auto", b"-5", b"123456789012345678"]
+    return {
+        "json": Parser([_record(), order], lambda c, _: schema.decode(c, Any), (ValueError,)),
+        "record": Parser([_record()], of_file(records.read)),
+        "report": Parser([_json(report_samples.demo())], of_file(lambda p: schema.read(p, report.Report, "Run"))),
+        "job": Parser([job], of_file(lambda p: schema.read(p, Job, "Run"))),
+        "order": Parser([order], of_file(lambda p: row_order.read(p.parent), row_order.NAME)),
+        "config": Parser(
+            [model_config, (REPOSITORY / "models/mnli/model_config.json").read_bytes()], of_file(config.read)
+        ),
+        "gates": Parser([(REPOSITORY / "deberta/gates.toml").read_bytes()], of_file(lambda p: gates.load(p, "mnli"))),
+        "gates of a job": Parser([b"{}"], of_values(lambda v: schema.convert(v, Gates, "gates"))),
+        "fetched": Parser([fetched], of_file(checksums.read_record)),
+        "histogram": Parser([b'{"tokens": {"12": 3, "256": 9}}'], of_file(buckets.read_histogram)),
+        "whole numbers": Parser(numbers, of_text(contract.whole), (ValueError,)),
+        "options": Parser(
+            numbers, of_text(lambda t: (lint_onnx.parse_batches("--bs", t), contract.parse_batch_size(t)))
+        ),
+        "lengths": Parser(numbers, of_text(lambda t: (buckets.parse(t), buckets.lengths(t)))),
+        "msame": Parser([log], of_text(_msame)),
+        "ais_bench": Parser([ais, b"[INFO] output path:/a/b\n"], of_text(_ais_bench)),
+        "summary of ais_bench": Parser(
+            [summary([1.0, 2.0]).encode()], of_text(lambda t: timing.parse(t, ais_bench.MODULE, 1))
+        ),
+        "atc": Parser([test_atc.NO_KERNEL.encode(), test_atc.PYTHON.encode()], of_text(_atc)),
+        "npu-smi": Parser(tables, of_text(_npu)),
+        "soc version": Parser([b"Ascend310P3"], of_text(npu_smi.parse_soc_version)),
+        "probe of ais_bench": Parser([b'{"ais_bench": "/a", "aclruntime": null}'], of_text(ais_bench.installed)),
+        "atc options": Parser([_json(atc_options)], of_values(settings_of.atc_options)),
+        "settings": Parser([_json(own_settings)], of_values(_settings)),
+        "profiles": Parser([_json(profile)], of_values(_profile)),
+        "tsv": Parser([tsv], of_file(lambda p: list(mnli.rows(p)))),
+        "sentencepiece": Parser([(DEMO / "spm.model").read_bytes()], of_file(by_stage(_tokenizer_stage))),
+        "tokenizer.json": Parser([_small_tokenizer()], of_file(by_stage(_tokenizer_stage), "tokenizer.json")),
+        "checkpoint": Parser(_weights(), of_file(checkpoint.read_state_dict)),
+        "safetensors": Parser(
+            [save({"a": torch.ones(2, 3)})], of_file(checkpoint.read_state_dict, "model.safetensors")
+        ),
+        "onnx": Parser([_graph()], of_file(by_stage(lint_onnx.main, "--sequence-length", "256", "--stats", "--model"))),
+        "zip": Parser([_zip()], of_file(lambda p: archives.find_in_archive(p, "a" * 64, lambda line: None))),
+        "redirect": Parser(
+            [b"https://host/a?b#c", b"../x", b"http://[::1]:80/a"], _answer, (download.DownloadFailed, ValueError)
+        ),
+        "public key": Parser([public], of_file(sign.public_key)),
+        "private key": Parser([private], of_file(_private)),
+        "envelope": Parser(
+            [_json(envelope)],
+            of_file(lambda p: sign.check(schema.read(p, Any, "Run"), key, p)),
+        ),
+        "reference": Parser([npy.getvalue()], of_file(lambda p: cells.read_reference(p, 2))),
+        "bin": Parser([struct.pack("<256i", *range(256))], of_file(_bin)),
+    }
+
+
+NAMES = sorted(
+    (
+        "json", "record", "report", "job", "order", "config", "gates", "gates of a job", "fetched", "histogram",
+        "whole numbers", "options", "lengths", "msame", "ais_bench", "summary of ais_bench", "atc", "npu-smi",
+        "soc version", "probe of ais_bench", "atc options", "settings", "profiles", "tsv", "sentencepiece",
+        "tokenizer.json", "checkpoint", "safetensors", "onnx", "zip", "redirect", "public key", "private key",
+        "envelope",
+        "reference", "bin",
+    )
+)  # fmt: skip
+
+
+OF_JSON = (
+    "json", "record", "report", "job", "order", "config", "gates of a job", "fetched", "histogram", "atc options",
+    "settings", "profiles", "envelope", "tokenizer.json", "summary of ais_bench", "probe of ais_bench",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def known(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Parser]:
+    table = parsers(tmp_path_factory.mktemp("seeds"))
+    assert sorted(table) == NAMES
+    return table
+
+
+@contextmanager
+def limited() -> Iterator[None]:
+    def stop(number: int, frame: Optional[FrameType]) -> None:
+        raise TimeoutError(f"one input took more than {SECONDS} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def read(parser: Parser, content: bytes, folder: Path) -> bool:
+    """Whether it was refused. Anything but an error of ours is a failure of the test, which shows the input."""
+    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    try:
+        parser.read(content, folder)
+    except BaseException as error:
+        if isinstance(error, (errors.DebertaError, files.UnfitFile, *parser.allowed)):
+            return True
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        shown = content if len(content) < 3000 else content[:3000] + b"..."
+        raise AssertionError(f"{type(error).__name__}: {error} of {shown!r}") from error
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    return False
+
+
+def fuzz(name: str, parser: Parser, count: int, folder: Path) -> None:
+    source, started, refused = random.Random(name), time.monotonic(), 0
+    documents: list[Any] = []
+    for seed in parser.seeds:
+        with suppress(ValueError):
+            documents.append(json.loads(seed))
+    with limited():
+        for number in range(count):
+            if documents and number % 2:
+                content = _json(mutations.with_other_values(source.choice(documents), source))
+            else:
+                seeds = parser.seeds
+                content = mutations.mutated(source.choice(seeds), source.choice(seeds), source)
+            refused += read(parser, content, folder)
+    print(f"{name}: {count} inputs, {refused} refused, {time.monotonic() - started:.1f} s, 0 errors that are not ours")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", NAMES)
+def test_a_share(name: str, known: dict[str, Parser], tmp_path: Path) -> None:
+    fuzz(name, known[name], SHARE, tmp_path)
+
+
+@pytest.mark.campaign
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", NAMES)
+def test_all(name: str, known: dict[str, Parser], tmp_path: Path) -> None:
+    fuzz(name, known[name], INPUTS, tmp_path)
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=12,
+)
+QUICK = settings(
+    max_examples=30, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+)
+
+
+@QUICK
+@given(VALUES, st.sampled_from([name for name in NAMES if name in OF_JSON]))
+def test_values_of_any_kind(known: dict[str, Parser], tmp_path: Path, value: Any, name: str) -> None:
+    with limited():
+        read(known[name], json.dumps(value).encode(), tmp_path)
+
+
+@QUICK
+@given(st.text(max_size=200), st.sampled_from(NAMES))
+def test_texts_of_any_kind(known: dict[str, Parser], tmp_path: Path, text: str, name: str) -> None:
+    with limited():
+        read(known[name], text.encode("utf-8", errors="surrogatepass"), tmp_path)
