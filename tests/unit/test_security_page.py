@@ -24,6 +24,7 @@ BOUNDS = {
     "layers of a config": config.MOST_LAYERS,
     "any other size in a config": config.LARGEST,
     "a piece of a SentencePiece model": tokenizer.LONGEST_PIECE,
+    "characters that a tokenizer's rules may make of a row": tokenizer.MOST_CHARACTERS,
     "an ONNX file": contract.ONNX_MAX_BYTES,
     "nodes of an ONNX file that is linted": graph.MOST_NODES,
     "entries of a zip": archives.LIMITS.entries,

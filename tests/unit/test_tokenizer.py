@@ -9,7 +9,7 @@ from typing import Any, Callable
 
 import pytest
 from sentencepiece import sentencepiece_model_pb2
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models, normalizers
 
 from deberta.core.errors import DataError, MissingError
 from deberta.stages.model import tokenizer as guide
@@ -159,3 +159,21 @@ def test_nothing_there(tmp_path: Path) -> None:
         guide.load(tmp_path)
     with pytest.raises(MissingError, match="invoke fetch"):
         guide.load(tmp_path / "spm.model")
+
+
+@pytest.mark.parametrize(
+    ("rules", "longest"),
+    (
+        (None, guide.MOST_CHARACTERS),
+        (normalizers.NFKC(), guide.MOST_CHARACTERS // 18),
+        (normalizers.Replace("a", "b" * 99), guide.MOST_CHARACTERS // 100),
+        (normalizers.Sequence([normalizers.Replace("a", "a" * 9)] * 9), 0),
+        (normalizers.Sequence([normalizers.Prepend("a" * 2**20), normalizers.Replace("a", "a" * 9)]), 0),
+    ),
+)
+def test_rules_that_lengthen_a_text_bound_it(rules: normalizers.Normalizer | None, longest: int) -> None:
+    greedy = Tokenizer(models.Unigram([("[UNK]", 0.0)], unk_id=0, byte_fallback=False))
+    greedy.normalizer = rules
+    assert guide.longest_row(greedy) == longest
+    with pytest.raises(DataError, match=r"dev.tsv line 3 has .* characters"):
+        guide.check_row("a" * longest, "a", longest, "dev.tsv line 3")

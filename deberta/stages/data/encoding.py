@@ -87,6 +87,7 @@ class EncodedRows:
         self.rows = min(rows, limit) if limit else rows
         os.environ["TOKENIZERS_PARALLELISM"] = "true"  # a setting of tokenizers: one thread per core in encode_batch
         self.tokenizer_path, self.tokenizer = tokenizer, tokenizers_of_guide.load(tokenizer, max_length)
+        self.longest = tokenizers_of_guide.longest_row(self.tokenizer)
         self.unknown_id = self.tokenizer.token_to_id("[UNK]")
         self.counts, self.max_length = Counts(max_length), max_length
 
@@ -99,6 +100,8 @@ class EncodedRows:
         stream = mnli.rows(self.data, self.columns, self.limit)
         done = 0
         while chunk := list(itertools.islice(stream, _CHUNK_ROWS)):
+            for row, pair in enumerate(chunk, done + 2):
+                tokenizers_of_guide.check_row(pair.premise, pair.hypothesis, self.longest, f"{self.data} line {row}")
             encodings: list[Encoding] = self.tokenizer.encode_batch([(row.premise, row.hypothesis) for row in chunk])
             ids = np.zeros((len(chunk), self.max_length), "<i4")
             mask = np.zeros_like(ids)

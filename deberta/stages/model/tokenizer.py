@@ -13,6 +13,8 @@ transformers 5's own class gives different ids, so only `tokenizers` is used; th
 
 from __future__ import annotations
 
+import base64
+import math
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,8 @@ from deberta.core import files, schema
 from deberta.core.errors import DataError, MissingError
 
 LONGEST_PIECE = 1024  # characters
+MOST_CHARACTERS = 4 * 2**20  # that the rules may make of a row
+_GROWTH = 18  # characters that Unicode's normal forms and case make of one, at most: U+FDFA
 REQUIRED = ("[PAD]", "[CLS]", "[SEP]", "[UNK]")
 SPECIAL = (*REQUIRED, "[MASK]")
 PAD_ID = 0  # the padding of the bins
@@ -80,6 +84,32 @@ def has_character_map(tokenizer: Tokenizer) -> bool:
     A tokenizer.json written by transformers 5 lacks it: an ellipsis, for example, becomes [UNK].
     """
     return tokenizer.normalizer is not None and b"Precompiled" in tokenizer.normalizer.__getstate__()
+
+
+def longest_row(tokenizer: Tokenizer) -> int:
+    """Characters of a row's two texts, beyond which the rules could make more than MOST_CHARACTERS of them."""
+    rules = schema.decode(tokenizer.normalizer.__getstate__(), dict[str, Any]) if tokenizer.normalizer else {}
+    return MOST_CHARACTERS // _growth(rules)
+
+
+def check_row(premise: str, hypothesis: str, longest: int, place: str) -> None:
+    """Raise DataError for texts of more than `longest` characters; see `longest_row`."""
+    if (characters := len(premise) + len(hypothesis)) > longest:
+        raise DataError(f"{place} has {characters} characters, and the tokenizer's rules allow {longest} at most")
+
+
+def _growth(rules: dict[str, Any]) -> int:
+    """The most characters that a normalizer, as a tokenizer.json has it, makes of one."""
+    if rules.get("type", "Strip") in ("Strip", "StripAccents", "Nmt"):
+        return 1
+    if rules.get("type") == "Sequence":
+        return math.prod(map(_growth, rules["normalizers"]))
+    if rules.get("type") == "Precompiled":  # a trie, with its bytes in the first four, and texts that end with a NUL
+        characters = base64.b64decode(rules["precompiled_charsmap"])
+        texts = characters[4 + int.from_bytes(characters[:4], "little") :].decode(errors="replace").split("\0")
+        return max(map(len, texts)) or 1
+    text = str(rules.get("content", rules.get("prepend", "")))
+    return 1 + len(text) if rules.get("type") in ("Replace", "Prepend") else _GROWTH
 
 
 def _from_json(file: Path) -> Tokenizer:

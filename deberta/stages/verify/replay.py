@@ -115,6 +115,7 @@ def replay(plan: Mapping[str, Any], size: int, seed: int) -> dict[str, Any]:
     runs = [_run(entry, len(pairs[entry["data"]])) for entry in plan["runs"]]
     drawn = [(runs[index], row) for index, row in draw([len(run.places) for run in runs], size, seed)]
     tokenizer = tokenizers_of_guide.load(Path(plan["tokenizer"]), SEQUENCE_LENGTH)
+    longest = tokenizers_of_guide.longest_row(tokenizer)
     session = onnx_runtime.open_session(Path(plan["model"]), effective_cpus())
     paths = {run.reference for run in runs if run.reference is not None}
     references = {path: read_array(path, "Run: invoke acceptance") for path in paths}
@@ -128,6 +129,7 @@ def replay(plan: Mapping[str, Any], size: int, seed: int) -> dict[str, Any]:
             place = run.places[row]
             file = run.outputs[place.length] / contract.output_file(place.file)
             stored = read_row(file, place.row, (run.batch_size, len(LABELS)), "<f4")  # the logits kept, float32 [3]
+            tokenizers_of_guide.check_row(pair.premise, pair.hypothesis, longest, line)
             tokens = tokenizer.encode(pair.premise, pair.hypothesis).ids
             padding = [0] * (SEQUENCE_LENGTH - len(tokens))
             if ids_and_mask.tolist() != [tokens + padding, [1] * len(tokens) + padding]:
