@@ -88,6 +88,12 @@ class Killed:
                     continue
         return numbers
 
+    def kill_all(self, process: subprocess.Popen[str]) -> None:
+        """Kill the command and its steps."""
+        for number in {process.pid, *self.processes()}:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(number, signal.SIGKILL)
+
     def after(self, seconds: float, how: str) -> str:
         """Run, kill after this time, wait until nothing of it is left; returns what is wrong, or an empty text."""
         process = self.start()
@@ -97,9 +103,7 @@ class Killed:
             if how in SIGNALS:
                 process.send_signal(SIGNALS[how])
             else:
-                for number in [process.pid] if how == "kill" else {process.pid, *self.processes()}:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(number, signal.SIGKILL)
+                process.kill() if how == "kill" else self.kill_all(process)
             output, _ = process.communicate(timeout=TIMEOUT)
             expected = 130 if how in SIGNALS else -signal.SIGKILL
             if how in SIGNALS and "[" not in output.replace("[Errno", "").partition("Traceback")[0]:
@@ -113,14 +117,24 @@ class Killed:
 
     def left(self) -> str:
         deadline = time.monotonic() + GRACE
-        while running := self.processes():
+        while running := self.running():
             if time.monotonic() > deadline:
-                names = [Path(f"/proc/{number}/cmdline").read_bytes().replace(b"\0", b" ") for number in running]
-                for number in running:
+                for number in self.processes():
                     os.kill(number, signal.SIGKILL)
-                return f"still running after {GRACE:g} s: {names}"
+                return f"still running after {GRACE:g} s: {running}"
             time.sleep(0.05)
         return ""
+
+    def running(self) -> list[str]:
+        """Its processes, as a person would name them."""
+        return [_command_line(number) for number in self.processes()]
+
+
+def _command_line(process: int) -> str:
+    try:
+        return Path(f"/proc/{process}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    except OSError:
+        return f"{process}, just ended"
 
 
 def patched(workspace: Workspace, folder: Path) -> dict[str, str]:

@@ -16,13 +16,13 @@ def main(session: str) -> None:
     client = engine.connect()
     if sys.stdin.read() == "done":
         return
-    for _ in range(2):  # twice, for a container that the engine was just creating
+    for pause in (0, 2):  # twice, for a container that the engine was just creating
+        time.sleep(pause)
         for left in engine.labelled(client, {engine.LABEL: "container", engine.OF_SESSION: session}):
             if left.labels.get(engine.KEPT) != "yes":
                 engine.remove(left)
             elif left.status == "running":
                 left.kill()
-        time.sleep(2)
 
 
 if __name__ == "__main__":
