@@ -25,6 +25,10 @@ BEFORE = "-"  # in an intent, the state of what was there before the run
 LARGEST_TEXT = 32 * 2**20  # bytes of a file that is read as a whole; the largest that we write have some MB
 
 
+LFS_POINTER = b"version https://git-lfs"
+LFS_ADVICE = "run git lfs pull where it was cloned, or download the file itself"
+
+
 class UnfitFile(OSError, ValueError):
     """Not a regular file, or too large: its content is not read."""
 
@@ -51,6 +55,10 @@ def read_bytes(path: Path, most: int = LARGEST_TEXT) -> bytes:
         content = file.read(most + 1)
     if len(content) > most:
         raise UnfitFile(errno.EFBIG, f"has more than {most} bytes", os.fspath(path))
+    if content.startswith(LFS_POINTER):
+        raise UnfitFile(
+            errno.EINVAL, f"is a Git LFS pointer ({len(content)} bytes), not the file: {LFS_ADVICE}", os.fspath(path)
+        )
     return content
 
 

@@ -26,7 +26,19 @@ from deberta.stages.model import checkpoint, config, gather_attention
 from deberta.stages.model.deberta import Deberta
 
 TOLERANCE = 1e-4  # largest difference of a logit between PyTorch and the exported graph, float32 both
-FORBIDDEN = ("Shape", "GatherElements", "GatherND", "Where", "Expand", "Tile", "ScatterND", "NonZero", "Loop", "If")
+FORBIDDEN = (
+    "Shape",
+    "GatherElements",
+    "GatherND",
+    "Where",
+    "Expand",
+    "Tile",
+    "ScatterND",
+    "NonZero",
+    "Loop",
+    "If",
+    "Identity",
+)
 RELATIVE = ("shift", "gather")  # how relative scores are looked up; gather is the guide's form, for comparison
 _GATHERING = ("Shape", "GatherElements", "Expand")  # operators of FORBIDDEN that the gather form has
 # Tokens of the validation batches' rows: MNLI's median, p90 and p99, the full length, a very short and an empty row.
@@ -124,6 +136,24 @@ def export(model: Deberta, path: Path, length: int, relative: str = "shift", any
             output_names=[OUTPUT],
             dynamic_axes=axes,
         )
+    _remove_identities(path)
+
+
+def _remove_identities(path: Path) -> None:
+    """Let nodes read equal tensors by one name: the exporter merges them, and leaves Identity nodes for the others."""
+    model = onnx.load(str(path))
+    source = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "Identity"}
+    if not source or OUTPUT in source:
+        return  # the exporter's own bytes
+    for node in model.graph.node:
+        for index, name in enumerate(node.input):
+            while name in source:
+                name = source[name]
+            node.input[index] = name
+    nodes = [node for node in model.graph.node if node.op_type != "Identity"]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    onnx.save(model, str(path))
 
 
 def forbidden_in(relative: str, any_length: bool = False) -> Sequence[str]:

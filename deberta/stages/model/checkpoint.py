@@ -15,13 +15,19 @@ from torch import Tensor
 
 from deberta.core import files
 from deberta.core.contract import LABELS
-from deberta.core.errors import ConfigError, DataError, MissingError
+from deberta.core.errors import ConfigError, DataError, MissingError, some
 from deberta.stages.model.config import ModelConfig
 from deberta.stages.model.deberta import Deberta
 
 POSITION_EMBEDDINGS = "deberta.embeddings.position_embeddings.weight"
 _V1_PARTS = ("in_proj", "q_bias", "v_bias", "pos_proj", "pos_q_proj")
 _LANGUAGE_MODEL_HEADS = ("lm_predictions.", "mask_predictions.")
+_SYNONYMS = {
+    "contradict": "contradiction",
+    "contradictory": "contradiction",
+    "entail": "entailment",
+    "entailed": "entailment",
+}
 _FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
@@ -40,7 +46,7 @@ def load(path: Path, config: ModelConfig, labels: Sequence[str] = ()) -> LoadedC
     `labels` is the checkpoint's label order, by default the config's id2label. Raises MissingError, DataError (all
     missing, unexpected and misshapen tensors in one message) and ConfigError (label order).
     """
-    order = tuple(labels or config.labels or ())
+    order = label_order(labels, config)
     permutation = label_permutation(order)
     with torch.device("meta"):
         model = Deberta(config, len(LABELS))
@@ -52,9 +58,33 @@ def load(path: Path, config: ModelConfig, labels: Sequence[str] = ()) -> LoadedC
     return LoadedCheckpoint(model.eval(), order, tuple(sorted({*extras, *unused})))
 
 
+def label_order(labels: Sequence[str], config: ModelConfig) -> tuple[str, ...]:
+    """The checkpoint's label order: `labels`, the profile's, and the config's id2label, which must not contradict.
+
+    LABEL_0 and the like name nothing. Raises ConfigError naming both orders.
+    """
+    own = config.labels or ()
+    if own and len(own) != len(LABELS):
+        raise ConfigError(f"the model has {len(own)} labels ({some(own)}), and {len(LABELS)} are needed")
+    named = [label.strip().lower() for label in own]
+    known = bool(named) and not all(re.fullmatch(r"label_[0-9]+", name) for name in named)
+    if labels and known and [_word(name) for name in named] != [_word(label) for label in labels]:
+        raise ConfigError(
+            f"the profile's labels are {', '.join(labels)}, and the config's id2label says {', '.join(own)}. "
+            "Remove `labels` from the profile in invoke.yaml, or correct the one that is wrong"
+        )
+    return tuple(labels or own)
+
+
+def _word(label: str) -> str:
+    """A label as the contract names it: public models write upper case, and shorter or other words."""
+    word = label.strip().lower()
+    return _SYNONYMS.get(word, word)
+
+
 def label_permutation(labels: Sequence[str]) -> list[int]:
     """For each label of the contract, its index in a checkpoint's order. Raises ConfigError."""
-    names = [label.strip().lower() for label in labels]
+    names = [_word(label) for label in labels]
     if sorted(names) != sorted(LABELS):
         raise ConfigError(
             f"the checkpoint's label order is {', '.join(labels) or 'not known'}; "

@@ -12,6 +12,18 @@ from deberta.core.errors import ConfigError
 
 ACTIVATIONS = ("gelu", "relu", "tanh", "sigmoid", "swish", "silu", "linear")
 MOST_LAYERS = 512  # ten times those of the largest published model
+MICROSOFT, TRANSFORMERS = "Microsoft's code", "transformers"
+# Keys that only one of the two families writes or reads.
+_MICROSOFTS = ("padding_idx", "pooling")
+_TRANSFORMERS = (
+    "architectures",
+    "transformers_version",
+    "pad_token_id",
+    "pooler_hidden_act",
+    "pooler_dropout",
+    "torch_dtype",
+    "dtype",
+)
 LARGEST = 2**24  # above every real model's sizes; the product of two of them fits PyTorch's 64-bit sizes
 
 
@@ -72,7 +84,8 @@ def read(path: Path) -> ModelConfig:
 
 
 def from_dict(values: Mapping[str, Any]) -> ModelConfig:
-    """Build a config from the keys of either layout; defaults are those that Microsoft's code and transformers share.
+    """Build a config from the keys of either layout; an absent key has the default that
+    Microsoft's code and transformers share, or that of the family whose keys the config has.
 
     Raises ConfigError listing every value that is missing, out of range or not supported.
     """
@@ -101,14 +114,14 @@ def from_dict(values: Mapping[str, Any]) -> ModelConfig:
         relative_attention=reader.flag("relative_attention", False),
         position_buckets=max(reader.number("position_buckets", -1, low=None), 0),
         max_relative_positions=max_relative if max_relative > 0 else positions,
-        pos_att_type=reader.words("pos_att_type", ("c2p", "p2c")),
+        pos_att_type=_position_attention(values, reader),
         share_att_key=reader.flag("share_att_key", False),
         norm_rel_ebd="layer_norm" in reader.words("norm_rel_ebd", ("none", "layer_norm")),
         position_biased_input=reader.flag("position_biased_input", True),
         conv_kernel_size=max(conv, 0),
         conv_groups=reader.number("conv_groups", 1),
         conv_act=reader.activation("conv_act", "tanh") if conv > 0 else "tanh",
-        pooler_hidden_act=reader.activation(reader.first("pooling.hidden_act", "pooler_hidden_act"), "gelu"),
+        pooler_hidden_act=_pooler_activation(values, reader),
         pooler_dropout=reader.real(reader.first("pooling.dropout", "pooler_dropout"), 0.0, below=1),
         hidden_dropout_prob=reader.real("hidden_dropout_prob", 0.1, below=1),
         attention_probs_dropout_prob=reader.real("attention_probs_dropout_prob", 0.1, below=1),
@@ -119,6 +132,34 @@ def from_dict(values: Mapping[str, Any]) -> ModelConfig:
     if reader.problems:
         raise ConfigError("; ".join(f"{key} {problem}" for key, problem in reader.problems.items()))
     return config
+
+
+def _family(values: Mapping[str, Any]) -> str:
+    """Whose code wrote the config: MICROSOFT, TRANSFORMERS, or empty where its keys do not show it."""
+    microsoft, transformers = (any(key in values for key in keys) for keys in (_MICROSOFTS, _TRANSFORMERS))
+    return "" if microsoft == transformers else MICROSOFT if microsoft else TRANSFORMERS
+
+
+def _position_attention(values: Mapping[str, Any], reader: _Reader) -> tuple[str, ...]:
+    """pos_att_type. Absent, Microsoft's code reads c2p (disentangled_attention.py), and transformers no words."""
+    if "pos_att_type" in values or values.get("relative_attention") is not True:
+        return reader.words("pos_att_type", ("c2p", "p2c"))
+    if family := _family(values):
+        return ("c2p",) if family == MICROSOFT else ()
+    reader.refuse("pos_att_type", f"is missing: {MICROSOFT} then reads c2p, and {TRANSFORMERS} none. Write it down")
+    return ()
+
+
+def _pooler_activation(values: Mapping[str, Any], reader: _Reader) -> str:
+    """The pooler's activation. Without `pooling`, Microsoft's code takes hidden_act (pooling.py), transformers gelu."""
+    key = reader.first("pooling.hidden_act", "pooler_hidden_act")
+    hidden = values.get("hidden_act", "gelu")
+    if key in values or values.get("pooling") is not None or hidden == "gelu" or hidden not in ACTIVATIONS:
+        return reader.activation(key, "gelu")
+    if family := _family(values):
+        return reader.activation("hidden_act", "gelu") if family == MICROSOFT else "gelu"
+    reader.refuse("pooler_hidden_act", f"is missing: {MICROSOFT} then reads {hidden!r}, and {TRANSFORMERS} gelu")
+    return "gelu"
 
 
 class _Reader:
