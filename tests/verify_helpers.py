@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import io
 import json
+import os
 import re
 import shutil
 import sys
@@ -13,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import rfc8785
 
 from deberta.core import files, schema
@@ -56,6 +59,18 @@ def make_accepted(root: Path) -> Workspace:
     workspace = Workspace(root)
     workspace.succeed("acceptance", "--backend", "cpu", "--bs", "8", "--loops", "2")
     return workspace
+
+
+def accepted(factory: pytest.TempPathFactory) -> Workspace:
+    """The same, made once for all test processes; no test changes it."""
+    base = factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    with open(base / "accepted.lock", "w", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (base / "accepted/finished").exists():
+            make_accepted(base / "accepted")
+            (base / "accepted/finished").touch()
+    return Workspace(base / "accepted")
 
 
 def copy_tree(workspace: Workspace, root: Path) -> Path:

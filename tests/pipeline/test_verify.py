@@ -38,6 +38,7 @@ from tests.verify_helpers import (
     ROW,
     ROWS,
     TSV,
+    accepted,
     change_count,
     copy_tree,
     edit,
@@ -45,7 +46,6 @@ from tests.verify_helpers import (
     edit_page,
     flip_byte,
     flip_logits,
-    make_accepted,
     outputs,
     read,
     remake,
@@ -58,7 +58,7 @@ Tamper = Callable[[Path], object]
 
 @pytest.fixture(name="made", scope="module")
 def _made(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    return make_accepted(tmp_path_factory.mktemp("made"))
+    return accepted(tmp_path_factory)
 
 
 @pytest.fixture(name="tree")
