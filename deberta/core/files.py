@@ -122,7 +122,8 @@ def is_running(process: int) -> bool:
     except OSError as error:
         return isinstance(error, PermissionError)  # another user's
     with contextlib.suppress(OSError):
-        return read_text(Path(f"/proc/{process}/stat")).rpartition(")")[2].split()[0] not in "ZX"
+        state, _, _, _, _, _, flags = read_text(Path(f"/proc/{process}/stat")).rpartition(")")[2].split()[:7]
+        return state not in "ZX" and not int(flags) & 4  # PF_EXITING: its files are closed before it becomes a zombie
     return True
 
 

@@ -217,9 +217,19 @@ def test_demo_model_passes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
 EVERY_OPERATION: dict[str, dict[str, Any]] = {
     "v3 in the gather form, gelu": {},
-    "v2 convolution, relu": {"conv_kernel_size": 3, "conv_act": "gelu", "hidden_act": "relu"},
-    "biased input, tanh": {"position_biased_input": True, "type_vocab_size": 2, "hidden_act": "tanh"},
-    "smaller embeddings, swish": {"embedding_size": 8, "hidden_act": "swish"},
+    "v2 convolution, relu": {
+        "conv_kernel_size": 3,
+        "conv_act": "gelu",
+        "hidden_act": "relu",
+        "pooler_hidden_act": "gelu",
+    },
+    "biased input, tanh": {
+        "position_biased_input": True,
+        "type_vocab_size": 2,
+        "hidden_act": "tanh",
+        "pooler_hidden_act": "tanh",
+    },
+    "smaller embeddings, swish": {"embedding_size": 8, "hidden_act": "swish", "pooler_hidden_act": "gelu"},
 }
 
 

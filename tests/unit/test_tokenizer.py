@@ -130,9 +130,14 @@ def test_padding_that_is_not_0_is_refused(tmp_path: Path) -> None:
         guide.load(changed_model(tmp_path / "spm.model", change))
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", b"<html>no</html>"]
-)
+def test_a_git_lfs_pointer_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "spm.model"
+    path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    with pytest.raises(DataError, match=r"spm\.model is a Git LFS pointer"):
+        guide.load(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>no</html>"])
 def test_file_that_is_no_model(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "spm.model"
     path.write_bytes(content)

@@ -155,7 +155,10 @@ def _folder_options(folder: Path) -> tuple[bool, bool]:
 def _read_model(file: Path) -> sentencepiece_model_pb2.ModelProto:  # type: ignore[name-defined]
     """Parse a SentencePiece model and check that the fast tokenizer supports it. Raises DataError."""
     model = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
-    content = files.read_bytes(file)
+    try:
+        content = files.read_bytes(file)
+    except files.UnfitFile as error:
+        raise DataError(f"{file} {error}") from None
     try:
         model.ParseFromString(content)
     except DecodeError:
