@@ -61,14 +61,12 @@ def load(path: Path, config: ModelConfig, labels: Sequence[str] = ()) -> LoadedC
 def label_order(labels: Sequence[str], config: ModelConfig) -> tuple[str, ...]:
     """The checkpoint's label order: `labels`, the profile's, and the config's id2label, which must not contradict.
 
-    LABEL_0 and the like name nothing. Raises ConfigError naming both orders.
+    LABEL_0 and words that are none of ours contradict nothing. Raises ConfigError naming both orders.
     """
     own = config.labels or ()
     if own and len(own) != len(LABELS):
         raise ConfigError(f"the model has {len(own)} labels ({some(own)}), and {len(LABELS)} are needed")
-    named = [label.strip().lower() for label in own]
-    known = bool(named) and not all(re.fullmatch(r"label_[0-9]+", name) for name in named)
-    if labels and known and [_word(name) for name in named] != [_word(label) for label in labels]:
+    if any(_word(name) in LABELS and _word(name) != _word(label) for name, label in zip(own, labels, strict=False)):
         raise ConfigError(
             f"the profile's labels are {', '.join(labels)}, and the config's id2label says {', '.join(own)}. "
             "Remove `labels` from the profile in invoke.yaml, or correct the one that is wrong"
