@@ -6,8 +6,9 @@ import ctypes
 import os
 import platform
 import signal
+import subprocess
 from pathlib import Path
-from typing import Callable, Optional
+from typing import Any, Optional, Sequence
 
 from deberta.core import contract, files
 
@@ -45,17 +46,34 @@ def is_alive(process: str) -> bool:
         return False
 
 
-def end_with_parent() -> Callable[[], None]:
-    """What a new process does first (`preexec_fn`): on Linux it is killed when the one that started it ends."""
+def start(command: Sequence[str], **options: Any) -> subprocess.Popen[str]:
+    """Start a process that on Linux is killed when this one ends; `options` are Popen's, in text mode.
+
+    An interrupt that comes meanwhile waits until the process is there, and ends it: raised in what Python runs around
+    a fork, it would be printed and forgotten.
+    """
     parent, prctl = os.getpid(), getattr(ctypes.CDLL(None), "prctl", None)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
 
     def prepare() -> None:
         if prctl is not None:
             prctl(1, int(signal.SIGKILL))  # PR_SET_PDEATHSIG
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         if os.getppid() != parent:
             os._exit(1)
 
-    return prepare
+    process: Optional[subprocess.Popen[str]] = None
+    try:
+        try:
+            process = subprocess.Popen(command, preexec_fn=prepare, text=True, errors="replace", **options)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    except BaseException:
+        if process is not None:
+            process.kill()
+            process.wait()
+        raise
+    return process
 
 
 def effective_cpus() -> int:

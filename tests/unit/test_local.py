@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from deberta.core import errors
 from deberta.core.errors import DebertaError, StageError
 from deberta.host.run import local
 from deberta.host.run.executor import check_exit
+from tests.mnli_helpers import REPOSITORY
 
 
 def _run(tmp_path: Path, code: str) -> str:
@@ -53,3 +55,18 @@ def test_a_stage_gets_our_package_and_no_other_environments(tmp_path: Path, monk
     monkeypatch.setenv("VIRTUAL_ENV", "/somewhere/venv")
     out = _run(tmp_path, "import os; print(os.environ['PYTHONPATH'], os.environ.get('VIRTUAL_ENV'))")
     assert out.split() == [str(tmp_path), "None"]
+
+
+def test_an_interrupt_around_a_fork_is_not_lost() -> None:
+    """Python prints and forgets what its hooks around a fork raise."""
+    script = (
+        "import os, signal, sys\n"
+        "from deberta.core import machine\n"
+        "os.register_at_fork(after_in_parent=lambda: os.kill(os.getpid(), signal.SIGINT))\n"
+        "try:\n"
+        "    machine.start([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+        "except KeyboardInterrupt:\n"
+        "    sys.exit(130)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "")

@@ -112,10 +112,8 @@ def pip(folder: Path, arguments: Sequence[str], on_line: Optional[Callable[[str]
     """Run the environment's pip, with the user's own pip settings. Raises PipError."""
     command = [str(python_of(folder)), "-m", "pip", "--no-input", "--disable-pip-version-check", *arguments]
     tail: deque[str] = deque(maxlen=_TAIL)
-    process = subprocess.Popen(
-        command, env=environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        text=True, errors="replace", preexec_fn=machine.end_with_parent(),
-    )  # fmt: skip
+    streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    process = machine.start(command, env=environment(), **streams)
     with process:
         assert process.stdout is not None
         try:
@@ -133,10 +131,14 @@ def pip(folder: Path, arguments: Sequence[str], on_line: Optional[Callable[[str]
 
 def run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
     """Run a Python in `environment()` and keep its output. Raises OSError if it does not start."""
-    return subprocess.run(
-        command, env=environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
-        preexec_fn=machine.end_with_parent(),
-    )  # fmt: skip
+    streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with machine.start(command, env=environment(), **streams) as process:
+        try:
+            output, error = process.communicate()
+        except BaseException:
+            process.kill()
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, output, error)
 
 
 def environment() -> dict[str, str]:

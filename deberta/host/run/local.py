@@ -117,10 +117,9 @@ def execute(
     with transcript(log, command, show) as record:
         # A session of its own: Ctrl-C on the terminal reaches us alone, and we pass it on once. It ends with us, and
         # has the workspace's lock as long as it lives (the one open file that is handed down).
-        process = subprocess.Popen(
+        process = machine.start(
             command, cwd=folder, env=variables, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, encoding="utf-8", errors="replace", start_new_session=True,
-            close_fds=False, preexec_fn=machine.end_with_parent(),
+            stderr=subprocess.STDOUT, encoding="utf-8", start_new_session=True, close_fds=False,
         )  # fmt: skip
         assert process.stdout is not None
         try:

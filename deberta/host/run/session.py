@@ -95,7 +95,7 @@ def exclusive(session: Session) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+", encoding="utf-8") as lock:
         _acquire(lock, session.workspace)
-        os.set_inheritable(lock.fileno(), True)  # what a run starts holds the lock too: see `machine.end_with_parent`
+        os.set_inheritable(lock.fileno(), True)  # what a run starts holds the lock too: see `local.execute`
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()
