@@ -141,6 +141,7 @@ def now() -> str:
 
 def write(path: Path, record: Record) -> None:
     files.write_text(path, schema.text(record))
+    files.commit_point("recorded")
 
 
 def read(path: Path) -> Optional[Record]:

@@ -18,6 +18,7 @@ from deberta.core.errors import ERROR_PREFIX, ConfigError, one_line
 
 YAML: Any = importlib.import_module("invoke.vendor.yaml")  # invoke has its own copy, without types
 LARGEST = 64 * 1024  # bytes; the committed invoke.yaml has 4,000
+# What invoke raises for settings that contradict each other, or are of other types than its own.
 _REFUSED = (AmbiguousMergeError, AmbiguousEnvVar, UncastableEnvVar, UnknownFileType, ValueError, TypeError)
 # What PyYAML raises for impossible dates, keys that are lists, numbers of too many digits.
 _MALFORMED = (YAML.YAMLError, ValueError, TypeError, AttributeError, LookupError, OverflowError, RecursionError)
@@ -84,14 +85,7 @@ def _method(function: Callable[..., Any], source: str) -> Callable[..., Any]:
             raise
         except ConfigError as error:
             problem = str(error)
-        except (
-            AmbiguousMergeError,
-            AmbiguousEnvVar,
-            UncastableEnvVar,
-            UnknownFileType,
-            ValueError,
-            TypeError,
-        ) as error:
+        except _REFUSED as error:
             problem = f"{source}: {error}"
         raise Exit(f"{ERROR_PREFIX}{one_line(problem)}", ConfigError.exit_code)
 

@@ -67,7 +67,6 @@ def write(session: Session, plan: Plan) -> PurePosixPath:
             summary=None,
         )
         records.write(session.workspace / record_of(path), statement)
-        files.commit_point("recorded")
     return path
 
 

@@ -142,7 +142,6 @@ def _run(session: Session, step: Step, console: Console) -> Record:
     files.remove(session.workspace / programs.scratch(step.name))
     # Replace the record last: until then it still describes the old outputs.
     records.write(session.workspace / record_of(step.outputs[0]), statement)
-    files.commit_point("recorded")
     for subject in subjects:
         console.say(_describe(session, subject))
     console.say(f"done in {time.monotonic() - clock:.1f} s")

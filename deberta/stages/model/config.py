@@ -84,8 +84,10 @@ def read(path: Path) -> ModelConfig:
 
 
 def from_dict(values: Mapping[str, Any]) -> ModelConfig:
-    """Build a config from the keys of either layout; an absent key has the default that
-    Microsoft's code and transformers share, or that of the family whose keys the config has.
+    """Build a config from the keys of either layout.
+
+    An absent key has the default that Microsoft's code and transformers share, or that of the family whose keys the
+    config has.
 
     Raises ConfigError listing every value that is missing, out of range or not supported.
     """
