@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
 import functools
 import signal
@@ -88,6 +89,7 @@ def exit_codes() -> Iterator[None]:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # of nohup
             signal.signal(number, signal.default_int_handler)
+    atexit.register(_ignore_signals)
     try:
         with visible_output():
             yield
@@ -101,6 +103,12 @@ def exit_codes() -> Iterator[None]:
         message, code = "interrupted; what was finished is kept, run the same command to go on", INTERRUPTED
     _print_last(message)
     raise Exit(code=code)
+
+
+def _ignore_signals() -> None:
+    """Keep a signal from changing the exit code of a command that has said how it ended."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _print_last(message: str) -> None:

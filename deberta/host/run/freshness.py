@@ -229,11 +229,8 @@ def intended(session: Session, outputs: Sequence[PurePosixPath], former: Optiona
                 files.remove(files.intent_of(path))
 
 
-def settle(session: Session, outputs: Sequence[PurePosixPath]) -> bool:
-    """The record is of the present outputs: remove the folders of other runs that the intents name, and the intents.
-
-    Returns whether there were any.
-    """
+def settle(session: Session, outputs: Sequence[PurePosixPath]) -> None:
+    """The record is of the present outputs: remove the folders of other runs that the intents name, and the intents."""
     paths = [session.workspace / output for output in outputs]
     intents = [(path, files.intended(path)) for path in paths if files.intent_of(path).exists()]
     record = records.read(session.workspace / record_of(outputs[0])) if intents else None
@@ -245,4 +242,3 @@ def settle(session: Session, outputs: Sequence[PurePosixPath]) -> bool:
                 files.remove(folder)
     for path, _ in reversed(intents):  # the first has the names of what has to go
         files.remove(files.intent_of(path))
-    return bool(intents)

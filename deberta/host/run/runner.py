@@ -65,8 +65,8 @@ def run(session: Session, step: Step) -> StepResult:
     force = session.forces(step.task) and step.name not in session.ran
     reason = session.why_forced if force else freshness.why_run(session, step, record)
     if record is not None and reason is None:
-        if freshness.settle(session, step.outputs):
-            files.remove(session.workspace / programs.scratch(step.name))  # of a run that was killed
+        freshness.settle(session, step.outputs)
+        files.remove(session.workspace / programs.scratch(step.name))  # of a run that was stopped
         console.say(f"up to date: {', '.join(str(path) for path in step.outputs)}")
         return StepResult(record, False)
     if session.strict and record is not None and not force:
