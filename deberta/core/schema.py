@@ -119,6 +119,8 @@ def convert(content: Any, schema: Type[T], source: str, hint: str = "") -> T:
     """
     try:
         return msgspec.convert(content, schema, dec_hook=_decode_path)
+    except UnicodeEncodeError:  # "\\ud800" in YAML is a surrogate
+        raise ConfigError(f"{source}: a name or value is no Unicode text{hint}") from None
     except msgspec.ValidationError as error:
         reason, place = _PLACE.findall(str(error))[0]
         if "unknown field" in reason and not place:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import pickle
 import re
 from collections.abc import Mapping, Sequence
@@ -187,9 +188,11 @@ def _read_file(path: Path) -> Mapping[str, Any]:
         if path.suffix == ".safetensors":
             return load_file(path)
         values = torch.load(path, map_location="cpu", weights_only=True, mmap=head.startswith(b"PK") or None)
-    except (OSError, MemoryError):
+    except MemoryError:
         raise
     except Exception as error:  # torch and pickle raise errors of many classes for damaged bytes
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # EINVAL: an offset before the file
+            raise
         forbidden = re.search(r"GLOBAL (\S+)", str(error))  # torch names what is not a tensor
         if forbidden and isinstance(error, pickle.UnpicklingError):
             raise DataError(

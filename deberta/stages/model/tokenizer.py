@@ -175,6 +175,8 @@ def _read_model(file: Path) -> sentencepiece_model_pb2.ModelProto:  # type: igno
     if spec.byte_fallback:
         raise DataError(f"{file} uses byte fallback, which the guide's tokenizer does not have")
     names = [piece.piece for piece in model.pieces]
+    if not all(isinstance(name, str) for name in names):  # protobuf's bytes where it could not decode
+        raise DataError(f"{file} has pieces that are not UTF-8: it is damaged. Move it away and run: invoke fetch")
     if max(map(len, names)) > LONGEST_PIECE:  # a long one takes gigabytes to load
         raise DataError(f"{file} has a piece of more than {LONGEST_PIECE} characters: not DeBERTa v2's or v3's")
     lacking = [token for token in REQUIRED if token not in names]
