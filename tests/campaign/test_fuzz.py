@@ -11,8 +11,10 @@ import json
 import os
 import random
 import signal
+import socket
 import struct
 import tempfile
+import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -30,10 +32,11 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from safetensors.torch import save
 
-from deberta.ascend import ais_bench, atc, msame, npu_smi, timing
+from deberta.ascend import ais_bench, atc, cann, msame, npu_smi, timing
 from deberta.core import buckets, contract, errors, files, mnli, records, report, schema
 from deberta.core.job import Gates, Job
 from deberta.host.cli import settings as settings_of
+from deberta.host.cli import settings_file
 from deberta.host.fetch import archives, checksums, download
 from deberta.host.plan import profiles
 from deberta.host.report import gates
@@ -223,6 +226,40 @@ def _answer(content: bytes, folder: Path) -> None:
         download.shown(line)
 
 
+class _Server(threading.Thread):
+    """Answers every request with the same bytes, and hangs up."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.socket = socket.create_server(("127.0.0.1", 0))
+        self.answer = b""
+        self.start()
+
+    def run(self) -> None:
+        while True:
+            connection, _ = self.socket.accept()
+            with connection, suppress(OSError):
+                request = b""
+                while b"\r\n\r\n" not in request:
+                    request += connection.recv(4096)
+                connection.sendall(self.answer)
+
+    def fetched(self, content: bytes, folder: Path) -> None:
+        """Two downloads of these bytes into one part: the second goes on where the first ended, if it can."""
+        self.answer = content
+        bounds = download.DownloadSettings(attempts=1, most_attempts=1, connect=1, read=1, most_bytes=4096)
+        url = f"http://127.0.0.1:{self.socket.getsockname()[1]}/a"
+        for _ in range(2):
+            with suppress(download.DownloadFailed):
+                download.Transfer(url, folder / "part", "a", 3, lambda head: None, bounds, lambda line: None).run()
+
+
+def _cann(text: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "version.cfg").write_text(text)
+        cann.version(Path(folder))
+
+
 def _bin(path: Path) -> object:
     return bins.read(path, "input_ids", (1, 256), 1000)
 
@@ -254,6 +291,16 @@ def parsers(folder: Path) -> dict[str, Parser]:
     summary = test_timing.summary
     log = f"{test_msame.START}\nInference time: 1.5 ms\nInference time: 2e-05ms\n{test_msame.END}".encode()
     ais = b"[INFO] output path:/a/2026\n[ERROR] x\na.py: error: argument\nModuleNotFoundError: No module named x\n"
+    head = b'HTTP/1.1 200 OK\r\nETag: "x"\r\nLast-Modified: Sat, 28 Nov 2026 09:00:00 GMT\r\n'
+    answers = [
+        head + b"Content-Length: 6\r\n\r\nabcdef",
+        head + b"Content-Length: 9\r\n\r\nabcdef",
+        head + b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n3\r\ndef\r\n0\r\n\r\n",
+        b'HTTP/1.1 206 Partial Content\r\nETag: "x"\r\nContent-Range: bytes 6-8/9\r\nContent-Length: 3\r\n\r\nghi',
+        b"HTTP/1.1 416 Range Not Satisfiable\r\nContent-Range: bytes */6\r\n\r\n",
+        b"HTTP/1.1 503 Busy\r\nContent-Encoding: gzip\r\n\r\n",
+    ]
+    yaml = (REPOSITORY / "invoke.yaml").read_bytes()
     numbers = [b"8", b"1,4,8", b"64,256", b"auto", b"-5", b"123456789012345678"]
     return {
         "json": Parser([_record(), order], lambda c, _: schema.decode(c, Any), (ValueError,)),
@@ -304,6 +351,9 @@ def parsers(folder: Path) -> dict[str, Parser]:
             of_file(lambda p: sign.check(schema.read(p, Any, "Run"), key, p)),
         ),
         "reference": Parser([npy.getvalue()], of_file(lambda p: cells.read_reference(p, 2))),
+        "http": Parser(answers, _Server().fetched),
+        "cann": Parser([b"runtime_running_version=[5.1.2.1.231:5.1.RC2]\n"], of_text(_cann)),
+        "invoke.yaml": Parser([yaml], of_file(lambda p: settings_file.load(str(p)), "invoke.yaml")),
         "bin": Parser([struct.pack("<256i", *range(256))], of_file(_bin)),
     }
 
@@ -315,7 +365,7 @@ NAMES = sorted(
         "soc version", "probe of ais_bench", "atc options", "settings", "profiles", "tsv", "sentencepiece",
         "tokenizer.json", "checkpoint", "safetensors", "onnx", "zip", "redirect", "public key", "private key",
         "envelope",
-        "reference", "bin",
+        "reference", "bin", "http", "cann", "invoke.yaml",
     )
 )  # fmt: skip
 
