@@ -26,7 +26,24 @@ LARGEST_TEXT = 32 * 2**20  # bytes of a file that is read as a whole; the larges
 
 
 LFS_POINTER = b"version https://git-lfs"
-LFS_ADVICE = "run git lfs pull where it was cloned, or download the file itself"
+# How files of other forms begin: what they are, and what to do.
+_FORMS = (
+    (b"\x1f\x8b", "is compressed with gzip: unpack it with gunzip"),
+    (b"\xfd7zXZ\0", "is compressed with xz: unpack it with unxz"),
+    (b"BZh", "is compressed with bzip2: unpack it with bunzip2"),
+    (b"\x28\xb5\x2f\xfd", "is compressed with zstd: unpack it with unzstd"),
+    (b"PK\3\4", "is a zip archive: unpack it, and name what is in it"),
+    (b"\xef\xbb\xbf", "begins with a byte order mark (BOM): save it as UTF-8 without one"),
+    (b"\xff\xfe", "is UTF-16 text: save it as UTF-8, for example with iconv -f UTF-16 -t UTF-8"),
+    (b"\xfe\xff", "is UTF-16 text: save it as UTF-8, for example with iconv -f UTF-16 -t UTF-8"),
+    (b"{\0", "is UTF-16 text: save it as UTF-8, for example with iconv -f UTF-16LE -t UTF-8"),
+    (b"\0{", "is UTF-16 text: save it as UTF-8, for example with iconv -f UTF-16BE -t UTF-8"),
+    (b"<!doctype", "is a web page: download the file itself, by its raw address"),
+    (b"<html", "is a web page: download the file itself, by its raw address"),
+    (b"PAR1", "is a parquet file"),
+    (b"\x89HDF", "is an HDF5 file, of Keras or TensorFlow: save the model with PyTorch"),
+    (b"GGUF", "is a GGUF file, of llama.cpp: take the model's own PyTorch checkpoint"),
+)
 
 
 class UnfitFile(OSError, ValueError):
@@ -56,10 +73,17 @@ def read_bytes(path: Path, most: int = LARGEST_TEXT) -> bytes:
     if len(content) > most:
         raise UnfitFile(errno.EFBIG, f"has more than {most} bytes", os.fspath(path))
     if content.startswith(LFS_POINTER):
-        raise UnfitFile(
-            errno.EINVAL, f"is a Git LFS pointer ({len(content)} bytes), not the file: {LFS_ADVICE}", os.fspath(path)
-        )
+        raise UnfitFile(errno.EINVAL, form_of(content, len(content)), os.fspath(path))
     return content
+
+
+def form_of(head: bytes, size: int) -> str:
+    """What a file of `size` bytes is that begins so, and what to do, if it is of a form that nothing here reads."""
+    if head.startswith(LFS_POINTER):
+        advice = "run git lfs pull where it was cloned, or download the file itself"
+        return f"is a Git LFS pointer ({size} bytes), not the file: {advice}"
+    beginning = head.lstrip(b"\r\n\t ").lower()
+    return next((text for start, text in _FORMS if head.startswith(start) or beginning.startswith(start)), "")
 
 
 def read_text(path: Path) -> str:
@@ -235,8 +259,11 @@ def write_texts(texts: Mapping[Path, str]) -> None:
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a regular file's bytes, in hexadecimal."""
+    """SHA-256 of a regular file's bytes, in hexadecimal. Raises OSError, UnfitFile for a Git LFS pointer."""
     with open_regular(path) as file:
+        if file.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise UnfitFile(errno.EINVAL, form_of(LFS_POINTER, os.fstat(file.fileno()).st_size), os.fspath(path))
+        file.seek(0)
         return sha256_of_stream(file)
 
 
@@ -260,13 +287,21 @@ def files_in(folder: Path, without: str = "") -> list[str]:
     return sorted(paths)
 
 
+def size_of(path: Path) -> int:
+    """The bytes of a file, or of the files in a folder."""
+    if path.is_dir():
+        return sum((path / name).stat().st_size for name in files_in(path))
+    return path.stat().st_size
+
+
 def folder_digest(folder: Path) -> str:
     """The in-toto `dirHash` of a folder: SHA-256 over its sorted lines `<sha256>  <path>\\n` (Go's h1, in hex)."""
     listing = hashlib.sha256()
     for name in files_in(folder):
         if "\n" in name:  # it could stand for two files
             raise UnfitFile(errno.EINVAL, "has a line end in its name", os.fspath(folder / name))
-        listing.update(f"{sha256_of(folder / name)}  {name}\n".encode(errors="surrogateescape"))
+        with open_regular(folder / name) as file:  # a pointer too: a clone may lack files that nobody reads
+            listing.update(f"{sha256_of_stream(file)}  {name}\n".encode(errors="surrogateescape"))
     return listing.hexdigest()
 
 

@@ -78,7 +78,8 @@ def decode(document: Union[bytes, str], schema: Type[T]) -> T:
     except RecursionError:
         raise ValueError(f"is nested more than {DEEPEST_JSON} levels deep") from None
     except (msgspec.MsgspecError, ValueError) as error:
-        raise ValueError(problem(error)) from None
+        form = files.form_of(document, len(document)) if isinstance(document, bytes) else ""
+        raise ValueError(form or problem(error)) from None
 
 
 def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

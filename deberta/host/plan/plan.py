@@ -16,6 +16,7 @@ from deberta.core.buckets import Lengths
 from deberta.core.contract import FP32, SEQUENCE_LENGTH
 from deberta.core.errors import many
 from deberta.core.paths import Artifacts, limited
+from deberta.host.plan import profiles
 from deberta.host.plan.profiles import Profile
 
 STAGES = {  # the id of a stage, which records name, and the module that is it now
@@ -44,10 +45,14 @@ _UNLIMITED = ("export-onnx", "build-om", "perf", "report")  # tasks that know no
 
 @dataclass(frozen=True)
 class Input:
-    """Something a step reads, and the command that makes or gets it."""
+    """Something a step reads, and the command that makes or gets it.
+
+    `file`: what the command line names, where that is one file of a folder that is read.
+    """
 
     path: Path
     command: str
+    file: Optional[Path] = None
 
 
 @dataclass(frozen=True)
@@ -205,10 +210,12 @@ class Plan:
         return f"invoke {task}{options}" + "".join(text for text, applies in settings if applies)
 
     def source(self, path: Path) -> Input:
-        """A file that the user brings."""
+        """A file that the user brings; of an index of shards all of its folder is read."""
         name = self.profile.name
         commands = {"mnli": "invoke fetch --profile mnli", "demo": "invoke demo --remake"}
-        return Input(path, commands.get(name, f"put it there, or change profile {name} in invoke.yaml"))
+        command = commands.get(name, f"put it there, or change profile {name} in invoke.yaml")
+        folder = profiles.hashed(path)
+        return Input(folder, command, path if folder != path else None)
 
     @property
     def labels(self) -> dict[str, Optional[str]]:
@@ -250,7 +257,7 @@ class Case:
 
     def sources(self, *names: str) -> dict[str, Input]:
         """What the user brings (checkpoint, config, tokenizer, data), by the flag that gives it to a stage."""
-        paths = self.plan.profile.inputs([self.version] if self.version else [])
+        paths = self.plan.profile.files([self.version] if self.version else [])
         by_name = dict(zip(("checkpoint", "config", "tokenizer", "data"), paths))
         return {f"--{name}": self.plan.source(by_name[name]) for name in names}
 
@@ -339,7 +346,7 @@ def stage(
     name, title = named or case.named(stage)
     inputs = {flag: [value] if isinstance(value, Input) else list(value) for flag, value in reads.items()}
     outputs = {flag: [value] if isinstance(value, Path) else list(value) for flag, value in writes.items()}
-    read = {flag: ",".join(str(needed.path) for needed in value) for flag, value in inputs.items()}
+    read = {flag: ",".join(str(needed.file or needed.path) for needed in value) for flag, value in inputs.items()}
     written = {flag: ",".join(map(str, value)) for flag, value in outputs.items()}
     arguments: list[str] = []
     for flag, value in {**read, **written, **options}.items():

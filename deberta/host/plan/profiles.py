@@ -13,6 +13,7 @@ from deberta.core.paths import Artifacts
 
 _FILES = ("checkpoint", "config", "tokenizer", "dataset")
 _KEYS = {*_FILES, "labels", "rows", "published"}
+SHARD_INDEX = ".index.json"  # ends the name of the list of a checkpoint's shards, which lie beside it
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
 
 
@@ -40,8 +41,17 @@ class Profile:
         return self.dataset_path / DEV_FILES[version]
 
     def inputs(self, versions: Iterable[str]) -> list[Path]:
-        """What the user brings for these versions."""
+        """What the user brings for these versions: what is hashed."""
+        return list(map(hashed, self.files(versions)))
+
+    def files(self, versions: Iterable[str]) -> list[Path]:
+        """The same as the profile names it, and the stages read it."""
         return [self.checkpoint_path, self.config_path, self.tokenizer_path, *map(self.data_path, versions)]
+
+
+def hashed(path: Path) -> Path:
+    """The file or folder by whose digest a record names an input: an index of shards stands for all of its folder."""
+    return path.parent if path.name.endswith(SHARD_INDEX) else path
 
 
 def load(name: Any, profiles: Any) -> Profile:
@@ -97,6 +107,7 @@ def _file_problem(key: str, value: Any) -> str:
         return f"{value!r} leaves the profile's folder"
     if "," in value or not value.isprintable():
         return f"{value!r} holds a comma or an unprintable character"  # msame separates its inputs by commas
-    if key != "dataset" and str(Path(value)) in (".", *BACKENDS):  # its digest would change with every artifact
-        return f"{value!r} is a folder that artifacts are written to"
+    if key != "dataset" and str(hashed(Path(value))) in (".", *BACKENDS):  # its digest would change with every artifact
+        shards = "; put the index and its shards into one of their own" if hashed(Path(value)) != Path(value) else ""
+        return f"{value!r} is {'in ' if shards else ''}a folder that artifacts are written to{shards}"
     return ""

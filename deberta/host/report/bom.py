@@ -27,6 +27,7 @@ from deberta.core.report import EvaluationCell, PerformanceRun, Proportion, Repo
 from deberta.host.environments import stages as stage_env
 from deberta.host.plan import matrix
 from deberta.host.plan.plan import Plan
+from deberta.host.plan.profiles import hashed
 from deberta.host.report import evidence
 from deberta.host.report.evidence import Evidence
 from deberta.host.run import freshness
@@ -121,12 +122,12 @@ def _hashes(*digests: str) -> list[dict[str, str]]:
     return [{"alg": "SHA-256", "content": digest} for digest in digests]
 
 
-def _claimed(tree: Evidence, path: str) -> list[dict[str, str]]:
-    """A file's SHA-256, as the job or a record has it. Raises DataError if none has."""
-    digests = sorted({str(claim.digest.get("sha256")) for claim in tree.claims if claim.path == path})
+def _claimed(tree: Evidence, path: str, kind: str = "sha256") -> list[str]:
+    """A file's SHA-256, as the job or a record has it; of kind "dirHash" a folder's. Raises DataError if none has."""
+    digests = sorted({claim.digest[kind] for claim in tree.claims if claim.path == path and kind in claim.digest})
     if not digests:
-        raise DataError(f"neither the job nor a record has the SHA-256 of {path}. Run: invoke acceptance")
-    return _hashes(*digests)
+        raise DataError(f"neither the job nor a record has the {kind} of {path}. Run: invoke acceptance")
+    return digests
 
 
 def _checkpoint(tree: Evidence, job: Job) -> str:
@@ -135,7 +136,7 @@ def _checkpoint(tree: Evidence, job: Job) -> str:
     named = (path for path in job.inputs if path.startswith(f"{tree.artifacts.models}/") and ".model" in path)
     if not path and not (path := next(named, "")):
         raise DataError(f"{tree.artifacts.job()} names no checkpoint among its inputs. Run: invoke acceptance")
-    return path
+    return str(hashed(PurePosixPath(path)))
 
 
 def _models(tree: Evidence, report: Report, job: Job) -> Iterator[Component]:
@@ -162,7 +163,7 @@ def _models(tree: Evidence, report: Report, job: Job) -> Iterator[Component]:
         yield _model(tree, report, job, path, "ONNX" if is_onnx else compiler, inputs[path], metrics)
         if path.endswith(".xml"):
             weights = f"{path[: -len('.xml')]}.bin"
-            yield _component("file", weights, weights, hashes=_claimed(tree, weights))
+            yield _component("file", weights, weights, hashes=_hashes(*_claimed(tree, weights)))
 
 
 def _figures(report: Report) -> Iterator[tuple[Lengths, EvaluationCell | PerformanceRun, Json]]:
@@ -207,8 +208,12 @@ def _model(
     }
     if figures:
         card["quantitativeAnalysis"] = {"performanceMetrics": list(figures)}
-    hashes = _claimed(tree, path)
-    return _component("machine-learning-model", path, path, _UNKNOWN, description=kind, hashes=hashes, modelCard=card)
+    properties, hashes = dict(_UNKNOWN), {}
+    if any("dirHash" in claim.digest for claim in tree.claims if claim.path == path):
+        properties["dirHash"] = ", ".join(_claimed(tree, path, "dirHash"))
+    else:
+        hashes = {"hashes": _hashes(*_claimed(tree, path))}
+    return _component("machine-learning-model", path, path, properties, description=kind, **hashes, modelCard=card)
 
 
 def _data(tree: Evidence, job: Job) -> Iterator[Component]:

@@ -13,6 +13,7 @@ from deberta.core.errors import ConfigError
 from deberta.host.plan import checks, comparison, evaluation
 from deberta.host.plan.comparison import PlannedSide
 from deberta.host.plan.plan import LATEST, Case, Plan, StageOptions
+from deberta.host.plan.profiles import hashed
 from deberta.host.report import request
 from deberta.host.run import freshness, runner
 from deberta.host.run.session import Session
@@ -73,9 +74,11 @@ def finetune(session: Session, plan: Plan, init: str, options: StageOptions) -> 
     profile = plan.profile
     if init:
         named_paths.check_file(session.workspace, "--init", init, "config.json")
-    if freshness.is_user_supplied(session, profile.checkpoint_path) and not session.dry:
+    checkpoint = profile.checkpoint_path
+    is_folder = (session.workspace / hashed(checkpoint)).is_dir()  # finetune makes one file
+    if (is_folder or freshness.is_user_supplied(session, checkpoint)) and not session.dry:
         raise ConfigError(
-            f"{profile.checkpoint_path} is there and was not made by finetune. Move it away, "
+            f"{checkpoint} is there and was not made by finetune. Move it away, "
             f"or give the training a profile of its own in invoke.yaml"
         )
     versions = [v for v in profile.rows if (session.workspace / profile.data_path(v)).exists()]

@@ -24,6 +24,7 @@ from deberta.core.paths import record_of
 from deberta.core.report import Report
 from deberta.host.plan import matrix
 from deberta.host.plan.plan import LATEST, Plan
+from deberta.host.plan.profiles import hashed
 from deberta.host.report import measurements
 from deberta.host.run import local, messages
 from deberta.host.run.executor import check_exit
@@ -164,12 +165,12 @@ def parse_executors(text: str) -> tuple[str, ...]:
 
 def check_disk(workspace: Path, folder: Path, run: ReproductionRun) -> None:
     """Raise MissingError if the disk has no room for both places: copies, the ONNX, the models, bins and outputs."""
-    profile, sizes = run.plan.profile, {path: (workspace / path).stat().st_size for path in run.inputs}
+    profile, sizes = run.plan.profile, {path: files.size_of(workspace / path) for path in run.inputs}
     expected = [profile.rows[version] or sizes[profile.data_path(version)] // 64 for version in run.versions]
     # A performance run takes the bins of all rows, limited or not.
     rows = sum(count + min(count, run.plan.limit) for count in expected)
     per_row = len(contract.INPUTS) * contract.SEQUENCE_LENGTH * 4 + 2 * 4096  # a file is a block at least
-    models = sizes[profile.checkpoint_path] * (1 + len(run.batch_sizes))
+    models = sizes[hashed(profile.checkpoint_path)] * (1 + len(run.batch_sizes))
     needed = 2 * (sum(sizes.values()) + models + rows * per_row * len(run.batch_sizes))
     free = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
     if free < needed:
@@ -191,7 +192,10 @@ def fill(place: Place, workspace: Path, run: ReproductionRun, settings: Mapping[
     files.write_text(place.root / SETTINGS, json.dumps(own, indent=1, default=dict) + "\n")
     for path in run.inputs:
         (place.root / path).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(workspace / path, place.root / path)
+        if (workspace / path).is_dir():  # it may hold the others
+            shutil.copytree(workspace / path, place.root / path, dirs_exist_ok=True)
+        else:
+            shutil.copyfile(workspace / path, place.root / path)
 
 
 def clear(place: Place) -> None:

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import errno
-import pickle
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from deberta.core import files
 from deberta.core.contract import LABELS
-from deberta.core.errors import ConfigError, DataError, MissingError, some
+from deberta.core.errors import ConfigError, DataError, some
+from deberta.stages.model import weights
 from deberta.stages.model.config import ModelConfig
 from deberta.stages.model.deberta import Deberta
 
@@ -29,7 +26,6 @@ _SYNONYMS = {
     "entail": "entailment",
     "entailed": "entailment",
 }
-_FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 @dataclass(frozen=True)
@@ -149,15 +145,7 @@ def save(path: Path, model: Deberta) -> None:
 
 def _read(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """`read_state_dict`, and the names of accepted entries that are not tensors."""
-    if path.is_dir():
-        present = [path / name for name in _FOLDER_FILES if (path / name).is_file()]
-        if not present:
-            files_known = ", ".join(_FOLDER_FILES)
-            raise MissingError(f"{path} holds none of: {files_known} (a checkpoint in shards is not supported)")
-        path = present[0]
-    if not path.is_file():
-        raise MissingError(f"{path} is missing. Run: invoke fetch, or put the checkpoint there")
-    values: Mapping[Any, Any] = _read_file(path)
+    values: Mapping[Any, Any] = weights.read(path)
     state: dict[str, Tensor] = {}
     unused: list[str] = []
     for key, value in values.items():
@@ -175,36 +163,6 @@ def _read(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
             raise DataError(f"{path}: two tensors are called {name} once prefixes are resolved")
         state[name] = value
     return state, tuple(unused)
-
-
-def _read_file(path: Path) -> Mapping[str, Any]:
-    with files.open_regular(path) as file:
-        head = file.read(64)
-    if head.startswith(b"version https://git-lfs"):
-        size = path.stat().st_size
-        advice = "run git lfs pull where it was cloned, or download the file itself"
-        raise DataError(f"{path} is a Git LFS pointer ({size} bytes), not the file: {advice}")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        values = torch.load(path, map_location="cpu", weights_only=True, mmap=head.startswith(b"PK") or None)
-    except MemoryError:
-        raise
-    except Exception as error:  # torch and pickle raise errors of many classes for damaged bytes
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # EINVAL: an offset before the file
-            raise
-        forbidden = re.search(r"GLOBAL (\S+)", str(error))  # torch names what is not a tensor
-        if forbidden and isinstance(error, pickle.UnpicklingError):
-            raise DataError(
-                f"{path} holds {forbidden[1]}, so loading it would run code from the file, and it was not loaded. "
-                "Save it again as a plain state dict: torch.save(model.state_dict(), FILE)"
-            ) from None
-        # torch's advice would be to load it without a check.
-        reason = "no pickle of tensors" if isinstance(error, pickle.UnpicklingError) else first_line(error)
-        raise DataError(f"{path} is truncated or not a checkpoint ({reason}). Fetch it again") from None
-    if not isinstance(values, Mapping):
-        raise DataError(f"{path} holds a {type(values).__name__}, not a state dict")
-    return values
 
 
 def first_line(error: Exception) -> str:

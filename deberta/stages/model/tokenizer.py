@@ -114,8 +114,14 @@ def _growth(rules: dict[str, Any]) -> int:
 
 def _from_json(file: Path) -> Tokenizer:
     try:
-        tokenizer = Tokenizer.from_str(files.read_bytes(file).decode("utf-8"))
+        content = files.read_bytes(file)
+    except files.UnfitFile as error:
+        raise DataError(f"{file} {error}") from None
+    try:
+        tokenizer = Tokenizer.from_str(content.decode("utf-8"))
     except Exception as error:  # tokenizers raises no narrower class for an unreadable file
+        if form := files.form_of(content, len(content)):
+            raise DataError(f"{file} {form}") from None
         raise DataError(f"{file} is not a tokenizer.json of Hugging Face tokenizers: {str(error)[:200]}") from error
     tokenizer.no_padding()
     tokenizer.no_truncation()
@@ -164,9 +170,9 @@ def _read_model(file: Path) -> sentencepiece_model_pb2.ModelProto:  # type: igno
     except DecodeError:
         model.Clear()
     if not model.pieces:
+        form = files.form_of(content, len(content)) or f"starts with {content[:24]!r}"
         raise DataError(
-            f"{file} ({len(content)} bytes) is not a SentencePiece model: it starts with {content[:24]!r}."
-            " Move it away and run: invoke fetch"
+            f"{file} ({len(content)} bytes) is not a SentencePiece model: it {form}. Move it away and run: invoke fetch"
         )
     spec = model.trainer_spec
     if spec.model_type != spec.UNIGRAM:
