@@ -244,6 +244,37 @@ def is_interrupted(path: Path) -> bool:
     return bool(states) and (not os.path.lexists(path) or (path.exists() and state(path) in states))
 
 
+def link_or_copy(source: Path, target: Path, copy: bool = False) -> bool:
+    """Give a file a second name, or a copy where no hard link can be made (another file system or owner).
+
+    `copy`: always a copy. Returns whether it is a link. Raises OSError; `target` must not be there.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if not copy:
+        with contextlib.suppress(OSError):
+            os.link(os.path.realpath(source), target)
+            return True
+    if os.path.lexists(target):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), os.fspath(target))
+    shutil.copy2(source, target)
+    with open(target, "rb") as written:
+        os.fsync(written.fileno())
+    return False
+
+
+def place(contents: Mapping[str, Path], target: Path, copy: bool = False) -> bool:
+    """Link or copy files to a new place, all of them or none: {"": file}, or the files of a folder by their names in it.
+
+    Returns whether all are links. Raises OSError; `target` must not be there.
+    """
+    with staged(target) as temporary:
+        links = [link_or_copy(source, temporary / name, copy) for name, source in contents.items()]
+        if os.path.lexists(target):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), os.fspath(target))
+        os.rename(temporary, target)
+    return all(links)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text with \\n line ends, completely or not at all."""
     write_texts({path: text})

@@ -6,12 +6,10 @@ steps replace files and never rewrite them; all else is a copy.
 
 from __future__ import annotations
 
-import contextlib
 import filecmp
 import itertools
 import os
 import re
-import shutil
 from pathlib import Path, PurePosixPath
 
 from deberta.core import contract, files
@@ -115,13 +113,8 @@ def add_signature(folder: Path, artifacts: Artifacts, envelope: str) -> None:
 
 
 def _keep(source: Path, target: Path) -> None:
-    """Keep a file or folder at another place of the same file system, if it is there."""
+    """Keep a file or folder at another place, if it is there."""
     for name in files.files_in(source) if source.is_dir() else [""]:
-        file, copy = source / name, target / name
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(OSError):  # of another owner or file system: a copy
-            if name or file.stat().st_size >= LARGE:
-                os.link(os.path.realpath(file), copy)
-                continue
+        file = source / name
         if file.exists():
-            shutil.copy2(file, copy)
+            files.link_or_copy(file, target / name, copy=not name and file.stat().st_size < LARGE)
