@@ -263,7 +263,7 @@ def link_or_copy(source: Path, target: Path, copy: bool = False) -> bool:
 
 
 def place(contents: Mapping[str, Path], target: Path, copy: bool = False) -> bool:
-    """Link or copy files to a new place, all of them or none: {"": file}, or the files of a folder by their names in it.
+    """Link or copy files to a new place, all of them or none: {"": file}, or the files of a folder by name.
 
     Returns whether all are links. Raises OSError; `target` must not be there.
     """
