@@ -7,9 +7,11 @@ quotes, and separators such as U+2028, so only the byte \\n ends a row.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple, Optional
 
 from deberta.core import files
 from deberta.core.contract import LABELS
@@ -26,6 +28,22 @@ _LABEL_INDEX = {label: index for index, label in enumerate(LABELS)}
 LONGEST_LINE = 2**20  # bytes
 _SHOWN = 5  # bad rows quoted in one message; the others are counted
 
+HEAD = 4096  # bytes that tell what a file is
+BOM = b"\xef\xbb\xbf"
+GZIP, BOM_FIRST, UTF16, JSON_LINES, JSON, CSV, ORIGINAL = (
+    "gzip",
+    "BOM",
+    "UTF-16",
+    "JSON lines",
+    "JSON",
+    "csv",
+    "MultiNLI",
+)
+SEPARATORS = {",": "commas", ";": "semicolons", "|": "vertical bars"}  # of csv files
+_CONVERTIBLE = {b"\x1f\x8b": GZIP, BOM: BOM_FIRST, b"\xff\xfe": UTF16, b"\xfe\xff": UTF16, b"{": JSON_LINES, b"[": JSON}
+_CONVERT = "To have it converted, see: invoke --help add-profile"
+_TABLES = {b"PAR1": ("a parquet file", "parquet"), b"ARROW1": ("an Arrow file", "feather")}
+
 
 @dataclass(frozen=True)
 class Row:
@@ -38,6 +56,42 @@ class Row:
     pair_id: str = field(default="", compare=False)  # rows of the same content are equal
 
 
+class Form(NamedTuple):
+    """What a file is that is no tsv of GLUE's, for a message; `name`: of a form that add-profile converts, or empty."""
+
+    name: str
+    what: str
+
+
+def form_of(head: bytes, size: int) -> Optional[Form]:
+    """What a file of `size` bytes is by its first HEAD bytes; None if nothing shows that it is no tsv of GLUE's."""
+    for start, (kind, reader) in _TABLES.items():
+        if head.startswith(start):
+            line = f"import sys, pandas; pandas.read_{reader}(sys.argv[1]).to_csv(sys.argv[2], index=False)"
+            program = f'python3 -c "{line}" FILE FILE.csv'
+            return Form(
+                "", f"is {kind}, which nothing here reads: write it as csv where pandas and pyarrow are: {program}"
+            )
+    name = next((name for start, name in _CONVERTIBLE.items() if head.startswith(start)), "")
+    what = files.form_of(head, size) or (name and "holds JSON, not GLUE's tsv")
+    names = head.partition(b"\n")[0].decode("utf-8", "replace").rstrip("\r").split("\t")
+    if not what and max(head[:64:2].count(0), head[1:64:2].count(0)) > 8:
+        what = "is UTF-16 text without a byte order mark: save it as UTF-8, for example with iconv -f UTF-16LE -t UTF-8"
+    elif not what and names[0] == "gold_label" and "sentence1_binary_parse" in names:
+        name, what = ORIGINAL, "is the original MultiNLI's or SNLI's text file, not GLUE's tsv"
+    elif not what and len(names) == 1 and (separator := max(SEPARATORS, key=names[0].count)) in names[0]:
+        name, what = CSV, f"has {SEPARATORS[separator]} between its columns (csv), not tabs"
+    return Form(name, f"{what}. {_CONVERT}" if name else what) if what else None
+
+
+def check_form(path: Path) -> None:
+    """Raise DataError for a file that its first bytes show to be something else than GLUE's tsv."""
+    with files.open_regular(path) as file:
+        form = form_of(file.read(HEAD), os.fstat(file.fileno()).st_size)
+    if form is not None:
+        raise DataError(f"{path} {form.what}")
+
+
 def rows(path: Path, expected_columns: int = DEV_COLUMNS, limit: int = 0) -> Iterator[Row]:
     """The file's rows in order, the first `limit` only if it is above 0.
 
@@ -46,6 +100,7 @@ def rows(path: Path, expected_columns: int = DEV_COLUMNS, limit: int = 0) -> Ite
     """
     if not path.is_file():
         raise MissingError(f"{path} is missing. Run: invoke fetch")
+    check_form(path)
     bad: list[str] = []
     bad_count = read = 0
     with files.open_regular(path) as file:
@@ -80,8 +135,9 @@ def expect_rows(path: Path, rows: int, expected: int) -> None:
     """Raise DataError unless the file has exactly as many rows as its profile expects."""
     if rows != expected:
         raise DataError(
-            f"{path} has {rows} rows, expected {expected}: it is cut off, or of another data set."
-            " Move it away and run: invoke fetch"
+            f"{path} has {rows} rows, expected {expected} (the profile's `rows`): it is cut off, or of another data "
+            "set, or `rows` in invoke.yaml is wrong. Correct that, or move the file away and get it whole (MNLI's: "
+            "invoke fetch)"
         )
 
 
@@ -97,11 +153,13 @@ def _check_header(path: Path, line: bytes, expected_columns: int) -> None:
             f"{path}: line 1: {TEST_COLUMNS} columns and no gold_label: this is a GLUE test file, which has no labels;"
             f" expected {_columns(expected_columns)}"
         )
-    lacking = sorted(set(_NAMES.values()) - set(names))
-    if lacking:
-        raise DataError(f"{path}: line 1: no column named {', '.join(lacking)}; expected GLUE's header line")
+    problems = []
+    if lacking := sorted(set(_NAMES.values()) - set(names)):
+        problems.append(f"no column named {', '.join(lacking)}; expected GLUE's header line")
     if len(names) != expected_columns:
-        raise DataError(f"{path}: line 1: {_columns(len(names))}, expected {_columns(expected_columns)}")
+        problems.append(f"{_columns(len(names))}, expected {_columns(expected_columns)}")
+    if problems:
+        raise DataError(f"{path}: line 1: {'; '.join(problems)}. Is it another tsv? {_CONVERT}")
     for index, name in _NAMES.items():
         if names[index] != name:
             where = f"column {index % len(names)} (from 0)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
 import pytest
@@ -28,10 +29,13 @@ GOOD = dev_line().encode() + b"\n"
         (HEADER + dev_line(label="Neutral").encode(), ["unknown label 'Neutral'"]),
         (HEADER + GOOD.replace(b"A boat", b"A b\xf6at"), ["line 2", "not UTF-8", "byte 0xf6 at byte"]),
         (HEADER + GOOD.replace(b"A boat", b"A b\0at"), ["line 2", "NUL byte"]),
-        ((HEADER + GOOD).decode().encode("utf-16"), ["line 1", "NUL byte"]),
-        (b"\x1f\x8b\x08\x00" + HEADER + GOOD, ["line 1"]),
+        (b"index" + HEADER.replace(b"index", b"\0", 1) + GOOD, ["line 1", "NUL byte"]),
         (GOOD + GOOD, ["line 1", "no column named", "gold_label", "sentence1"]),
         (HEADER.replace(b"gold_label", b"label") + GOOD, ["line 1", "no column named gold_label"]),
+        (
+            b"premise\thypothesis\tlabel\na\tb\tneutral\n",
+            ["no column named genre", "3 columns, expected 16", "add-profile"],
+        ),
         (HEADER.replace(b"sentence1\tsentence2", b"sentence2\tsentence1") + GOOD, ["column 8", "expected sentence1"]),
         (HEADER.replace(b"label1\tlabel2\tlabel3\tlabel4\tlabel5", b"label1"), ["12 columns (GLUE's train file)"]),
         (b"\t".join(HEADER.split(b"\t")[:10]) + b"\n", ["GLUE test file", "no gold_label"]),
@@ -48,6 +52,43 @@ def test_bad_file_is_a_data_error_that_says_where(tmp_path: Path, content: bytes
         assert part in str(error.value)
 
 
+ORIGINAL = b"gold_label\tsentence1_binary_parse\tsentence2_binary_parse\tsentence1_parse\tsentence2_parse\tsentence1\n"
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (
+            gzip.compress(HEADER + GOOD),
+            "is compressed with gzip: unpack it with gunzip. To have it converted, see: invoke --help add-",
+        ),
+        ((HEADER + GOOD).decode().encode("utf-16"), "is UTF-16 text: save it as UTF-8, for example with iconv"),
+        ((HEADER + GOOD).decode().encode("utf-16-be"), "is UTF-16 text without a byte order mark"),
+        (b"\xef\xbb\xbf" + HEADER + GOOD, "begins with a byte order mark (BOM): save it"),
+        (b"PAR1\x15\x04", "is a parquet file, which nothing here reads: write it as csv"),
+        (b"ARROW1\0\0", "is an Arrow file, which nothing here reads: write it as csv"),
+        (b"PK\x03\x04\x14\0", "is a zip archive"),
+        (b"BZh91AY&SY", "is compressed with bzip2"),
+        (b"\xfd7zXZ\0\0", "is compressed with xz"),
+        (b"\x28\xb5\x2f\xfd\x04", "is compressed with zstd"),
+        (LFS, "is a Git LFS pointer (63 bytes), not the file: run git lfs pull"),
+        (b'{"sentence1": "a", "sentence2": "b", "gold_label": "neutral"}\n', "holds JSON, not GLUE's tsv. To"),
+        (b'[{"premise": "a"}]', "holds JSON, not GLUE's tsv. To"),
+        (b"<!DOCTYPE html>\n<html>", "is a web page"),
+        (ORIGINAL, "is the original MultiNLI's or SNLI's text file"),
+        (b'premise,hypothesis,label\n"a, b",c,neutral\n', "has commas between its columns (csv), not tabs"),
+        (b"premise;hypothesis;label\r\n", "has semicolons between its columns"),
+    ],
+)
+def test_a_file_of_another_form_is_named_for_what_it_is(tmp_path: Path, content: bytes, says: str) -> None:
+    path = tmp_path / "dev_matched.tsv"
+    path.write_bytes(content)
+    with pytest.raises(DataError) as error:
+        mnli.count(path)
+    assert str(error.value).startswith(f"{path} {says}")
+
+
 def test_many_bad_rows_are_counted_and_five_are_shown(tmp_path: Path) -> None:
     lines = [dev_line(label="-") if number % 2 else dev_line() for number in range(20)]
     with pytest.raises(DataError, match=r"10 bad rows in 20: line 3: .*; line 11: .*; and 5 more$") as error:
@@ -62,7 +103,7 @@ def test_missing_file_names_the_command(tmp_path: Path) -> None:
 
 def test_wrong_row_count(tmp_path: Path) -> None:
     mnli.expect_rows(tmp_path, 9815, 9815)
-    with pytest.raises(DataError, match=r"has 9814 rows, expected 9815.* Move it away and run: invoke fetch$"):
+    with pytest.raises(DataError, match=r"has 9814 rows, expected 9815 \(the profile's `rows`\)"):
         mnli.expect_rows(tmp_path, 9814, 9815)
 
 
