@@ -11,16 +11,22 @@ import re
 import shutil
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Optional
 
+from deberta.ascend import executables
 from deberta.core.errors import ConfigError, MissingError, StageError
 
-SCRIPTS = (  # the guide's path, then the default installation's
-    Path("/opt/npu/cann_5.1.rc205/ascend-toolkit/set_env.sh"),
-    Path("/usr/local/Ascend/ascend-toolkit/set_env.sh"),
+SET_ENV = "set_env.sh"
+SCRIPTS = (  # the guide's path, then the default installation's, of CANN before 8.5 and from 8.5 on
+    Path("/opt/npu/cann_5.1.rc205/ascend-toolkit", SET_ENV),
+    Path("/usr/local/Ascend/ascend-toolkit", SET_ENV),
+    Path("/usr/local/Ascend/cann", SET_ENV),
 )
+_OF_USER = ("Ascend/ascend-toolkit", "Ascend/cann")  # below $HOME: where an installation by another user than root goes
+_VARIABLES = ("ASCEND_TOOLKIT_HOME", "ASCEND_HOME_PATH")  # that set_env.sh sets, in the order in which they are asked
+_LEVELS = 5  # folders above atc that are looked at: <toolkit>/latest/<arch>-linux/bin/atc
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 TIMEOUT_SECONDS = 60  # set_env.sh only sets variables
 _BASH, _ENV = "/bin/bash", "/usr/bin/env"
@@ -43,46 +49,91 @@ _VERSIONS = (
 _HOMES = ("ASCEND_TOOLKIT_HOME", "ASCEND_HOME_PATH", "ASCEND_NNRT_HOME")
 
 
+class Location(NamedTuple):
+    """A set_env.sh, and what led to it."""
+
+    script: Path
+    source: str
+
+    @property
+    def text(self) -> str:
+        return f"{self.script} ({self.source})"
+
+
 class Cann(NamedTuple):
     """An installation. `environment` is all that atc and msame get; `version` is empty if no file has it."""
 
-    script: Path
+    location: Location
     version: str
     environment: Mapping[str, str]
 
+    @property
+    def text(self) -> str:
+        return f"CANN {self.version or 'of an unknown version'}: {self.location.text}"
+
 
 def load(setting: str, scratch: Path, scripts: Sequence[Path] = SCRIPTS) -> Cann:
-    """The installation that `cann` in invoke.yaml names, or that is in one of the known places.
+    """The installation that `find` finds. `scratch`: a folder for HOME.
 
-    `scratch`: a folder for HOME. Raises ConfigError, MissingError (no CANN) or StageError (its script fails).
+    Raises ConfigError, MissingError (no CANN) or StageError (its script fails).
     """
-    script = find(setting, scripts)
+    location = find(setting, scripts)
     scratch.mkdir(parents=True, exist_ok=True)
-    variables = environment(script, scratch)
-    home = next((Path(variables[name]) for name in _HOMES if variables.get(name)), script.parent / "latest")
-    return Cann(script, version(home), variables)
+    variables = environment(location.script, scratch)
+    home = next((Path(variables[name]) for name in _HOMES if variables.get(name)), location.script.parent / "latest")
+    return Cann(location, version(home), variables)
 
 
-def find(setting: str, scripts: Sequence[Path] = SCRIPTS) -> Path:
-    """The set_env.sh to source. `setting`: that script, one of your own that sources it, or its folder; empty: search.
+def find(setting: str, scripts: Sequence[Path] = SCRIPTS, variables: Optional[Mapping[str, str]] = None) -> Location:
+    """The set_env.sh to source, as `search` finds it.
 
-    Raises ConfigError for a setting that names no script, MissingError if there is none in the known places.
+    Raises ConfigError for a setting that names no script, MissingError naming all places if none has one.
+    """
+    location, looked = search(setting, scripts, variables)
+    if location is None:
+        raise MissingError(
+            f"CANN was not found: {'; '.join(looked)}. Install the CANN toolkit, or name its set_env.sh under cann in "
+            "invoke.yaml; without an NPU use --backend cpu"
+        )
+    return location
+
+
+def search(
+    setting: str, scripts: Sequence[Path] = SCRIPTS, variables: Optional[Mapping[str, str]] = None
+) -> tuple[Optional[Location], list[str]]:
+    """The set_env.sh of the setting `cann` alone, or else the first of these, and what was looked at without one.
+
+    The folder that $ASCEND_TOOLKIT_HOME or $ASCEND_HOME_PATH names, the known places, $HOME/Ascend, the folders above
+    atc on PATH. `setting`: the script, one of your own that sources it, or its folder. `variables`: the caller's.
+    Raises ConfigError for a setting that names no script.
     """
     if setting:
         path = Path(setting).absolute()
-        script = present([path, path / "set_env.sh", path / "ascend-toolkit" / "set_env.sh"])
+        script = _first([path, *(path / folder / SET_ENV for folder in ("", "ascend-toolkit", "cann"))])
         if script is None:
             raise ConfigError(f"cann in invoke.yaml is {setting!r}: no set_env.sh is there. Correct it, or empty it")
-    elif (script := present(scripts)) is None:
-        raise MissingError(
-            f"CANN was not found: there is no {' and no '.join(map(str, scripts))}. Install the CANN toolkit, or name "
-            "its set_env.sh under cann in invoke.yaml; without an NPU use --backend cpu"
-        )
-    return script
+        return Location(script, "cann in invoke.yaml"), []
+    own: Mapping[str, str] = os.environ if variables is None else variables
+    looked: list[str] = []
+    for name in (name for name in _VARIABLES if own.get(name)):
+        home = Path(own[name]).absolute()
+        if script := _first(folder / SET_ENV for folder in (home, home.parent, home.parent.parent)):
+            return Location(script, f"by ${name}"), looked
+        looked.append(f"${name} is {home}, with no set_env.sh in it or in the two folders above")
+    aside = "".join(f"; {text}" for text in looked)
+    of_user = [Path(own["HOME"], folder, SET_ENV) for folder in _OF_USER] if own.get("HOME") else []
+    if script := _first([*scripts, *of_user]):
+        return Location(script, f"a known place{aside}"), looked
+    if atc := shutil.which("atc", path=own.get("PATH", "")):
+        program = Path(atc).absolute()
+        above = [*program.parents[:_LEVELS], *program.resolve().parents[:_LEVELS]]
+        if script := _first(folder / SET_ENV for folder in above):
+            return Location(script, f"above {atc} on PATH{aside}"), looked
+        looked.append(f"atc is on PATH ({atc}), with no set_env.sh in the folders above it: name it under cann")
+    return None, [*looked, f"there is no {' and no '.join(map(str, [*scripts, *of_user]))}"]
 
 
-def present(scripts: Sequence[Path] = SCRIPTS) -> Optional[Path]:
-    """The first script that is there, for `auto` to go by."""
+def _first(scripts: Iterable[Path]) -> Optional[Path]:
     return next((path for path in scripts if path.is_file()), None)
 
 
@@ -127,11 +178,11 @@ def version(home: Path) -> str:
 
 
 def tool(cann: Cann, name: str) -> Path:
-    """The program of that name on the PATH that set_env.sh sets. Raises MissingError."""
-    program = shutil.which(name, path=cann.environment.get("PATH", PATH))
+    """The program of that name on the PATH that set_env.sh sets. Raises MissingError; ConfigError: it cannot start."""
+    program = executables.on_path(name, cann.environment.get("PATH", PATH))
     if program is None:
         raise MissingError(
-            f"{name} is not on the PATH that {cann.script} makes. Is it the toolkit's? The run-time package alone has "
-            "no compiler. Install the CANN toolkit, or name its set_env.sh under cann in invoke.yaml"
+            f"{name} is not on the PATH that {cann.location.text} makes. Is it the toolkit's? The run-time package "
+            "alone has no compiler. Install the CANN toolkit, or name its set_env.sh under cann in invoke.yaml"
         )
-    return Path(program)
+    return program

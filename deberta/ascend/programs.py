@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import Callable, NamedTuple, Optional
+from typing import Any, Callable, NamedTuple, Optional
 
-from deberta.ascend import ais_bench, cann, npu_smi
+from deberta.ascend import ais_bench, cann, executables, msame, npu_smi
 from deberta.ascend.cann import Cann
 from deberta.ascend.runs import check_files
 from deberta.core import contract, files
@@ -21,25 +20,35 @@ NPU_SMI_SECONDS = 60
 
 
 class Tools(NamedTuple):
-    """Where the programs are. CANN is located when a step first needs it; `source` is its set_env.sh in a dry run."""
+    """Where the programs are. CANN is located when a step first needs it; `source` is its set_env.sh in a dry run.
+
+    `announce` says once which CANN is used.
+    """
 
     cann: Callable[[], Cann]
     msame: Path
     source: Callable[[], str]
+    announce: Callable[[], None]
 
 
 def executable(tools: Tools, installed: Cann, tool: str) -> Path:
-    """The program of a tool: msame is the user's, everything else is CANN's. Raises MissingError."""
+    """The program of a tool: msame is the user's, everything else is CANN's.
+
+    Raises MissingError; ConfigError for one that is there and cannot be started.
+    """
     if tool == ais_bench.MODULE:
         return cann.tool(installed, "python3")
-    if tool != "msame":
-        return cann.tool(installed, tool)
-    if not (tools.msame.is_file() and os.access(tools.msame, os.X_OK)):
+    return check_msame(tools.msame) if tool == msame.PROGRAM else cann.tool(installed, tool)
+
+
+def check_msame(path: Path) -> Path:
+    """The user's msame. Raises MissingError, and ConfigError if it is there and cannot be started."""
+    executables.check(path)
+    if not path.exists():
         raise MissingError(
-            f"{tools.msame} is missing or not executable. Build msame as the guide says and put it there, or name it "
-            "with --msame"
+            f"{path} is missing. Build msame as the guide says and put it there, or name it with --msame"
         )
-    return tools.msame
+    return path
 
 
 def variables(installed: Cann, tool: str, home: Path) -> dict[str, str]:
@@ -56,7 +65,11 @@ def user_supplied(tools: Tools, installed: Cann, tool: str) -> dict[str, str]:
     if tool != ais_bench.MODULE:
         return {"program": files.sha256_of(program)} if tool == "msame" else {}
     command, environment = [str(program), "-c", ais_bench.PROBE], variables(installed, tool, Path.home())
-    probe = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, encoding="utf-8")
+    options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "encoding": "utf-8"}
+    try:
+        probe = subprocess.run(command, env=environment, **options)
+    except OSError as error:
+        raise executables.unstartable(program, error) from error
     return {name: files.sha256_of(Path(path)) for name, path in ais_bench.installed(probe.stdout).items()}
 
 
@@ -95,8 +108,11 @@ def check_bins(workspace: Path, bins: Sequence[PurePosixPath], size: int, count:
 
 
 def npu_devices() -> Optional[tuple[npu_smi.Device, ...]]:
-    """The chips that npu-smi lists, None without npu-smi. Raises npu_smi.parse's errors; StageError if it hangs."""
-    program = shutil.which("npu-smi")
+    """The chips that npu-smi lists, None without npu-smi.
+
+    Raises npu_smi.parse's errors; StageError or ConfigError if it hangs or cannot be started.
+    """
+    program = executables.on_path(npu_smi.PROGRAM)
     if program is None:
         return None
     try:
@@ -105,17 +121,48 @@ def npu_devices() -> Optional[tuple[npu_smi.Device, ...]]:
         )
     except subprocess.TimeoutExpired:
         raise StageError(f"npu-smi info did not end in {NPU_SMI_SECONDS} s: the driver hangs. Look at dmesg") from None
+    except OSError as error:
+        raise executables.unstartable(program, error) from error
     return npu_smi.parse(process.stdout + process.stderr)
 
 
-def check_device(wanted: int, say: Callable[[str], None]) -> None:
-    """Raise an error unless the device is healthy and idle, as the guide demands before a run."""
-    devices = npu_devices()
-    if devices is None:
-        say(f"device {wanted}: no npu-smi on PATH, so neither its health nor whether it is idle was checked")
-        return
-    device = npu_smi.find(devices, wanted)
-    npu_smi.check_health(device)
-    say(npu_smi.describe(device))
-    if npu_smi.state(device) == npu_smi.BUSY:
-        raise StageError(f"{npu_smi.describe(device)}. Wait until it is idle, or take another one with --device")
+class DeviceCheck(NamedTuple):
+    """What npu-smi says about the device of a run. `name`: the chip's, empty if that is not known.
+
+    `not_checked`: sentences on what could not be read.
+    """
+
+    label: str
+    name: str = ""
+    not_checked: tuple[str, ...] = ()
+
+
+def check_device(wanted: int, say: Callable[[str], None]) -> DeviceCheck:
+    """Raise an error unless the device is healthy and idle, as the guide demands before a run, or cannot be looked at.
+
+    What cannot be looked at is said, and stops nothing.
+    """
+    neither, reason = "so neither its health nor whether it is idle was checked", ""
+    devices: Sequence[npu_smi.Device] = ()
+    try:
+        devices = npu_devices() or ()
+        reason = "" if devices else "no npu-smi on PATH"
+    except npu_smi.UnreadableError as error:
+        reason = str(error)
+    device = npu_smi.find(devices, wanted) if devices else None
+    candidates = [device] if device else devices
+    if candidates and all(npu_smi.state(candidate) == npu_smi.BUSY for candidate in candidates):
+        line = npu_smi.describe(candidates[0])
+        raise StageError(f"{line}. Wait until it is idle, or take another one with --device")
+    if candidates and not any(npu_smi.is_healthy(candidate) for candidate in candidates):
+        npu_smi.check_health(candidates[0])
+    if device is not None:
+        line, is_checked = npu_smi.describe(device), not npu_smi.not_checked(device)
+    else:
+        labels = "; ".join(entry.label for entry in devices)
+        line = f"device {wanted}: {reason or f'npu-smi info does not tell which chip that is ({labels})'}, {neither}"
+        is_checked = False
+    say(line)
+    names = {candidate.name for candidate in candidates}
+    label = f"device {device.label if device else wanted}"
+    return DeviceCheck(label, names.pop() if len(names) == 1 else "", () if is_checked else (line,))

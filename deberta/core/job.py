@@ -57,10 +57,14 @@ class StepFacts(Schema):
 
 
 class CellPlace(Schema):
-    """pinned: false if a step on the way ran in an image, or with a tool, that docker/pins.toml does not name."""
+    """pinned: false if a step on the way ran in an image, or with a tool, that docker/pins.toml does not name.
+
+    not_checked: what of the device could not be looked at before the run, or of the model beside it.
+    """
 
     place: schema.Text
     pinned: bool
+    not_checked: list[schema.Text] = field(default_factory=list)
 
 
 class JobMeasured(Schema):
@@ -182,6 +186,7 @@ class EvaluationFiles(RunFiles):
     outputs: PathsByLength
     bins: PathsByLength
     evaluation: schema.Text
+    not_checked: list[schema.Text] = field(default_factory=list)
 
 
 class PerformanceFiles(RunFiles):
@@ -190,6 +195,7 @@ class PerformanceFiles(RunFiles):
     length: schema.Positive
     runner: schema.Runner
     log: schema.Text
+    not_checked: list[schema.Text] = field(default_factory=list)
 
 
 class ThroughputFiles(RunFiles):
@@ -198,6 +204,7 @@ class ThroughputFiles(RunFiles):
     throughput: schema.Text
     logs: PathsByLength
     tokens: schema.Text
+    not_checked: list[schema.Text] = field(default_factory=list)
 
 
 class LabelChangeFiles(FigureFiles):

@@ -240,7 +240,7 @@ class Percentiles(Schema):
 class PerformanceRun(RunIdentity):
     """A performance run at one sequence length. fps = batch size * 1000 / average_ms, both without the warm-up.
 
-    origin and pinned: as of cells. loops: times in the log; msame's first, among times_ms, is its warm-up.
+    origin, pinned and not_checked: as of cells. loops: times in the log; msame's first, among times_ms, is its warm-up.
     percentiles_ms: by nearest rank. interval_ms: of the average, 95 %, by Student's t; null of a single time. spread:
     interquartile range / median. warning: why one should not conclude from the times; empty if one may.
     """
@@ -258,6 +258,7 @@ class PerformanceRun(RunIdentity):
     spread: schema.NonNegative
     warning: str
     times_ms: list[schema.AboveZero]
+    not_checked: list[schema.Text] = field(default_factory=list)
 
 
 class LengthRows(Schema, forbid_unknown_fields=False):
@@ -284,6 +285,7 @@ class ThroughputResult(RunIdentity):
     pinned: bool
     rows: schema.Positive
     fps: schema.AboveZero
+    not_checked: list[schema.Text] = field(default_factory=list)
 
 
 class AccuracyCount(Schema, forbid_unknown_fields=False):

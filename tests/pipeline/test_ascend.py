@@ -285,7 +285,7 @@ def test_what_is_missing_or_wrong_is_said(workspace: Workspace, cann: Path, monk
     )
     assert "--device '256'" in workspace.fail(2, *PERF, "--device", "256")
     assert "--soc-version '310P3'" in workspace.fail(2, *BUILD, "--soc-version", "310P3")
-    assert "missing or not executable" in workspace.fail(3, *PERF, "--msame", str(workspace.root / "none"))
+    assert "none is missing. Build msame" in workspace.fail(3, *PERF, "--msame", str(workspace.root / "none"))
     with pytest.raises(ConfigError, match="not a mapping"):
         settings.atc_options(["--log=error"])
     workspace.configure(cann=str(workspace.root))
@@ -300,7 +300,7 @@ def test_what_is_missing_or_wrong_is_said(workspace: Workspace, cann: Path, monk
 
 def test_auto_says_what_it_took(workspace: Workspace, cann: Path) -> None:
     said = workspace.succeed("build-om", "--bs", "4")
-    assert f"backend: ascend (auto; CANN is here: {cann / 'ascend-toolkit'})" in said and steps_that_ran(said) == []
+    assert f"CANN is here: {cann / 'ascend-toolkit/set_env.sh'} (cann in invoke.yaml))" in said and steps_that_ran(said) == []
     workspace.configure(cann=None)
     assert "backend: cpu (auto; no CANN is here, so no .om is made)" in workspace.succeed("build-om", "--bs", "4")
     assert "backend: cpu (auto; no NPU is here" in workspace.succeed("evaluate", "--bs", "4", "--version", "match")

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import Callable, Iterator
+from typing import Iterator
 
 import pytest
 
@@ -138,30 +138,101 @@ def test_vector_units(tmp_path: Path) -> None:
     assert doctor.cpu_features(cpuinfo).state == UNKNOWN
 
 
-def test_ascend_is_seen_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    looks: dict[str, Callable[[], HostCheck]] = {
-        "cann": lambda: doctor.cann("", [tmp_path / "nothing", tmp_path / "set_env.sh"]),
-        "atc": lambda: doctor.on_path("atc"),
-        "msame": lambda: doctor.msame(tmp_path / "docker/bin/msame"),
-        "devices": lambda: doctor.devices(tmp_path),
-        "npu-smi": lambda: doctor.on_path("npu-smi"),
-    }
-    before = {name: look() for name, look in looks.items()}
-    assert {check.state for check in before.values()} == {MISSING}
-    assert all(check.blocks and check.get and not check.needed for check in before.values())
-    for name in ("set_env.sh", "atc", "npu-smi", "davinci0", "davinci1", "davinci_manager", "docker/bin/msame"):
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch(mode=0o644)
-    assert doctor.msame(tmp_path / "docker/bin/msame").actual == "not executable"
-    for name in ("atc", "npu-smi", "docker/bin/msame"):
-        (tmp_path / name).chmod(0o755)
-    assert {check.state for check in (look() for look in looks.values())} == {OK}
-    assert doctor.devices(tmp_path).actual == "davinci0 davinci1"
-    assert doctor.cann(str(tmp_path)).state == OK
-    wrong = doctor.cann(str(tmp_path / "docker"), [tmp_path / "set_env.sh"])  # a wrong setting never falls back
-    assert wrong.state == MISSING and "no set_env.sh is there" in wrong.actual
+@pytest.fixture
+def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine without anything of Ascend's; a folder to put it into, whose bin is on PATH."""
+    for name in ("ASCEND_TOOLKIT_HOME", "ASCEND_HOME_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    return tmp_path
+
+
+def _toolkit(folder: Path, *programs: str) -> None:
+    (folder / "latest/bin").mkdir(parents=True)
+    text = f"export ASCEND_TOOLKIT_HOME={folder}/latest\nexport PATH={folder}/latest/bin:$PATH\n"
+    (folder / "set_env.sh").write_text(text)
+    for name in programs:
+        _program(folder / "latest/bin" / name, "")
+
+
+def _program(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{text}")
+    path.chmod(0o755)
+
+
+def test_nothing_of_ascends(bare: Path) -> None:
+    absent = [*doctor.toolkit("", [bare / "nothing"]), doctor.msame(bare / "docker/bin/msame"), doctor.devices(bare)]
+    absent += doctor.npus()
+    assert [(check.name, check.state) for check in absent] == [
+        (name, MISSING) for name in ("CANN toolkit", "atc", "msame", "NPU devices", "npu-smi")
+    ]
+    assert all(check.blocks and check.get and not check.needed for check in absent)
+    assert absent[0].actual.startswith(f"there is no {bare}/nothing and no {bare}/home/Ascend/ascend-toolkit/set_env")
+    assert absent[1].actual == "no CANN to take it from"
+
+
+def test_the_cann_that_a_run_takes(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _toolkit(bare / "own", "atc")
+    _toolkit(bare / "known")
+    own, known = bare / "own/set_env.sh", bare / "known/set_env.sh"
+    toolkit, atc = doctor.toolkit(str(bare / "own"), [known])
+    assert (toolkit.state, toolkit.actual) == (OK, f"CANN of an unknown version: {own} (cann in invoke.yaml)")
+    assert (atc.state, atc.actual) == (OK, f"{bare}/own/latest/bin/atc")
+    toolkit, atc = doctor.toolkit("", [known])  # that one has no compiler
+    assert toolkit.actual.endswith(f"{known} (a known place)")
+    assert atc.state == MISSING and "atc is not on the PATH that" in atc.actual
+    monkeypatch.setenv("ASCEND_HOME_PATH", f"{bare}/own/latest")
+    toolkit, atc = doctor.toolkit("", [known])
+    assert toolkit.actual.endswith(f"{own} (by $ASCEND_HOME_PATH)") and atc.state == OK
+    toolkit, atc = doctor.toolkit(str(bare / "wrong"), [known])  # a wrong setting never falls back
+    assert (toolkit.state, atc.state) == (MISSING, MISSING) and "no set_env.sh is there" in toolkit.actual
+
+
+def test_programs_that_are_there_and_cannot_be_used(bare: Path) -> None:
+    msame = bare / "docker/bin/msame"
+    _program(msame, "")
+    assert doctor.msame(msame).state == OK
+    msame.unlink()
+    msame.symlink_to("moved")
+    assert doctor.msame(msame).actual == f"{msame} is a link to moved, which is not there. Correct the link"
+    (bare / "davinci0").touch()
+    (bare / "davinci_manager").touch()
+    assert (doctor.devices(bare).state, doctor.devices(bare).actual) == (OK, "davinci0")
+    _program(bare / "bin/npu-smi", "")
+    (bare / "bin/npu-smi").write_bytes(b"\x7fELF")
+    [check] = doctor.npus()
+    assert check.state == MISSING and f"{bare}/bin/npu-smi cannot be started" in check.actual
+
+
+HEADINGS = """\
+| NPU     Name  | Health   | Power(W)     Temp(C)           Hugepages-Usage(page) |
+| Chip    Device| Bus-Id   | AICore(%)    Memory-Usage(MB)                        |
+"""
+CHIP = "| 7  310P3  | OK | NA 28 0 / 0 |\n| 0  0 | 0000:00:07.0 | 0  1805 / 21527 |\n"
+
+
+@pytest.mark.parametrize(
+    ("printed", "checks"),
+    [
+        (HEADINGS + CHIP, [("NPU, device 0", OK, "idle; AI cores 0 %")]),
+        (HEADINGS + CHIP.replace("0  1805", "97 1805"), [("NPU, device 0", MISSING, "busy; AI cores 97 %")]),
+        (HEADINGS + CHIP.replace("OK", "Alarm"), [("NPU, device 0", MISSING, "idle; health Alarm")]),
+        (HEADINGS + CHIP.replace("1805", "9805"), [("NPU, device 0", UNKNOWN, "whether it is idle was not checked")]),
+        (
+            HEADINGS.replace("Device", "Phy-ID") + CHIP,
+            [("NPU, device of unknown number", UNKNOWN, "device ? (310P3, NPU 7 chip 0): idle")],
+        ),
+        ("nobody knows\n", [("npu-smi", UNKNOWN, "not checked: what npu-smi info prints is not understood (nobody")]),
+        ("dcmi module initialize failed. ret is -8005\n", [("npu-smi", MISSING, "the driver does not answer")]),
+    ],
+)
+def test_what_npu_smi_says(printed: str, checks: list[tuple[str, str, str]], bare: Path) -> None:
+    _program(bare / "bin/npu-smi", f"while IFS= read -r line; do echo \"$line\"; done <<'END'\n{printed}END\n")
+    rows = [check for check in doctor.npus() if check.actual != f"{bare}/bin/npu-smi"]
+    assert [(check.name, check.state) for check in rows] == [(name, state) for name, state, _ in checks]
+    assert [check.actual for check, (*_, says) in zip(rows, checks) if says not in check.actual] == []
 
 
 def test_a_device_that_may_not_be_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

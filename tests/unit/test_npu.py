@@ -6,7 +6,7 @@ import pytest
 
 from deberta.ascend import npu_smi
 from deberta.ascend.npu_smi import BUSY, IDLE, UNKNOWN, Device
-from deberta.core.errors import ConfigError, DataError, MissingError
+from deberta.core.errors import ConfigError, MissingError
 
 # Driver 22.0.2, the one of CANN 5.1.RC2: narrow, without the line of versions. Two cards.
 NARROW = """\
@@ -63,13 +63,16 @@ DUO = (
 """
 )
 # Driver 25.2.1: NPU numbers with gaps, memory in use glued to its slash, another process's memory.
-GLUED = """\
+GLUED = (
+    "\n".join(DUO.splitlines()[2:6])
+    + """
 | 32      310P3                 | OK              | NA           49                0     / 0             |
 | 0       1                     | 0000:02:00.0    | 0            1910 / 21527                            |
 +===============================+=================+======================================================+
 | 32768   310P3                 | OK              | NA           46                8808  / 8808          |
 | 0       2                     | 0000:81:00.0    | 0            19562/ 21527                            |
 """
+)
 VIRTUAL = WIDE.replace("310P3    ", "310Pvir01").replace("1805 / 21527", "249  / 2690 ")
 # A 910B's: no Device column, so no logical number.
 NO_DEVICE_COLUMN = """\
@@ -79,6 +82,61 @@ NO_DEVICE_COLUMN = """\
 | 0     910B           | OK            | 79.4        82                0    / 0             |
 | 0                    | 0000:81:00.0  | 0           1979 / 15039      0    / 32768         |
 """
+
+
+# The 910B's of driver 24 with its processes, one without a name (three of eight cards).
+CARDS = """\
++------------------------------------------------------------------------------------------------+
+| npu-smi 24.1.0                   Version: 24.1.0                                               |
++---------------------------+---------------+----------------------------------------------------+
+| NPU   Name                | Health        | Power(W)    Temp(C)           Hugepages-Usage(page)|
+| Chip                      | Bus-Id        | AICore(%)   Memory-Usage(MB)  HBM-Usage(MB)        |
++===========================+===============+====================================================+
+| 0     910B3               | OK            | 91.0        36                0    / 0             |
+| 0                         | 0000:C1:00.0  | 0           0    / 0          3401 / 65536         |
++===========================+===============+====================================================+
+| 1     910B3               | OK            | 95.4        37                0    / 0             |
+| 0                         | 0000:C2:00.0  | 0           0    / 0          1400 / 65536         |
++===========================+===============+====================================================+
+| 2     910B3               | OK            | 95.4        37                0    / 0             |
+| 0                         | 0000:81:00.0  | 0           0    / 0          1400 / 65536         |
++===========================+===============+====================================================+
++---------------------------+---------------+----------------------------------------------------+
+| NPU     Chip              | Process id    | Process name             | Process memory(MB)      |
++===========================+===============+====================================================+
+| 0       0                 | 1333928       |                          | 37709                   |
++===========================+===============+====================================================+
+| No running processes found in NPU 1                                                            |
++===========================+===============+====================================================+
+"""
+# An A3's: chips of one NPU by Phy-ID, which is not the logical number.
+PHYSICAL = """\
+| NPU   Name                | Health        | Power(W)    Temp(C)           Hugepages-Usage(page)|
+| Chip  Phy-ID              | Bus-Id        | AICore(%)   Memory-Usage(MB)  HBM-Usage(MB)        |
++===========================+===============+====================================================+
+| 0     Ascend910           | OK            | 179.7       38                0    / 0             |
+| 0     0                   | 0000:9D:00.0  | 0           0    / 0          3112 / 65536         |
++------------------------------------------------------------------------------------------------+
+| 0     Ascend910           | OK            | -           37                0    / 0             |
+| 1     1                   | 0000:9F:00.0  | 0           0    / 0          2880 / 65536         |
+"""
+# Composed: other orders and numbers of columns, and one line for a chip.
+ONE_LINE = """\
+| Device ID | NPU ID | Chip ID | Chip Name    | Memory-Usage(MB) | AICore(%) | Health Status | Temp(C) |
++-----------+--------+---------+--------------+------------------+-----------+---------------+---------+
+| 1         | 4      | 0       | Ascend 310P1 | 1812 / 21527     | 0         | OK            | 40      |
+| 0         | 2      | 0       | Ascend 310P1 | 1800 / 21527     | 7         | Warning       | 41      |
++-----------+--------+---------+--------------+------------------+-----------+---------------+---------+
+| NPU ID    | Process id | Process name  | Process memory(MB) |
+| No running process found in NPU 4                           |
+"""
+EDGE = WIDE.replace("0000:00:07.0", "NA          ").replace("310P3", "310B4").replace("| OK      ", "| Alarm   ")
+OF_26 = (
+    "| NPU     Chip                  | Process id      | Process name       | Process memory(MB)    "
+    "| Process id in container |\n+===============================+=================+====================+\n"
+)
+ROW_OF_26 = "| 7       0                     | 485946          | python3            | 150      | NA       |\n"
+NEW = WIDE + OF_26
 
 
 def one(text: str) -> Device:
@@ -101,6 +159,15 @@ def test_every_layout() -> None:
         (32, 1, 1910),
         (32768, 2, 19562),
     ]
+    assert npu_smi.parse(PHYSICAL) == (
+        Device(0, 0, None, "Ascend910", "OK", 0, 3112, 65536),
+        Device(0, 1, None, "Ascend910", "OK", 0, 2880, 65536),
+    )
+    assert one(EDGE) == Device(7, 0, 0, "310B4", "Alarm", 0, 1805, 21527)
+    assert npu_smi.parse(ONE_LINE) == (
+        Device(4, 0, 1, "Ascend310P1", "OK", 0, 1812, 21527, processes=()),
+        Device(2, 0, 0, "Ascend310P1", "Warning", 7, 1800, 21527, is_unlisted=True),
+    )
     indented = "".join(f"         {line}\n" for line in NARROW.splitlines())
     assert npu_smi.parse(indented) == npu_smi.parse(NARROW)
 
@@ -118,7 +185,72 @@ def test_processes_belong_to_their_chip() -> None:
     assert (idle.processes, busy.processes) == ((), ("process 139667",))
     assert (npu_smi.state(idle), npu_smi.state(busy)) == (IDLE, BUSY)
     other_card = busy_chip.replace("| 2 ", "| 5 ")
-    assert {device.processes for device in npu_smi.parse(DUO + TABLE_OF_PROCESSES + other_card)} == {None}
+    silent = npu_smi.parse(DUO + TABLE_OF_PROCESSES + other_card)
+    assert {(device.processes, npu_smi.state(device)) for device in silent} == {(None, UNKNOWN)}
+    assert [(d.processes, npu_smi.state(d)) for d in npu_smi.parse(CARDS)] == [
+        (("process 1333928",), BUSY),
+        ((), IDLE),
+        (None, UNKNOWN),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("row", "state"),
+    [
+        (ROW_OF_26, BUSY),
+        (ROW_OF_26.replace("485946", "NA    "), BUSY),  # a process all the same
+        (ROW_OF_26.replace("python3", "       "), BUSY),
+        (ROW_OF_26.replace("| NA ", "| 17 | more "), BUSY),
+        (ROW_OF_26.replace("python3", "a|b    "), BUSY),
+        (ROW_OF_26.replace("| 7 ", "| 8 "), UNKNOWN),  # nothing about this one
+        (ROW_OF_26.replace("| 7       0", "| ?        "), UNKNOWN),
+        ("| 7       0                     | NA              | NA                 | NA |\n", UNKNOWN),
+        ("", UNKNOWN),
+        ("| No running processes found in NPU 7 |\n", IDLE),
+        ("| No running processes found in NPU 7 |\nsome other text\n", IDLE),
+        ("| No running processes found in NPU 70 |\n", UNKNOWN),
+        ("| No running processes |\n", UNKNOWN),
+    ],
+)
+def test_five_columns_of_processes(row: str, state: str) -> None:
+    assert npu_smi.state(one(NEW + row)) == state
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        "| Processes on NPU 7: python3 485946 |\n",
+        "| PID | What | Where |\n| 485946 | python3 | 7 0 |\n",
+        "| Process | NPU | Chip |\n| 485946 | 7 | 0 |\n",
+        "python3 (485946) uses NPU 7\n",
+        "| 7  310P3 | OK |\n",
+    ],
+)
+def test_what_may_be_a_process_is_no_proof_of_an_idle_device(after: str) -> None:
+    device = npu_smi.find(npu_smi.parse(WIDE + after), 0)
+    assert device is None or npu_smi.state(device) != IDLE
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        (
+            "1805 / 21527",
+            "NA          ",
+            "0 (310P3, NPU 7 chip 0): whether it is idle was not checked; AI cores 0 %, memory not",
+        ),
+        ("Memory-Usage(MB)", "Memory-Usage(GB)", "whether it is idle was not checked; AI cores 0 %, memory not told"),
+        ("1805 / 21527", "1805        ", "idle was not checked; AI cores 0 %, memory not told"),
+        ("| OK      ", "| NA      ", ": idle; its health was not checked; AI cores"),
+        ("Health", "State ", ": idle; its health was not checked; AI cores"),
+        ("AICore(%)", "AIC(all) ", "whether it is idle was not checked; AI cores not told, 1805"),
+        ("310P3", "-----", "(name not told, NPU 7 chip 0): idle"),
+    ],
+)
+def test_what_is_not_told_is_not_checked(old: str, new: str, says: str) -> None:
+    device = one(WIDE.replace(old, new))
+    assert says in npu_smi.describe(device)
+    assert bool(npu_smi.not_checked(device)) == ("not checked" in says)
 
 
 @pytest.mark.parametrize(
@@ -155,11 +287,9 @@ def test_what_is_said_of_a_device() -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("", "printed: nothing"),
-        ("npu-smi: command failed\n", "printed: npu-smi: command failed. Run: invoke doctor"),
+        ("\n".join(WIDE.splitlines()[:6]), "shows no device"),
         ("dcmi model initialized failed, because the device is used. ret is -8020\n", "another container"),
         ("dcmi module initialize failed. ret is -8005\n", "the driver does not answer"),
-        (WIDE.replace("| 7       310P3", "| -       -    ").replace("| 0       0 ", "| -       - "), "shows no device"),
     ],
 )
 def test_no_device(text: str, says: str) -> None:
@@ -169,17 +299,34 @@ def test_no_device(text: str, says: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", [NO_DEVICE_COLUMN, "\n".join(WIDE.splitlines()[:7]), WIDE.replace("1805 / 21527", "NA")]
+    ("text", "shown"),
+    [
+        ("", "nothing"),
+        ("npu-smi: command failed\n", "npu-smi: command failed"),
+        ("{}", "{}"),
+        ("\n".join(WIDE.splitlines()[:7]), r"\| 7 310P3 \| OK \| NA 28 0 / 0 \|"),
+        ("\n".join(WIDE.splitlines()[6:]), ""),  # no headings
+        (WIDE.replace("| 7       310P3", "| -       -    ").replace("| 0       0 ", "| -       - "), ""),
+        (WIDE.replace("Name", "Kind"), ""),
+    ],
 )
-def test_a_table_that_is_not_understood_is_not_guessed_at(text: str) -> None:
-    with pytest.raises(DataError, match=r"of a form that is not known.* Give --soc-version"):
+def test_what_is_not_understood_is_not_guessed_at(text: str, shown: str) -> None:
+    with pytest.raises(npu_smi.UnreadableError, match=rf"^what npu-smi info prints is not understood \({shown}"):
         npu_smi.parse(text)
+
+
+@pytest.mark.parametrize("text", [NO_DEVICE_COLUMN, CARDS, PHYSICAL, DUO + "| 3  310P3 | OK |\n"])
+def test_numbers_that_are_not_told(text: str) -> None:
+    devices = npu_smi.parse(text)
+    assert npu_smi.find(devices, 5) is None
+    assert npu_smi.find(npu_smi.parse(WIDE + WIDE), 0) is None  # two of one number
 
 
 def test_a_device_that_is_not_there() -> None:
     """NPU 32 is device 1: what msame takes is the logical number."""
     devices = npu_smi.parse(GLUED)
-    assert npu_smi.find(devices, 2).npu == 32768
+    device = npu_smi.find(devices, 2)
+    assert device is not None and device.npu == 32768
     with pytest.raises(ConfigError, match=r"--device 32 .* shows: 1 \(310P3, NPU 32 chip 0\); 2 \(310P3, NPU 32768 ch"):
         npu_smi.find(devices, 32)
 
@@ -202,6 +349,28 @@ def test_the_chips_name_for_atc() -> None:
         npu_smi.soc_version(several, 5)
     with pytest.raises(ConfigError, match=r"Ascend310Pvir01 names a part of a chip \(vNPU\)"):
         npu_smi.soc_version(npu_smi.parse(VIRTUAL))
+    assert npu_smi.soc_version(npu_smi.parse(NO_DEVICE_COLUMN), 0) == "Ascend910B"
+    with pytest.raises(npu_smi.UnreadableError, match="does not tell the name"):
+        npu_smi.soc_version(npu_smi.parse(WIDE.replace("310P3", "-----")))
+
+
+@pytest.mark.parametrize(
+    ("version", "name", "is_same"),
+    [
+        ("Ascend310P3", "310P3", True),
+        ("Ascend310P3", "310P1", False),
+        ("Ascend310", "310P3", False),
+        ("Ascend310P3", "310", False),
+        ("Ascend310B1", "310B4", False),
+        ("Ascend310P3", "310Pvir02", None),
+        ("Ascend910_9392", "Ascend910", None),
+        ("Ascend910", "Ascend910", True),
+        ("Ascend910B3", "Ascend910", False),
+        ("Ascend710", "310P3", None),
+    ],
+)
+def test_names_of_one_chip(version: str, name: str, is_same: object) -> None:
+    assert npu_smi.is_chip(version, name) is is_same
 
 
 @pytest.mark.parametrize("text", ["310P3", "Ascend", "Ascend 310P3", "Ascend310P3;x", "", "Ascend310Pvir02"])

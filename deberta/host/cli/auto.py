@@ -20,16 +20,18 @@ def backend(name: str, compiles: bool, cann_setting: str, project: Path) -> str:
     """
     if name != AUTO:
         return name
-    reason = ""
+    reason, lacking = "", "no NPU is here"
     if compiles:
-        location = cann_setting or cann.present() or _compile_image(project)
-        reason = f"CANN is here: {location}" if location else ""
+        location, looked = cann.search(cann_setting)
+        place = location.text if location else _compile_image(project)
+        reason = f"CANN is here: {place}" if place else ""
+        lacking = f"no CANN is here{''.join(f'; {text}' for text in looked[:-1])}"  # the last lists the known places
     elif nodes := sorted(path.name for path in DEVICES.glob("davinci[0-9]*")):
         reason = f"there is {', '.join(nodes)}"
     if reason:
         print(f"backend: ascend (auto; {reason})")
         return "ascend"
-    print(f"backend: cpu (auto; {'no CANN' if compiles else 'no NPU'} is here, so no .om is made)")
+    print(f"backend: cpu (auto; {lacking}, so no .om is made)")
     return "cpu"
 
 
@@ -52,8 +54,8 @@ def executor(name: str, script: str = "", usual: str = "") -> str:
         return name
     if usual:
         name, reason = usual, "this task's usual one"
-    elif location := script or cann.present():
-        name, reason = "local", f"CANN is here: {location}"
+    elif location := cann.search(script)[0]:
+        name, reason = "local", f"CANN is here: {location.text}"
     elif address := _engine():
         name, reason = "docker", f"an engine answers at {address}"
     else:
@@ -77,12 +79,12 @@ def soc_version(name: str, device: int) -> str:
     """The chip to compile for; `auto` asks npu-smi. Raises ConfigError and MissingError."""
     if name != AUTO:
         return npu_smi.parse_soc_version(name)
-    devices = programs.npu_devices()
+    try:
+        devices = programs.npu_devices()
+    except npu_smi.UnreadableError as error:
+        raise npu_smi.UnreadableError(f"{error}. {npu_smi.GIVE_CHIP}") from None
     if devices is None:
-        raise MissingError(
-            "no npu-smi on PATH tells the chip's name. Give it with --soc-version (Ascend310P3), or set soc_version in "
-            "invoke.yaml"
-        )
+        raise MissingError(f"no npu-smi on PATH tells the chip's name. {npu_smi.GIVE_CHIP}")
     listed = any(entry.device == device for entry in devices)
     chip = npu_smi.soc_version(devices, device if listed else None)
     print(f"soc_version: {chip} (auto; npu-smi info)")

@@ -189,15 +189,17 @@ def _local(c: Context, folder: Path, options: Options) -> Executor:
     surroundings = {"environment": "prepared by the user"} if prepared_python(c) else {}
     if unpinned is not None and Path(containers.CODE) == PROJECT:  # the CI image alone has this setting, and its code
         surroundings["pins"] = f"not pinned: the CI image: {'; '.join(unpinned)}" if unpinned else "pinned"
+    load = functools.cache(lambda: cann.load(script, home))
     return LocalExecutor(
         project=PROJECT,
         root=folder,
         python=stages_environment(c),
         python_name=str(prepared_python(c) or PROJECT / stages.FOLDER / "bin" / "python"),
         tools=programs.Tools(
-            cann=functools.cache(lambda: cann.load(script, home)),
+            cann=load,
             msame=msame_path(c, options.msame),
-            source=lambda: str(cann.find(script) if script else cann.present() or cann.SCRIPTS[-1]),
+            source=lambda: str(location.script if (location := cann.search(script)[0]) else cann.SCRIPTS[1]),
+            announce=functools.cache(lambda: print(load().text, flush=True)),
         ),
         surroundings=surroundings,
     )

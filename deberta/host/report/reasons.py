@@ -60,7 +60,7 @@ def conclude(job: Job, step_records: Sequence[Record], ours: Gates, tools: Colle
         steps=[_step(record) for record in in_order],
         places={
             report_format.key(cell.batch_size, cell.version, cell.precision): CellPlace(
-                place=cell.place, pinned=cell.pinned
+                place=cell.place, pinned=cell.pinned, not_checked=cell.not_checked
             )
             for cell in cells
         },
@@ -90,8 +90,9 @@ def place(backend: str, runner: str = "") -> str:
 def _stands(
     job: Job, run: Run, paths: Iterable[str], runner: str, problems: Sequence[tuple[Record, Optional[str]]]
 ) -> Run:
-    """The run with its place, and whether all is pinned that made the files at these paths."""
+    """The run with its place, whether all is pinned that made the files at these paths, and what was not checked."""
     waiting, pinned = [*paths], True
+    not_checked: dict[str, None] = {}
     seen: set[str] = set()
     while waiting:
         path = waiting.pop()
@@ -101,7 +102,14 @@ def _stands(
                 if path in record.subjects:
                     pinned = pinned and not problem
                     waiting += record.dependencies
-    return structs.replace(run, place=place(job.backend, runner), pinned=pinned)
+                    not_checked.update(dict.fromkeys(_not_checked(record)))
+    return structs.replace(run, place=place(job.backend, runner), pinned=pinned, not_checked=sorted(not_checked))
+
+
+def _not_checked(record: Record) -> list[str]:
+    """What a run on a device could not look at before, as its record has it."""
+    sentences = record.summary.get("not_checked")
+    return [text for text in sentences if isinstance(text, str) and text] if isinstance(sentences, list) else []
 
 
 def _engines(job: Job, step_records: Sequence[Record]) -> list[str]:

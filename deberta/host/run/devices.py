@@ -12,6 +12,7 @@ from deberta.ascend import ais_bench, atc, msame, programs, runs
 from deberta.core import files
 from deberta.core.errors import DebertaError, StageError
 from deberta.host.plan.plan import Compilation, Inference, ModelRun, Step
+from deberta.host.run import compiled
 from deberta.host.run.console import Console
 from deberta.host.run.executor import check_exit
 from deberta.host.run.session import Session
@@ -50,10 +51,10 @@ def compile_om(
 
 
 def infer(
-    session: Session, step: Step, inference: Inference, arguments: Sequence[str], console: Console
+    session: Session, step: Step, inference: Inference, arguments: Sequence[str], summary: Path, console: Console
 ) -> list[PurePosixPath]:
     """Run msame or its twin into temporary folders, judge what it left, and only then give the folders their names."""
-    status = 0
+    status, not_checked = 0, []
     with contextlib.ExitStack() as stack:
         temporary = {
             run.output: stack.enter_context(files.staged(session.workspace / run.output)) for run in inference.runs
@@ -63,7 +64,11 @@ def infer(
         if step.tool:
             [run] = inference.runs
             programs.check_bins(session.workspace, run.bins, run.bin_bytes, run.times)
-            programs.check_device(inference.device, console.say)
+            device = programs.check_device(inference.device, console.say)
+            unknown = compiled.check_chip(session, step.inputs[0].path, device, "invoke build-om")
+            if unknown:
+                console.say(unknown)
+            not_checked = [*device.not_checked, *([unknown] if unknown else [])]
             lines, status = session.executor.run(step, arguments, console.quiet)
             logs = ["".join(lines)]
         else:
@@ -84,6 +89,8 @@ def infer(
         for run, (folder, _) in zip(inference.runs, judged):
             (session.workspace / run.output).mkdir(exist_ok=True)
             files.switch(folder, session.workspace / run.output / folder.name)
+    if not_checked:
+        files.write_text(summary, json.dumps({"not_checked": not_checked}))
     subjects = [run.output / folder.name for run, (folder, _) in zip(inference.runs, judged)]
     if inference.log_copy:
         files.write_text(session.workspace / inference.log_copy, judged[0][1])

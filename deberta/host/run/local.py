@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Callable, Mapping, Sequence
 
-from deberta.ascend import ais_bench
+from deberta.ascend import ais_bench, executables
 from deberta.ascend import programs as tools
 from deberta.ascend.programs import Tools
 from deberta.core import files, machine
@@ -45,7 +45,9 @@ class LocalExecutor:
         return {"cann": installed.version, **tools.user_supplied(self.tools, installed, step.tool)}
 
     def prepare(self, step: Step) -> None:
-        if not step.tool:
+        if step.tool:
+            self.tools.announce()
+        else:
             self.python()
 
     def run(self, step: Step, arguments: Sequence[str], show: Show) -> tuple[list[str], int]:
@@ -59,7 +61,11 @@ class LocalExecutor:
         return execute([str(program), *step.program[1:], *arguments], scratch, variables, log, show)
 
     def provenance(self, step: Step) -> Provenance:
-        return Provenance(internal={**self.surroundings, **({"cann": self.tools.cann().version} if step.tool else {})})
+        if not step.tool:
+            return Provenance(internal=self.surroundings)
+        installed = self.tools.cann()
+        of_cann = {"cann": installed.version, "cann_location": installed.location.text}
+        return Provenance(internal={**self.surroundings, **of_cann})
 
     def show(self, step: Step) -> None:
         if step.tool:
@@ -117,10 +123,13 @@ def execute(
     with transcript(log, command, show) as record:
         # A session of its own: Ctrl-C on the terminal reaches us alone, and we pass it on once. It ends with us, and
         # has the workspace's lock as long as it lives (the one open file that is handed down).
-        process = machine.start(
-            command, cwd=folder, env=variables, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, encoding="utf-8", start_new_session=True, close_fds=False,
-        )  # fmt: skip
+        try:
+            process = machine.start(
+                command, cwd=folder, env=variables, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT, encoding="utf-8", start_new_session=True, close_fds=False,
+            )  # fmt: skip
+        except OSError as error:
+            raise executables.unstartable(Path(command[0]), error) from error
         assert process.stdout is not None
         try:
             lines = record(process.stdout)

@@ -127,7 +127,7 @@ def _run(session: Session, step: Step, console: Console) -> Record:
         if not (session.workspace / subject).exists():
             raise StageError(f"{step.title} ended without an error, but {subject} is not there. See {step.log}")
     # The files behind the parameter `code`, so that a later run can name those that changed.
-    counts = schema.read_json(summary, dict[str, Any]) if summary.exists() else {}  # a tool writes none
+    counts = schema.read_json(summary, dict[str, Any]) if summary.exists() else {}  # a tool may have none
     sources = {"sources": source_digest.sources(session.project, step.module)} if step.stage else {}
     statement = records.statement(
         subjects=[session.digests.resource(subject) for subject in subjects],
@@ -172,7 +172,7 @@ def _execute(session: Session, step: Step, summary: Path, console: Console) -> l
         if step.compilation is not None:
             return devices.compile_om(session, step, step.compilation, summary, console)
         if step.inference is not None:
-            return devices.infer(session, step, step.inference, arguments, console)
+            return devices.infer(session, step, step.inference, arguments, summary, console)
         devices.run_stage(session, step, arguments, console.line)
         return list(step.outputs)
     except BaseException:

@@ -12,13 +12,15 @@ import platform
 import re
 import shutil
 import sys
+import tempfile
 import textwrap
 from pathlib import Path
 from typing import Dict, Iterator, Optional, Sequence, Tuple
 
 import msgspec
 
-from deberta.ascend.cann import SCRIPTS, find
+from deberta.ascend import cann, executables, npu_smi, programs
+from deberta.ascend.npu_smi import Device
 from deberta.ascend.programs import MSAME
 from deberta.core import machine
 from deberta.core.errors import DebertaError
@@ -74,11 +76,10 @@ def run(
         *inputs(workspace, plan),
         engine(),
         *stage_images(project),
-        cann(cann_setting),
-        on_path("atc"),
+        *toolkit(cann_setting),
         msame(msame_path or project / MSAME),
         devices(),
-        on_path("npu-smi"),
+        *npus(),
     )
 
 
@@ -224,25 +225,49 @@ def stage_images(project: Path) -> Iterator[HostCheck]:
         yield _check(f"image-{stage}", actual, ok)
 
 
-def cann(setting: str = "", scripts: Sequence[Path] = SCRIPTS) -> HostCheck:
-    """CANN's set_env.sh: the setting's, at the guide's path or the default one."""
-    places = ", ".join(map(str, scripts))
+def toolkit(setting: str = "", scripts: Sequence[Path] = cann.SCRIPTS) -> Iterator[HostCheck]:
+    """The CANN that a run on this machine takes, by what it was found, and whether that one has atc."""
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            location, looked = cann.search(setting, scripts)
+            installed = cann.load(setting, Path(scratch), scripts) if location else None
+        except DebertaError as error:
+            installed, looked = None, [str(error)]
+    yield _check("cann", installed.text if installed else "; ".join(looked), bool(installed))
     try:
-        return _check("cann", str(find(setting, scripts)), True, places=places)
+        atc = str(cann.tool(installed, "atc")) if installed else ""
+        yield _check("atc", atc or "no CANN to take it from", bool(installed))
     except DebertaError as error:
-        return _check("cann", str(error) if setting else "no set_env.sh", False, places=places)
-
-
-def on_path(program: str) -> HostCheck:
-    """atc or npu-smi."""
-    path = shutil.which(program)
-    return _check(program, path or "not on PATH", bool(path))
+        yield _check("atc", str(error), False)
 
 
 def msame(path: Path) -> HostCheck:
-    ok = path.is_file() and os.access(path, os.X_OK)
-    problem = "not executable" if path.exists() else f"no {path}"
-    return _check("msame", str(path) if ok else problem, ok, usual=MSAME)
+    try:
+        return _check("msame", str(programs.check_msame(path)), True, usual=MSAME)
+    except DebertaError as error:
+        return _check("msame", str(error), False, usual=MSAME)
+
+
+def npus() -> Iterator[HostCheck]:
+    """What npu-smi says about each device, as a run on it would take it."""
+    try:
+        program, listed = executables.on_path(npu_smi.PROGRAM), programs.npu_devices()
+    except npu_smi.UnreadableError as error:
+        yield _check("npu-smi", f"not checked: {error}", None)
+        return
+    except DebertaError as error:
+        yield _check("npu-smi", str(error), False)
+        return
+    yield _check("npu-smi", str(program or "not on PATH"), bool(program))
+    for device in listed or ():
+        number = "of unknown number" if device.device is None else device.device
+        yield _check("npu-device", npu_smi.describe(device), _is_usable(device), device=number)
+
+
+def _is_usable(device: Device) -> Optional[bool]:
+    if npu_smi.state(device) == npu_smi.BUSY or not npu_smi.is_healthy(device):
+        return False
+    return None if npu_smi.not_checked(device) or device.device is None else True
 
 
 def devices(folder: Path = Path("/dev")) -> HostCheck:
@@ -258,8 +283,8 @@ def _check(key: str, actual: str, ok: Optional[bool], **details: object) -> Host
     """A check of doctor.json; `details` fill in its texts. `ok` None: unknown."""
     check, state = CHECKS[key], UNKNOWN if ok is None else OK if ok else MISSING
     details.update(python=STAGES_PYTHON, lock=stages.STAGES_LOCK)
-    required, get = check.required.format(**details), check.get.format(**details)
-    return msgspec.structs.replace(check, actual=actual, state=state, required=required, get=get)
+    texts = {name: getattr(check, name).format(**details) for name in ("name", "required", "get")}
+    return msgspec.structs.replace(check, actual=actual, state=state, **texts)
 
 
 def _free(path: Path) -> int:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any, Mapping, Optional, Sequence
 
-from deberta.ascend import timing
+from deberta.ascend import programs, timing
 from deberta.core import buckets, records, schema
 from deberta.core.buckets import Choice
 from deberta.core.contract import FP32, batch_count
@@ -16,7 +16,7 @@ from deberta.core.records import Record
 from deberta.host.plan import evaluation
 from deberta.host.plan.plan import LATEST, Case, Plan, Step
 from deberta.host.report import reasons
-from deberta.host.run import freshness, runner
+from deberta.host.run import compiled, freshness, runner
 from deberta.host.run.session import Session
 from deberta.host.workflows import named_paths
 
@@ -90,6 +90,7 @@ def present_versions(session: Session, plan: Plan) -> list[str]:
 def infer(session: Session, case: Case, choice: Choice = ()) -> tuple[Case, list[PurePosixPath]]:
     """Everything up to the model's outputs; returns the case with its lengths, and their folders of outputs."""
     case = at_lengths(session, case, choice)
+    check_device(session, case, evaluation.infer(case, {}))
     results = runner.run_all(session, [*compiling(session, case), evaluation.preprocess(case)])
     lengths = results[-1].summary.get("lengths", {})
     steps = evaluation.infer(case, {int(length): counts["rows"] for length, counts in lengths.items()})
@@ -133,6 +134,7 @@ def perf(session: Session, case: Case, loops: int, choice: Choice = ()) -> None:
     case = replace(case, plan=replace(case.plan, limit=0))
     padded = case.padded
     step = evaluation.perf(padded, loops)
+    check_device(session, padded, [step])
     runner.run_all(session, [*compiling(session, padded), evaluation.preprocess(padded), step])
     if not session.dry:
         _print_performance(session, padded, loops)
@@ -146,10 +148,28 @@ def perf(session: Session, case: Case, loops: int, choice: Choice = ()) -> None:
         _print_throughput(session, fitted)
 
 
+def check_device(session: Session, case: Case, steps: Sequence[Step]) -> None:
+    """Look at the device before anything slow, if any of the steps is to run on it.
+
+    Raises the errors of the check that is made again, and said, when it runs.
+    """
+    if session.dry or case.plan.backend != "ascend":
+        return
+    own = [part for part in case.models if not uses_supplied_om(session, part)]
+    before = [step for part in own for step in (evaluation.export_onnx(part.plan), evaluation.build_om(part))]
+    if session.force or any(freshness.outdated(session, step) for step in (*before, *steps)):
+        device = programs.check_device(case.plan.device, lambda line: None)
+        if own:
+            made_for = f"{own[0].compiled} is to be compiled for"
+            compiled.compare_chips(made_for, session.soc_version(), device, case.command("build-om"))
+
+
 def compiling(session: Session, case: Case) -> list[Step]:
     """The exports and compilations for a case's lengths; none for an .om that the user supplied."""
     steps = []
     for part in case.models:
+        if part.plan.backend == "ascend" and not session.forces("build-om"):
+            compiled.check_shape(session, part)
         if uses_supplied_om(session, part):
             session.say(f"{part.compiled} was not made here and is used as it is (build-om --force makes another)")
             continue

@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from deberta.ascend import ais_bench
 from deberta.core.contract import FP32, SEQUENCE_LENGTH, VERSIONS
-from deberta.core.errors import many
+from deberta.core.errors import many, some
 from deberta.core.job import PublishedRow
 from deberta.core.report import EvaluationCell, GateCheck, PerformanceRun, Proportion, Report, is_padded
 
@@ -180,7 +180,20 @@ def notes(report: Report) -> list[str]:
             f"Measured on the CPU backend ({machine[0]}; {'; '.join(measured.engines)})."
             " No Ascend device was used, and a CPU's fps says nothing about one."
         )
-    return paragraphs
+    return [*paragraphs, *_not_checked(report)]
+
+
+def _not_checked(report: Report) -> list[str]:
+    """A paragraph for each thing that could not be looked at before runs, with the figures that it stands behind."""
+    measured = report.measured
+    figures: dict[str, list[str]] = {}
+    for cell in report.body.cells:
+        for text in measured.places[cell.key].not_checked:
+            figures.setdefault(text, []).append(f"accuracy bs{cell.batch_size} {SHORT[cell.version]}")
+    for run in measured.performances:
+        for text in run.not_checked:
+            figures.setdefault(text, []).append(f"fps bs{run.batch_size} {SHORT[run.version]}")
+    return [f"Not checked before the run ({some(runs, 6)}): {text}." for text, runs in figures.items()]
 
 
 def gates(report: Report) -> Table:
