@@ -300,7 +300,9 @@ def test_what_is_missing_or_wrong_is_said(workspace: Workspace, cann: Path, monk
 
 def test_auto_says_what_it_took(workspace: Workspace, cann: Path) -> None:
     said = workspace.succeed("build-om", "--bs", "4")
-    assert f"CANN is here: {cann / 'ascend-toolkit/set_env.sh'} (cann in invoke.yaml))" in said and steps_that_ran(said) == []
+    script = cann / "ascend-toolkit/set_env.sh"
+    assert f"backend: ascend (auto; CANN is here: {script} (cann in invoke.yaml))" in said
+    assert steps_that_ran(said) == []
     workspace.configure(cann=None)
     assert "backend: cpu (auto; no CANN is here, so no .om is made)" in workspace.succeed("build-om", "--bs", "4")
     assert "backend: cpu (auto; no NPU is here" in workspace.succeed("evaluate", "--bs", "4", "--version", "match")
