@@ -74,9 +74,13 @@ class Device:
     is_unlisted: bool = False
 
     @property
+    def place(self) -> str:
+        npu, chip = ("?" if number is None else str(number) for number in (self.npu, self.chip))
+        return f"{self.name or 'name not told'}, NPU {npu} chip {chip}"
+
+    @property
     def label(self) -> str:
-        npu, chip, device = ("?" if number is None else str(number) for number in (self.npu, self.chip, self.device))
-        return f"{device} ({self.name or 'name not told'}, NPU {npu} chip {chip})"
+        return f"{'of unknown number' if self.device is None else self.device} ({self.place})"
 
 
 class _Table(NamedTuple):

@@ -159,8 +159,8 @@ def check_device(wanted: int, say: Callable[[str], None]) -> DeviceCheck:
     if device is not None:
         line, is_checked = npu_smi.describe(device), not npu_smi.not_checked(device)
     else:
-        labels = "; ".join(entry.label for entry in devices)
-        line = f"device {wanted}: {reason or f'npu-smi info does not tell which chip that is ({labels})'}, {neither}"
+        places = "; ".join(entry.place for entry in devices)
+        line = f"device {wanted}: {reason or f'npu-smi info does not tell which chip that is ({places})'}, {neither}"
         is_checked = False
     say(line)
     names = {candidate.name for candidate in candidates}

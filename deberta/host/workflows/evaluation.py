@@ -160,8 +160,10 @@ def check_device(session: Session, case: Case, steps: Sequence[Step]) -> None:
     if session.force or any(freshness.outdated(session, step) for step in (*before, *steps)):
         device = programs.check_device(case.plan.device, lambda line: None)
         if own:
-            made_for = f"{own[0].compiled} is to be compiled for"
-            compiled.compare_chips(made_for, session.soc_version(), device, case.command("build-om"))
+            model, chip = own[0].compiled, session.soc_version()
+            is_made = (session.workspace / model).exists() and compiled.chip_of(session, model) == chip
+            made_for = f"{model} {'was' if is_made else 'is to be'} compiled for"
+            compiled.compare_chips(made_for, chip, device, case.command("build-om"))
 
 
 def compiling(session: Session, case: Case) -> list[Step]:
