@@ -20,6 +20,10 @@ from deberta.core.errors import DataError, MissingError
 DEV_COLUMNS = 16
 TRAIN_COLUMNS = 12
 TEST_COLUMNS = 10
+DEV_NAMES = (
+    "index", "promptID", "pairID", "genre", "sentence1_binary_parse", "sentence2_binary_parse", "sentence1_parse",
+    "sentence2_parse", "sentence1", "sentence2", "label1", "label2", "label3", "label4", "label5", "gold_label",
+)  # fmt: skip
 PAIR_ID, GENRE, PREMISE, HYPOTHESIS = 2, 3, 8, 9
 
 _KINDS = {DEV_COLUMNS: "dev", TRAIN_COLUMNS: "train", TEST_COLUMNS: "test"}
@@ -82,6 +86,18 @@ def form_of(head: bytes, size: int) -> Optional[Form]:
     elif not what and len(names) == 1 and (separator := max(SEPARATORS, key=names[0].count)) in names[0]:
         name, what = CSV, f"has {SEPARATORS[separator]} between its columns (csv), not tabs"
     return Form(name, f"{what}. {_CONVERT}" if name else what) if what else None
+
+
+def is_dev_file(path: Path) -> bool:
+    """Whether a file's header line is that of GLUE's dev files. Raises OSError."""
+    with files.open_regular(path) as file:
+        head = file.read(HEAD)
+    names = head.partition(b"\n")[0].rstrip(b"\r").split(b"\t")
+    return (
+        not head.startswith(BOM)
+        and len(names) == DEV_COLUMNS
+        and all(names[index] == name.encode() for index, name in _NAMES.items())
+    )
 
 
 def check_form(path: Path) -> None:

@@ -22,7 +22,7 @@ from tests.in_process import run_invoke
 
 ROOT = Path(__file__).resolve().parents[2]
 # Options that two fields read in two ways; no task takes both.
-READ_TWICE = {"bs", "executor", "path"}
+READ_TWICE = {"bs", "executor", "model", "path"}
 
 
 def read(task: str, **typed: Any) -> Any:

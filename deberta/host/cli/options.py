@@ -145,6 +145,15 @@ class Options:
     keep_places: bool = False
     compare: str = ""
     task: str = ""
+    # add-profile
+    profile_name: str = ""
+    user_model: str = ""
+    data: tuple[str, ...] = ()
+    labels: str = ""
+    columns: str = ""
+    label_words: str = ""
+    tokenizer: str = ""
+    copy: bool = False
     # fetch, images, ci-image, clean, demo
     only: str = "checkpoint,tokenizer,mnli"
     pretrained: bool = False

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import os
 from pathlib import Path
 
 from invoke.context import Context
@@ -9,10 +11,12 @@ from invoke.exceptions import Exit
 
 from deberta import PROJECT
 from deberta.core.errors import ConfigError
-from deberta.host.cli import settings
+from deberta.host.cli import settings, settings_file
 from deberta.host.cli.command import command
 from deberta.host.cli.options import Options
+from deberta.host.plan import profiles
 from deberta.host.run.session import exclusive
+from deberta.host.workflows import add_profile as adding
 from deberta.host.workflows import clean as workflow
 from deberta.host.workflows import doctor as checkup
 
@@ -61,6 +65,34 @@ def ci_image(c: Context, options: Options) -> None:
 
     name = ci.check_name(options.tag) if options.tag else ""
     ci.make(PROJECT, settings.workspace(c), settings.image_builds(c), name, options.force, options.dry)
+
+
+FILES = ("user_model", "data", "tokenizer", "copy")
+MEANINGS = ("labels", "columns", "label_words")
+
+
+@command("profile_name", *FILES, *MEANINGS, "executor", "dry")
+def add_profile(c: Context, options: Options) -> None:
+    """Make a profile of a model and data of yours: they are looked at, linked into place, and named in invoke.yaml."""
+    request = adding.Request(
+        name=options.profile_name,
+        model=_absolute(options.user_model),
+        tokenizer=_absolute(options.tokenizer) if options.tokenizer else None,
+        data=adding.by_version([_absolute(path) for text in options.data for path in text.split(",")]),
+        labels=options.labels,
+        columns=options.columns,
+        label_words=options.label_words,
+        copy=options.copy,
+    )
+    session, file = settings.session_of(c, options), settings.file_of(c)
+    known = profiles.by_name(settings.read(c).profiles or {})
+    with exclusive(session):
+        adding.add(session, request, known, functools.partial(settings_file.prepare_profile, file))
+
+
+def _absolute(path: str) -> Path:
+    """A path of the command line, which is relative to where the user is. Links in it stay."""
+    return Path(os.path.abspath(Path(path).expanduser()))
 
 
 @command("profile")

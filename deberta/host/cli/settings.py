@@ -107,6 +107,12 @@ def image_builds(c: Context) -> BuildSettings:
     return definition.settings(read(c).images, PROJECT)
 
 
+def file_of(c: Context) -> Path:
+    """The settings file that profiles are added to: that of invoke's option -f, else the project's own."""
+    named = c.config._runtime_path
+    return Path(os.path.abspath(named)) if named else PROJECT / "invoke.yaml"
+
+
 def profile_of(c: Context, name: str = "") -> profiles.Profile:
     return profiles.load(name or read(c).profile, read(c).profiles)
 

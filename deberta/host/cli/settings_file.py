@@ -7,6 +7,10 @@ from __future__ import annotations
 
 import functools
 import importlib
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Callable
 
@@ -59,6 +63,70 @@ def load(path: str) -> dict[str, Any]:
     except _MALFORMED as error:
         raise ConfigError(f"{path}: is not YAML that can be used: {error or type(error).__name__}") from None
     return content or {}
+
+
+def prepare_profile(path: Path, name: str, lines: Sequence[str]) -> Callable[[], None]:
+    """Add a profile to a settings file, which keeps every byte of what it has; returns what writes it.
+
+    `lines`: the profile's, the one with its name among them, relative to each other. Raises ConfigError if the file has
+    no place for it.
+    """
+    before = load(str(path))
+    text = files.read_bytes(path, LARGEST).decode("utf-8")
+    ends = "\r\n" if "\r\n" in text else "\n"
+    present = text.splitlines(keepends=True)
+    after, column = _place(text, present)
+    if after and not present[after - 1].endswith("\n"):
+        present[after - 1] += ends
+    block = [f"{' ' * column}{line}{ends}" for line in lines]
+    added = [*([] if "profiles" in before else [f"{ends}profiles:{ends}"]), *block]
+    content = "".join([*present[:after], *added, *present[after:]]).encode("utf-8")
+    with tempfile.TemporaryDirectory() as folder:
+        trial = Path(folder, path.name)
+        trial.write_bytes(content)
+        now = load(str(trial))
+    known = before.get("profiles") or {}
+    others = {key: value for key, value in (now.get("profiles") or {}).items() if key != name}
+    if {**now, "profiles": others} != {**before, "profiles": known} or name in known or name not in now["profiles"]:
+        raise ConfigError(
+            f"{path} has `profiles` in a form that nothing can be added to. Write it with a line for each"
+        )
+    if not os.access(path, os.W_OK):
+        raise ConfigError(f"no permission ({path}): it cannot be written. Check its owner and mode")
+    return functools.partial(_replace, path, content)
+
+
+def _place(text: str, lines: Sequence[str]) -> tuple[int, int]:
+    """The number of lines before a new profile, and the column at which it begins."""
+    root = YAML.compose(text, Loader=_Loader)
+    for key, value in root.value if root is not None else ():
+        if key.value == "profiles":
+            if isinstance(value, YAML.MappingNode) and value.value and not value.flow_style:
+                after = _last_line(value)
+                column = value.value[0][0].start_mark.column
+            else:
+                after, column = key.end_mark.line + 1, key.start_mark.column + 2
+            while after < len(lines) and lines[after].startswith(" " * max(column, 1)):
+                after += 1  # comments, and the ends of long texts
+            return after, column
+    return len(lines), 2
+
+
+def _last_line(node: Any) -> int:
+    """The number of the last line of a node; a block's own end is where the next begins."""
+    children = node.value if isinstance(node.value, list) else []
+    nodes = [child for entry in children for child in (entry if isinstance(entry, tuple) else (entry,))]
+    if not nodes or node.flow_style:
+        line: int = node.end_mark.line
+        return line + bool(node.end_mark.column)  # a text of several lines ends before the next line
+    return max(map(_last_line, nodes))
+
+
+def _replace(path: Path, content: bytes) -> None:
+    real = Path(os.path.realpath(path))
+    with files.new_file(real) as temporary:
+        temporary.write_bytes(content)
+        shutil.copymode(real, temporary)
 
 
 def _check(content: Any, depth: int = 0) -> None:

@@ -59,11 +59,8 @@ def load(name: Any, profiles: Any) -> Profile:
 
     Raises ConfigError naming everything wrong with it.
     """
-    known = _plain(profiles)
-    if not isinstance(known, dict):
-        raise ConfigError(f"profiles in invoke.yaml is {known!r}, not a mapping of names to profiles")
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise ConfigError(f"{name!r} is no profile's name: letters, digits, _, . and -, a letter or digit first")
+    known = by_name(profiles)
+    check_name(name)
     if name not in known:
         raise ConfigError(f"there is no profile {name!r} in invoke.yaml, only: {', '.join(sorted(map(str, known)))}")
     values = known[name]
@@ -92,6 +89,19 @@ def load(name: Any, profiles: Any) -> Profile:
     return Profile(name, checkpoint, config, tokenizer, artifacts.data / values["dataset"], order, rows, published)
 
 
+def by_name(profiles: Any) -> dict[Any, Any]:
+    """invoke.yaml's `profiles` as plain dicts. Raises ConfigError."""
+    known = _plain(profiles)
+    if not isinstance(known, dict):
+        raise ConfigError(f"profiles in invoke.yaml is {known!r}, not a mapping of names to profiles")
+    return known
+
+
+def check_name(name: Any) -> None:
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise ConfigError(f"{name!r} is no profile's name: letters, digits, _, . and -, a letter or digit first")
+
+
 def _plain(value: Any) -> Any:
     """A mapping as dicts, anything else as it is. invoke's own mappings iterate and index, but are no Mapping."""
     return {key: _plain(value[key]) for key in value} if hasattr(value, "keys") else value
@@ -104,7 +114,7 @@ def _file_problem(key: str, value: Any) -> str:
     if not isinstance(value, str):
         return f"is {value!r}, not a file name"
     if Path(value).is_absolute() or ".." in Path(value).parts:
-        return f"{value!r} leaves the profile's folder"
+        return f"{value!r} leaves the profile's folder (invoke add-profile links files into it)"
     if "," in value or not value.isprintable():
         return f"{value!r} holds a comma or an unprintable character"  # msame separates its inputs by commas
     if key != "dataset" and str(hashed(Path(value))) in (".", *BACKENDS):  # its digest would change with every artifact

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -43,23 +42,29 @@ def placed(workspace: Path, placements: Sequence[Placement], copy: bool = False)
     A link leads to the file itself, and not to another link. Raises what `absent` does, before anything is made.
     """
     waiting = absent(workspace, placements)
-    folders = [parent for entry in waiting for parent in (workspace / entry.target).parents if not parent.exists()]
-    ready: list[Path] = []
-    try:
+    with undone_if_it_fails(workspace, [entry.target for entry in waiting]):
         for source, target in waiting:
-            path = workspace / target
-            with files.staged(path) as temporary:
+            with files.staged(workspace / target) as temporary:
                 if copy:
-                    _copy(source, temporary)
+                    for name in files.files_in(source) if source.is_dir() else [""]:
+                        files.link_or_copy(source / name, temporary / name, copy=True)
                 else:
                     os.symlink(os.path.realpath(source), temporary)
-                ready.append(path)
-                os.rename(temporary, path)
+                os.rename(temporary, workspace / target)
         yield waiting
+
+
+@contextlib.contextmanager
+def undone_if_it_fails(workspace: Path, targets: Sequence[PurePosixPath]) -> Iterator[None]:
+    """If the block fails, remove those targets that were not there before, and the empty folders that it made."""
+    paths = [workspace / target for target in targets if not os.path.lexists(workspace / target)]
+    folders = {parent for path in paths for parent in path.parents if not parent.exists()}
+    try:
+        yield
     except BaseException:
-        for path in ready:
+        for path in paths:
             files.remove(path)
-        for folder in sorted(set(folders), reverse=True):
+        for folder in sorted(folders, reverse=True):
             with contextlib.suppress(OSError):  # something else is in it by now
                 folder.rmdir()
         raise
@@ -72,16 +77,3 @@ def _is_same(source: Path, target: Path) -> bool:
         return True
     digest = files.folder_digest if source.is_dir() else files.sha256_of
     return digest(source) == digest(target)
-
-
-def _copy(source: Path, target: Path) -> None:
-    """Copy a file, or the regular files of a folder; links are followed."""
-    for name in files.files_in(source) if source.is_dir() else [""]:
-        path = target / name if name else target
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with files.open_regular(source / name if name else source) as content, open(path, "wb") as file:
-            shutil.copyfileobj(content, file, 1 << 20)
-            file.flush()
-            os.fsync(file.fileno())
-    if not target.exists():  # an empty folder
-        target.mkdir()

@@ -21,7 +21,7 @@ from typing import TypeVar
 
 import sentencepiece
 
-from deberta.core import contract, files
+from deberta.core import contract, files, mnli
 from deberta.core.errors import run_stage
 from deberta.core.progress import Progress
 from deberta.stages import arguments
@@ -29,11 +29,8 @@ from deberta.stages.arguments import Argument, whole
 from deberta.stages.demo import demo_text
 from deberta.stages.demo.demo_text import ENTITIES, TEXT, Attribute, Scene
 
-COLUMNS = (
-    "index", "promptID", "pairID", "genre", "sentence1_binary_parse", "sentence2_binary_parse", "sentence1_parse",
-    "sentence2_parse", "sentence1", "sentence2",
-)  # fmt: skip
-DEV_COLUMNS = (*COLUMNS, "label1", "label2", "label3", "label4", "label5", "gold_label")
+COLUMNS = mnli.DEV_NAMES[: mnli.TEST_COLUMNS]
+DEV_COLUMNS = mnli.DEV_NAMES
 TRAIN_COLUMNS = (*COLUMNS, "label1", "gold_label")
 DEV_ROWS = 1200
 BRIEF_SHARE = 0.3  # of the training pairs

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from deberta.core import files
 from deberta.core.contract import LABELS
-from deberta.core.errors import ConfigError, DataError, some
+from deberta.core.errors import ConfigError, DataError, many, some
 from deberta.stages.model import weights
 from deberta.stages.model.config import ModelConfig
 from deberta.stages.model.deberta import Deberta
@@ -48,6 +48,7 @@ def load(path: Path, config: ModelConfig, labels: Sequence[str] = ()) -> LoadedC
     with torch.device("meta"):
         model = Deberta(config, len(LABELS))
     tensors, unused = _read(path)
+    check_head(tensors, path)
     state, extras = select(tensors, model.state_dict(), config, path)
     for name in ("classifier.weight", "classifier.bias"):
         state[name] = state[name][permutation]
@@ -63,7 +64,8 @@ def label_order(labels: Sequence[str], config: ModelConfig) -> tuple[str, ...]:
     own = config.labels or ()
     if own and len(own) != len(LABELS):
         raise ConfigError(f"the model has {len(own)} labels ({some(own)}), and {len(LABELS)} are needed")
-    if any(_word(name) in LABELS and _word(name) != _word(label) for name, label in zip(own, labels, strict=False)):
+    pairs = [(label_word(name), label_word(label)) for name, label in zip(own, labels, strict=False)]
+    if any(name in LABELS and name != label for name, label in pairs):
         raise ConfigError(
             f"the profile's labels are {', '.join(labels)}, and the config's id2label says {', '.join(own)}. "
             "Remove `labels` from the profile in invoke.yaml, or correct the one that is wrong"
@@ -71,7 +73,16 @@ def label_order(labels: Sequence[str], config: ModelConfig) -> tuple[str, ...]:
     return tuple(labels or own)
 
 
-def _word(label: str) -> str:
+def check_head(state: Mapping[str, Tensor], path: Path) -> None:
+    """Raise ConfigError for a model of another number of labels, or one that was only pretrained."""
+    head = state.get("classifier.weight")
+    if head is not None and head.dim() == 2 and len(head) != len(LABELS):
+        raise ConfigError(f"{path}: the model has {many(len(head), 'label')}, and {len(LABELS)} are needed")
+    if head is None and any(key.startswith(("deberta.", *_LANGUAGE_MODEL_HEADS)) for key in state):
+        raise DataError(f"{path} has no classifier.weight: a pretrained model, which has to be fine-tuned on NLI first")
+
+
+def label_word(label: str) -> str:
     """A label as the contract names it: public models write upper case, and shorter or other words."""
     word = label.strip().lower()
     return _SYNONYMS.get(word, word)
@@ -79,7 +90,7 @@ def _word(label: str) -> str:
 
 def label_permutation(labels: Sequence[str]) -> list[int]:
     """For each label of the contract, its index in a checkpoint's order. Raises ConfigError."""
-    names = [_word(label) for label in labels]
+    names = [label_word(label) for label in labels]
     if sorted(names) != sorted(LABELS):
         raise ConfigError(
             f"the checkpoint's label order is {', '.join(labels) or 'not known'}; "
