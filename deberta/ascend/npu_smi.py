@@ -46,6 +46,7 @@ _USAGE = re.compile(r"(\d{1,9})/(\d{1,9})", re.ASCII)
 _NAME = re.compile(r"[A-Za-z]*\d\w*", re.ASCII)  # 310P3, 310Pvir01, Ascend910
 _NOT_TOLD = {"", "-", "--", "na", "n/a"}
 _NOBODY = re.compile(r"No running process(?:es)? found in NPU (\d{1,9})\b(?: +chip (\d{1,9})\b)?", re.ASCII | re.I)
+_MOST_LINES, _LONGEST_LINE = 5000, 10_000  # a longer one is cut, and then no row
 _VIRTUAL = re.compile(r"vir\d", re.IGNORECASE)
 _SOC_VERSION = re.compile(r"Ascend\w+")
 
@@ -117,7 +118,9 @@ def parse(stdout: str) -> tuple[Device, ...]:
 
     Raises UnreadableError (no table of chips that is understood) and MissingError (it says that there is none).
     """
-    lines = [line.strip() for line in stdout.splitlines() if line.strip()]
+    lines = [line.strip()[:_LONGEST_LINE] for line in stdout.splitlines() if line.strip()]
+    if len(lines) > _MOST_LINES:
+        raise UnreadableError(f"npu-smi info prints more than {_MOST_LINES} lines")
     tables = _tables(lines)
     of_devices = [table for table in tables if table.is_of_devices]
     processes = _processes(tables)
@@ -139,9 +142,9 @@ def _tables(lines: Sequence[str]) -> list[_Table]:
     for line in lines:
         is_row = line[0] == line[-1] == "|" and len(line) > 1
         cells = [cell.strip() for cell in line[1:-1].split("|")] if is_row else [line]
-        headings = [_columns(cell) for cell in cells]
+        headings = [] if cells[0][:1].isdigit() else [_columns(cell) for cell in cells]
         columns = {column for cell in headings for column in cell}
-        if len(cells) > 1 and len(columns & _HEADINGS.keys()) > 1 and not cells[0][:1].isdigit():
+        if len(cells) > 1 and len(columns & _HEADINGS.keys()) > 1:
             if not tables or any(tables[-1].rows) or tables[-1].columns & columns:
                 tables.append(_Table([headings], []))
             else:  # the second line of the headings
@@ -154,7 +157,7 @@ def _tables(lines: Sequence[str]) -> list[_Table]:
 def _columns(cell: str) -> list[str]:
     """The columns that a heading's cell names: blanks part them, and one may hold a single blank itself."""
     columns = []
-    for part in re.split("  +", cell[:1000].lower()):
+    for part in re.split("  +", cell.lower()):
         whole = _column(part)
         columns += [whole] if whole in _HEADINGS else [_column(word) for word in part.split()]
     return columns

@@ -86,6 +86,7 @@ def _of_the_job() -> Iterator[tuple[str, Forgery]]:
         ("the loops of the figures", "measured.loops", 100, r"measured\.loops: stored 100, recomputed 2"),
         ("a place", "cells.0.place", "on ascend", r'cells\[0\]\.place: stored "on ascend", recomputed "on cpu"'),
         ("a pin of a figure", "performances.0.pinned", False, r"performances\[0\]\.pinned"),
+        ("what was not checked", "cells.0.not_checked", ["its health"], r"cells\[0\]\.not_checked"),
         ("the backend", "backend", "ascend", r"is of profile small, backend ascend, limit 0"),
         ("the note", "note", "measured by the vendor", r"note: stored"),
         ("loose gates", "gates.near_tie_margin", 99.0, r"the gates are not those of \S+: near_tie_margin"),

@@ -288,6 +288,7 @@ def parsers(folder: Path) -> dict[str, Parser]:
     npy = io.BytesIO()
     np.save(npy, np.zeros((2, 3), np.float32))
     tables = [(table + test_npu.TABLE_OF_PROCESSES).encode() for table in (test_npu.NARROW, test_npu.WIDE)]
+    tables += [text.encode() for text in (test_npu.CARDS, test_npu.ONE_LINE, test_npu.NEW + test_npu.ROW_OF_26)]
     summary = test_timing.summary
     log = f"{test_msame.START}\nInference time: 1.5 ms\nInference time: 2e-05ms\n{test_msame.END}".encode()
     ais = b"[INFO] output path:/a/2026\n[ERROR] x\na.py: error: argument\nModuleNotFoundError: No module named x\n"

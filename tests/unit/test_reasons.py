@@ -11,7 +11,7 @@ import pytest
 from msgspec import structs
 
 from deberta.core import contract, published, records
-from deberta.core.job import AllowedRows, Job
+from deberta.core.job import AllowedRows, Job, PerformanceFiles
 from deberta.core.paths import Artifacts
 from deberta.core.report import Report
 from deberta.host.plan import profiles
@@ -148,6 +148,21 @@ def test_a_forged_acceptance_is_found() -> None:
         assert any(
             "against: the gates are not those of" in text for text in _findings(structs.replace(honest, gates=gates))
         )
+
+
+def test_what_was_not_checked_before_a_run() -> None:
+    """It follows from the records alone, whatever the job says and a record holds."""
+    text = "device 0: no npu-smi on PATH"
+    record = _record("infer")
+    [subject] = record.subject
+    content = {"batch_size": 8, "version": "match", "origin": "", "precision": "fp32", "pinned": True, "place": "?"}
+    run = msgspec.convert({**content, "length": 256, "runner": "msame", "log": subject.name}, PerformanceFiles)
+    job = _job(performances=[structs.replace(run, not_checked=["invented"])])
+    for value, not_checked in (([text, text], [text]), ([], []), (text, []), ([1, "", text], [text]), (None, [])):
+        summary = {"not_checked": value}
+        looked = records.statement(record.subject, [], record.parameters, record.internal, "test", WHEN, WHEN, summary)
+        [concluded] = reasons.conclude(job, [looked], *reasons.demands(REPOSITORY, job)).performances
+        assert concluded.not_checked == not_checked
 
 
 def test_times_that_are_not_the_records() -> None:
