@@ -125,14 +125,14 @@ EXIT_1 = {
     "no model": Case(
         "--model nope.om --input a/,b/ --output out",
         "[ERROR] load model from file failed, model file is nope.om",
-        MissingError,
+        StageError,
         "nope.om",
     ),
-    "garbage as a model": Case(DIRECTORIES, "load model from file", MissingError, "x.om", holds("x.om", b"garbage")),
-    "an empty model": Case(DIRECTORIES, "load model from file failed", MissingError, "x.om", holds("x.om", b"")),
-    "half a model": Case(DIRECTORIES, FAILED, MissingError, "x.om", lambda work: os.truncate(work / "x.om", 5000)),
+    "garbage as a model": Case(DIRECTORIES, "load model from file", StageError, "x.om", holds("x.om", b"garbage")),
+    "an empty model": Case(DIRECTORIES, "load model from file failed", StageError, "x.om", holds("x.om", b"")),
+    "half a model": Case(DIRECTORIES, FAILED, StageError, "x.om", lambda work: os.truncate(work / "x.om", 5000)),
     "an unreadable model": Case(
-        "--model d.om --input a/,b/ --output out", FAILED, MissingError, "d.om", model_is_a_folder
+        "--model d.om --input a/,b/ --output out", FAILED, StageError, "d.om", model_is_a_folder
     ),
     "file mode, wrong size": Case(
         FILES, "Inference time: ", StageError, "model execute failed", holds("a/input_0.bin", SHORT)

@@ -19,9 +19,11 @@ from typing import NamedTuple, Optional
 
 import msgspec
 
-from deberta.ascend.runs import check_complete, explain
+from deberta.ascend import causes
+from deberta.ascend.causes import Printed
+from deberta.ascend.runs import check_complete
 from deberta.core import contract, files
-from deberta.core.errors import ConfigError, DataError, MissingError, StageError, some
+from deberta.core.errors import ConfigError, DataError, DebertaError, MissingError, StageError, some
 from deberta.core.schema import decode
 
 MODULE = "ais_bench"
@@ -38,13 +40,6 @@ def origin(name):
 print(json.dumps({"ais_bench": origin("ais_bench.__main__"), "aclruntime": origin("aclruntime")}))
 """
 _FOLDER = re.compile(r"\[INFO\] output path:(.+)")
-# Each is searched for in time that grows with the line's length, not with its square.
-# Lines of its log, which may follow a progress bar, and two of aclruntime's that are no [ERROR] but name its cause.
-_LOGGED = re.compile(r"\[ERROR\]|\[WARN\] check failed dym|the dynamic_dims parameter is not specified")
-_OF_ARGPARSE = re.compile(r"(?<=\S): error: .")
-_EXCEPTION = re.compile(r"\w[\w.]*(?:Error|Exception)(?:: .+)?")  # the last line of a traceback
-_NO_MODULE = re.compile(r"No module named .")
-_BARE = re.compile(r"\w+")  # the last line of `raise RuntimeError()`, which says nothing
 _TOLERANCE = 1e-6  # relative, of a mean beside that of its times
 
 
@@ -77,10 +72,14 @@ class AisBenchSummary(msgspec.Struct, frozen=True):
 
 
 class AisBenchRun(NamedTuple):
-    """What a run printed: the `OUT/<T>` that it wrote, and its errors."""
+    """What a run printed: the `OUT/<T>` that it wrote, and its lines by level."""
 
     folder: Optional[str]
-    errors: tuple[str, ...]
+    printed: Printed
+
+    @property
+    def errors(self) -> tuple[str, ...]:
+        return self.printed.errors
 
 
 def command(
@@ -129,20 +128,8 @@ def summary_of(folder: Path) -> Path:
 
 def parse(stdout: str) -> AisBenchRun:
     """Read the lines that a run printed, stderr's among them."""
-    lines = [error for error in map(_error_in, stdout.splitlines()) if error]
-    errors = [line for line in lines if not _BARE.fullmatch(line)] or lines
     match = _FOLDER.search(stdout)
-    return AisBenchRun(match[1].rstrip() if match else None, tuple(errors))
-
-
-def _error_in(line: str) -> str:
-    """The error that a line holds, from its first word on, or an empty text."""
-    if _NO_MODULE.search(line) or _EXCEPTION.fullmatch(line):
-        return line.strip()
-    starts = [match.start() for match in [_LOGGED.search(line)] if match]
-    if match := _OF_ARGPARSE.search(line):
-        starts.append(match.start() - len(line[: match.start()].split()[-1]))
-    return line[min(starts) :].strip() if starts else ""
+    return AisBenchRun(match[1].rstrip() if match else None, causes.read(stdout))
 
 
 def read_summary(text: str) -> AisBenchSummary:
@@ -157,21 +144,33 @@ def judge(run: AisBenchRun, outputs_folder: Path, expected: Mapping[str, int], e
     """Return if the run is complete, otherwise raise the error that names the cause.
 
     `outputs_folder`: the `OUT/<T>` of the run; `expected`: name -> bytes of every output file, under ais_bench's names;
-    `expected_times`: inferences requested. Raises ConfigError (an option's value), MissingError (model, input or tool),
-    DataError (sizes or counts differ) and StageError (anything else).
+    `expected_times`: inferences requested. Raises the error that failures.json has for what a run that is not complete
+    printed; without one DataError (sizes or counts differ) or StageError (it stopped).
     """
-    if run.errors:
-        raise explain(MODULE, run.errors) or StageError(f"{MODULE}: {'; '.join(run.errors[:3])}")
+    problem = _incomplete(outputs_folder, expected, expected_times)
+    if problem is None and not run.errors:
+        return
+    if problem is None:
+        problem = StageError("it printed an error, though all outputs are there")
+    raise causes.failure(MODULE, run.printed, problem, sure=bool(run.errors) or isinstance(problem, StageError))
+
+
+def _incomplete(outputs_folder: Path, expected: Mapping[str, int], expected_times: int) -> Optional[DebertaError]:
+    """What a run lacks, by its summary and outputs; None if it is complete."""
     path = summary_of(outputs_folder)
     if not path.is_file():
-        raise StageError("ais_bench stopped before it wrote its summary")
-    summary = read_summary(files.read_text(path))
+        return StageError("ais_bench stopped before it wrote its summary")
     question = "Are there as many files in each input directory, and is each as large as an input of the model?"
-    check_complete(summary.times_ms, expected_times, question, outputs_folder, expected)
-    summary.average_ms()
+    try:
+        summary = read_summary(files.read_text(path))
+        check_complete(summary.times_ms, expected_times, question, outputs_folder, expected)
+        summary.average_ms()
+    except DataError as error:
+        return error
     beside = sorted(set(os.listdir(outputs_folder.parent)) ^ {outputs_folder.name, path.name})
     if beside:
-        raise DataError(f"{outputs_folder.parent} does not hold this run alone: {some(beside, 3)}")
+        return DataError(f"{outputs_folder.parent} does not hold this run alone: {some(beside, 3)}")
+    return None
 
 
 def settle(folder: Path) -> None:

@@ -16,7 +16,8 @@ from typing import Any, NamedTuple, Optional
 
 import msgspec
 
-from deberta.ascend.runs import ADVICE_OF_CODE, explain, failure
+from deberta.ascend import causes
+from deberta.ascend.causes import Message, Printed
 from deberta.core.contract import INPUTS
 from deberta.core.errors import ConfigError, DataError, DebertaError, StageError
 
@@ -30,12 +31,8 @@ _FEWEST_GEARS, _MOST_GEARS = 2, 100  # ATC's limits
 
 _EXTRA = re.compile(r"--([a-z][a-z0-9_]*)=[^\x00-\x1f]*")
 _OUTPUT_TYPE = re.compile(r"(?:[^:;\s]+:\d+:)?FP32")
-# `E10016: ...`, and with newer builds `EC0010: [PID: 129520] 2025-07-08-10:25:28.680.962 ...`.
-_MESSAGE = re.compile(r"([EW][0-9A-Z]\d{4}): *(?:\[PID: *\d+\] *[\d:.-]+ *)?(.*)")
-_DETAIL = re.compile(r"(?:E[0-9A-Z]\d{4})? +(.*)")  # the line below, indented or after the code again
 _PATH = re.compile(r"[\u4e00-\u9fa5A-Za-z0-9./_-]+")  # common/util.cc: characters that ATC allows in a file's real path
-_MOST_DETAILS = 50  # lines that are kept of one message
-_SLOW_OP = re.compile(r"Op \[([^\]]{1,1000})\]")
+_SLOW_OP = re.compile(r"[Oo]p ?\[([^\]]{1,1000})\]")
 
 
 @dataclass(frozen=True)
@@ -184,27 +181,14 @@ def dym_dims(batch_size: int, settings: AtcOptions, length: int) -> tuple[str, .
     return ("--dymDims", ";".join(f"{name}:{batch_size},{length}" for name in INPUTS))
 
 
-class Message(NamedTuple):
-    """`<code>: <text>`; `details` are the lines that belong to it, up to a traceback."""
-
-    code: str
-    text: str
-    details: tuple[str, ...] = ()
-
-    @property
-    def is_generic(self) -> bool:
-        """E19999, EE9999, EZ9999 ...: each part of CANN has one for inner errors, and any other code says more."""
-        return self.code.endswith("9999")
-
-
 class AtcOutcome(NamedTuple):
-    """What a run printed: whether its success and failure lines, its messages, and its last 50 lines."""
+    """What a run printed: whether its success and failure lines, its messages, and its lines by level."""
 
     success: bool
     failed: bool
     errors: tuple[Message, ...]
     warnings: tuple[Message, ...]
-    lines: tuple[str, ...] = ()
+    printed: Printed = Printed()
 
 
 def least_bytes(onnx_bytes: int) -> int:
@@ -214,24 +198,14 @@ def least_bytes(onnx_bytes: int) -> int:
 
 def parse(stdout: str) -> AtcOutcome:
     """Read what ATC printed, on stdout and stderr together; lines of other kinds are passed over."""
-    lines = [line.rstrip() for line in stdout.splitlines()]
-    messages: list[Message] = []
-    inside = False
-    for line in lines:
-        if match := _MESSAGE.fullmatch(line):
-            messages.append(Message(match[1], match[2].strip()))
-            inside = True
-        elif inside and "TraceBack" not in line and (match := _DETAIL.fullmatch(line.expandtabs())):
-            details = (*messages[-1].details, match[1].strip())
-            messages[-1] = messages[-1]._replace(details=details[:_MOST_DETAILS])
-        else:
-            inside = False
+    lines = [line.rstrip() for line in causes.lines_of(stdout)]
+    printed = causes.read(stdout)
     return AtcOutcome(
-        success=any(line.startswith(SUCCESS_LINE) for line in lines),
-        failed=any(line.startswith(FAILED_LINE) for line in lines),
-        errors=tuple(message for message in messages if message.code.startswith("E")),
-        warnings=tuple(message for message in messages if message.code.startswith("W")),
-        lines=tuple(line.strip() for line in lines if line.strip())[-50:],
+        success=any(line.lstrip(".").startswith(SUCCESS_LINE) for line in lines),
+        failed=any(line.lstrip(".").startswith(FAILED_LINE) for line in lines),
+        errors=printed.coded,
+        warnings=tuple(m for m in causes.messages(line for line in lines if "W" in line) if m.code.startswith("W")),
+        printed=printed,
     )
 
 
@@ -246,14 +220,12 @@ def judge(outcome: AtcOutcome, exit_code: int, om: Path, started: float, minimum
 
     `started`: Unix time before the run, or the st_mtime of a file written then beside `om` where a file server's clock
     may differ. `minimum_bytes`: less cannot hold the weights. `log` is named where ATC itself gives no reason.
-    Raises the error that failures.json has for ATC's error code; StageError for other failures and for an .om that was
+    Raises the error that failures.json has for what ATC printed; StageError for other failures and for an .om that was
     not written, DataError for an .om that is empty, too small or older.
     """
     see = f". Its output is in {log}"
     if outcome.errors or outcome.failed or exit_code != 0 or not outcome.success:
-        if explained := _explained(outcome):
-            raise explained
-        error = _unexplained(outcome, exit_code)
+        error = causes.failure("atc", outcome.printed, _failed(outcome, exit_code))
         raise type(error)(f"{str(error).rstrip(' .')}{see}")
     contradiction, minimum_bytes = f"atc printed its success line, but {om}", max(1, minimum_bytes)
     if not om.is_file():
@@ -266,29 +238,15 @@ def judge(outcome: AtcOutcome, exit_code: int, om: Path, started: float, minimum
         raise DataError(f"{contradiction} {size} (at least {minimum_bytes:,}){see}")
 
 
-def _explained(outcome: AtcOutcome) -> Optional[DebertaError]:
-    """The error of the first code that says more than "unknown error", or else of the first line that is known."""
-    for message in outcome.errors:
-        if message.code in ADVICE_OF_CODE and not message.is_generic:
-            return failure("atc", f"{message.code}: {message.text}", *ADVICE_OF_CODE[message.code])
-    return explain("atc", outcome.lines)
-
-
-def _unexplained(outcome: AtcOutcome, exit_code: int) -> DebertaError:
-    """The error of a code without an explanation, or of a run without a code."""
-    if outcome.errors:
-        # "Inner Error" alone says nothing: the reason is below it, or in a second message of the same code.
-        first = min(outcome.errors, key=lambda m: (m.is_generic, m.text.startswith("Inner Error") > len(m.details)))
-        text = " ".join((f"{first.code}: {first.text}", *first.details[:1]))
-        return failure("atc", text, *ADVICE_OF_CODE["E19999"]) if first.is_generic else StageError(f"atc: {text}")
+def _failed(outcome: AtcOutcome, exit_code: int) -> DebertaError:
+    """How a run ended, which is its error if its lines show no cause."""
     signal_number = -exit_code if exit_code < 0 else exit_code - 128 if 128 < exit_code < 160 else 0
     if signal_number == 9:
         return StageError("atc was killed, most likely because memory ran out")
     if signal_number:
         return StageError(f"atc was ended by signal {signal_number}")
-    last = f": {outcome.lines[-1]}" if outcome.lines else ", and it printed nothing"
-    if outcome.failed:
-        return StageError(f"atc failed with exit code {exit_code} and gave no error code{last}")
-    if outcome.success:
+    if outcome.success and not outcome.errors and not outcome.failed:
         return StageError(f"atc printed its success line, but ended with exit code {exit_code}")
-    return StageError(f"atc ended with exit code {exit_code} and without its success line{last}")
+    if outcome.failed:
+        return StageError(f"atc failed with exit code {exit_code}{'' if outcome.errors else ' and gave no error code'}")
+    return StageError(f"atc ended with exit code {exit_code} and without its success line")

@@ -13,7 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple, Optional
 
-from deberta.ascend.runs import check_complete, explain
+from deberta.ascend import causes
+from deberta.ascend.causes import Printed
+from deberta.ascend.runs import check_complete
 from deberta.core.errors import DataError, DebertaError, StageError
 
 PROGRAM = "msame"
@@ -30,26 +32,32 @@ _FOLDER = re.compile(r"[^\[].*/\d{6,8}(?:_\d{1,6}){1,4}")
 
 
 class MsameRun(NamedTuple):
-    """What a run printed. Times in ms; an average is None if it was not printed, NaN if msame printed that."""
+    """What a run printed. Times in ms; an average is None if it was not printed, NaN if msame printed that.
+
+    `printed`: its lines by level.
+    """
 
     folder: Optional[str]
     times_ms: tuple[float, ...]
     average_ms: Optional[float]
     average_without_first_ms: Optional[float]
-    errors: tuple[str, ...]
     success: bool
+    printed: Printed
+
+    @property
+    def errors(self) -> tuple[str, ...]:
+        return self.printed.errors
 
 
 def parse(stdout: str) -> MsameRun:
     """Read the lines that msame printed; lines of other kinds (progress, a newer build's) are passed over."""
-    lines = [line.rstrip() for line in stdout.splitlines()]
     return MsameRun(
-        folder=next((line for line in lines if _FOLDER.fullmatch(line)), None),
+        folder=next((line for line in map(str.rstrip, causes.lines_of(stdout)) if _FOLDER.fullmatch(line)), None),
         times_ms=tuple(float(number) for number in _TIME.findall(stdout)),
         average_ms=_last(_AVERAGE, stdout),
         average_without_first_ms=_last(_WITHOUT_FIRST, stdout),
-        errors=tuple(line[line.index("[ERROR]") :] for line in lines if "[ERROR]" in line),
         success=_SUCCESS.search(stdout) is not None,
+        printed=causes.read(stdout),
     )
 
 
@@ -62,22 +70,33 @@ def judge(run: MsameRun, outputs_folder: Path, expected: Mapping[str, int], expe
     """Return if the run is complete, otherwise raise the error that names the cause.
 
     `outputs_folder`: the `OUT/<T>` of the run; `expected`: name -> bytes of every output file; `expected_times`:
-    inferences requested. Raises ConfigError (an option's value), MissingError (model or input), DataError (sizes or
-    counts differ, or there is no average) and StageError (anything else).
+    inferences requested. Raises the error that failures.json has for what a run that is not complete printed; without
+    one DataError (sizes or counts differ, or there is no average) or StageError (it stopped).
     """
-    if run.errors:
-        raise explain(PROGRAM, run.errors) or _unexplained(run)
+    problem = _incomplete(run, outputs_folder, expected, expected_times)
+    if problem is None and not run.errors:
+        return
+    if run.errors and run.success:
+        problem = DataError(
+            "it printed an error, though all outputs are there"
+            if problem is None
+            else "some inputs were not run, perhaps for their size. Run: invoke preprocess --force"
+        )
+    raise causes.failure(PROGRAM, run.printed, problem or StageError(""), sure=bool(run.errors) or not run.success)
+
+
+def _incomplete(
+    run: MsameRun, outputs_folder: Path, expected: Mapping[str, int], expected_times: int
+) -> Optional[DebertaError]:
+    """What a run lacks, by its outputs and times; None if it is complete."""
     if not run.success:
-        raise StageError(f"the run stopped without its success line, after {len(run.times_ms)} inferences")
+        return StageError(f"the run stopped without its success line, after {len(run.times_ms)} inferences")
     question = "Are there as many files in each input directory, and a directory for each input?"
-    check_complete(run.times_ms, expected_times, question, outputs_folder, expected)
+    try:
+        check_complete(run.times_ms, expected_times, question, outputs_folder, expected)
+    except DataError as error:
+        return error
     averages = [run.average_ms] + ([run.average_without_first_ms] if expected_times > 1 else [])
     if any(average is None or not math.isfinite(average) for average in averages):
-        raise DataError(f"the averages that were printed are no numbers: {averages}")
-
-
-def _unexplained(run: MsameRun) -> DebertaError:
-    message = f"{PROGRAM}: {'; '.join(run.errors[:3])}"
-    if run.success:  # it went on after inputs that it could not run: a wrong size, as a rule
-        return DataError(f"{message}: some inputs were not run. Run: invoke preprocess --force")
-    return StageError(message)
+        return DataError(f"the averages that were printed are no numbers: {averages}")
+    return None

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Optional
 
-from deberta.ascend.runs import explain
+from deberta.ascend.causes import explain
 from deberta.core.errors import ConfigError, DataError, MissingError
 
 PROGRAM = "npu-smi"

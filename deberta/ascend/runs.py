@@ -1,11 +1,4 @@
-"""What runs of ATC, msame and ais_bench are judged by in the same way: error lines, inferences, output files.
-
-failures.json has a row for each way in which they fail: a code of ATC's (several codes stand in one text) or a regular
-expression for a printed line, our error, and what it means or what to do. Rows that name a cause come before those that
-only name what it led to. Codes and meanings are those of error_manager/error_code.json of Ascend/metadef (branch r1.8.0
-and its neighbours), from which ATC prints its texts; E19015, E76002, EZ3002 and EZ3003 are in the headers of
-graphengine v1.8.0; E10054, EC0010 and the texts without a code were seen in runs of newer builds. The wording is ours.
-"""
+"""What runs of msame and ais_bench are judged by in the same way: inferences, output files, room on the disk."""
 
 from __future__ import annotations
 
@@ -17,30 +10,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Optional
 
-import msgspec
-
-from deberta.core import contract, errors
+from deberta.ascend.causes import lines_of
+from deberta.core import contract
 from deberta.core.errors import DataError, DebertaError, StageError, many, some
 
-_NO_SPACE = re.compile("No space left|disk is full|free some space")
-FAILURES = msgspec.json.decode(Path(__file__).with_name("failures.json").read_bytes())
-_MOST_LINES, _LONGEST_LINE = 500, 1000  # that are looked at: an expression's time grows with the square of a line
-ADVICE_OF_CODE = {code: row for codes, *row in FAILURES["codes"] for code in codes.split()}
-
-
-def explain(tool: str, lines: Sequence[str]) -> Optional[DebertaError]:
-    """The error of the tool's first failure that is in any of the lines (case is ignored); None if none is."""
-    for pattern, error, advice in FAILURES[tool]:
-        for line in lines[:_MOST_LINES]:
-            if re.search(pattern, line[:_LONGEST_LINE], re.IGNORECASE):
-                return failure(tool, line, error, advice)
-    return None
-
-
-def failure(tool: str, text: str, error: str, advice: str) -> DebertaError:
-    """The error of a row, which the tool's own text begins."""
-    kind: type[DebertaError] = getattr(errors, error)
-    return kind(f"{tool}: {text.rstrip(' .')}: {advice}")
+_NO_SPACE = re.compile("No space left|disk is full")
 
 
 def check_complete(
@@ -130,10 +104,10 @@ def _batch_size(printed: str, output_sizes: Iterable[int], bin_bytes: int, batch
         if rows and not rest and rows != batch_size:
             return rows
     of_a_row = bin_bytes // batch_size
-    for line in printed.splitlines():
-        numbers = (
-            [int(number) for number in re.findall(r"\b[0-9]{1,18}\b", line)] if re.search("size|bytes", line) else []
-        )
+    for line in lines_of(printed):
+        if "size" not in line and "bytes" not in line:
+            continue
+        numbers = [int(number) for number in re.findall(r"\b[0-9]{1,18}\b", line)]
         fitting = {number // of_a_row for number in numbers if number and number % of_a_row == 0}
         if bin_bytes in numbers and len(fitting) == 2:
             return (fitting - {batch_size}).pop()

@@ -244,6 +244,39 @@ def test_inputs_that_msame_would_take(workspace: Workspace) -> None:
     assert "1 inputs of 3 are not expected in" in (said := workspace.fail(5, *EVALUATE)) and "notes.txt" in said
 
 
+ANOTHER_CHIP = """#!/bin/sh
+echo "[INFO] acl init success"
+echo "[ACL ERROR] EE1001: [PID: 1] 2025-10-30-08:21:08.817.477 ModelCheckCompatibility failed, supported \
+socVersion=Ascend310P3, but the model socVersion=Ascend310P1"
+echo "[ERROR] load model from file failed, model file is x.om"
+exit 1
+"""
+ANOTHER_MACHINE = "another kind of machine"
+
+
+@pytest.mark.parametrize(
+    ("program", "code", "says"),
+    [
+        (ANOTHER_CHIP, 5, "build-om --bs 4 --profile tiny --backend ascend --force --soc-version Ascend310P3"),
+        (
+            "#!/bin/sh\necho msame: error while loading shared libraries: libascendcl.so: cannot open\n",
+            3,
+            "library of CANN",
+        ),
+        ("\x7fELF no program of this machine's", 2, ANOTHER_MACHINE),
+        ("#!/no/such/loader\n", 2, ANOTHER_MACHINE),
+    ],
+)
+def test_what_stops_msame_is_named(workspace: Workspace, tmp_path: Path, program: str, code: int, says: str) -> None:
+    path = tmp_path / "my-msame"
+    path.write_text(program)
+    path.chmod(0o755)
+    said = workspace.fail(code, *PERF, "--msame", str(path))
+    assert says in said and "(its output: " in said
+    log = (workspace.root / RESULTS / "logs/perf_bs4_match.log").read_text()
+    assert says != ANOTHER_MACHINE or f"{path}: cannot execute: " in log
+
+
 def test_models_that_msame_cannot_run(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = workspace.root / "models/tiny/ascend"
     shutil.copyfile(folder / "deberta_bs4.om", folder / "deberta_bs8.om")
@@ -254,8 +287,9 @@ def test_models_that_msame_cannot_run(workspace: Workspace, monkeypatch: pytest.
     assert "the .om is for batch size 4, not 1 (" in said
     assert "Run: invoke build-om --bs 1 --profile tiny --backend ascend --force, which makes another" in said
     (folder / "deberta_bs8.om").write_bytes(b"garbage")
-    said = workspace.fail(3, "evaluate", "--bs", "8", "--version", "match", *ASCEND)
+    said = workspace.fail(4, "evaluate", "--bs", "8", "--version", "match", *ASCEND)
     assert "load model from file failed" in said and "build-om --bs 8 --profile tiny --backend ascend --force" in said
+    assert "Perhaps the .om was compiled for another chip" in said and "missing" not in said
     monkeypatch.setenv("PATH", os.environ["PATH"].partition(":")[2])  # no npu-smi: nothing can be checked before
     said = workspace.succeed(*PERF, "--soc-version", "Ascend310P3")
     assert "device 0: no npu-smi on PATH, so neither its health nor whether it is idle was checked" in said

@@ -131,8 +131,8 @@ class Case:
 
 CASES = {
     # It says what is wrong, and exits with 1 or 2.
-    "no model": Case(1, MissingError, "invoke build-om", spoil=gone("x.om")),
-    "half a model": Case(1, MissingError, "invoke build-om", spoil=lambda work: os.truncate(work / MODEL, 5000)),
+    "no model": Case(1, StageError, "invoke build-om", spoil=gone("x.om")),
+    "half a model": Case(1, StageError, "invoke build-om", spoil=lambda work: os.truncate(work / MODEL, 5000)),
     "no input": Case(1, MissingError, "invoke preprocess", spoil=gone("input_ids")),
     "no second input": Case(1, MissingError, "not a real dir path", spoil=gone("input_mask")),
     "no second file": Case(
@@ -249,9 +249,9 @@ TRACEBACK = 'Traceback (most recent call last):\n  File "x.py", line 1, in <modu
     ("stdout", "error", "says"),
     [
         (f"{TRACEBACK}ModuleNotFoundError: No module named 'aclruntime'\n", MissingError, "aclruntime"),
-        (f"{TRACEBACK}ImportError: libascendcl.so: cannot open shared object file\n", StageError, "libascendcl"),
+        (f"{TRACEBACK}ImportError: libascendcl.so: cannot open shared object file\n", MissingError, "libascendcl"),
         (f"{TRACEBACK}PermissionError: [Errno 13] Permission denied: 'results/x'\n", ConfigError, "output folder"),
-        (f"{TRACEBACK}OSError: [Errno 28] No space left on device\n", StageError, "free some space"),
+        (f"{TRACEBACK}OSError: [Errno 28] No space left on device\n", StageError, "Free some space"),
         (f"{TRACEBACK}RuntimeError\n", StageError, "RuntimeError"),  # nothing else was said
         # A progress bar stands before the line's own text.
         ("\rInference array Processing:  8%|█| 1/12[ERROR] acl init failed\n", StageError, "ais_bench: [ERROR] acl"),

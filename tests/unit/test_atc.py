@@ -9,9 +9,8 @@ from typing import Any, Type
 
 import pytest
 
-from deberta.ascend import atc
+from deberta.ascend import atc, causes
 from deberta.ascend.atc import AtcOptions
-from deberta.ascend.runs import ADVICE_OF_CODE
 from deberta.core import errors
 from deberta.core.errors import ConfigError, DataError, DebertaError, MissingError, StageError
 
@@ -70,8 +69,8 @@ def test_a_good_run(om: Path) -> None:
     ("stdout", "exit_code", "error", "says"),
     [
         # Exit code 0, and no success.
-        ("", 0, StageError, "without its success line, and it printed nothing"),
-        (START, 0, StageError, "exit code 0 and without its success line: ATC start working now"),
+        ("", 0, StageError, "without its success line; it printed nothing"),
+        (START, 0, StageError, "exit code 0 and without its success line; last line: ATC start working now"),
         (FAILED, 0, StageError, "atc failed with exit code 0 and gave no error code"),
         (FAILED + "E16002: No ONNX parser is registered for optype [Mod].\n", 0, DataError, "optype [Mod]"),
         # Both lines, or the success line with an error: something went wrong.
@@ -146,19 +145,23 @@ LISTED = {
 }
 
 
+ADVICE_OF_CODE = {code: row for row in causes.TABLE.rows if "atc" in row.tools for code in row.codes}
+
+
 @pytest.mark.parametrize(("code", "exit_code"), [(c, exits) for exits, codes in LISTED.items() for c in codes.split()])
 def test_each_listed_code_is_explained(om: Path, code: str, exit_code: int) -> None:
     with pytest.raises(DebertaError) as raised:
         judge(f"{FAILED}{code}: Text of ATC's own.\n", 255, om)
     assert raised.value.exit_code == exit_code
-    assert str(raised.value).startswith(f"atc: {code}: Text of ATC's own: {ADVICE_OF_CODE[code][1]}")
+    assert str(raised.value).startswith(f"atc: {code}: Text of ATC's own: {ADVICE_OF_CODE[code].advice}")
 
 
 def test_the_table_of_codes() -> None:
-    for code, (error, advice) in ADVICE_OF_CODE.items():
-        assert atc.parse(f"{code}: x\n").errors[0].code == code
-        assert getattr(errors, error).exit_code in (2, 3, 4, 5)
-        assert ". " in advice and not advice.endswith(".")  # what it means, and what to do
+    for code, row in ADVICE_OF_CODE.items():
+        whole = code.ljust(6, "0")
+        assert atc.parse(f"{whole}: x\n").errors[0].code == whole
+        assert getattr(errors, row.error).exit_code in (2, 3, 4, 5)
+        assert ". " in row.advice and not row.advice.endswith(".")  # what it means, and what to do
 
 
 @pytest.mark.parametrize(

@@ -137,7 +137,7 @@ def test_older_builds_print_no_pid() -> None:
             DataError,
             "No file in the directory",
         ),
-        (directory_run("1", "2", middle="[ERROR] execute model failed\n" + FAILED), DataError, "some inputs"),
+        (directory_run("1", "2", middle="[ERROR] execute model failed\n" + FAILED), DataError, "all outputs"),
         (directory_run("1"), DataError, "1 inferences were timed, 2 were asked for"),
         (directory_run("1", "2", "3"), DataError, "3 inferences were timed, 2 were asked for"),
         (directory_run("1", "2").replace("0.17 ms", "-nan ms"), DataError, "no numbers"),
@@ -145,7 +145,7 @@ def test_older_builds_print_no_pid() -> None:
         # Exit code 1.
         (
             START + "[ERROR] load model from file failed, model file is nope.om\n" + FAILED,
-            MissingError,
+            StageError,
             "invoke build-om",
         ),
         (LOADED + batch(0, "1") + "[ERROR] open file d1/b/input_5.bin failed\n" + FAILED, MissingError, "input_5.bin"),

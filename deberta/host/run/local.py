@@ -22,6 +22,8 @@ from deberta.host.environments.stages import STAGES_LOCK
 from deberta.host.plan.plan import LATEST, Step
 from deberta.host.run.executor import Provenance
 
+CANNOT_EXECUTE = 126  # a shell's exit code for a program that is there and cannot be started
+
 
 @dataclass(frozen=True)
 class LocalExecutor:
@@ -58,7 +60,15 @@ class LocalExecutor:
         installed = self.tools.cann()
         program = tools.executable(self.tools, installed, step.tool)
         variables = tools.variables(installed, step.tool, scratch / "home")
-        return execute([str(program), *step.program[1:], *arguments], scratch, variables, log, show)
+        command = [str(program), *step.program[1:], *arguments]
+        try:
+            return execute(command, scratch, variables, log, show)
+        except OSError as problem:
+            if problem.filename != str(program):
+                raise
+            reason = "required file not found" if isinstance(problem, FileNotFoundError) else problem.strerror
+        with transcript(log, command, show) as record:  # as a shell says it and ends
+            return record([f"{program}: cannot execute: {reason}\n"]), CANNOT_EXECUTE
 
     def provenance(self, step: Step) -> Provenance:
         if not step.tool:
