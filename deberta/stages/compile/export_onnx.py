@@ -22,7 +22,7 @@ from deberta.core.machine import effective_cpus
 from deberta.stages import arguments, onnx_runtime
 from deberta.stages.arguments import Argument, one_of
 from deberta.stages.inference.logits import compare_logits
-from deberta.stages.model import checkpoint, config, gather_attention
+from deberta.stages.model import checkpoint, config, gather_attention, weights
 from deberta.stages.model.deberta import Deberta
 
 TOLERANCE = 1e-4  # largest difference of a logit between PyTorch and the exported graph, float32 both
@@ -64,8 +64,9 @@ def main(argv: Sequence[str]) -> None:
     model_config = config.read(options.config)
     if length > model_config.max_position_embeddings:
         raise ConfigError(f"--sequence-length {length} is not within 1 to {model_config.max_position_embeddings}")
-    print(f"loading {options.checkpoint}", flush=True)
+    print(f"loading {weights.source(options.checkpoint)}", flush=True)
     loaded = checkpoint.load(options.checkpoint, model_config, options.labels)
+    print(*loaded.notes, sep="\n", end="\n" if loaded.notes else "", flush=True)
     batches = validation_batches(length, model_config.vocab_size)
     print("running the PyTorch model on the validation batches", flush=True)
     expected = [_run_torch(loaded.model, batch) for batch in batches]
@@ -90,8 +91,7 @@ def main(argv: Sequence[str]) -> None:
         "max_logit_difference": difference,
         "tolerance": TOLERANCE,
         "validation_rows": sum(len(ids) for ids, _ in batches),
-        "checkpoint_labels": loaded.labels,
-        "extra_tensors": loaded.extras,
+        **loaded.facts,
     }
     arguments.write_summary(options.summary, summary)
 

@@ -82,6 +82,7 @@ def main(argv: Sequence[str]) -> None:
     )
     print(f"loading {options.checkpoint}", flush=True)
     loaded = checkpoint.load(options.checkpoint, model_config, options.labels)
+    print(*loaded.notes, sep="\n", end="\n" if loaded.notes else "", flush=True)
     tokens = sum(map(len, rows))
     print(f"{len(rows)} rows, {tokens} tokens, on {threads} threads", flush=True)
     with files.new_file(options.output) as temporary:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +14,22 @@ from torch import Tensor
 from deberta.core import files
 from deberta.core.contract import LABELS
 from deberta.core.errors import ConfigError, DataError, many, some
+from deberta.stages.model import config as config_module
 from deberta.stages.model import weights
 from deberta.stages.model.config import ModelConfig
 from deberta.stages.model.deberta import Deberta
 
 POSITION_EMBEDDINGS = "deberta.embeddings.position_embeddings.weight"
+FLOATS = (
+    torch.float64,
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.float8_e4m3fn,
+    torch.float8_e4m3fnuz,
+    torch.float8_e5m2,
+    torch.float8_e5m2fnuz,
+)
 _V1_PARTS = ("in_proj", "q_bias", "v_bias", "pos_proj", "pos_q_proj")
 _LANGUAGE_MODEL_HEADS = ("lm_predictions.", "mask_predictions.")
 _SYNONYMS = {
@@ -30,11 +42,38 @@ _SYNONYMS = {
 
 @dataclass(frozen=True)
 class LoadedCheckpoint:
-    """A model whose logits are in the contract's label order, and its checkpoint's label order and unused entries."""
+    """A model whose logits are in the contract's label order, and its checkpoint's label order and unused entries.
+
+    `dtypes`: how many of the tensors used have which dtype in the files.
+    """
 
     model: Deberta
     labels: tuple[str, ...]
     extras: tuple[str, ...]
+    dtypes: Mapping[str, int]
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a record has of it. `id2label` is the config's own; checkpoint_labels, the order used, may differ."""
+        config = self.model.config
+        return {
+            "checkpoint_labels": self.labels,
+            "id2label": config.labels or (),
+            "extra_tensors": self.extras,
+            "dtypes": dict(self.dtypes),
+            "config_family": config.family,
+            "config_assumed": dict(config.assumed),
+        }
+
+    @property
+    def notes(self) -> list[str]:
+        """Lines to be shown: what was taken otherwise than the files have it."""
+        config, others = self.model.config, {name: n for name, n in self.dtypes.items() if name != "float32"}
+        lines = [f"the config has no {key}: read as {value}, as {config.family} does" for key, value in config.assumed]
+        if others:
+            counts = ", ".join(f"{count} {name}" for name, count in others.items())
+            lines.append(f"of {sum(self.dtypes.values())} tensors, these become float32: {counts}")
+        return lines
 
 
 def load(path: Path, config: ModelConfig, labels: Sequence[str] = ()) -> LoadedCheckpoint:
@@ -43,17 +82,21 @@ def load(path: Path, config: ModelConfig, labels: Sequence[str] = ()) -> LoadedC
     `labels` is the checkpoint's label order, by default the config's id2label. Raises MissingError, DataError (all
     missing, unexpected and misshapen tensors in one message) and ConfigError (label order).
     """
-    order = label_order(labels, config)
-    permutation = label_permutation(order)
-    with torch.device("meta"):
-        model = Deberta(config, len(LABELS))
     tensors, unused = _read(path)
     check_head(tensors, path)
+    order = label_order(labels, config)
+    permutation = label_permutation(order)
+    for values in unused.values():
+        if problem := config_module.contradictions(config, values):
+            raise ConfigError(f"{path} holds a config that contradicts the config file: {problem}")
+    with torch.device("meta"):
+        model = Deberta(config, len(LABELS))
     state, extras = select(tensors, model.state_dict(), config, path)
     for name in ("classifier.weight", "classifier.bias"):
         state[name] = state[name][permutation]
     model.load_state_dict(state, assign=True)
-    return LoadedCheckpoint(model.eval(), order, tuple(sorted({*extras, *unused})))
+    dtypes = Counter(dtype_name(tensors[key]) for key in state)
+    return LoadedCheckpoint(model.eval(), order, tuple(sorted({*extras, *unused})), dict(sorted(dtypes.items())))
 
 
 def label_order(labels: Sequence[str], config: ModelConfig) -> tuple[str, ...]:
@@ -136,6 +179,9 @@ def select(
     ]
     if problems:
         raise DataError(f"{path} does not fit its config: {'; '.join(problems)}")
+    if whole := [f"{key} {dtype_name(state[key])}" for key in expected if state[key].dtype not in FLOATS]:
+        quantized = "a quantized model, of which the one that it was made from is needed"
+        raise DataError(f"{path} holds weights that are no floating-point numbers ({quantized}): {some(whole)}")
     selected = {key: state[key].to(torch.float32) for key in expected}
     if broken := [key for key, value in selected.items() if not torch.isfinite(value).all()]:
         raise DataError(f"{path} holds NaN or infinite weights: {', '.join(broken)}")
@@ -154,26 +200,31 @@ def save(path: Path, model: Deberta) -> None:
         torch.save(state, file)  # torch stores the name of a path, and none for a file object
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """`read_state_dict`, and the names of accepted entries that are not tensors."""
+def dtype_name(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Mapping[str, Any]]]:
+    """`read_state_dict`, and the accepted entries that are not tensors: a config."""
     values: Mapping[Any, Any] = weights.read(path)
     state: dict[str, Tensor] = {}
-    unused: list[str] = []
+    unused: dict[str, Mapping[str, Any]] = {}
     for key, value in values.items():
         if key == "config" and isinstance(value, Mapping):
-            unused.append(key)
+            unused[key] = value
             continue
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise DataError(f"{path}: {key!r} is a {type(value).__name__}, not a tensor; this is no plain state dict")
         plain = value.layout == torch.strided and value.device.type == "cpu" and not value.is_complex()
         if not plain or value.is_quantized or value.is_nested:
-            raise DataError(f"{path}: {key} is no dense tensor of real numbers; this is no plain state dict")
+            kind = f"{value.layout}, {value.dtype}, {value.device}".replace("torch.", "")
+            raise DataError(f"{path}: {key} is no dense tensor of real numbers ({kind}); this is no plain state dict")
         name = key.removeprefix("module.")
         name = "deberta." + name.removeprefix("bert.") if name.startswith("bert.") else name
         if name in state:
             raise DataError(f"{path}: two tensors are called {name} once prefixes are resolved")
         state[name] = value
-    return state, tuple(unused)
+    return state, unused
 
 
 def first_line(error: Exception) -> str:

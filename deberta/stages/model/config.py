@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,32 @@ _TRANSFORMERS = (
     "pooler_dropout",
     "torch_dtype",
     "dtype",
+)
+_NO_NAME = re.compile(r"\s*label_[0-9]+\s*", re.IGNORECASE)  # of a label
+# Fields of ModelConfig on which logits depend. padding_idx is none: it is of training alone.
+_DECIDING = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "attention_head_size",
+    "intermediate_size",
+    "max_position_embeddings",
+    "embedding_size",
+    "hidden_act",
+    "layer_norm_eps",
+    "type_vocab_size",
+    "relative_attention",
+    "position_buckets",
+    "max_relative_positions",
+    "pos_att_type",
+    "share_att_key",
+    "norm_rel_ebd",
+    "position_biased_input",
+    "conv_kernel_size",
+    "conv_groups",
+    "conv_act",
+    "pooler_hidden_act",
 )
 LARGEST = 2**24  # above every real model's sizes; the product of two of them fits PyTorch's 64-bit sizes
 
@@ -62,7 +89,11 @@ class ModelConfig:
     hidden_dropout_prob: float
     attention_probs_dropout_prob: float
     initializer_range: float
-    labels: tuple[str, ...] | None  # id2label in index order, if the config has one
+    labels: tuple[str, ...] | None  # id2label or label2id in index order, if the config has one
+    # Whose code wrote it: MICROSOFT, TRANSFORMERS, or empty where its keys do not show it.
+    family: str = field(default="", compare=False)
+    # Absent keys that the two families read differently, and the value that this one gives them.
+    assumed: tuple[tuple[str, Any], ...] = field(default=(), compare=False)
 
     @property
     def attention_span(self) -> int:
@@ -92,6 +123,8 @@ def from_dict(values: Mapping[str, Any]) -> ModelConfig:
     Raises ConfigError listing every value that is missing, out of range or not supported.
     """
     reader = _Reader(values)
+    family = _family(values)
+    assumed = _assume(reader, values, family)
     kind = values.get("model_type", "deberta-v2")
     if kind != "deberta-v2":
         reader.refuse("model_type", f"is {kind!r}; only deberta-v2 (DeBERTa v2 and v3) can be built")
@@ -111,26 +144,29 @@ def from_dict(values: Mapping[str, Any]) -> ModelConfig:
         hidden_act=reader.activation("hidden_act", "gelu"),
         # Without any, a padding row (all zeros) would become 0 / 0.
         layer_norm_eps=reader.real("layer_norm_eps", 1e-7, low=1e-12, below=1),
-        type_vocab_size=reader.number("type_vocab_size", 0, low=0),
+        type_vocab_size=max(reader.number("type_vocab_size", 0, low=None), 0),
         padding_idx=reader.number(reader.first("padding_idx", "pad_token_id"), 0, low=0),
         relative_attention=reader.flag("relative_attention", False),
         position_buckets=max(reader.number("position_buckets", -1, low=None), 0),
         max_relative_positions=max_relative if max_relative > 0 else positions,
-        pos_att_type=_position_attention(values, reader),
+        pos_att_type=reader.words("pos_att_type", ("c2p", "p2c")),
         share_att_key=reader.flag("share_att_key", False),
         norm_rel_ebd="layer_norm" in reader.words("norm_rel_ebd", ("none", "layer_norm")),
         position_biased_input=reader.flag("position_biased_input", True),
         conv_kernel_size=max(conv, 0),
         conv_groups=reader.number("conv_groups", 1),
         conv_act=reader.activation("conv_act", "tanh") if conv > 0 else "tanh",
-        pooler_hidden_act=_pooler_activation(values, reader),
+        pooler_hidden_act=reader.activation(reader.first("pooler_hidden_act", "pooling.hidden_act"), "gelu"),
         pooler_dropout=reader.real(reader.first("pooling.dropout", "pooler_dropout"), 0.0, below=1),
         hidden_dropout_prob=reader.real("hidden_dropout_prob", 0.1, below=1),
         attention_probs_dropout_prob=reader.real("attention_probs_dropout_prob", 0.1, below=1),
         initializer_range=reader.real("initializer_range", 0.02, below=3e38),
-        labels=reader.labels("id2label"),
+        labels=_labels(reader),
+        family=family,
+        assumed=tuple(assumed.items()),
     )
     _check_together(config, reader)
+    _check_pooler(config, values, reader)
     if reader.problems:
         raise ConfigError("; ".join(f"{key} {problem}" for key, problem in reader.problems.items()))
     return config
@@ -142,26 +178,69 @@ def _family(values: Mapping[str, Any]) -> str:
     return "" if microsoft == transformers else MICROSOFT if microsoft else TRANSFORMERS
 
 
-def _position_attention(values: Mapping[str, Any], reader: _Reader) -> tuple[str, ...]:
-    """pos_att_type. Absent, Microsoft's code reads c2p (disentangled_attention.py), and transformers no words."""
-    if "pos_att_type" in values or values.get("relative_attention") is not True:
-        return reader.words("pos_att_type", ("c2p", "p2c"))
-    if family := _family(values):
-        return ("c2p",) if family == MICROSOFT else ()
-    reader.refuse("pos_att_type", f"is missing: {MICROSOFT} then reads c2p, and {TRANSFORMERS} none. Write it down")
-    return ()
+def _assume(reader: _Reader, values: Mapping[str, Any], family: str) -> dict[str, Any]:
+    """Give the reader the family's value of each absent key that the two read differently, and return these.
+
+    Refuses them where nothing shows the family. Microsoft's readings are those of config.py, pooling.py and
+    disentangled_attention.py in its package `deberta`, transformers' those of its DebertaV2Config.
+    """
+    pooling = values.get("pooling", values)  # without any, Microsoft's code looks for the pooler's keys there
+    activation = pooling.get("hidden_act", "gelu") if isinstance(pooling, Mapping) else "gelu"
+    activation = activation if activation in ACTIVATIONS else "gelu"  # and refused elsewhere
+    is_pooling = pooling is not values and isinstance(pooling, Mapping) and "hidden_act" in pooling
+    readings: dict[str, tuple[Any, Any]] = {
+        "hidden_size": (768, 1536),
+        "num_hidden_layers": (12, 24),
+        "num_attention_heads": (12, 24),
+        "intermediate_size": (3072, 6144),
+        "pos_att_type": ("c2p", "none"),  # without relative attention, too, where it scales the scores
+        "pooler_hidden_act": (activation, "gelu"),
+    }
+    assumed = {}
+    for key, (microsofts, transformers) in readings.items():
+        is_explicit = key in values or (key == "pooler_hidden_act" and is_pooling and family)
+        if is_explicit or microsofts == transformers:
+            continue
+        if not family:
+            reading = f"{MICROSOFT} then reads {microsofts}, and {TRANSFORMERS} {transformers}"
+            reader.refuse(key, f"is missing: {reading}. Write it down")
+        assumed[key] = microsofts if family == MICROSOFT else transformers
+    reader.assume({key: None if value == "none" else value for key, value in assumed.items()})
+    return assumed if family else {}
 
 
-def _pooler_activation(values: Mapping[str, Any], reader: _Reader) -> str:
-    """The pooler's activation. Without `pooling`, Microsoft's code takes hidden_act (pooling.py), transformers gelu."""
-    key = reader.first("pooling.hidden_act", "pooler_hidden_act")
-    hidden = values.get("hidden_act", "gelu")
-    if key in values or values.get("pooling") is not None or hidden == "gelu" or hidden not in ACTIVATIONS:
-        return reader.activation(key, "gelu")
-    if family := _family(values):
-        return reader.activation("hidden_act", "gelu") if family == MICROSOFT else "gelu"
-    reader.refuse("pooler_hidden_act", f"is missing: {MICROSOFT} then reads {hidden!r}, and {TRANSFORMERS} gelu")
-    return "gelu"
+def contradictions(config: ModelConfig, values: Mapping[str, Any]) -> str:
+    """What another config of the same model, such as the one in a checkpoint, says otherwise; empty if nothing.
+
+    Keys that it does not have, and those that decide no logits, contradict nothing.
+    """
+    own: dict[str, Any] = {name: getattr(config, name) for name in _DECIDING}
+    own["norm_rel_ebd"] = "layer_norm" if config.norm_rel_ebd else "none"
+    if isinstance(values.get("pooling"), Mapping) and "hidden_act" in values["pooling"]:
+        del own["pooler_hidden_act"]
+    try:
+        second = from_dict({**own, **{key: value for key, value in values.items() if key in (*own, "pooling")}})
+    except ConfigError as error:
+        return str(error)
+    pairs = [(name, getattr(config, name), getattr(second, name)) for name in _DECIDING]
+    return "; ".join(
+        f"{name} {first!r} and {other!r}" for name, first, other in pairs if _plain(first) != _plain(other)
+    )
+
+
+def _plain(value: Any) -> Any:
+    return sorted(value) if isinstance(value, tuple) else value
+
+
+def _labels(reader: _Reader) -> tuple[str, ...] | None:
+    """id2label, or label2id turned round. Names like LABEL_0 say nothing, and contradict nothing."""
+    by_index, by_name = reader.labels("id2label"), reader.labels("label2id", turned=True)
+    ours, theirs = (
+        names if names and not all(map(_NO_NAME.fullmatch, names)) else None for names in (by_index, by_name)
+    )
+    if ours and theirs and [name.strip().lower() for name in ours] != [name.strip().lower() for name in theirs]:
+        reader.refuse("label2id", f"says {', '.join(theirs)}, and id2label says {', '.join(ours)}")
+    return ours or theirs or by_index or by_name
 
 
 class _Reader:
@@ -178,6 +257,10 @@ class _Reader:
 
     def refuse(self, key: str, problem: str) -> None:
         self.problems.setdefault(key, problem)
+
+    def assume(self, values: Mapping[str, Any]) -> None:
+        """Take these values for keys that the config does not have."""
+        self._values.update(values)
 
     def sound(self, *keys: str) -> bool:
         """Whether none of these keys has a problem, so that relations between their values can be checked."""
@@ -222,7 +305,8 @@ class _Reader:
         if not isinstance(parts, (list, tuple)) or not all(isinstance(part, str) for part in parts):
             self.refuse(key, f"is {value!r}, not words of {', '.join(known)}")
             return ()
-        words = tuple(part.strip().lower() for part in parts if part.strip())
+        # transformers takes the words of a list as they are, so upper case would be none of them.
+        words = tuple(part.strip().lower() if isinstance(value, str) else part for part in parts if part.strip())
         if unknown := sorted(set(words) - set(known)):
             self.refuse(key, f"{'|'.join(unknown)} is not {' or '.join(known)}")
         return words
@@ -234,17 +318,28 @@ class _Reader:
             return default
         return value
 
-    def labels(self, key: str) -> tuple[str, ...] | None:
-        """Names in index order, from {"0": name, "1": name, ...}; None if there are none."""
+    def labels(self, key: str, turned: bool = False) -> tuple[str, ...] | None:
+        """Names in index order, from {"0": name, "1": name, ...}, turned {name: 0, ...}; None if there are none."""
         value = self._values.get(key)
         if value is None or value == {}:
             return None
-        names = {str(index): name for index, name in value.items()} if isinstance(value, dict) else {}
-        indices = [str(index) for index in range(len(names))]
+        pairs = list(value.items()) if isinstance(value, dict) else []
+        names = {str(index): name for name, index in pairs} if turned else {str(index): name for index, name in pairs}
+        indices = [str(index) for index in range(len(pairs))]
         if not names or set(names) != set(indices) or not all(isinstance(name, str) for name in names.values()):
             self.refuse(key, f"is {value!r}, not names by the indices 0, 1, 2, ...")
             return None
         return tuple(names[index] for index in indices)
+
+
+def _check_pooler(config: ModelConfig, values: Mapping[str, Any], reader: _Reader) -> None:
+    """Refuse a pooler of another size, and an activation that the two layouts' keys say differently."""
+    for key in ("pooling.hidden_size", "pooler_hidden_size"):
+        if reader.sound("hidden_size") and reader.number(key, config.hidden_size) != config.hidden_size:
+            reader.refuse(key, f"{reader.number(key)} is not hidden_size {config.hidden_size}")
+    microsofts = reader.activation("pooling.hidden_act", config.pooler_hidden_act)
+    if "pooler_hidden_act" in values and microsofts != config.pooler_hidden_act:
+        reader.refuse("pooler_hidden_act", f"is {config.pooler_hidden_act}, and pooling.hidden_act is {microsofts}")
 
 
 def _check_together(config: ModelConfig, reader: _Reader) -> None:

@@ -127,4 +127,6 @@ def _reason(error: Exception) -> str:
     text = str(error)
     if type(error).__name__ == "SafetensorError":
         return text.splitlines()[0]
-    return "its zip archive is damaged" if "PytorchStreamReader" in text else type(error).__name__
+    if "PytorchStreamReader" not in text:
+        return type(error).__name__
+    return "a zip archive that torch.save did not write" if "locating file" in text else "its zip archive is damaged"
