@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -18,7 +19,9 @@ from deberta.core import files, records
 from deberta.core.contract import LABELS
 from deberta.core.errors import ConfigError
 from deberta.host.cli import settings_file
+from deberta.host.plan import profiles
 from deberta.host.workflows.add_profile import by_version
+from deberta.stages.data.convert_data import USUAL
 from tests import in_process
 from tests.mnli_helpers import REPOSITORY, SPM_MODEL, dev_line, write_dev
 from tests.pipeline_helpers import environment
@@ -302,6 +305,32 @@ def test_which_file_is_of_which_version(names: list[str], versions: list[str], t
 def test_files_of_no_version(names: list[str], tmp_path: Path) -> None:
     with pytest.raises(ConfigError):
         by_version([tmp_path / name for name in names])
+
+
+def test_missing_files_of_a_profile_are_named_at_once(own: Own) -> None:
+    profile = "checkpoint: a.bin, config: a.json, tokenizer: spm.model, dataset: MNLI, rows: {match: 9}"
+    own.settings.write_text(own.before + f"  own: {{{profile}}}\n")
+    code, _, error = own.run("evaluate", "--version", "match", "--profile", "own", "--backend", "cpu")
+    names = [f"models/own/{name}" for name in ("a.bin", "a.json")] + [
+        "data/own/MNLI/dev_matched.tsv",
+        "models/own/spm.model",
+    ]
+    assert code == 3 and all(name in error for name in names) and "docs/profiles.md" in error
+    own.settings.write_text(own.settings.read_text().replace("a.bin", "/models/a.bin"))
+    code, _, error = own.run("evaluate", "--version", "match", "--profile", "own", "--backend", "cpu")
+    assert code == 2 and "leaves the profile's folder (invoke add-profile links files into it)" in error
+
+
+@pytest.mark.parametrize("page", ["docs/profiles.md", "docs/profiles.zh-CN.md"])
+def test_the_page_has_every_key_and_its_examples_are_profiles(page: str, tmp_path: Path) -> None:
+    text = (REPOSITORY / page).read_text(encoding="utf-8")
+    assert all(f"\n| `{key}` | " in text for key in profiles._KEYS)
+    assert all(f"| `{role}` | {', '.join(USUAL[role])}" in text.replace("、", ", ") for role in USUAL)
+    examples = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "settings.yaml").write_text("profiles:\n" + "".join(examples))
+    known = settings_file.load(str(tmp_path / "settings.yaml"))["profiles"]
+    assert len(known) == len(examples) == 4
+    assert all(profiles.load(name, known).labels for name in known)
 
 
 LINES = ["# new", "new:", "  rows: {match: 1}"]

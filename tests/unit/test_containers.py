@@ -106,6 +106,14 @@ def test_links_and_paths_elsewhere_have_mounts_of_their_own(tmp_path: Path) -> N
     made = binds(of(evaluation.export_onnx(CPU), workspace), workspace)
     assert made["/workspace/models/demo/p.bin"] == (str(elsewhere / "p.bin"), False)
     assert made["/workspace/results"] == (str(elsewhere / "results"), False)
+    (workspace / "models/demo/p.bin").unlink()  # a folder of links now, as a checkpoint in shards may be
+    (workspace / "models/demo/p.bin").mkdir()
+    for name in ("a.index.json", "a-00001-of-00001.bin"):
+        (elsewhere / name).touch()
+        (workspace / "models/demo/p.bin" / name).symlink_to(elsewhere / name)
+    made = binds(of(evaluation.export_onnx(CPU), workspace), workspace)
+    assert made["/workspace/models/demo/p.bin/a.index.json"] == (str(elsewhere / "a.index.json"), False)
+    assert "/workspace/models/demo/p.bin/a-00001-of-00001.bin" in made
     step = evaluation.postprocess(Case(CPU, 1, "match"), [PurePosixPath(elsewhere / "out")])
     made = binds(of(step, workspace), workspace)
     assert made[str(elsewhere / "out")] == (str(elsewhere / "out"), False)

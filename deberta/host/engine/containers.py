@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Mapping, NamedTuple, Sequence
 
 from deberta.ascend import programs
+from deberta.core import files
 from deberta.host.plan.plan import Step
 
 ROOT = PurePosixPath("/workspace")  # the workspace in a container
@@ -82,13 +83,15 @@ def of_step(
 
 
 def _input(workspace: Path, path: PurePosixPath, written: Sequence[PurePosixPath]) -> list[Mount]:
-    """A mount of its own for an input that would be writable or absent without it: a link, or a path elsewhere."""
+    """Mounts of its own for an input that would be writable or absent without: links, in a folder too, or elsewhere."""
     source, kind = workspace / path, path.parts[0]
+    names = files.files_in(source) if source.is_dir() else []
+    links = [Mount((source / name).resolve(), ROOT / path / name) for name in names if (source / name).is_symlink()]
     if not path.is_absolute() and kind in programs.KINDS:
         mounted = Path(os.path.realpath(workspace / kind), *path.parts[1:])
         if mounted == Path(os.path.realpath(source)) and not any(folder in path.parents for folder in written):
-            return []
-    return [Mount(source.resolve(), ROOT / path)]
+            return links
+    return [Mount(source.resolve(), ROOT / path), *links]
 
 
 def passwd(container: Container) -> str:

@@ -89,6 +89,9 @@ def present_versions(session: Session, plan: Plan) -> list[str]:
 
 def infer(session: Session, case: Case, choice: Choice = ()) -> tuple[Case, list[PurePosixPath]]:
     """Everything up to the model's outputs; returns the case with its lengths, and their folders of outputs."""
+    # Name all that is missing at once, before tokens are counted. On ascend the models may be the user's.
+    models = [evaluation.export_onnx(case.plan)] if case.plan.backend == "cpu" else []
+    runner.check_sources(session, [*models, evaluation.preprocess(case.padded)])
     case = at_lengths(session, case, choice)
     check_device(session, case, evaluation.infer(case, {}))
     results = runner.run_all(session, [*compiling(session, case), evaluation.preprocess(case)])
