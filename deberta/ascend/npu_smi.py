@@ -289,11 +289,11 @@ def state(device: Device) -> str:
     """busy, idle or not checked, from one look: a process between two inferences leaves the AI cores at 0 %.
 
     Busy: a process is listed, or the AI cores work. Idle: neither, and the memory in use is what a bare driver takes.
-    Not checked: more memory is in use by no listed process, or npu-smi does not tell.
+    Not checked: more memory is in use by no listed process, or npu-smi does not tell, or which device the chip is.
     """
     if device.processes or device.aicore_percent:
         return BUSY
-    if device.is_unlisted or (device.aicore_percent is None and device.processes is None):
+    if device.device is None or device.is_unlisted or (device.aicore_percent is None and device.processes is None):
         return UNKNOWN
     return IDLE if device.memory_used_mb is not None and device.memory_used_mb <= IDLE_MEMORY_MB else UNKNOWN
 
@@ -302,11 +302,9 @@ def not_checked(device: Device) -> str:
     """What npu-smi does not tell of a device, as the beginning of a sentence; empty if it tells all."""
     if state(device) != UNKNOWN:
         return "" if device.health else "its health was not checked"
-    return (
-        "whether it is idle was not checked"
-        if device.health
-        else "neither its health nor whether it is idle was checked"
-    )
+    if device.health and device.device is not None:
+        return "whether it is idle was not checked"
+    return "neither its health nor whether it is idle was checked"
 
 
 def describe(device: Device) -> str:

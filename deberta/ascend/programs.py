@@ -46,7 +46,7 @@ def check_msame(path: Path) -> Path:
     executables.check(path)
     if not path.exists():
         raise MissingError(
-            f"{path} is missing. Build msame as the guide says and put it there, or name it with --msame"
+            f"{path} is missing. Build msame as the guide says, put it there, or see to --msame (msame in invoke.yaml)"
         )
     return path
 

@@ -222,7 +222,13 @@ CHIP = "| 7  310P3  | OK | NA 28 0 / 0 |\n| 0  0 | 0000:00:07.0 | 0  1805 / 2152
         (HEADINGS + CHIP.replace("1805", "9805"), [("NPU, device 0", UNKNOWN, "whether it is idle was not checked")]),
         (
             HEADINGS.replace("Device", "Phy-ID") + CHIP,
-            [("NPU, device of unknown number", UNKNOWN, "device of unknown number (310P3, NPU 7 chip 0): idle")],
+            [
+                (
+                    "NPU, device of unknown number",
+                    UNKNOWN,
+                    "of unknown number (310P3, NPU 7 chip 0): neither its health nor whether it is idle was",
+                )
+            ],
         ),
         ("nobody knows\n", [("npu-smi", UNKNOWN, "not checked: what npu-smi info prints is not understood (nobody")]),
         ("dcmi module initialize failed. ret is -8005\n", [("npu-smi", MISSING, "the driver does not answer")]),

@@ -267,7 +267,7 @@ def npus() -> Iterator[HostCheck]:
 def _is_usable(device: Device) -> Optional[bool]:
     if npu_smi.state(device) == npu_smi.BUSY or not npu_smi.is_healthy(device):
         return False
-    return None if npu_smi.not_checked(device) or device.device is None else True
+    return None if npu_smi.not_checked(device) else True
 
 
 def devices(folder: Path = Path("/dev")) -> HostCheck:
