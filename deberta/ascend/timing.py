@@ -7,6 +7,7 @@ each is a measured time.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +17,7 @@ from deberta.core import files
 from deberta.core.errors import DataError
 
 PERCENTILES = (50, 90, 99)
+AVERAGE_TOLERANCE = 1e-3
 
 
 class Timing(NamedTuple):
@@ -55,6 +57,13 @@ def parse(text: str, runner: str, batch_size: int) -> Timing:
     if average_ms is None or not 0 < average_ms < math.inf or not run.times_ms[1:]:
         raise DataError(f"no throughput can be computed from an average of {average_ms} ms")
     return Timing(runner, run.times_ms, run.times_ms[1:], average_ms, batch_size * 1000 / average_ms)
+
+
+def check_average(run: Timing) -> None:
+    """Raise DataError unless the log's average is that of its times, which have six digits."""
+    average = statistics.fmean(run.counted_ms)
+    if not math.isclose(run.average_ms, average, rel_tol=AVERAGE_TOLERANCE):
+        raise DataError(f"its average is {run.average_ms} ms, and {average:.6g} ms by its times: it was changed")
 
 
 def nearest_ranks(times_ms: Sequence[float]) -> dict[str, float]:

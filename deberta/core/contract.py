@@ -18,13 +18,31 @@ PERFORMANCE_LOOPS = 100  # the guide's performance run; msame refuses more
 BACKENDS = ("ascend", "cpu")
 EXECUTORS = ("docker", "local")
 FP32, INT8 = PRECISIONS = ("fp32", "int8")  # the cpu backend's; ATC's are options of its own
-# What stands behind a figure in place of the present model: the user's compiled model ran, everything else is ours.
-BROUGHT_MODEL = "on ascend, .om brought"
+# What stands behind a figure in place of the present model: a run here of what the user supplied; or no run here.
+SUPPLIED = "user-supplied"
+SUPPLIED_MODEL = f"on ascend, {SUPPLIED} .om"
+SUPPLIED_OUTPUTS, SUPPLIED_LOG = f"{SUPPLIED} outputs", f"{SUPPLIED} log"
 RUNNERS = ("msame", "ais_bench")  # the ascend backend's tools that run the model
 ONNX_OPSET = 12  # proven by the guide's own ATC run; ATC 5.1.RC2 reads opset 9-13
 ONNX_IR_VERSION = 7
 ONNX_MAX_BYTES = 2**31 - 1  # one protobuf file
 LARGEST_WHOLE = 10**18 - 1
+
+
+def is_supplied(origin: str) -> bool:
+    """Whether a figure is the user's own: its outputs or its log, not only its model."""
+    return origin.startswith(SUPPLIED)
+
+
+def ran_with(backend: str, parts: Sequence[str]) -> str:
+    """The origin of a figure that was measured here with the user's own .om, ONNX or bins."""
+    return f"on {backend}, {SUPPLIED} {' and '.join(parts)}"
+
+
+def supplied_parts(origin: str) -> Sequence[str]:
+    """Those parts; empty for every other origin."""
+    match = re.fullmatch(rf"on \w+, {SUPPLIED} (.+)", origin)
+    return match[1].split(" and ") if match else ()
 
 
 def input_file(index: int) -> str:

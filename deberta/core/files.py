@@ -262,19 +262,6 @@ def link_or_copy(source: Path, target: Path, copy: bool = False) -> bool:
     return False
 
 
-def place(contents: Mapping[str, Path], target: Path, copy: bool = False) -> bool:
-    """Link or copy files to a new place, all of them or none: {"": file}, or the files of a folder by name.
-
-    Returns whether all are links. Raises OSError; `target` must not be there.
-    """
-    with staged(target) as temporary:
-        links = [link_or_copy(source, temporary / name, copy) for name, source in contents.items()]
-        if os.path.lexists(target):
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), os.fspath(target))
-        os.rename(temporary, target)
-    return all(links)
-
-
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text with \\n line ends, completely or not at all."""
     write_texts({path: text})

@@ -173,7 +173,7 @@ def test_report_tells_the_present_model_from_others(workspace: Workspace) -> Non
     shutil.copytree(made, workspace.root / "from_a_310p")
     said = workspace.succeed("postprocess", "--bs", "4", "--version", "match", "--outputs", "from_a_310p")
     assert "accuracy match bs=4 of from_a_310p: " in said
-    assert "/10) (outputs brought: from_a_310p)" in _table_row(workspace, 4)
+    assert "/10) (user-supplied outputs: from_a_310p)" in _table_row(workspace, 4)
 
 
 def _table_row(workspace: Workspace, batch_size: int) -> str:

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 from msgspec import structs
 
-from deberta.core.contract import BROUGHT_MODEL, LABELS
+from deberta.core.contract import LABELS, SUPPLIED_MODEL
 from deberta.core.job import Job
 from deberta.core.report import GATES, Body, EvaluationCell, PerformanceRun
 from deberta.stages.report import assess, cells, gates
@@ -66,7 +66,7 @@ def test_all_gates_passed_is_accepted(case: Case) -> None:
 
 def test_a_model_that_was_brought_is_neither_accepted_nor_a_failure(case: Case) -> None:
     for entry in (*case.body["cells"], *case.performances):
-        entry["origin"] = BROUGHT_MODEL
+        entry["origin"] = SUPPLIED_MODEL
     assert case.said("failed") == [] and case.judge()["verdict"] == "checked"
     assert {check["of"] for check in case.said("not judged") if check["gate"] == "complete"} >= {
         "evaluation, bs 1, match",
@@ -175,7 +175,7 @@ def test_every_check_runs_whatever_another_says(case: Case) -> None:
 def test_a_missing_or_foreign_result_is_not_judged_as_if_it_were_one(case: Case) -> None:
     no_cell(case)
     old_run(case)
-    case.body["cells"][2]["origin"] = "outputs brought: results/other"
+    case.body["cells"][2]["origin"] = "user-supplied outputs: results/other"
     unjudged = {(check["gate"], check["of"]) for check in case.said("not judged")}
     assert unjudged >= {
         ("correct_rows", "bs 8, match"),

@@ -1,4 +1,4 @@
-"""Files that are linked or copied into place: all of a folder or none of it, and never over another."""
+"""A file that is linked or copied: a second name or a copy, and never over another."""
 
 from __future__ import annotations
 
@@ -15,23 +15,13 @@ def test_a_file_gets_a_second_name_or_a_copy(tmp_path: Path) -> None:
     source, link = tmp_path / "mine", tmp_path / "link"
     source.write_text("content")
     link.symlink_to(source)
-    assert files.place({"": link}, tmp_path / "a/linked")
+    assert files.link_or_copy(link, tmp_path / "a/linked")
     assert os.path.samefile(source, tmp_path / "a/linked") and not (tmp_path / "a/linked").is_symlink()
-    assert not files.place({"": link}, tmp_path / "copied", copy=True)
+    assert not files.link_or_copy(link, tmp_path / "copied", copy=True)
     with mock.patch("os.link", side_effect=OSError(18, "Invalid cross-device link")):
-        assert not files.place({"": link}, tmp_path / "across")
+        assert not files.link_or_copy(link, tmp_path / "across")
     for name in ("copied", "across"):
         assert (tmp_path / name).read_text() == "content" and not os.path.samefile(source, tmp_path / name)
-
-
-def test_a_folder_is_placed_whole_or_not_at_all(tmp_path: Path) -> None:
-    source = tmp_path / "mine"
-    source.write_text("content")
-    with pytest.raises(OSError):
-        files.place({"x/one": source, "x/two": tmp_path / "nowhere"}, tmp_path / "folder")
-    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
-    assert files.place({"x/one": source, "two": source}, tmp_path / "folder")
-    assert files.files_in(tmp_path / "folder") == ["two", "x/one"]
 
 
 @pytest.mark.parametrize("kind", ["file", "folder", "broken link"])
@@ -45,9 +35,6 @@ def test_nothing_is_replaced(tmp_path: Path, kind: str, copy: bool) -> None:
         target.mkdir()
     else:
         target.symlink_to("nowhere")
-    for contents in ({"": source}, {"name": source}):
-        with pytest.raises(FileExistsError):
-            files.place(contents, target, copy)
     with pytest.raises(FileExistsError):
         files.link_or_copy(source, target, copy)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "there"]

@@ -40,6 +40,7 @@ def _session(tmp_path: Path) -> Session:
         (tmp_path / path).write_text(path)
     executor: Any = Somewhere()
     session = Session(REPOSITORY, tmp_path, executor, lambda: "")
+    _record(session, "export-onnx", [ONNX], [])
     _record(session, "build-om_bs8", [COMPILED], [ONNX])
     _record(session, "infer_bs8_match", [OUTPUTS], [COMPILED], "results/mnli/cpu/outputs_bs8_om/match")
     _record(session, "postprocess_bs8_match", [EVALUATION], [OUTPUTS, DATA])
@@ -73,6 +74,8 @@ def test_the_present_model_and_others(session: Session) -> None:
     assert _origins(session, plan) == ["", ""]
     [cell] = measurements.collect(session, plan, [8], ["match"]).evaluations
     assert cell.outputs == {"256": OUTPUTS}
+    (session.workspace / record_of(PurePosixPath(ONNX))).unlink()
+    assert _origins(session, plan) == ["on cpu, user-supplied ONNX"] * 2
     (session.workspace / COMPILED).write_text("compiled again")
     assert _origins(session, plan) == ["outdated: another model"] * 2
     (session.workspace / COMPILED).write_text(COMPILED)
@@ -86,7 +89,7 @@ def test_outputs_that_the_user_brought(session: Session) -> None:
     brought.mkdir()
     (brought / "input_0_output_0.bin").write_text("other logits")
     _record(session, "postprocess_bs8_match", [EVALUATION], ["from_a_310p", DATA])
-    assert _origins(session, _plan())[0] == "outputs brought: from_a_310p"
+    assert _origins(session, _plan())[0] == "user-supplied outputs: from_a_310p"
     record = session.workspace / record_of(PurePosixPath(EVALUATION))
     record.unlink()
     assert _origins(session, _plan())[0] == "no record"
@@ -125,7 +128,8 @@ def test_the_job_names_every_file_and_says_what_is_no_acceptance(session: Sessio
     assert made.measured.command == "invoke report (backend taken by auto)"
     assert made.measured.host.system.endswith(platform.machine())
     assert [step.step for step in made.measured.steps] == [
-        *("build-om_bs8", "postprocess_bs8_match", "perf_bs8_match", "infer_bs8_match")  # of one second: by path
+        # Of one second: by path.
+        *("build-om_bs8", "export-onnx", "postprocess_bs8_match", "perf_bs8_match", "infer_bs8_match")
     ]
     assert made.published[2].baseline_fps == 2.821 and published.NOTE in made.note
     own = request.make(session, _plan(published=False), ASKED)

@@ -15,6 +15,7 @@ from deberta.host.plan.plan import Case, StageOptions
 from deberta.host.run import runner
 from deberta.host.run.session import exclusive
 from deberta.host.workflows import making
+from deberta.host.workflows.evaluation import needed
 
 SIDES = ("side_a", "side_b", "a_file", "b_file", "outputs")
 TOLERANCES = ("tolerance", "layer_tolerance", "all_layers")
@@ -39,7 +40,7 @@ def check_fp16(c: Context, options: Options) -> None:
     """Run the graph with float16 storage on the CPU: overflows, changed labels, nodes to keep in float32."""
     session, case = session_of(c, options), _case_with_atc(c, options)
     with exclusive(session):
-        before = [evaluation.export_onnx(case.plan), evaluation.preprocess(case)]
+        before = needed(session, [evaluation.export_onnx(case.plan), evaluation.preprocess(case)])
         fp16 = checks.check_fp16(case, options.typed.get("rows", ""), options.margin)
         runner.run_all(session, [*before, fp16])
 

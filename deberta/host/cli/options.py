@@ -154,7 +154,8 @@ class Options:
     label_words: str = ""
     tokenizer: str = ""
     copy: bool = False
-    # fetch, images, ci-image, clean, demo
+    # adopt, fetch, images, ci-image, clean, demo
+    folder: str = ""
     only: str = "checkpoint,tokenizer,mnli"
     pretrained: bool = False
     from_: str = ""

@@ -10,13 +10,15 @@ from invoke.context import Context
 from invoke.exceptions import Exit
 
 from deberta import PROJECT
-from deberta.core.errors import ConfigError
+from deberta.core.errors import ConfigError, MissingError
 from deberta.host.cli import settings, settings_file
 from deberta.host.cli.command import command
 from deberta.host.cli.options import Options
 from deberta.host.plan import profiles
+from deberta.host.report import request
 from deberta.host.run.session import exclusive
 from deberta.host.workflows import add_profile as adding
+from deberta.host.workflows import adopt as adoption
 from deberta.host.workflows import clean as workflow
 from deberta.host.workflows import doctor as checkup
 
@@ -41,6 +43,18 @@ def fetch(c: Context, options: Options) -> None:
         mirrors=options.mirror,
         accept_new=options.accept_new,
     )
+
+
+@command("folder", "copy", "profile", "executor", "keep", "dry", backend="ascend")
+def adopt(c: Context, options: Options) -> None:
+    """Put in place what fits the profile of a folder in which the guide was followed; it stays the user's."""
+    folder = Path(options.folder).expanduser().absolute()
+    if not folder.is_dir():
+        raise MissingError(f"{folder} is no folder. Name the one that holds dynamic.onnx, deberta_bs8.om, result/ ...")
+    plan, session = settings.plan_of(c, options), settings.session_of(c, options, usual="local")
+    known = request.gates_of_profile(PROJECT, plan.profile.name, settings.path_of(settings.read(c).gates))
+    with exclusive(session):
+        adoption.run(session, plan, folder, options.copy, known.inputs or {})
 
 
 @command("base", "lock", "force", "dry")

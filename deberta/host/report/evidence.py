@@ -187,14 +187,18 @@ def _scope(evidence: Evidence, job: Job) -> Scope:
         paths.update(names)
         run = _bins_and_models(artifacts, size, version, tuple(map(int, by_length)), precision)
         known |= run
-        if origin == contract.BROUGHT_MODEL:
-            supplied.add(str(artifacts.compiled(size)))
-        if origin in ("", contract.BROUGHT_MODEL):
+        parts = contract.supplied_parts(origin)
+        places = {".om": artifacts.compiled(size), "ONNX": artifacts.onnx, "bins": artifacts.bins(size, version)}
+        supplied |= {str(places[part]) for part in parts if part in places}
+        if not origin or parts:
             used |= run
             present.update(names)
         else:
             foreign.update(dict.fromkeys(names, f"bs {size}, {version}: {origin}"))
     foreign = {path: why for path, why in foreign.items() if path not in present}
+    onnx = str(artifacts.onnx)
+    if onnx not in evidence.producers and all(figure.origin for *_, figure in job.figures()):
+        foreign[onnx] = contract.SUPPLIED
     foreign.update(dict.fromkeys(known - used, "no run of the present model used it"))
     stale = {str(artifacts.reference(version)) for version in contract.VERSIONS} - {*job.references.values()}
     foreign.update(dict.fromkeys(stale, "the report does not use it"))
@@ -378,13 +382,14 @@ def _check_models(evidence: Evidence, job: Job) -> None:
     where, digests = evidence.artifacts.job(), {**job.artifacts, **job.measured.artifacts}
     kinds = (*matrix.SAME_ANYWHERE, matrix.MODEL, matrix.WEIGHTS)
     for _, by_length, precision, figure in job.figures():
-        if figure.origin not in ("", contract.BROUGHT_MODEL):
+        parts_of_user = contract.supplied_parts(figure.origin)
+        if figure.origin and not parts_of_user:
             continue
         size, lengths = figure.batch_size, tuple(map(int, by_length))
         of_precision = replace(evidence.artifacts, precision=precision)
         for part, path in zip(matrix.parts(of_precision, lengths), by_length.values()):
             links = [(path, str(part.compiled(size)))]
-            links += [(str(part.compiled(size)), str(part.onnx))] if figure.origin == "" else []
+            links += [(str(part.compiled(size)), str(part.onnx))] if ".om" not in parts_of_user else []
             for made, source in links:
                 names = evidence.producers.get(made, [])
                 if names and not any(source in evidence.records[name].dependencies for name in names):

@@ -11,8 +11,8 @@ from typing import Any, Callable, Optional, Sequence
 
 import msgspec
 
-from deberta.core import buckets, files, records, schema
-from deberta.core.contract import BROUGHT_MODEL, FP32, INT8, PRECISIONS, RUNNERS, SEQUENCE_LENGTH
+from deberta.core import buckets, contract, files, records, schema
+from deberta.core.contract import FP32, INT8, PRECISIONS, RUNNERS, SEQUENCE_LENGTH, SUPPLIED_LOG, SUPPLIED_OUTPUTS
 from deberta.core.errors import DataError
 from deberta.core.job import EvaluationFiles, LabelChangeFiles, PerformanceFiles, ThroughputFiles
 from deberta.core.paths import record_of
@@ -98,7 +98,8 @@ class _Collector:
             if record is None:
                 origins.append(NO_RECORD)
             elif run is None or run.subjects.get(folder) != session.digests.of(PurePosixPath(folder)):
-                origins.append(f"outputs brought: {folder}")
+                in_place = run is None and PurePosixPath(folder).parent == part.outputs
+                origins.append(SUPPLIED_OUTPUTS if in_place else f"{SUPPLIED_OUTPUTS}: {folder}")
             else:
                 origins.append(self._origin(part, run))
         bins = {} if case.plan.is_padded else {str(part.plan.length): str(part.bins) for part in case.lengths}
@@ -145,17 +146,22 @@ class _Collector:
         return folder
 
     def _origin(self, part: Case, run: Record) -> str:
-        """Empty if a run used the present compiled model, and that was made of the present ONNX."""
+        """Empty if a run used the present compiled model, and that was made of the present ONNX: none of the user's."""
         session, model, onnx = self.session, part.compiled, part.artifacts.onnx
+        theirs = (
+            ["bins"] if str(part.bins) in run.dependencies and freshness.is_user_supplied(session, part.bins) else []
+        )
         if part.plan.backend == "ascend" and freshness.is_user_supplied(session, model):
-            return BROUGHT_MODEL if run.dependencies.get(str(model)) == session.digests.of(model) else OTHER_MODEL
+            is_present = run.dependencies.get(str(model)) == session.digests.of(model)
+            return contract.ran_with("ascend", [".om", *theirs]) if is_present else OTHER_MODEL
         weights = model.with_suffix(".bin")
         models = [model, *([weights] if str(weights) in run.dependencies else [])]
         for record, path in (*((run, path) for path in models), (_record(session, model), onnx)):
             exists = (session.workspace / path).exists()
             if record is None or not exists or record.dependencies.get(str(path)) != session.digests.of(path):
                 return OTHER_MODEL
-        return ""
+        theirs = ["ONNX", *theirs] if freshness.is_user_supplied(session, onnx) else theirs
+        return contract.ran_with(part.plan.backend, theirs) if theirs else ""
 
     def performance(self, log: PurePosixPath, part: Case, name: str) -> PerformanceFiles:
         """A performance run at one length, by its log."""
@@ -166,7 +172,7 @@ class _Collector:
             length=part.plan.length,
             runner=name,
             log=str(log),
-            origin=self._origin(part, record) if record else NO_RECORD,
+            origin=self._origin(part, record) if record else SUPPLIED_LOG,
         )
         if part.plan.is_padded or part.plan.length != SEQUENCE_LENGTH:
             self.measured.performances.append(run)

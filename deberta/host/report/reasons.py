@@ -103,6 +103,8 @@ def _stands(
                     pinned = pinned and not problem
                     waiting += record.dependencies
                     not_checked.update(dict.fromkeys(_not_checked(record)))
+    if contract.is_supplied(run.origin):
+        return structs.replace(run, place=contract.SUPPLIED, pinned=False)
     return structs.replace(run, place=place(job.backend, runner), pinned=pinned, not_checked=sorted(not_checked))
 
 
@@ -142,9 +144,18 @@ def _shortfalls(job: Job) -> list[str]:
         reasons += [f"the published table has {', '.join(versions)} too"] if versions else []
     else:
         reasons.append(f"profile {job.profile.name}: nothing is published for it")
-    user_supplied = {figure.batch_size for figure in (*job.cells, *job.performances) if "brought" in figure.origin}
-    models = [Artifacts(job.profile.name, job.backend).compiled(size) for size in sorted(user_supplied)]
-    return reasons + [f"{model} was brought: nothing tells what it was made of" for model in models]
+    figures = [*job.cells, *job.performances]
+    artifacts, theirs = Artifacts(job.profile.name, job.backend), set()
+    for figure in figures:
+        places = {".om": artifacts.compiled(figure.batch_size), "ONNX": artifacts.onnx}
+        places["bins"] = artifacts.bins(figure.batch_size, figure.version)
+        theirs |= {places[part] for part in contract.supplied_parts(figure.origin) if part in places}
+    reasons += [f"{path} is {contract.SUPPLIED}: nothing tells what it was made of" for path in sorted(theirs)]
+    of_kinds: dict[str, Sequence[RunFiles]] = {"accuracy": job.cells, "fps": job.performances}
+    for kind, runs in of_kinds.items():
+        names = [f"bs {run.batch_size} {run.version}" for run in runs if contract.is_supplied(run.origin)]
+        reasons += [f"{contract.SUPPLIED} {kind}, not measured here: {', '.join(names)}"] if names else []
+    return reasons
 
 
 def _pin_problem(record: Record, tools: Collection[str]) -> Optional[str]:

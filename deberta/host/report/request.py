@@ -66,6 +66,9 @@ def make(session: Session, plan: Plan, request: ReportRequest) -> Job:
     profile = plan.profile
     data = {v: profile.data_path(v) for v in request.versions if (session.workspace / profile.data_path(v)).exists()}
     artifacts = _artifacts(plan, request, measured)
+    same_anywhere = [path for path, kind in artifacts if kind in matrix.SAME_ANYWHERE]
+    theirs = [path for path in same_anywhere if freshness.is_user_supplied(session, path)]
+    same_anywhere = [path for path in same_anywhere if path not in theirs]
     job = Job(
         format=FORMAT,
         purpose=request.purpose,
@@ -88,7 +91,7 @@ def make(session: Session, plan: Plan, request: ReportRequest) -> Job:
         throughputs=measured.throughputs,
         label_changes=measured.label_changes,
         inputs=_digests(session, profile.inputs(data)),
-        artifacts=_digests(session, (path for path, kind in artifacts if kind in matrix.SAME_ANYWHERE)),
+        artifacts=_digests(session, same_anywhere),
         gates=gates(session, plan, request),
         published=[],
         note="",
@@ -105,7 +108,7 @@ def make(session: Session, plan: Plan, request: ReportRequest) -> Job:
             tools={},
             engines=[],
             steps=[],
-            artifacts=_digests(session, _of_this_machine(artifacts, measured)),
+            artifacts=_digests(session, [*_of_this_machine(artifacts, measured), *theirs]),
             places={},
         ),
     )
@@ -177,10 +180,15 @@ def host() -> HostFacts:
 
 def gates(session: Session, plan: Plan, request: ReportRequest) -> Gates:
     """The profile's gates, as far as they are about what was requested. Raises gates.load's errors."""
+    of_profile = gates_of_profile(session.project, plan.profile.name, request.gates)
+    return reasons.applicable(of_profile, plan.profile.published, request.versions)
+
+
+def gates_of_profile(project: Path, profile: str, path: Optional[Path]) -> Gates:
+    """All gates of a profile, of the user's own file if there is one. Raises gates.load's errors."""
     from deberta.host.report import gates as gates_file  # tomlkit is not loaded for the list of tasks
 
-    of_profile = gates_file.load(request.gates or session.project / gates_file.OURS, plan.profile.name)
-    return reasons.applicable(of_profile, plan.profile.published, request.versions)
+    return gates_file.load(path or project / gates_file.OURS, profile)
 
 
 def _current(

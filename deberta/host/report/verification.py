@@ -241,7 +241,8 @@ def _replayable(tree: Evidence, job: Job) -> Iterator[dict[str, Any]]:
             record = tree.record_for(outputs)
             folders = [path for path, digest in record.dependencies.items() if "dirHash" in digest] if record else []
             bins = {str(contract.SEQUENCE_LENGTH): path for path in folders[:1]}
-        if cell.origin in ("", contract.BROUGHT_MODEL) and bins and cell.precision == contract.FP32:
+        is_of_present = not cell.origin or contract.supplied_parts(cell.origin)
+        if is_of_present and bins and cell.precision == contract.FP32:
             yield {
                 "batch_size": cell.batch_size,
                 "bins": bins,

@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 from typing import Any, Iterator, Mapping, Optional, Sequence
 
 from deberta.core import files, records
-from deberta.core.errors import DataError, StageError, some
+from deberta.core.errors import DataError, MissingError, StageError, some
 from deberta.core.paths import RECORD_SUFFIX, record_of
 from deberta.core.records import Record, Resource
 from deberta.host.environments.stages import STAGES_LOCK
@@ -32,7 +32,7 @@ def why_run(
         if files.is_interrupted(session.workspace / step.outputs[0]):
             return f"{step.outputs[0]} {INTERRUPTED}"
         return f"{step.outputs[0]} has no record" if exists else "not made yet"
-    for key, value in (parameters(session, step) if wanted is None else wanted).items():
+    for key, value in (_known_parameters(session, step) if wanted is None else wanted).items():
         if record.parameters.get(key) != value:
             return f"its {key} changed{_change(session, step, record, key, value)}"
     before = record.dependencies
@@ -163,6 +163,21 @@ def parameters(session: Session, step: Step) -> dict[str, Any]:
     return {**own_parameters(session, step), "executor": executor.name, **executor.identity(step)}
 
 
+def _known_parameters(session: Session, step: Step) -> dict[str, Any]:
+    """The same, without what a tool runs in where that is not here: its outputs can be read without it."""
+    return own_parameters(session, step) if not_compared(session, step) else parameters(session, step)
+
+
+def not_compared(session: Session, step: Step) -> str:
+    """Why what a tool's step runs in (CANN, msame, an image) cannot be compared with its record: it is not here."""
+    try:
+        if step.tool:
+            session.executor.identity(step)
+    except MissingError as error:
+        return str(error)
+    return ""
+
+
 def own_parameters(session: Session, step: Step) -> dict[str, Any]:
     """What the step is told to do, wherever it runs."""
     if step.tool:
@@ -173,9 +188,11 @@ def own_parameters(session: Session, step: Step) -> dict[str, Any]:
 
 
 def is_user_supplied(session: Session, artifact: PurePosixPath) -> bool:
-    """Whether a file is there that we did not make: the guide's own .om can be dropped in and used as it is."""
+    """Whether something is there that we did not make: the guide's own .om can be dropped in and used as it is."""
     path = session.workspace / artifact
-    return path.is_file() and not (session.workspace / record_of(artifact)).exists() and not files.is_interrupted(path)
+    if not path.exists() or (session.workspace / record_of(artifact)).exists() or files.is_interrupted(path):
+        return False
+    return path.is_file() or not _is_of_another_step(session, artifact)
 
 
 def foreign(session: Session, step: Step, record: Optional[Record]) -> list[PurePosixPath]:

@@ -67,7 +67,9 @@ def run(session: Session, step: Step) -> StepResult:
     if record is not None and reason is None:
         freshness.settle(session, step.outputs)
         files.remove(session.workspace / programs.scratch(step.name))  # of a run that was stopped
-        console.say(f"up to date: {', '.join(str(path) for path in step.outputs)}")
+        unknown = freshness.not_compared(session, step)
+        note = f" (what ran it was not compared with what is here: {unknown.partition('. ')[0]})" if unknown else ""
+        console.say(f"up to date: {', '.join(str(path) for path in step.outputs)}{note}")
         return StepResult(record, False)
     if session.strict and record is not None and not force:
         altered = freshness.altered_output(session, record)

@@ -7,12 +7,13 @@ artifact that was modified is an error and not made again (Session.strict).
 from __future__ import annotations
 
 import time
-from typing import Mapping, NamedTuple
+from dataclasses import replace
+from typing import Mapping, NamedTuple, Sequence
 
-from deberta.core import files
+from deberta.core import buckets, contract, files
 from deberta.core.buckets import Choice
 from deberta.core.contract import batch_count
-from deberta.core.errors import GateError, some
+from deberta.core.errors import GateError, MissingError, some
 from deberta.core.report import Report, ReportVerdict
 from deberta.host.plan import checks
 from deberta.host.plan.plan import Case, Plan
@@ -49,6 +50,7 @@ def run(session: Session, plan: Plan, wanted: ReportRequest, choice: Choice = ()
     request.gates(session, plan, wanted)  # a bad file is reported before anything slow
     runner.run_all(session, looks)  # together they read all that the user brings
     matrix = cells(wanted, {version: _rows(session, plan, version) for version in wanted.versions})
+    supplied = [cell for cell in matrix if _is_supplied(session, plan, cell, choice)]
     started, seconds, rows = time.monotonic(), 0.0, 0  # of the cells that ran: what was up to date tells no pace
     for number, cell in enumerate(matrix):
         if not session.dry:
@@ -56,16 +58,21 @@ def run(session: Session, plan: Plan, wanted: ReportRequest, choice: Choice = ()
             left = f"; about {duration(seconds / rows * rows_left)} left" if rows else ""
             print(f"[acceptance] {number + 1} of {len(matrix)}: {cell.text}{left}", flush=True)
         case, before, clock = Case(plan, cell.batch_size, cell.version), len(session.ran), time.monotonic()
-        if cell.kind == PERFORMANCE:
-            evaluation.perf(session, case, wanted.loops)
-        else:
-            evaluation.evaluate(session, case, choice)
+        try:
+            if cell.kind == PERFORMANCE:
+                evaluation.perf(session, case, wanted.loops)
+            else:
+                evaluation.evaluate(session, case, choice)
+        except MissingError as error:
+            whole = _whole(matrix, supplied)
+            raise MissingError(f"{error}. User-supplied and whole: {whole}") if whole else error from None
         if len(session.ran) > before:
             seconds, rows = seconds + time.monotonic() - clock, rows + cell.rows
     if session.dry:
         request.show(session, plan)
         return
-    print(f"[acceptance] {len(matrix)} of {len(matrix)} measured in {duration(time.monotonic() - started)}", flush=True)
+    done = "measured" if not supplied else f"there, {len(supplied)} of them {contract.SUPPLIED},"
+    print(f"[acceptance] {len(matrix)} of {len(matrix)} {done} in {duration(time.monotonic() - started)}", flush=True)
     report = request.publish(session, plan, request.make(session, plan, wanted))
     kept = archive.keep(session.workspace, plan.artifacts).relative_to(session.workspace)
     print(f"[acceptance] kept in {kept}", flush=True)
@@ -82,6 +89,27 @@ def cells(wanted: ReportRequest, rows: Mapping[str, int]) -> list[MatrixCell]:
     return matrix
 
 
+def _is_supplied(session: Session, plan: Plan, cell: MatrixCell, choice: Choice) -> bool:
+    """Whether a figure is the user's own, so that it takes no device."""
+    case = Case(plan, cell.batch_size, cell.version).padded
+    if cell.kind == PERFORMANCE:
+        return evaluation.is_supplied_log(session, replace(case, plan=replace(case.plan, limit=0)))
+    is_padded = plan.backend == "ascend" if not choice else choice == buckets.PADDED
+    return is_padded and evaluation.supplied_outputs(session, case) is not None
+
+
+def _whole(matrix: Sequence[MatrixCell], supplied: Sequence[MatrixCell]) -> str:
+    """The options of an acceptance that user-supplied figures are enough for; of one version if of none for all."""
+    versions = list(dict.fromkeys(cell.version for cell in matrix))
+    for wanted in (versions, *([version] for version in versions)):
+        sizes = dict.fromkeys(cell.batch_size for cell in matrix)
+        of_wanted = [cell for cell in matrix if cell.version in wanted]
+        whole = [s for s in sizes if all(cell in supplied for cell in of_wanted if cell.batch_size == s)]
+        if whole:
+            return f"--bs {','.join(map(str, whole))}" + ("" if wanted == versions else f" --version {wanted[0]}")
+    return ""
+
+
 def conclude(plan: Plan, report: Report) -> None:
     """Print what was measured, the verdict and why; GateError if a gate failed."""
     body, measured, verdict = report.body, report.measured, report.verdict
@@ -89,9 +117,9 @@ def conclude(plan: Plan, report: Report) -> None:
     partial = f", first {plan.limit} rows only" if plan.limit else ""
     figures: dict[int, list[str]] = {size: [] for size in body.batch_sizes}
     for cell in body.cells:
-        figures[cell.batch_size].append(f"{cell.version} {cell.correct}/{cell.rows}{partial}")
+        figures[cell.batch_size].append(f"{cell.version} {cell.correct}/{cell.rows}{_whose(cell.origin)}{partial}")
     for run in measured.performances:
-        figures[run.batch_size].append(f"{run.version} {run.fps:.3f} fps ({run.loops} loops)")
+        figures[run.batch_size].append(f"{run.version} {run.fps:.3f} fps ({run.loops} loops){_whose(run.origin)}")
     for size, texts in figures.items():
         print(f"bs {size}: {'; '.join(texts) or 'nothing'}")
     gates = verdict.gates
@@ -116,6 +144,10 @@ def conclude(plan: Plan, report: Report) -> None:
     if failed:
         count = "a gate" if len(failed) == 1 else f"{len(failed)} gates"
         raise GateError(f"{count} failed: {some(failed)}. See the report")
+
+
+def _whose(origin: str) -> str:
+    return f" ({contract.SUPPLIED})" if contract.is_supplied(origin) else ""
 
 
 def statement(verdict: ReportVerdict) -> str:

@@ -7,10 +7,10 @@ from pathlib import PurePosixPath
 from typing import Any, Mapping, Optional, Sequence
 
 from deberta.ascend import programs, timing
-from deberta.core import buckets, records, schema
+from deberta.core import buckets, files, records, schema
 from deberta.core.buckets import Choice
-from deberta.core.contract import FP32, batch_count
-from deberta.core.errors import ConfigError, DataError, MissingError
+from deberta.core.contract import FP32, INPUTS, SUPPLIED_LOG, SUPPLIED_OUTPUTS, batch_count
+from deberta.core.errors import ConfigError, DataError, DebertaError, MissingError
 from deberta.core.paths import record_of
 from deberta.core.records import Record
 from deberta.host.plan import evaluation
@@ -93,10 +93,15 @@ def infer(session: Session, case: Case, choice: Choice = ()) -> tuple[Case, list
     models = [evaluation.export_onnx(case.plan)] if case.plan.backend == "cpu" else []
     runner.check_sources(session, [*models, evaluation.preprocess(case.padded)])
     case = at_lengths(session, case, choice)
+    if folder := supplied_outputs(session, case):
+        session.say(
+            f"{folder} was not made here and is counted as it is ({case.command('infer')} --force runs the model)"
+        )
+        return case, [folder]
     check_device(session, case, evaluation.infer(case, {}))
-    results = runner.run_all(session, [*compiling(session, case), evaluation.preprocess(case)])
-    lengths = results[-1].summary.get("lengths", {})
-    steps = evaluation.infer(case, {int(length): counts["rows"] for length, counts in lengths.items()})
+    models, bins = compiling(session, case), needed(session, [evaluation.preprocess(case)])
+    results = runner.run_all(session, [*models, *bins])
+    steps = evaluation.infer(case, _rows_by_length(session, case, results[-1].summary if bins else {}))
     inferred = [runner.run(session, step) for step in steps]
     for result in inferred:
         if result.ran and case.plan.any_length:
@@ -136,11 +141,16 @@ def perf(session: Session, case: Case, loops: int, choice: Choice = ()) -> None:
     """The guide's performance run, padded; with lengths each one's first batch too, and what they come to."""
     case = replace(case, plan=replace(case.plan, limit=0))
     padded = case.padded
-    step = evaluation.perf(padded, loops)
-    check_device(session, padded, [step])
-    runner.run_all(session, [*compiling(session, padded), evaluation.preprocess(padded), step])
+    if is_supplied_log(session, padded):
+        again = padded.command("perf")
+        session.say(f"{padded.timing_log} was not made here and is read as it is ({again} --force measures)")
+    else:
+        step = evaluation.perf(padded, loops)
+        check_device(session, padded, [step])
+        bins = needed(session, [evaluation.preprocess(padded)])
+        runner.run_all(session, [*compiling(session, padded), *bins, step])
     if not session.dry:
-        _print_performance(session, padded, loops)
+        _print_performance(session, padded)
     fitted = at_lengths(session, case, choice or buckets.PADDED)
     if fitted.plan.is_padded:
         return
@@ -160,10 +170,11 @@ def check_device(session: Session, case: Case, steps: Sequence[Step]) -> None:
         return
     own = [part for part in case.models if not uses_supplied_om(session, part)]
     before = [step for part in own for step in (evaluation.export_onnx(part.plan), evaluation.build_om(part))]
+    before = needed(session, before, quiet=True)
     if session.force or any(freshness.outdated(session, step) for step in (*before, *steps)):
         device = programs.check_device(case.plan.device, lambda line: None)
         if own:
-            model, chip = own[0].compiled, session.soc_version()
+            model, chip = own[0].compiled, _chip(session, own[0])
             is_made = (session.workspace / model).exists() and compiled.chip_of(session, model) == chip
             made_for = f"{model} {'was' if is_made else 'is to be'} compiled for"
             compiled.compare_chips(made_for, chip, device, case.command("build-om"))
@@ -178,10 +189,76 @@ def compiling(session: Session, case: Case) -> list[Step]:
         if uses_supplied_om(session, part):
             session.say(f"{part.compiled} was not made here and is used as it is (build-om --force makes another)")
             continue
-        soc_version = session.soc_version() if part.plan.backend == "ascend" else ""
-        of_chip = replace(part, plan=replace(part.plan, soc_version=soc_version))
-        steps += [evaluation.export_onnx(of_chip.plan), evaluation.build_om(of_chip)]
+        of_chip = replace(part, plan=replace(part.plan, soc_version=_chip(session, part)))
+        steps += [*needed(session, [evaluation.export_onnx(of_chip.plan)]), evaluation.build_om(of_chip)]
     return steps
+
+
+def needed(session: Session, steps: Sequence[Step], quiet: bool = False) -> list[Step]:
+    """The steps without those whose output, dynamic.onnx or padded bins, the user supplied: it is used as it is."""
+    own = []
+    for step in steps:
+        is_one = step.task == "export-onnx" or (step.task == "preprocess" and "--lengths" not in step.arguments)
+        supplied = is_one and not session.forces(step.task)
+        if supplied and all(freshness.is_user_supplied(session, path) for path in step.outputs):
+            if not quiet:
+                again = f"{step.commands[step.task]} --force makes another"
+                session.say(f"{step.outputs[0]} was not made here and is used as it is ({again})")
+        else:
+            own.append(step)
+    return own
+
+
+def _rows_by_length(session: Session, case: Case, summary: Mapping[str, Any]) -> dict[int, int]:
+    """What preprocess counted; of the user's bins, which are padded, as many rows as they hold."""
+    if summary or session.dry:
+        return {int(length): counts["rows"] for length, counts in summary.get("lengths", {}).items()}
+    folder = session.workspace / case.bins / INPUTS[0]
+    files_there = [path for path in folder.iterdir() if not path.name.startswith(".")] if folder.is_dir() else []
+    return {case.plan.length: len(files_there) * case.batch_size}
+
+
+def _chip(session: Session, case: Case) -> str:
+    """The chip to compile for. Where nothing here tells it, that of the present .om, which then need not be made."""
+    if case.plan.backend != "ascend":
+        return ""
+    try:
+        return session.soc_version()
+    except DebertaError:
+        chip = compiled.chip_of(session, case.compiled)
+        if chip is None:
+            raise
+        session.say(f"soc_version: {chip} (as the record of {case.compiled} has it; nothing here tells the chip)")
+        return chip
+
+
+def supplied_outputs(session: Session, case: Case) -> Optional[PurePosixPath]:
+    """The one folder of outputs that the user put in place of a padded run's, until infer or a whole chain is forced.
+
+    None if there is none, or a record of ours. Raises ConfigError for several.
+    """
+    place = session.workspace / case.outputs
+    if not case.plan.is_padded or session.forces("infer") or (session.workspace / record_of(case.outputs)).exists():
+        return None
+    names = [folder.name for folder in named_paths.runs_in(place) if not files.is_interrupted(folder)]
+    if len(names) > 1:
+        raise ConfigError(
+            f"{case.outputs} holds {len(names)} folders ({', '.join(names)}) and no record. Name one: "
+            f"{case.command('postprocess')} --outputs {place / names[0]}"
+        )
+    return case.outputs / names[0] if names else None
+
+
+def is_supplied_log(session: Session, case: Case) -> bool:
+    """Whether a timing log is the user's, and can be read."""
+    log = case.timing_log
+    if session.forces("perf") or not freshness.is_user_supplied(session, log):
+        return False
+    try:
+        timing.read(session.workspace / log, case.batch_size)
+    except DataError:
+        return False
+    return True
 
 
 def uses_supplied_om(session: Session, case: Case) -> bool:
@@ -194,7 +271,7 @@ def outdated(session: Session, case: Case) -> str:
     """Why the outputs that are there are not of the present model and bins; empty if they are."""
     own = [part for part in case.models if not uses_supplied_om(session, part)]
     before = [step for part in own for step in (evaluation.export_onnx(part.plan), evaluation.build_om(part))]
-    for step in (*before, evaluation.preprocess(case), *evaluation.infer(case, {})):
+    for step in needed(session, [*before, evaluation.preprocess(case), *evaluation.infer(case, {})], quiet=True):
         if reason := freshness.outdated(session, step):
             return f"{step.title}: {reason}"
     return ""
@@ -214,15 +291,10 @@ def known_outputs(session: Session, case: Case) -> list[PurePosixPath]:
                 f"{case.command('evaluate')}, or name outputs to be counted as they are: --outputs DIR"
             )
         return _run_folders(steps, known)
-    folder = session.workspace / case.outputs
-    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else []
-    if not names or not case.plan.is_padded:
+    folder = supplied_outputs(session, case)
+    if folder is None:
         raise MissingError(f"there are no outputs in {case.outputs}. Run: {case.command('infer')}")
-    if len(names) > 1:
-        raise ConfigError(
-            f"{case.outputs} holds {len(names)} folders ({', '.join(names)}) and no record. Name one: --outputs DIR"
-        )
-    return [case.outputs / names[0]]
+    return [folder]
 
 
 def _run_folders(steps: Sequence[Step], known: Sequence[Optional[Record]]) -> list[PurePosixPath]:
@@ -243,6 +315,8 @@ def _count(session: Session, case: Case, outputs: Sequence[PurePosixPath], place
         return
     text, counts_file = case.evaluation, case.evaluation.with_suffix(".json")
     counts = schema.read_json(session.workspace / counts_file, dict[str, Any])
+    if not place and case.outputs / outputs[0].name == outputs[0] and supplied_outputs(session, case):
+        place = f"({SUPPLIED_OUTPUTS})"
     accuracy = f"accuracy {case.version} bs={case.batch_size} {place or _place(case.plan)}: {_share(counts)}"
     print(f"{accuracy}{_partial(case.plan)}")
     for genre, of_genre in counts["genres"].items():
@@ -279,13 +353,15 @@ def _print_label_changes(session: Session, case: Case, path: PurePosixPath) -> N
     )
 
 
-def _print_performance(session: Session, case: Case, loops: int) -> None:
+def _print_performance(session: Session, case: Case) -> None:
     measured = timing.read(session.workspace / case.timing_log, case.batch_size)
+    supplied = freshness.is_user_supplied(session, case.timing_log)
+    place = f"({SUPPLIED_LOG})" if supplied else _place(case.plan, measured.runner)
     times = ", ".join(f"{name} {value:.3f} ms" for name, value in timing.nearest_ranks(measured.counted_ms).items())
     average = "average" if measured.runner == "ais_bench" else "average without first"
     print(
-        f"perf bs={case.batch_size} {case.version} {_place(case.plan, measured.runner)}: {measured.fps:.3f} fps "
-        f"({loops} loops, {average} {measured.average_ms} ms, {times})\n  {case.timing_log}"
+        f"perf bs={case.batch_size} {case.version} {place}: {measured.fps:.3f} fps "
+        f"({len(measured.times_ms)} loops, {average} {measured.average_ms} ms, {times})\n  {case.timing_log}"
     )
 
 

@@ -18,7 +18,7 @@ from deberta.host.report import request
 from deberta.host.run import freshness, runner
 from deberta.host.run.session import Session
 from deberta.host.workflows import named_paths
-from deberta.host.workflows.evaluation import evaluate, known_outputs, perf
+from deberta.host.workflows.evaluation import evaluate, known_outputs, needed, perf
 
 
 def lint(session: Session, plan: Plan, model: str, output: str, options: StageOptions) -> None:
@@ -29,7 +29,7 @@ def lint(session: Session, plan: Plan, model: str, output: str, options: StageOp
         named_paths.check_file(session.workspace, "--model", model)
     if output:
         named_paths.check_report(session.workspace, "--output", output, "lint-onnx")
-    export = [] if model else [evaluation.export_onnx(plan)]
+    export = [] if model else needed(session, [evaluation.export_onnx(plan)])
     try:
         runner.run_all(session, [*export, checks.lint_file(plan, path, target, options)])
     finally:  # a report that a gate refuses is there as well
@@ -44,13 +44,13 @@ def compare(session: Session, case: Case, sides: list[PlannedSide], options: Sta
             named_paths.check_outputs(session.workspace, "--outputs", str(named.file))
         else:
             named_paths.check_file(session.workspace, "--a-file or --b-file", str(named.file), "config.json")
-    before = comparison.before(case, sides)
+    before = needed(session, comparison.before(case, sides))
     runner.check_sources(session, before)
     first, second = (_with_outputs(session, case, side) for side in sides)
     step = comparison.compare(case, first, second, options)
     if not session.dry:  # a dry run names the latest outputs in a form for the shell, which is no path
         runner.check_sources(session, [*before, step])
-    result = [runner.run(session, needed) for needed in (*before, step)][-1]
+    result = [runner.run(session, each) for each in (*before, step)][-1]
     if session.dry:
         return
     if not result.ran:  # it has printed nothing

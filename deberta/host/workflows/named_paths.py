@@ -11,7 +11,18 @@ from deberta.core.errors import ConfigError, DataError
 from deberta.core.paths import record_of
 
 # What a folder of outputs may hold: outputs, one run's folder in their place, and what stands beside that.
+_OUTPUT_FILE = re.compile(r"input_[0-9]{1,9}_output_0\.bin", re.ASCII)
 _OUTPUT = re.compile(r"input_[0-9]{1,9}_output_0\.bin|\d{6,8}(_\d{1,6}){1,4}(\.record\.json)?|\..*", re.ASCII)
+
+
+def runs_in(folder: Path) -> list[Path]:
+    """The folders in a folder that hold outputs, by name: a run writes into one named after its time."""
+    inside = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [path for path in inside if not path.name.startswith(".") and _holds_outputs(path)]
+
+
+def _holds_outputs(folder: Path) -> bool:
+    return folder.is_dir() and any(_OUTPUT_FILE.fullmatch(path.name) for path in folder.iterdir())
 
 
 def check_outputs(workspace: Path, option: str, text: str) -> None:

@@ -30,7 +30,7 @@ def absent(workspace: Path, placements: Sequence[Placement]) -> list[Placement]:
         raise ConfigError(f"{', '.join(special)}: neither a file nor a folder")
     waiting = [entry for entry in placements if not os.path.lexists(workspace / entry.target)]
     present = [entry for entry in placements if entry not in waiting]
-    if taken := [str(entry.target) for entry in present if not _is_same(entry.source, workspace / entry.target)]:
+    if taken := [str(entry.target) for entry in present if not is_same(entry.source, workspace / entry.target)]:
         raise DataError(f"{', '.join(taken)}: something else is there, and is never replaced. Move it away")
     return waiting
 
@@ -70,7 +70,8 @@ def undone_if_it_fails(workspace: Path, targets: Sequence[PurePosixPath]) -> Ite
         raise
 
 
-def _is_same(source: Path, target: Path) -> bool:
+def is_same(source: Path, target: Path) -> bool:
+    """Whether two are the same file, or files or folders of the same content."""
     if not target.exists() or source.is_dir() != target.is_dir():
         return False
     if os.path.samefile(source, target):

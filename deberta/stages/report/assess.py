@@ -7,8 +7,6 @@ and machines are in `measured`. The same job and files give the same bytes. A fa
 
 from __future__ import annotations
 
-import math
-import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -39,8 +37,6 @@ from deberta.stages.inference import postprocess
 from deberta.stages.inference.logits import predicted
 from deberta.stages.report import canonical, cells, gates, intervals
 from deberta.stages.report.cells import Version
-
-AVERAGE_TOLERANCE = 1e-3  # the log's average beside its times, which have six digits
 
 
 def read_job(path: Path) -> Job:
@@ -143,11 +139,10 @@ def performance(source: PerformanceFiles, root: Path = Path()) -> PerformanceRun
         latency = intervals.latency(run.counted_ms)
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
-    average = statistics.fmean(run.counted_ms)
-    if not math.isclose(run.average_ms, average, rel_tol=AVERAGE_TOLERANCE):
-        raise DataError(
-            f"{path}: its average is {run.average_ms} ms, and {average:.6g} ms by its times: it was changed. {again}"
-        )
+    try:
+        timing.check_average(run)
+    except DataError as error:
+        raise DataError(f"{path}: {error}. {again}") from None
     content = {
         **cells.shared(source, PerformanceRun),
         **asdict(latency),

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from deberta.core.contract import FP32, VERSIONS
+from deberta.core.contract import FP32, SUPPLIED, VERSIONS, is_supplied
 from deberta.core.report import DataProblem, EvaluationCell, Proportion, Report, is_padded
 from deberta.stages.report import tables
 from deberta.stages.report.tables import ABSENT, Section, Table, table
@@ -105,7 +105,9 @@ def _sizes(rows: Iterable[tuple[str, tuple[str, ...]]]) -> dict[tuple[str, ...],
 
 def size_of(cell: EvaluationCell) -> str:
     """The batch size, as it distinguishes the cells of a version."""
-    return f"{cell.batch_size}" if cell.precision == FP32 else f"{cell.batch_size} ({cell.precision})"
+    about = [] if cell.precision == FP32 else [cell.precision]
+    about += [SUPPLIED] if is_supplied(cell.origin) else []
+    return f"{cell.batch_size} ({', '.join(about)})" if about else f"{cell.batch_size}"
 
 
 class Group(NamedTuple):

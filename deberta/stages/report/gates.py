@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from itertools import product
 
-from deberta.core.contract import BROUGHT_MODEL, FP32, LABELS, SEQUENCE_LENGTH
+from deberta.core.contract import FP32, LABELS, SEQUENCE_LENGTH, is_supplied, supplied_parts
 from deberta.core.errors import many
 from deberta.core.job import ExpectedRows, Job, OfficialGate, PublishedRow, VersionRows
 from deberta.core.report import Body, EvaluationCell, GateCheck, PerformanceRun, ReportVerdict
@@ -70,8 +70,10 @@ def complete(job: Job, body: Body, performances: Sequence[PerformanceRun]) -> It
         lacking = [(place, texts[0] if texts else "missing") for place, texts in lacks.items() if "" not in texts]
         for place, text in lacking:
             status, reason = FAILED, "nothing else stands for it"
-            if text == BROUGHT_MODEL:
-                status, reason = NOT_JUDGED, "the compiled model is the user's"
+            if parts := supplied_parts(text):
+                status, reason = NOT_JUDGED, f"{' and '.join(parts)}: the user's"
+            elif is_supplied(text):
+                status, reason = NOT_JUDGED, "it was not measured here"
             required = f"{article} {what} of the present model"
             yield _check("complete", f"{what}, {_of(*place)}", required, text, status, reason)
         if not lacking:

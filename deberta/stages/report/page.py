@@ -10,7 +10,7 @@ from pathlib import Path
 import jinja2
 import msgspec
 
-from deberta.core.contract import VERSIONS
+from deberta.core.contract import VERSIONS, is_supplied
 from deberta.core.report import PerformanceRun, Report
 from deberta.stages.report import charts, comparisons, tables
 from deberta.stages.report.charts import Dot, Series
@@ -119,7 +119,8 @@ def _throughput(report: Report) -> list[Figure]:
     """Measured throughput by batch size; the published lines too, where there are any."""
     lines: dict[str, list[PerformanceRun]] = {}
     for run in sorted(tables.padded_runs(report), key=lambda run: (VERSIONS.index(run.version), run.batch_size)):
-        lines.setdefault(f"measured, {run.version}, {tables.where_timed(run)}", []).append(run)
+        kind = "" if is_supplied(run.origin) else "measured, "
+        lines.setdefault(f"{kind}{run.version}, {tables.where_timed(run)}", []).append(run)
     if not lines:
         return []
     series = [

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from markupsafe import Markup
 
 from deberta.ascend import ais_bench
-from deberta.core.contract import FP32, SEQUENCE_LENGTH, VERSIONS
+from deberta.core.contract import FP32, SEQUENCE_LENGTH, VERSIONS, is_supplied
 from deberta.core.errors import many, some
 from deberta.core.job import PublishedRow
 from deberta.core.report import EvaluationCell, GateCheck, PerformanceRun, Proportion, Report, is_padded
@@ -114,7 +114,7 @@ def where_timed(run: PerformanceRun) -> str:
 def stands(origin: str, place: str, pinned: bool, precision: str) -> str:
     text = f"({origin})" if origin else place
     text = text if precision == FP32 else f"{text} in {precision}"
-    return text if pinned else f"{text}, not pinned"
+    return text if pinned or is_supplied(origin) else f"{text}, not pinned"
 
 
 def padded_runs(report: Report) -> list[PerformanceRun]:
@@ -170,10 +170,13 @@ def notes(report: Report) -> list[str]:
     fps = "fps = batch size * 1000 / average time without the first, in ms: inference alone, no reading or writing."
     if any(run.runner == ais_bench.MODULE for run in measured.performances):
         fps += " Of ais_bench: its own throughput, by the average of all times; its warm-up is none of them."
-    pinned = [*(place.pinned for place in measured.places.values()), *(run.pinned for run in measured.performances)]
-    if not all(pinned):
+    figures = [*((cell.origin, measured.places[cell.key].pinned) for cell in body.cells)]
+    figures += [(run.origin, run.pinned) for run in measured.performances]
+    if not all(pinned or is_supplied(origin) for origin, pinned in figures):
         fps += " Not pinned: made in an image, or by a tool, that docker/pins.toml does not name; the records name it."
     paragraphs = [about, fps]
+    if any(is_supplied(origin) for origin, _ in figures):
+        paragraphs.append(NOTES["user-supplied"])
     if body.backend == "cpu" and measured.engines:
         machine = measured.host.system.split()[-1:] or [ABSENT]
         paragraphs.append(
@@ -225,7 +228,8 @@ def _performance(run: PerformanceRun) -> tuple[Cell, ...]:
 def _remarks(run: PerformanceRun) -> tuple[str, ...]:
     length = "" if run.length == SEQUENCE_LENGTH else f"length {run.length}"
     precision = "" if run.precision == FP32 else run.precision
-    return tuple(filter(None, (length, precision, run.origin, "" if run.pinned else "not pinned", run.warning)))
+    pinned = "" if run.pinned or is_supplied(run.origin) else "not pinned"
+    return tuple(filter(None, (length, precision, run.origin, pinned, run.warning)))
 
 
 def counted(counts: Proportion | EvaluationCell) -> tuple[str, str, str]:
