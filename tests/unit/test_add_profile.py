@@ -218,6 +218,11 @@ def _pretrained(model: Path) -> None:
     torch.save(state, model / "pytorch_model.bin")
 
 
+def _small_vocabulary(model: Path) -> None:
+    shutil.rmtree(model)
+    make_model(model, CROSS_ENCODER, {"vocab_size": 300}, {})
+
+
 def _adapter(model: Path) -> None:
     (model / "model.safetensors").rename(model / "adapter_model.safetensors")
 
@@ -233,6 +238,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], int, str]] = {
     ),
     "no config": (lambda model: (model / "config.json").unlink(), 3, "holds neither config.json nor model_config.json"),
     "no weights": (lambda model: (model / "model.safetensors").unlink(), 3, "holds none of: model.safetensors"),
+    "another tokenizer": (_small_vocabulary, 5, "has 401 pieces, and the model's vocabulary 300 entries"),
     "an adapter": (_adapter, 3, "holds an adapter (PEFT): merge it"),
     "cut off": (
         lambda model: (model / "model.safetensors").write_bytes(b"\0" * 99),

@@ -24,7 +24,7 @@ from deberta.core.report import Report
 from deberta.host.fetch import checksums
 from deberta.host.fetch.sources import JSON
 from deberta.host.report import verification
-from deberta.stages.data import row_order
+from deberta.stages.data import convert_data, row_order, tables
 from deberta.stages.lint import lint_onnx
 from deberta.stages.model import checkpoint, config, tokenizer
 from deberta.stages.report import cells
@@ -100,6 +100,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     "downloaded": _form,
     "ais_bench": lambda folder: ais_bench.read_summary(files.read_text(folder / "file.json")),
     "tokenizer": _tokenizer_folder,
+    "table": lambda folder: convert_data.columns_of(tables.read(folder / "file.json"), {}, folder),
 }
 TYPED = {
     "string for number": b'{"hidden_size": "8", "tokens": {"5": "1"}, "rows": "1", "_type": 1, "files": 1}',
@@ -140,6 +141,7 @@ OPENERS: dict[str, Callable[[Path], object]] = {
     "checkpoint": lambda path: checkpoint.read_state_dict(path),
     "tokenizer": lambda path: tokenizer.load(path, 256),
     "tsv": lambda path: list(mnli.rows(path)),
+    "table": lambda path: list(tables.read(path).rows),
     "sha256": files.sha256_of,
     "npy": lambda path: cells.read_reference(path, 1),
     "lint": lambda path: lint_onnx.main(["--model", str(path)]),

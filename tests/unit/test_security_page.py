@@ -8,6 +8,7 @@ from deberta.core import contract, errors, files, mnli, schema
 from deberta.host.cli import settings_file
 from deberta.host.fetch import archives, download
 from deberta.host.report import evidence, gates
+from deberta.stages.data import tables
 from deberta.stages.lint import graph
 from deberta.stages.model import config, tokenizer
 from deberta.stages.verify import sign
@@ -20,6 +21,7 @@ BOUNDS = {
     "digits of a whole number in text": len(str(contract.LARGEST_WHOLE)),
     "a key file": sign.LARGEST_KEY,
     "a settings file (`invoke.yaml`, `-f`); without anchors and aliases, no key twice": settings_file.LARGEST,
+    "a table that `add-profile` converts, unpacked": tables.LARGEST,
     "a line of a tsv": mnli.LONGEST_LINE,
     "layers of a config": config.MOST_LAYERS,
     "any other size in a config": config.LARGEST,

@@ -92,16 +92,23 @@ def add_profile(c: Context, options: Options) -> None:
         name=options.profile_name,
         model=_absolute(options.user_model),
         tokenizer=_absolute(options.tokenizer) if options.tokenizer else None,
-        data=adding.by_version([_absolute(path) for text in options.data for path in text.split(",")]),
+        data=adding.by_version([path for text in options.data for path in _paths(text)]),
         labels=options.labels,
         columns=options.columns,
         label_words=options.label_words,
         copy=options.copy,
+        program=settings.program_of(c),
     )
     session, file = settings.session_of(c, options), settings.file_of(c)
     known = profiles.by_name(settings.read(c).profiles or {})
     with exclusive(session):
         adding.add(session, request, known, functools.partial(settings_file.prepare_profile, file))
+
+
+def _paths(text: str) -> list[Path]:
+    """The paths of one --data: commas separate them, unless a file has them in its name."""
+    whole = _absolute(text)
+    return [whole] if whole.exists() else list(map(_absolute, text.split(",")))
 
 
 def _absolute(path: str) -> Path:

@@ -37,6 +37,7 @@ class Request:
     columns: str = ""
     label_words: str = ""
     copy: bool = False
+    program: str = "invoke"  # what the user typed before the task
 
 
 def by_version(paths: Sequence[Path]) -> dict[str, Path]:
@@ -274,6 +275,7 @@ def _print(
         "" if model["character_map"] else "; without the character map of DeBERTa's own: ids may differ in a few rows"
     )
     print(f"model: {_architecture(model)}: {model['checkpoint']}{shards}")
+    print("".join(f"note: {note}\n" for note in model["notes"]), end="")
     print(f"labels: {', '.join(values['labels'])} ({_source_of_labels(model)})")
     print(f"tokenizer: {', '.join(model['tokenizer'])}: {model['pieces']} pieces{mapped}")
     for version, path in request.data.items():
@@ -284,4 +286,4 @@ def _print(
         print(f"data, {version}: {path} ({counted[version]['kind']}): {counted[version]['rows']} rows{shares}{without}")
     print(f"profile {request.name} {'was there already, the same' if is_known else 'is added'}. Next:")
     for version in request.data:
-        print(f"  invoke evaluate --bs 8 --version {version} --profile {request.name}")
+        print(f"  {request.program} evaluate --bs 8 --version {version} --profile {request.name}")

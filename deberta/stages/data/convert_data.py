@@ -101,8 +101,11 @@ def convert(table: ForeignTable, columns: Mapping[str, str], words: Mapping[str,
         genre = "".join(character if character.isprintable() else " " for character in genre)
         cells = [str(index), str(index), pair_id, genre, "", "", "", "", *texts, label, "", "", "", "", label]
         plain = [_BREAKS.sub(" ", cell) for cell in cells]
+        line = "\t".join(plain)
+        if len(line.encode()) + 1 >= mnli.LONGEST_LINE:
+            raise DataError(f"{path} ({table.kind}): row {number} has more than {mnli.LONGEST_LINE} bytes")
         result.with_breaks += plain != cells
-        result.lines.append("\t".join(plain))
+        result.lines.append(line)
         result.labels[label] += 1
     if bad:
         more = f"; and {bad_count - len(bad)} more" if bad_count > len(bad) else ""

@@ -6,14 +6,13 @@ Nothing is written but the summary. A model that cannot be run is refused as a r
 from __future__ import annotations
 
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from deberta.core import schema
 from deberta.core.contract import LABELS
-from deberta.core.errors import ConfigError, MissingError, run_stage, some
+from deberta.core.errors import ConfigError, DataError, MissingError, run_stage, some
 from deberta.stages import arguments
 from deberta.stages.model import checkpoint, config, tokenizer, weights
 
@@ -38,7 +37,13 @@ def describe(model: Path, labels: Sequence[str], tokenizer_path: Path | None) ->
     order = _labels(config_path, settings, labels)
     used_tokenizer = tokenizer_of(tokenizer_path or folder)
     loaded_tokenizer = tokenizer.load(used_tokenizer[0].parent if len(used_tokenizer) > 1 else used_tokenizer[0])
-    checkpoint.load(main_file, settings, order)
+    pieces = tokenizer.vocabulary_size(loaded_tokenizer)
+    if pieces - 1 > settings.vocab_size:  # [MASK] may be beyond the vocabulary: it stands in no text
+        raise DataError(
+            f"{used_tokenizer[0]} has {pieces} pieces, and the model's vocabulary {settings.vocab_size} entries. They "
+            "do not belong together"
+        )
+    loaded = checkpoint.load(main_file, settings, order)
     values = schema.read(config_path, dict[str, Any], "Fetch it again")
     kinds = values.get("architectures")
     return {
@@ -49,14 +54,15 @@ def describe(model: Path, labels: Sequence[str], tokenizer_path: Path | None) ->
         "hidden_size": settings.hidden_size,
         "vocabulary": settings.vocab_size,
         "parameters": sum(tensor.numel() for tensor in state.values()),
-        "dtypes": dict(Counter(str(tensor.dtype).removeprefix("torch.") for tensor in state.values())),
+        "dtypes": dict(loaded.dtypes),
+        "notes": loaded.notes,
         "own_labels": list(settings.labels or ()),
         "labels": [checkpoint.label_word(label) for label in order],
         "config": str(config_path),
         "checkpoint": str(main_file),
         "shards": [str(path) for path in weights.shards(main_file)] if main_file.name.endswith(weights.INDEX) else [],
         "tokenizer": [str(path) for path in used_tokenizer],
-        "pieces": tokenizer.vocabulary_size(loaded_tokenizer),
+        "pieces": pieces,
         "character_map": tokenizer.has_character_map(loaded_tokenizer),
     }
 
