@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import pickle
 import re
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,11 @@ from typing import Any
 import onnx
 import pytest
 import torch
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
-from deberta.core import schema
+from deberta.core import files, schema
 from deberta.core.errors import ConfigError, DataError
+from deberta.stages import onnx_runtime
 from deberta.stages.compile import export_onnx
 from deberta.stages.model import checkpoint, config, tokenizer, weights
 from tests import model_helpers as helpers
@@ -271,18 +272,33 @@ def test_a_torchscript_program_is_named(tmp_path: Path) -> None:
     assert "weights_only" not in str(caught.value)
 
 
-@pytest.mark.parametrize("value", [0.0, 0.01])
-def test_a_model_whose_tensors_are_all_equal_has_no_identity(tmp_path: Path, value: float) -> None:
-    model = helpers.ours(helpers.reference())
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.fill_(value)
-    batch = helpers.batch(3, 32)
-    with torch.no_grad():
-        expected = model(*batch).numpy()
-    export_onnx.export(model, tmp_path / "equal.onnx", 32)
-    nodes = export_onnx.check_graph(tmp_path / "equal.onnx")
-    assert "Identity" not in nodes
-    assert nodes == Counter(node.op_type for node in onnx.load(str(tmp_path / "equal.onnx")).graph.node)
-    ids, mask = (part.numpy() for part in batch)
-    export_onnx.validate(tmp_path / "equal.onnx", [(ids, mask)], [expected])
+def test_a_graph_is_read_without_its_weights_as_protobuf_reads_it(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    export_onnx.export(helpers.ours(helpers.reference()), path, 32)
+    whole = onnx.load(str(path))
+    assert len(whole.graph.initializer) > 10
+    del whole.graph.initializer[:]
+    assert onnx_runtime.skeleton(path) == whole
+    weights_at = path.read_bytes()
+    path.write_bytes(b"\x1b\x1c" + weights_at)  # a group, which protobuf skips
+    assert onnx_runtime.skeleton(path).graph.node == whole.graph.node
+    for content in (weights_at[: len(weights_at) // 2], b"no onnx", b"\xff" * 40):
+        path.write_bytes(content)
+        with pytest.raises(DecodeError):
+            onnx_runtime.skeleton(path)
+
+
+def test_a_loop_hidden_in_an_odd_file_is_refused(tmp_path: Path) -> None:
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Loop", [], ["logits"])], "g", [], [])
+    content = onnx.helper.make_model(graph).SerializeToString()
+    for name, odd in (("plain", content), ("group", b"\x1b\x1c" + content), ("twice", content + content)):
+        (tmp_path / name).write_bytes(odd)
+        with pytest.raises(DataError, match="has Loop, which no DeBERTa needs"):
+            onnx_runtime.open_session(tmp_path / name, 1)
+
+
+@pytest.mark.parametrize(("content", "form"), [(b"PK\3\4", "zip"), (b"\x1f\x8b", "gzip"), (files.LFS_POINTER, "LFS")])
+def test_a_file_of_another_form_in_place_of_an_onnx_is_named(tmp_path: Path, content: bytes, form: str) -> None:
+    (tmp_path / "dynamic.onnx").write_bytes(content)
+    with pytest.raises(files.UnfitFile, match=form):
+        onnx_runtime.open_session(tmp_path / "dynamic.onnx", 1)
