@@ -109,7 +109,9 @@ def search(
     """
     if setting:
         path = Path(setting).absolute()
-        script = _first([path, *(path / folder / SET_ENV for folder in ("", "ascend-toolkit", "cann"))])
+        above = [path.parent] if (path / "bin").is_dir() else []  # ASCEND_TOOLKIT_HOME itself: <toolkit>/latest
+        folders = [path, path / "ascend-toolkit", path / "cann", *above]
+        script = _first([path, *(folder / SET_ENV for folder in folders)])
         if script is None:
             raise ConfigError(f"cann in invoke.yaml is {setting!r}: no set_env.sh is there. Correct it, or empty it")
         return Location(script, "cann in invoke.yaml"), []

@@ -130,7 +130,7 @@ def test_finding_the_script(script: Path, tmp_path: Path, monkeypatch: pytest.Mo
         cann.find("", [absent])
     (tmp_path / "Ascend").mkdir()
     (tmp_path / "Ascend" / "ascend-toolkit").symlink_to(script.parent)
-    for setting in (script, script.parent, tmp_path / "Ascend"):
+    for setting in (script, script.parent, script.parent / "latest", tmp_path / "Ascend"):
         assert cann.find(str(setting), [absent]).script.samefile(script)
     for setting in (absent, tmp_path):  # a wrong setting never falls back to another CANN
         with pytest.raises(ConfigError, match=r"cann in invoke\.yaml is .*: no set_env\.sh is there"):
