@@ -13,8 +13,9 @@ import pytest
 from deberta.core import files
 from deberta.core.paths import Artifacts
 from deberta.host.report import archive
-from tests import guide_folder_helpers
-from tests.pipeline_helpers import Workspace, make_small_demo, steps_that_ran
+from tests import guide_folder_helpers, in_process
+from tests.mnli_helpers import REPOSITORY
+from tests.pipeline_helpers import Workspace, environment, make_small_demo, steps_that_ran
 
 ROWS = 24
 ARTIFACTS = Artifacts("demo", "ascend")
@@ -166,3 +167,19 @@ def test_folders_in_which_nothing_fits(bare: Workspace, tmp_path: Path) -> None:
     assert "nothing in" in workspace.fail(3, "adopt", str(tmp_path / "empty"))
     assert "is no folder" in workspace.fail(3, "adopt", str(tmp_path / "nowhere"))
     assert not workspace.files() and os.listdir(tmp_path / "empty") == ["inner"]
+
+
+def test_outputs_are_named_from_where_the_user_is(adopted: tuple[Workspace, str], tmp_path: Path) -> None:
+    """From a folder of their own, one folder too high; nothing there was made here."""
+    workspace = adopted[0].copy(tmp_path / "copy")
+    folder = guide_folder_helpers.make(tmp_path / "guide", workspace.root / "data/demo/MNLI", versions=["match"])
+    options = ("--bs", "8", "--version", "match", "--outputs", "outputs_bs8_om")
+    done = in_process.run_invoke(
+        ["--search-root", str(REPOSITORY), *workspace.arguments("postprocess", *options, "--backend", "cpu")],
+        folder / "result",
+        environment(),
+    )
+    run = folder / f"result/outputs_bs8_om/match/{guide_folder_helpers.RUN}"
+    assert done.returncode == 0, done.stderr
+    assert f"--outputs outputs_bs8_om: {run} is taken\n" in done.stdout
+    assert f"accuracy match bs=8 of {run}: 0.9583333333333334 = 23/24" in done.stdout

@@ -115,9 +115,9 @@ def postprocess(session: Session, case: Case, outputs: str = "", choice: Choice 
     if outputs and choice:
         raise ConfigError("--outputs names one folder, and --buckets has one for each length. Give one of them")
     if outputs:
-        named_paths.check_outputs(session.workspace, "--outputs", outputs)
+        folder = named_paths.find_outputs(session, "--outputs", outputs, case.padded)
         # They may be any machine's, so no backend is named.
-        return _count(session, case.padded, [PurePosixPath(outputs)], f"of {outputs}")
+        return _count(session, case.padded, [folder], f"of {folder}")
     fitted = at_lengths(session, case, choice)
     _count(session, fitted, known_outputs(session, fitted))
 

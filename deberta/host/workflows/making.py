@@ -23,6 +23,7 @@ from deberta.host.workflows.evaluation import evaluate, known_outputs, needed, p
 
 def lint(session: Session, plan: Plan, model: str, output: str, options: StageOptions) -> None:
     """Check an ONNX file, the profile's unless another is named; the report is printed, or written to `output`."""
+    model = named_paths.of_caller(session.workspace, model)
     path = PurePosixPath(model) if model else plan.artifacts.onnx
     target = PurePosixPath(output) if output else plan.artifacts.results.parent / f"lint-onnx.{options['--format']}"
     if model:
@@ -39,11 +40,7 @@ def lint(session: Session, plan: Plan, model: str, output: str, options: StageOp
 
 def compare(session: Session, case: Case, sides: list[PlannedSide], options: StageOptions) -> None:
     """Compare two ways of running the model on the same rows. Raises GateError if they differ too much."""
-    for named in (side for side in sides if side.user_supplied):
-        if named.kind == "om":
-            named_paths.check_outputs(session.workspace, "--outputs", str(named.file))
-        else:
-            named_paths.check_file(session.workspace, "--a-file or --b-file", str(named.file), "config.json")
+    sides = [_named(session, case, side) if side.user_supplied else side for side in sides]
     before = needed(session, comparison.before(case, sides))
     runner.check_sources(session, before)
     first, second = (_with_outputs(session, case, side) for side in sides)
@@ -56,6 +53,15 @@ def compare(session: Session, case: Case, sides: list[PlannedSide], options: Sta
     if not result.ran:  # it has printed nothing
         print("\n".join(schema.read_json(session.workspace / step.outputs[0], dict[str, Any])["summary"]))
     print(step.outputs[0])
+
+
+def _named(session: Session, case: Case, side: PlannedSide) -> PlannedSide:
+    """A side whose file the user named. Raises ConfigError if it is something else."""
+    if side.kind == "om":
+        return replace(side, file=named_paths.find_outputs(session, "--outputs", str(side.file), case.padded))
+    file = named_paths.of_caller(session.workspace, str(side.file))
+    named_paths.check_file(session.workspace, "--a-file or --b-file", file, "config.json")
+    return replace(side, file=PurePosixPath(file))
 
 
 def _with_outputs(session: Session, case: Case, side: PlannedSide) -> PlannedSide:
@@ -73,6 +79,7 @@ def finetune(session: Session, plan: Plan, init: str, options: StageOptions) -> 
     """train.tsv -> the profile's checkpoint. A checkpoint that we did not train is never replaced, --force or not."""
     profile = plan.profile
     if init:
+        init = named_paths.of_caller(session.workspace, init)
         named_paths.check_file(session.workspace, "--init", init, "config.json")
     checkpoint = profile.checkpoint_path
     is_folder = (session.workspace / hashed(checkpoint)).is_dir()  # finetune makes one file

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from pathlib import Path, PurePosixPath
 
 from deberta.core import files, records
-from deberta.core.errors import ConfigError, DataError
+from deberta.core.errors import ConfigError, DataError, some
 from deberta.core.paths import record_of
+from deberta.host.plan.plan import Case
+from deberta.host.run.session import Session
 
 # What a folder of outputs may hold: outputs, one run's folder in their place, and what stands beside that.
 _OUTPUT_FILE = re.compile(r"input_[0-9]{1,9}_output_0\.bin", re.ASCII)
@@ -22,7 +25,59 @@ def runs_in(folder: Path) -> list[Path]:
 
 
 def _holds_outputs(folder: Path) -> bool:
-    return folder.is_dir() and any(_OUTPUT_FILE.fullmatch(path.name) for path in folder.iterdir())
+    with contextlib.suppress(OSError):  # another user's
+        return folder.is_dir() and any(_OUTPUT_FILE.fullmatch(path.name) for path in folder.iterdir())
+    return False
+
+
+def find_outputs(session: Session, option: str, text: str, case: Case) -> PurePosixPath:
+    """The folder of a run's outputs that an option names, or the only one in it; says so if it is not the one named.
+
+    `text` is relative to the caller's folder, or else to the workspace. Raises ConfigError for several runs, or none;
+    a folder that is absent is let pass.
+    """
+    workspace = session.workspace
+    for place in dict.fromkeys((Path.cwd() / Path(text).expanduser(), workspace / text)):
+        named = Path(os.path.abspath(place))
+        folder, runs = _runs_below(named, case)
+        if len(runs) > 1:
+            names = some([run.name for run in runs])
+            raise ConfigError(
+                f"{option} {text}: {folder} holds {len(runs)} runs ({names}). Name one: {option} {runs[0]}"
+            )
+        if runs:
+            path = _in_workspace(workspace, runs[0])
+            if runs[0] != named or named != Path(os.path.abspath(workspace / text)):
+                session.say(f"{option} {text}: {path} is taken")
+            return path
+    check_outputs(workspace, option, text)
+    if (workspace / text).exists():
+        raise ConfigError(f"{option} {text} is no folder of input_<i>_output_0.bin, nor of a run that holds them")
+    return PurePosixPath(text)
+
+
+def of_caller(workspace: Path, text: str) -> str:
+    """The path that an option names: relative to the caller's folder, or to the workspace where nothing is there."""
+    place = Path.cwd() / Path(text).expanduser()
+    if not text or os.path.isabs(text) or not place.exists():
+        return text
+    return str(_in_workspace(workspace, Path(os.path.abspath(place))))
+
+
+def _in_workspace(workspace: Path, path: Path) -> PurePosixPath:
+    """As records have it: relative to the workspace where it is in that."""
+    root = Path(os.path.abspath(workspace))
+    return PurePosixPath(path.relative_to(root) if root in (path, *path.parents) else path)
+
+
+def _runs_below(folder: Path, case: Case) -> tuple[Path, list[Path]]:
+    """The folder itself if it holds outputs, else the runs in it, or in the guide's folders for the case below it."""
+    below = ("result", case.outputs.parent.name, case.version)
+    for name in ("", *below):
+        folder = folder / name if name and (folder / name).is_dir() else folder
+        if runs := [folder] if _holds_outputs(folder) else runs_in(folder):
+            return folder, runs
+    return folder, []
 
 
 def check_outputs(workspace: Path, option: str, text: str) -> None:
