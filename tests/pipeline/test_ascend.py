@@ -436,3 +436,22 @@ def test_dry_prints_the_guides_lines(workspace: Workspace, cann: Path) -> None:
     pasted = subprocess.run(["bash", "-e", "-c", script], capture_output=True, text=True, env=bare, check=False)
     assert pasted.returncode == 0, pasted.stdout + pasted.stderr
     assert "eval_samples = 10" in (workspace.root / RESULTS / "eval_bs4_match.txt").read_text()
+
+
+def test_what_is_finished_needs_no_device_and_no_cann(
+    workspace: Workspace, cann: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Carried to another machine, a finished run is judged there; what is not finished says what it lacks."""
+    workspace.succeed(*PERF)
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    workspace.configure(cann=None, msame=None)
+    accept = ("acceptance", *ASCEND, "--version", "match", "--loops", "5", "--bs")
+    said = workspace.run(*accept, "4").stdout  # the gate on the tiny tokenizer fails
+    assert [step.split()[0] for step in steps_that_ran(said)] == ["check-data", "reference", "assess", "render"]
+    assert f"soc_version: Ascend310P3 (as the record of {OM} has it; nothing here tells the chip)" in said
+    assert "(what ran it was not compared with what is here: CANN was not found)" in said
+    assert "verified: " in workspace.succeed("verify", *ASCEND)
+    assert steps_that_ran(workspace.succeed("evaluate", *EVALUATE[1:])) == []
+    assert "npu-smi" in workspace.fail(3, *accept, "2,4")
+    workspace.data("match").write_bytes(workspace.data("match").read_bytes().replace(b"A ship.", b"A whale.", 1))
+    assert "CANN" in workspace.fail(3, *EVALUATE)

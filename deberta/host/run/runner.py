@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from datetime import datetime, timezone
 from pathlib import Path, PurePosixPath
@@ -68,7 +69,7 @@ def run(session: Session, step: Step) -> StepResult:
         freshness.settle(session, step.outputs)
         files.remove(session.workspace / programs.scratch(step.name))  # of a run that was stopped
         unknown = freshness.not_compared(session, step)
-        note = f" (what ran it was not compared with what is here: {unknown.partition('. ')[0]})" if unknown else ""
+        note = f" (what ran it was not compared with what is here: {re.split('[.:] ', unknown)[0]})" if unknown else ""
         console.say(f"up to date: {', '.join(str(path) for path in step.outputs)}{note}")
         return StepResult(record, False)
     if session.strict and record is not None and not force:
