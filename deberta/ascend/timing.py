@@ -66,6 +66,16 @@ def check_average(run: Timing) -> None:
         raise DataError(f"its average is {run.average_ms} ms, and {average:.6g} ms by its times: it was changed")
 
 
+def loops(log: Path) -> int:
+    """How many inferences a timing log has; 0 if it is not there or is not to be read."""
+    try:
+        text = files.read_text(log)
+        is_msame = runner_of(log) == msame.PROGRAM
+        return len(msame.parse(text).times_ms if is_msame else ais_bench.read_summary(text).times_ms)
+    except (OSError, DataError):
+        return 0
+
+
 def nearest_ranks(times_ms: Sequence[float]) -> dict[str, float]:
     """p50, p90 and p99. Raises DataError if there are no times."""
     times = sorted(times_ms)

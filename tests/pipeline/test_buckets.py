@@ -156,6 +156,7 @@ def test_performance_stands_apart_from_the_padded_one(workspace: Workspace, back
         ((*PADDED, "--buckets", "32,x"), 2, "'x' is not a whole number"),
         (("preprocess", "--buckets", "32,512"), 2, "512 is not within 4 to 256"),
         ((*PADDED, "--buckets", "32,64"), 2, "the longest row of match has 81 tokens, and rows are not cut"),
+        (("perf", "--bs", "4", "--loops", "3", "--buckets", "32,64"), 2, "the longest row of match has 81 tokens"),
         (("build-om", "--buckets", "auto", *ASCEND), 2, "build-om has none. Give the lengths"),
         (("postprocess", *BUCKETED[1:], "--outputs", "results"), 2, "--outputs names one folder"),
         (("postprocess", *PADDED[1:], "--buckets", "48,128"), 3, "infer --bs 4 --version match --buckets 48,128 --pro"),

@@ -103,11 +103,19 @@ def test_performance_run_and_report(workspace: Workspace) -> None:
     average = float(log.read_text().split("without first time: ")[1].split(" ms")[0])
     assert log.read_text().count("Inference time: ") == 5
     assert f"{4 * 1000 / average:.3f} fps" in said and "p99" in said
+    assert "(5 loops only, the guide's run has more, average" in said
+    kept = log.read_bytes()
+    said = workspace.succeed("perf", "--bs", "4", "--loops", "3")
+    assert "up to date: " in said and "(5 loops, more than 3 and measured before: --force measures again" in said
+    assert log.read_bytes() == kept
     table = workspace.succeed("report")
     report = (workspace.root / "results/tiny/cpu/report.md").read_text()
     assert report in table
     correct = json.loads((workspace.root / "results/tiny/cpu/eval_bs4_match.json").read_text())["correct"]
-    assert f"({correct}/10) on cpu" in report and f"{4 * 1000 / average:.3f} on cpu" in report
+    assert f"({correct}/10) on cpu" in report and f"{4 * 1000 / average:.3f} on cpu, 5 loops only" in report
+    assert "msame_bs4_match.txt of 5 loops is kept" in workspace.succeed("perf", "--bs", "4", "--loops", "3", "--force")
+    [aside] = log.parent.glob("msame_bs4_match.txt.before-*")
+    assert aside.read_bytes() == kept and log.read_text().count("Inference time: ") == 3
     (workspace.root / "results/tiny/cpu/eval_bs4_match.json").write_text("{}")
     assert "eval_bs4_match.json is not what" in workspace.fail(5, "report")
 

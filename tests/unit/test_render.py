@@ -257,7 +257,9 @@ def test_parts_that_are_not_there() -> None:
         report["measured"]["performances"][0].update(loops=1, times_ms=[2.4], interval_ms=None)
 
     report = changed(report_samples.demo(), less)
-    assert "t-versus" not in Page(html_of(report)).tables and markdown_of(report).count(" on cpu |") == 4
+    assert "t-versus" not in Page(html_of(report)).tables and markdown_of(report).count(" on cpu |") == 3
+    assert markdown_of(report).count(" on cpu, 1 loops only |") == 1
+    assert any("on cpu, 1 loops only" in row[-1] for row in Page(html_of(report)).tables["t-guide"])
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,15 @@ def test_too_little_or_too_wide_is_said(times: list[float], says: str) -> None:
     assert (found.interval_ms is None) == (len(times) == 1)
 
 
+def test_no_interval_goes_below_zero_and_the_advice_is_possible() -> None:
+    few = intervals.latency([1.0, 9.0])
+    assert few.interval_ms is not None and few.interval_ms[0] == 0.0 < few.interval_ms[1]
+    assert "Measure again with more loops (up to 100) or on an idle machine" in few.warning
+    for most in (99, 100):  # msame's log of 100 loops has 99 times that count
+        warning = intervals.latency([10.0] * (most - 2) + [60.0, 90.0]).warning
+        assert "Measure again on an idle machine" in warning and "loops" not in warning
+
+
 @pytest.mark.parametrize("times", [[], [1.0, math.nan], [1.0, math.inf], [1.0, 0.0], [-1.0]])
 def test_what_is_no_time_is_refused(times: list[float]) -> None:
     with pytest.raises(DataError, match="a time above 0 ms"):

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+from datetime import datetime, timezone
 from pathlib import Path, PurePosixPath
 from typing import Callable, Sequence
 
-from deberta.ascend import ais_bench, atc, msame, programs, runs
+from deberta.ascend import ais_bench, atc, msame, programs, runs, timing
 from deberta.core import files
 from deberta.core.errors import DebertaError, StageError
 from deberta.host.plan.plan import Compilation, Inference, ModelRun, Step
@@ -93,9 +94,18 @@ def infer(
         files.write_text(summary, json.dumps({"not_checked": not_checked}))
     subjects = [run.output / folder.name for run, (folder, _) in zip(inference.runs, judged)]
     if inference.log_copy:
+        _keep_longer(session.workspace / inference.log_copy, inference.runs[0].times, console)
         files.write_text(session.workspace / inference.log_copy, judged[0][1])
         subjects.insert(0, inference.log_copy)
     return subjects
+
+
+def _keep_longer(log: Path, times: int, console: Console) -> None:
+    """Keep a timing log of more loops beside the one that takes its name."""
+    if (loops := timing.loops(log)) > times:
+        aside = log.with_name(f"{log.name}.before-{datetime.now(timezone.utc):%Y%m%dT%H%M%SZ}")
+        files.write_text(aside, files.read_text(log))
+        console.say(f"{log.name} of {loops} loops is kept as {aside}")
 
 
 def _judged(session: Session, step: Step, run: ModelRun, stdout: str, temporary: Path) -> tuple[Path, str]:

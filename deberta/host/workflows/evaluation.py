@@ -9,7 +9,7 @@ from typing import Any, Mapping, Optional, Sequence
 from deberta.ascend import programs, timing
 from deberta.core import buckets, files, records, schema
 from deberta.core.buckets import Choice
-from deberta.core.contract import FP32, INPUTS, SUPPLIED_LOG, SUPPLIED_OUTPUTS, batch_count
+from deberta.core.contract import FP32, INPUTS, PERFORMANCE_LOOPS, SUPPLIED_LOG, SUPPLIED_OUTPUTS, batch_count
 from deberta.core.errors import ConfigError, DataError, DebertaError, MissingError
 from deberta.core.paths import record_of
 from deberta.core.records import Record
@@ -140,6 +140,7 @@ def evaluate(session: Session, case: Case, choice: Choice = ()) -> None:
 def perf(session: Session, case: Case, loops: int, choice: Choice = ()) -> None:
     """The guide's performance run, padded; with lengths each one's first batch too, and what they come to."""
     case = replace(case, plan=replace(case.plan, limit=0))
+    fitted = at_lengths(session, case, choice or buckets.PADDED)  # bad lengths are refused before anything slow
     padded = case.padded
     if is_supplied_log(session, padded):
         again = padded.command("perf")
@@ -150,8 +151,7 @@ def perf(session: Session, case: Case, loops: int, choice: Choice = ()) -> None:
         bins = needed(session, [evaluation.preprocess(padded)])
         runner.run_all(session, [*compiling(session, padded), *bins, step])
     if not session.dry:
-        _print_performance(session, padded)
-    fitted = at_lengths(session, case, choice or buckets.PADDED)
+        _print_performance(session, padded, loops)
     if fitted.plan.is_padded:
         return
     timed = [evaluation.perf(part, loops) for part in fitted.lengths]
@@ -353,7 +353,7 @@ def _print_label_changes(session: Session, case: Case, path: PurePosixPath) -> N
     )
 
 
-def _print_performance(session: Session, case: Case) -> None:
+def _print_performance(session: Session, case: Case, loops: int) -> None:
     measured = timing.read(session.workspace / case.timing_log, case.batch_size)
     supplied = freshness.is_user_supplied(session, case.timing_log)
     place = f"({SUPPLIED_LOG})" if supplied else _place(case.plan, measured.runner)
@@ -361,18 +361,27 @@ def _print_performance(session: Session, case: Case) -> None:
     average = "average" if measured.runner == "ais_bench" else "average without first"
     print(
         f"perf bs={case.batch_size} {case.version} {place}: {measured.fps:.3f} fps "
-        f"({len(measured.times_ms)} loops, {average} {measured.average_ms} ms, {times})\n  {case.timing_log}"
+        f"({_loops(len(measured.times_ms), loops)}, {average} {measured.average_ms} ms, {times})\n  {case.timing_log}"
     )
+
+
+def _loops(measured: int, wanted: int) -> str:
+    """How many loops a figure rests on, marked where they are not those of the guide or of the command."""
+    if measured > wanted:
+        return f"{measured} loops, more than {wanted} and measured before: --force measures again"
+    return f"{measured} loops" if measured >= PERFORMANCE_LOOPS else f"{measured} loops only, the guide's run has more"
 
 
 def _print_throughput(session: Session, case: Case) -> None:
     measured = schema.read_json(session.workspace / case.throughput, dict[str, Any])
     padded = timing.read(session.workspace / case.padded.timing_log, case.batch_size).fps
     place = _place(case.plan, case.plan.tool)
+    loops = min(timing.loops(session.workspace / part.timing_log) for part in (case.padded, *case.lengths))
+    fewer = f" ({_loops(loops, loops)})" if loops < PERFORMANCE_LOOPS else ""
     print(
         f"perf bs={case.batch_size} {case.version} {place}, buckets {buckets.text(case.plan.lengths)}: "
         f"{measured['fps']:.3f} fps over {measured['rows']} rows, {measured['fps'] / padded:.2f} times the padded "
-        f"{padded:.3f}"
+        f"{padded:.3f}{fewer}"
     )
     for length, part in measured["buckets"].items():
         print(

@@ -36,9 +36,11 @@ def lengths(report: Report) -> Table:
         place = (result.batch_size, result.version, result.precision)
         row = figures.setdefault(place, [ABSENT] * 5)
         row[2] = ",".join(result.lengths)
-        row[3] = f"{result.fps:.3f} {tables.stands(result.origin, result.place, result.pinned, FP32)}"
-        padded = [run.fps for run in tables.padded_runs(report) if (run.batch_size, run.version) == place[:2]]
-        row[4] = f"{padded[0]:.3f}" if padded else ABSENT
+        own = [run for run in report.measured.performances if (run.batch_size, run.version, run.precision) == place]
+        marked = tables.few_loops([run for run in own if str(run.length) in result.lengths])
+        row[3] = f"{result.fps:.3f} {tables.stands(result.origin, result.place, result.pinned, FP32)}{marked}"
+        padded = [run for run in tables.padded_runs(report) if (run.batch_size, run.version) == place[:2]]
+        row[4] = f"{padded[0].fps:.3f}{tables.few_loops(padded[:1])}" if padded else ABSENT
     return table("lengths", ((f"{place[0]}", *place[1:], *row) for place, row in sorted(figures.items())))
 
 

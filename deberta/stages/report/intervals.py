@@ -12,6 +12,7 @@ import numpy as np
 from scipy import stats
 
 from deberta.ascend.timing import nearest_ranks
+from deberta.core.contract import PERFORMANCE_LOOPS
 from deberta.core.errors import DataError
 
 CONFIDENCE = 0.95
@@ -27,9 +28,9 @@ Interval = tuple[float, float]
 class Latency:
     """What a list of times says. All in ms but `spread`; `warning` is empty if one may conclude from them.
 
-    `percentiles_ms`: by nearest rank, so that each is a measured time. `interval_ms`: of the average, by Student's t;
-    None of a single time. Times in a row depend on each other, so the interval is the least to allow for, not the
-    most. `spread`: interquartile range / median.
+    `percentiles_ms`: by nearest rank, so that each is a measured time. `interval_ms`: of the average, by Student's t,
+    no lower than 0; None of a single time. Times in a row depend on each other, so the interval is the least to allow
+    for, not the most. `spread`: interquartile range / median.
     """
 
     percentiles_ms: dict[str, float]
@@ -79,8 +80,9 @@ def latency(times_ms: Sequence[float]) -> Latency:
         warnings.append(f"the middle half of the times spans {100 * spread:.1f} % of the median")
     if len(times) > 1:
         half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(times) - 1) * stats.sem(times))
-        interval = (round(average - half, DIGITS), round(average + half, DIGITS))
+        interval = (round(max(0.0, average - half), DIGITS), round(average + half, DIGITS))
         if half > WIDE_INTERVAL * average:
             warnings.append(f"the average is known to {100 * half / average:.1f} % only")
-    warning = "; ".join(warnings) + ". Measure again, with more loops or on an idle machine" if warnings else ""
+    more = "" if len(times) + 1 >= PERFORMANCE_LOOPS else f" with more loops (up to {PERFORMANCE_LOOPS}) or"
+    warning = f"{'; '.join(warnings)}. Measure again{more} on an idle machine" if warnings else ""
     return Latency(nearest_ranks(times.tolist()), interval, round(spread, DIGITS), warning)

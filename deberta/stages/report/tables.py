@@ -11,7 +11,7 @@ from typing import NamedTuple
 from markupsafe import Markup
 
 from deberta.ascend import ais_bench
-from deberta.core.contract import FP32, SEQUENCE_LENGTH, VERSIONS, is_supplied
+from deberta.core.contract import FP32, PERFORMANCE_LOOPS, SEQUENCE_LENGTH, VERSIONS, is_supplied
 from deberta.core.errors import many, some
 from deberta.core.job import PublishedRow
 from deberta.core.report import EvaluationCell, GateCheck, PerformanceRun, Proportion, Report, is_padded
@@ -107,8 +107,14 @@ def where_counted(report: Report, cell: EvaluationCell) -> str:
 
 
 def where_timed(run: PerformanceRun) -> str:
-    """The same of a performance run."""
-    return stands(run.origin, run.place, run.pinned, run.precision)
+    """The same of a performance run, and whether it has fewer loops than the guide's."""
+    return f"{stands(run.origin, run.place, run.pinned, run.precision)}{few_loops([run])}"
+
+
+def few_loops(runs: Iterable[PerformanceRun]) -> str:
+    """The mark of a figure that rests on a run of fewer loops than the guide's; empty of others."""
+    fewest = min((run.loops for run in runs), default=PERFORMANCE_LOOPS)
+    return f", {fewest} loops only" if fewest < PERFORMANCE_LOOPS else ""
 
 
 def stands(origin: str, place: str, pinned: bool, precision: str) -> str:
