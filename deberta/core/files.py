@@ -23,6 +23,7 @@ INTENT = f"{TEMPORARY}intent"
 ASIDE = ".old"  # ends the temporary name of a folder that waits until its successor has its name
 BEFORE = "-"  # in an intent, the state of what was there before the run
 LARGEST_TEXT = 32 * 2**20  # bytes of a file that is read as a whole; the largest that we write have some MB
+LARGEST = 64 * 2**30  # bytes of a file that is hashed: minutes
 
 
 LFS_POINTER = b"version https://git-lfs"
@@ -277,12 +278,21 @@ def write_texts(texts: Mapping[Path, str]) -> None:
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a regular file's bytes, in hexadecimal. Raises OSError, UnfitFile for a Git LFS pointer."""
+    """SHA-256 of a regular file's bytes, in hexadecimal.
+
+    Raises OSError; UnfitFile for a Git LFS pointer, or more than LARGEST bytes.
+    """
     with open_regular(path) as file:
         if file.read(len(LFS_POINTER)) == LFS_POINTER:
             raise UnfitFile(errno.EINVAL, form_of(LFS_POINTER, os.fstat(file.fileno()).st_size), os.fspath(path))
         file.seek(0)
-        return sha256_of_stream(file)
+        return _sha256_of_regular(file)
+
+
+def _sha256_of_regular(file: IO[bytes]) -> str:
+    if (size := os.fstat(file.fileno()).st_size) > LARGEST:
+        raise UnfitFile(errno.EFBIG, f"has {size} bytes, more than the {LARGEST} that are read", file.name)
+    return sha256_of_stream(file)
 
 
 def sha256_of_stream(file: IO[bytes]) -> str:
@@ -319,7 +329,7 @@ def folder_digest(folder: Path) -> str:
         if "\n" in name:  # it could stand for two files
             raise UnfitFile(errno.EINVAL, "has a line end in its name", os.fspath(folder / name))
         with open_regular(folder / name) as file:  # a pointer too: a clone may lack files that nobody reads
-            listing.update(f"{sha256_of_stream(file)}  {name}\n".encode(errors="surrogateescape"))
+            listing.update(f"{_sha256_of_regular(file)}  {name}\n".encode(errors="surrogateescape"))
     return listing.hexdigest()
 
 

@@ -6,7 +6,7 @@ import errno
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +33,7 @@ def open_session(model: Path, threads: int, batch_size: int = 0) -> InferenceSes
         raise MissingError(f"{model} is missing. Run: invoke export-onnx")
     import onnxruntime  # slow to import, so after the cheap check
 
+    onnxruntime.disable_telemetry_events()
     _refuse_loops(model)
 
     options = onnxruntime.SessionOptions()
@@ -48,9 +49,16 @@ def open_session(model: Path, threads: int, batch_size: int = 0) -> InferenceSes
 
 def run(session: InferenceSession, ids: npt.NDArray[np.int32], mask: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:
     """The logits, float32 [rows, 3], of token ids and masks, int32 [rows, length] each."""
+    return np.asarray(run_to(session, [OUTPUT], ids, mask)[0])
+
+
+def run_to(
+    session: InferenceSession, outputs: Sequence[str], ids: npt.NDArray[np.int32], mask: npt.NDArray[np.int32]
+) -> list[npt.NDArray[Any]]:
+    """The tensors of these names, of `run`'s inputs. Raises DataError for a graph that cannot be run."""
     inputs = dict(zip(INPUTS, (ids, mask), strict=True))
     try:
-        return np.asarray(session.run([OUTPUT], inputs)[0])
+        return list(session.run(outputs, inputs))
     except Exception as error:  # as above: another shape, or no memory for what the graph asks for
         raise DataError(f"the model cannot be run: {str(error)[:200]}. Run: invoke export-onnx --force") from error
 

@@ -22,6 +22,7 @@ BOUNDS = {
     "a key file": sign.LARGEST_KEY,
     "a settings file (`invoke.yaml`, `-f`); without anchors and aliases, no key twice": settings_file.LARGEST,
     "a table that `add-profile` converts, unpacked": tables.LARGEST,
+    "a file that is hashed": files.LARGEST,
     "a line of a tsv": mnli.LONGEST_LINE,
     "layers of a config": config.MOST_LAYERS,
     "any other size in a config": config.LARGEST,

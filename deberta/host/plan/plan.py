@@ -215,7 +215,7 @@ class Plan:
         """A file that the user brings; of an index of shards all of its folder is read."""
         name = self.profile.name
         commands = {"mnli": "invoke fetch --profile mnli", "demo": "invoke demo --remake"}
-        command = commands.get(name, f"put it there, or change profile {name} in invoke.yaml (docs/profiles.md)")
+        command = commands.get(name, f"Put it there, or change profile {name} in invoke.yaml (docs/profiles.md)")
         folder = profiles.hashed(path)
         return Input(folder, command, path if folder != path else None)
 

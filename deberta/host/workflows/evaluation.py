@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any, Mapping, Optional, Sequence
@@ -79,8 +80,8 @@ def preprocess(session: Session, plan: Plan, batch_size: int, version: str = "",
 
 
 def present_versions(session: Session, plan: Plan) -> list[str]:
-    """The profile's versions whose tsv is there; the others are named. All of them if none is."""
-    present = [v for v in plan.profile.rows if (session.workspace / plan.profile.data_path(v)).exists()]
+    """The profile's versions whose tsv, or a link of its name, is there; the others are named. All if none is."""
+    present = [v for v in plan.profile.rows if os.path.lexists(session.workspace / plan.profile.data_path(v))]
     for absent in [v for v in plan.profile.rows if present and v not in present]:
         needed = plan.source(plan.profile.data_path(absent))
         session.say(f"{needed.path} is missing, so {absent} is left out. To have it: {needed.command}")

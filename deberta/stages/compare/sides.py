@@ -199,8 +199,8 @@ def _onnx(kind: str, file: Path, setting: Setting) -> Side:
         session = onnx_runtime.open_session(_with_outputs(file, inner, setting.scratch), setting.threads)
         recorder, outputs = _Recorder(), [*inner, OUTPUT]
         for part in _by_parts(kind, rows, min(setting.options.bs, MOST_ROWS)):
-            inputs = dict(zip(INPUTS, (part.ids, part.mask), strict=True))
-            for name, values in zip(outputs, session.run(outputs, inputs), strict=True):
+            computed = onnx_runtime.run_to(session, outputs, part.ids, part.mask)
+            for name, values in zip(outputs, computed, strict=True):
                 recorder.add(name, values, len(part))
         return recorder.results()
 

@@ -13,7 +13,6 @@ transformers 5's own class gives different ids, so only `tokenizers` is used; th
 
 from __future__ import annotations
 
-import base64
 import math
 from pathlib import Path
 from typing import Any
@@ -25,10 +24,10 @@ from tokenizers.models import Unigram
 
 from deberta.core import files, schema
 from deberta.core.errors import DataError, MissingError
+from deberta.stages.model import tokenizer_rules
 
 LONGEST_PIECE = 1024  # characters
 MOST_CHARACTERS = 4 * 2**20  # that the rules may make of a row
-_GROWTH = 18  # characters that Unicode's normal forms and case make of one, at most: U+FDFA
 REQUIRED = ("[PAD]", "[CLS]", "[SEP]", "[UNK]")
 SPECIAL = (*REQUIRED, "[MASK]")
 PAD_ID = 0  # the padding of the bins
@@ -89,27 +88,13 @@ def has_character_map(tokenizer: Tokenizer) -> bool:
 def longest_row(tokenizer: Tokenizer) -> int:
     """Characters of a row's two texts, beyond which the rules could make more than MOST_CHARACTERS of them."""
     rules = schema.decode(tokenizer.normalizer.__getstate__(), dict[str, Any]) if tokenizer.normalizer else {}
-    return MOST_CHARACTERS // _growth(rules)
+    return MOST_CHARACTERS // tokenizer_rules.growth(rules)
 
 
 def check_row(premise: str, hypothesis: str, longest: int, place: str) -> None:
     """Raise DataError for texts of more than `longest` characters; see `longest_row`."""
     if (characters := len(premise) + len(hypothesis)) > longest:
         raise DataError(f"{place} has {characters} characters, and the tokenizer's rules allow {longest} at most")
-
-
-def _growth(rules: dict[str, Any]) -> int:
-    """The most characters that a normalizer, as a tokenizer.json has it, makes of one."""
-    if rules.get("type", "Strip") in ("Strip", "StripAccents", "Nmt"):
-        return 1
-    if rules.get("type") == "Sequence":
-        return math.prod(map(_growth, rules["normalizers"]))
-    if rules.get("type") == "Precompiled":  # a trie, with its bytes in the first four, and texts that end with a NUL
-        characters = base64.b64decode(rules["precompiled_charsmap"])
-        texts = characters[4 + int.from_bytes(characters[:4], "little") :].decode(errors="replace").split("\0")
-        return max(map(len, texts)) or 1
-    text = str(rules.get("content", rules.get("prepend", "")))
-    return 1 + len(text) if rules.get("type") in ("Replace", "Prepend") else _GROWTH
 
 
 def _from_json(file: Path) -> Tokenizer:
@@ -123,6 +108,12 @@ def _from_json(file: Path) -> Tokenizer:
         if form := files.form_of(content, len(content)):
             raise DataError(f"{file} {form}") from None
         raise DataError(f"{file} is not a tokenizer.json of Hugging Face tokenizers: {str(error)[:200]}") from error
+    document = schema.read(file, dict[str, Any], "Fetch it again")
+    if problem := tokenizer_rules.problem(document):
+        raise DataError(f"{file} {problem}. Fetch it again")
+    for entry in document.get("added_tokens") or []:
+        if (number := tokenizer.token_to_id(entry["content"])) != entry["id"]:
+            raise DataError(f"{file} gives {entry['content']} id {entry['id']}, and its vocabulary gives it {number}")
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer
@@ -183,6 +174,11 @@ def _read_model(file: Path) -> sentencepiece_model_pb2.ModelProto:  # type: igno
     names = [piece.piece for piece in model.pieces]
     if not all(isinstance(name, str) for name in names):  # protobuf's bytes where it could not decode
         raise DataError(f"{file} has pieces that are not UTF-8: it is damaged. Move it away and run: invoke fetch")
+    if not all(math.isfinite(piece.score) for piece in model.pieces):
+        raise DataError(f"{file} has a piece whose score is no finite number: it is damaged. Fetch it again")
+    character_map = model.normalizer_spec.precompiled_charsmap
+    if character_map and (problem := tokenizer_rules.map_problem(character_map)):
+        raise DataError(f"{file} {problem}. Fetch it again")
     if max(map(len, names)) > LONGEST_PIECE:  # a long one takes gigabytes to load
         raise DataError(f"{file} has a piece of more than {LONGEST_PIECE} characters: not DeBERTa v2's or v3's")
     lacking = [token for token in REQUIRED if token not in names]
