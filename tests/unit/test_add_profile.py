@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import sys
@@ -239,6 +240,11 @@ BROKEN: dict[str, tuple[Callable[[Path], object], int, str]] = {
     "no config": (lambda model: (model / "config.json").unlink(), 3, "holds neither config.json nor model_config.json"),
     "no weights": (lambda model: (model / "model.safetensors").unlink(), 3, "holds none of: model.safetensors"),
     "another tokenizer": (_small_vocabulary, 5, "has 401 pieces, and the model's vocabulary 300 entries"),
+    "ONNX": (
+        lambda model: (model / "model.safetensors").rename(model / "model.onnx"),
+        3,
+        "holds an ONNX file: name the",
+    ),
     "an adapter": (_adapter, 3, "holds an adapter (PEFT): merge it"),
     "cut off": (
         lambda model: (model / "model.safetensors").write_bytes(b"\0" * 99),
@@ -258,6 +264,9 @@ def test_a_model_that_cannot_be_run_leaves_nothing(kind: str, own: Own, model: P
 def test_data_and_names_that_cannot_be_used_leave_nothing(own: Own, model: Path, tmp_path: Path) -> None:
     good, bad = make_csv(tmp_path / "a.csv"), tmp_path / "b.csv"
     bad.write_text("premise,hypothesis,label\na,b,maybe\n")
+    glues = write_dev(tmp_path / "dev.tsv", [dev_line(label="maybe")])
+    assert "unknown label 'maybe'" in (error := own.fail(5, "own", "--model", model, "--data", glues))
+    assert "--label-words WORD=entailment" in error
     both = ["own", "--model", model, "--data", f"{good},{bad}"]
     assert "b.csv (csv, commas) has 1 bad row: line 2: unknown label 'maybe'" in own.fail(5, *both)
     assert "own2 is" not in own.fail(2, "a/b", "--model", model, "--data", good)
@@ -282,6 +291,22 @@ def test_a_profile_that_cannot_be_written_leaves_nothing(own: Own, model: Path, 
         own.before = text
         own.settings.write_text(text)
         own.fail(2, "own", "--model", model, "--data", make_csv(tmp_path / "a.csv"))
+
+
+@pytest.mark.parametrize("name", ["true", "123", "a.b-c_d"])
+def test_a_name_that_yaml_reads_otherwise_and_files_of_any_name(
+    name: str, own: Own, model: Path, tmp_path: Path
+) -> None:
+    hub = tmp_path / "models--x--y, zz" / "snapshots" / "ä b"  # a folder of the hub's cache: links to blobs
+    hub.mkdir(parents=True)
+    for path in model.iterdir():
+        (hub / path.name).symlink_to(path)
+    data = make_csv(tmp_path / "d, e 'f'.csv")
+    assert "the hub's cache" in own.fail(3, name, "--model", hub.parents[1], "--data", data)
+    code, output, error = own.run("add-profile", name, "--model", hub, "--data", data)
+    assert code == 0 and list(settings_file.load(str(own.settings))["profiles"]) == ["a", name], output + error
+    assert f"invoke -f {own.settings} evaluate --bs 8 --version match --profile {name}" in output
+    assert os.readlink(own.root / f"models/{name}/model/config.json") == str(model / "config.json")
 
 
 def test_a_dry_run_touches_nothing(own: Own, model: Path, tmp_path: Path) -> None:
@@ -364,6 +389,13 @@ def test_a_profile_finds_its_place(text: str, expected: str, tmp_path: Path) -> 
     settings_file.prepare_profile(path, "new", LINES)()
     assert path.read_bytes().decode() == expected and path.stat().st_mode & 0o777 == 0o640
     assert settings_file.load(str(path))["profiles"]["new"] == {"rows": {"match": 1}}
+
+
+def test_a_profile_is_added_to_the_projects_own_settings(tmp_path: Path) -> None:
+    path, text = tmp_path / "invoke.yaml", (REPOSITORY / "invoke.yaml").read_text(encoding="utf-8")
+    path.write_text(text)
+    settings_file.prepare_profile(path, "new", LINES)()
+    assert path.read_text() == text + "  # new\n  new:\n    rows: {match: 1}\n"
 
 
 @pytest.mark.parametrize(

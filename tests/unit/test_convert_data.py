@@ -133,7 +133,7 @@ def test_a_mapping_names_columns_and_labels(tmp_path: Path) -> None:
     ("content", "options", "says"),
     [
         (b"a,b,c\nx,y,neutral\n", (), "no column for premise (looked for premise, sentence1, text_a); no column for"),
-        (b"premise,hypothesis\nx,y\n", (), "no column for label (looked for label, gold_label); a test file"),
+        (b"premise,hypothesis\nx,y\n", (), "no column for label (looked for label, gold_label); is it a test file"),
         (b"premise,hypothesis,label\nx,y,neutral\n", ("--columns", "label=gold"), "no column 'gold'"),
         (b"premise,hypothesis,label,gold_label\nx,y,neutral,-\n", (), "label may be label or gold_label"),
         (b"premise,hypothesis,label,label\nx,y,neutral,-\n", (), "2 columns called 'label'"),

@@ -11,7 +11,7 @@ from typing import Any, Callable, Mapping, Optional, Sequence
 from deberta.ascend import programs
 from deberta.core import files, mnli, schema
 from deberta.core.contract import DEV_FILES, LABELS, VERSIONS
-from deberta.core.errors import ConfigError, MissingError, many, one_line
+from deberta.core.errors import ConfigError, DataError, MissingError, many, one_line
 from deberta.core.paths import Artifacts, record_of
 from deberta.host.plan import profiles
 from deberta.host.plan.plan import Case, Input, Plan, Step, stage
@@ -87,7 +87,7 @@ def add(session: Session, request: Request, known: Mapping[Any, Any], write: Wri
     converting = {v: _converting(request, model, draft, v) for v, path in request.data.items() if _needs(request, path)}
     counted = {v: _look(session, _rehearsal(session, converting[v])) for v in converting}
     for version in [version for version in request.data if version not in converting]:
-        counted[version] = {"rows": mnli.count(request.data[version]), "kind": "GLUE's tsv, as it is"}
+        counted[version] = {"rows": _count(request.data[version]), "kind": "GLUE's tsv, as it is"}
         placements.append(Placement(request.data[version], draft.profile.data_path(version)))
     values["rows"] = {version: counted[version]["rows"] for version in request.data}
     if before is not None and before != values:
@@ -179,6 +179,15 @@ def _look(session: Session, step: Step) -> dict[str, Any]:
 def _needs(request: Request, path: Path) -> bool:
     """Whether a file has to be converted: it is not GLUE's dev tsv, or the request says how it is to be read."""
     return bool(request.columns or request.label_words) or not mnli.is_dev_file(path)
+
+
+def _count(path: Path) -> int:
+    """The rows of GLUE's tsv, all of them checked. Raises DataError."""
+    try:
+        return mnli.count(path)
+    except DataError as error:
+        meaning = ". Say what labels of your own mean: --label-words WORD=entailment" if "label" in str(error) else ""
+        raise DataError(f"{error}{meaning}") from None
 
 
 def _profile(request: Request, model: Mapping[str, Any]) -> tuple[dict[str, Any], list[Placement]]:
@@ -279,11 +288,11 @@ def _print(
     print(f"labels: {', '.join(values['labels'])} ({_source_of_labels(model)})")
     print(f"tokenizer: {', '.join(model['tokenizer'])}: {model['pieces']} pieces{mapped}")
     for version, path in request.data.items():
-        labels = counted[version].get("labels")
+        table = counted[version]
+        labels, left_out = table.get("labels"), table.get("rows_left_out")
         shares = f" ({', '.join(f'{label} {count}' for label, count in labels.items())})" if labels else ""
-        left_out = counted[version].get("rows_left_out")
         without = f", {left_out} left out for want of a label" if left_out else ""
-        print(f"data, {version}: {path} ({counted[version]['kind']}): {counted[version]['rows']} rows{shares}{without}")
+        print(f"data, {version}: {path} ({table['kind']}): {table['rows']} rows{shares}{without}{_by(table)}")
     print(f"profile {request.name} {'was there already, the same' if is_known else 'is added'}. Next:")
     for version in request.data:
         print(f"  {request.program} evaluate --bs 8 --version {version} --profile {request.name}")

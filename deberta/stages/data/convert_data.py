@@ -66,7 +66,7 @@ def columns_of(table: ForeignTable, mapping: Mapping[str, str], path: Path) -> d
         elif present:
             columns[role] = present[0]
     if problems:
-        no_labels = "; a test file without labels?" if "label" not in columns and len(columns) > 1 else ""
+        no_labels = "; is it a test file, which has none" if "label" not in columns and len(columns) > 1 else ""
         raise DataError(
             f"{path} ({table.kind}): {'; '.join(problems)}{no_labels}. Its columns: {some(table.columns, 20)}. Say "
             "which: --columns premise=NAME,hypothesis=NAME,label=NAME, with genre=NAME and id=NAME if there are any"

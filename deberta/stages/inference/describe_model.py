@@ -22,6 +22,7 @@ _OTHER_FILES = {  # what a folder without weights may hold
     "adapter_model.bin": "an adapter (PEFT): merge it into its model, and save that",
     "tf_model.h5": "TensorFlow's weights: save them with PyTorch",
     "flax_model.msgpack": "Flax's weights: save them with PyTorch",
+    "model.onnx": "an ONNX file: name the checkpoint that it was exported from",
     "snapshots": "the hub's cache: name the folder in snapshots/",
 }
 
@@ -69,6 +70,8 @@ def describe(model: Path, labels: Sequence[str], tokenizer_path: Path | None) ->
 
 def weights_of(model: Path) -> Path:
     """The file of weights, or the index of shards, that is read of a model."""
+    if model.suffix in (".onnx", ".om", ".xml", ".h5", ".msgpack", ".gguf"):
+        raise ConfigError(f"{model} is no PyTorch checkpoint. Name the checkpoint that it was made from")
     microsofts = sorted(model.glob("pytorch.model-*.bin")) if model.is_dir() else []
     if len(microsofts) == 1:
         return microsofts[0]
