@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Sequence, Union
+from typing import Any, Sequence, Union
 
 from deberta.core.errors import ConfigError
 
@@ -27,6 +27,13 @@ ONNX_OPSET = 12  # proven by the guide's own ATC run; ATC 5.1.RC2 reads opset 9-
 ONNX_IR_VERSION = 7
 ONNX_MAX_BYTES = 2**31 - 1  # one protobuf file
 LARGEST_WHOLE = 10**18 - 1
+
+
+def has_text_names(graph: Any) -> bool:
+    """Whether the names in an ONNX GraphProto are text: protobuf gives bytes for one that is not UTF-8."""
+    nodes = [(node.name, node.op_type, node.domain, *node.input, *node.output) for node in graph.node]
+    values = [entry.name for entry in (*graph.input, *graph.output, *graph.initializer, *graph.value_info)]
+    return all(isinstance(name, str) for names in (*nodes, values) for name in names)
 
 
 def is_supplied(origin: str) -> bool:

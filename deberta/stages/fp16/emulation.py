@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from deberta.core import files
-from deberta.core.contract import INPUTS, LABELS, OUTPUT
+from deberta.core.contract import INPUTS, LABELS, OUTPUT, has_text_names
 from deberta.core.errors import DataError, MissingError, some
 from deberta.stages.data.bins import Rows
 
@@ -94,6 +94,8 @@ def read_graph(path: Path) -> onnx.GraphProto:
             graph: onnx.GraphProto = onnx.load(file, load_external_data=False).graph
     except (DecodeError, ValueError) as error:
         raise DataError(f"{path} is not an ONNX file ({error}). {AGAIN}") from None
+    if not has_text_names(graph):
+        raise DataError(f"{path} is no valid ONNX: a name in it is not UTF-8. {AGAIN}")
     inputs, outputs = [value.name for value in graph.input], [value.name for value in graph.output]
     if tuple(inputs) != INPUTS or outputs != [OUTPUT]:
         raise DataError(f"{path} has the inputs {', '.join(inputs)} and outputs {', '.join(outputs)}. {AGAIN}")

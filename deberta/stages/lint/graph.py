@@ -19,7 +19,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from deberta.core import files
-from deberta.core.contract import ONNX_MAX_BYTES
+from deberta.core.contract import ONNX_MAX_BYTES, has_text_names
 from deberta.core.errors import DataError, MissingError
 from deberta.stages.lint.rules import VIEWS
 
@@ -171,6 +171,8 @@ def load_graph(path: Path) -> Graph:
         raise DataError(f"{path} is no ONNX file ({error})") from None
     if (count := len(model.graph.node)) > MOST_NODES:
         raise DataError(f"{path} has {count} nodes, and more than {MOST_NODES} are not judged")
+    if not has_text_names(model.graph):
+        raise DataError(f"{path} is no valid ONNX: a name in it is not UTF-8")
     if not model.graph.node or not model.opset_import or not model.ir_version:
         raise DataError(f"{path} is no ONNX file: it has no nodes, no opset or no IR version")
     constants = {constant.name: constant for constant in _take_constants(model)}
