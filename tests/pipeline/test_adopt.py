@@ -161,6 +161,20 @@ def test_an_accuracy_that_the_outputs_contradict_is_left_out(bare: Workspace, tm
     assert "left out: result/eval_bs4_match.txt: no outputs of bs 4, match are here" in said
 
 
+def test_a_checkpoint_of_another_model_is_left_out(bare: Workspace, tmp_path: Path) -> None:
+    workspace = bare.copy(tmp_path / "copy")
+    guide = shutil.copytree(_guide(bare), tmp_path / "guide")
+    config = guide / "model_config.json"
+    config.write_text(config.read_text().replace('"num_hidden_layers": 4', '"num_hidden_layers": 5'))
+    gates = workspace.root / "gates.toml"
+    gates.write_text(gates.read_text().replace("models/demo/", "models/other/"))
+    workspace.configure(gates=str(gates))
+    said = workspace.succeed("adopt", str(guide))
+    assert "left out: pytorch.model-073631.bin: it does not fit the profile's config: " in said
+    assert "missing" in said and "adopted: model_config.json" in said and ".cache" not in said
+    assert not (workspace.root / "models/demo/pytorch.model-demo.bin").exists()
+
+
 def test_folders_in_which_nothing_fits(bare: Workspace, tmp_path: Path) -> None:
     (tmp_path / "empty/inner").mkdir(parents=True)
     workspace = bare.copy(tmp_path / "copy")

@@ -455,3 +455,19 @@ def test_what_is_finished_needs_no_device_and_no_cann(
     assert "npu-smi" in workspace.fail(3, *accept, "2,4")
     workspace.data("match").write_bytes(workspace.data("match").read_bytes().replace(b"A ship.", b"A whale.", 1))
     assert "CANN" in workspace.fail(3, *EVALUATE)
+
+
+def test_the_users_bins_and_onnx_are_used_as_they_are(workspace: Workspace) -> None:
+    """Their figures say so, what is judged is judged without them, and the chain leaves both where they are."""
+    for name in ("models/tiny/dynamic.onnx", "data/tiny/pre_mnli_bs4/match"):
+        (workspace.root / f"{name}.record.json").unlink()
+    shutil.rmtree(workspace.root / RESULTS)
+    said = workspace.succeed(*EVALUATE)
+    assert "data/tiny/pre_mnli_bs4/match was not made here and is used as it is (invoke preprocess --bs 4" in said
+    assert "models/tiny/dynamic.onnx was not made here and is used as it is (invoke export-onnx --profile tiny" in said
+    assert steps_that_ran(said) == ["infer bs=4 match", "postprocess bs=4 match"]
+    assert "/10) (on ascend, user-supplied ONNX and bins)" in workspace.succeed("report", *ASCEND)
+    assert "verified: " in workspace.succeed("verify", *ASCEND)
+    assert steps_that_ran(workspace.succeed("postprocess", *EVALUATE[1:])) == []
+    assert "never replaced" in workspace.fail(5, "preprocess", *EVALUATE[1:5])
+    assert steps_that_ran(workspace.succeed(*EVALUATE, "--force"))[:2] == ["export-onnx", "build-om bs=4"]

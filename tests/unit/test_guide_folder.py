@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -96,6 +97,22 @@ def copy(source: str, target: str) -> Callable[[Path], None]:
     return spoil
 
 
+def pipe(guide: Path) -> None:
+    (guide / "deberta_bs8.om").unlink()
+    os.mkfifo(guide / "deberta_bs8.om")
+
+
+def circle(guide: Path) -> None:
+    (guide / "deberta_bs8.om").unlink()
+    (guide / "deberta_bs8.om").symlink_to("deberta_bs8.om")
+    (guide / "MNLI/up").symlink_to(guide)
+
+
+def zero(guide: Path) -> None:
+    (guide / LOG).unlink()
+    (guide / LOG).symlink_to("/dev/zero")
+
+
 SPOILED = {  # what is done to the folder, what is left out by it, and why
     "an output is missing": (remove(f"{OUTPUTS}/input_1_output_0.bin"), OUTPUTS.rpartition("/")[0], "1 outputs of 2"),
     "an output is short": (
@@ -110,7 +127,7 @@ SPOILED = {  # what is done to the folder, what is left out by it, and why
     ),
     "two runs": (copy(OUTPUTS, f"{OUTPUTS}1"), OUTPUTS.rpartition("/")[0], "it holds 2 runs"),
     "outputs of another batch size": (
-        lambda guide: (guide / "result/outputs_bs8_om").rename(guide / "result/outputs_bs4_om") and None,
+        lambda guide: os.rename(guide / "result/outputs_bs8_om", guide / "result/outputs_bs4_om"),
         "result/outputs_bs4_om/match",
         "1 outputs of 3 are missing",
     ),
@@ -178,6 +195,9 @@ SPOILED = {  # what is done to the folder, what is left out by it, and why
         "its batch size '0' is not a whole number",
     ),
     "another version": (write("msame_bs8_mismatch.txt", b"?"), "msame_bs8_mismatch.txt", "has no version mismatch"),
+    "a pipe": (pipe, "deberta_bs8.om", "it cannot be read: is not a regular file"),
+    "a link in a circle": (circle, "deberta_bs8.om", "it cannot be read: Too many levels"),
+    "a link to nothing that ends": (zero, LOG, "it cannot be read: is not a regular file"),
     "two different ones": (
         write("old/deberta_bs8.om", b"IMOD another"),
         "old/deberta_bs8.om",

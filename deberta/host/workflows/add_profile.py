@@ -78,14 +78,14 @@ def add(session: Session, request: Request, known: Mapping[Any, Any], write: Wri
     looking = _describing(request)
     if session.dry:
         return _show(session, request, looking)
-    model = _look(session, looking)
+    model = look(session, looking)
     values, placements = _profile(request, model)
     before = known.get(request.name)
     if before is not None and {**before, "rows": 0} != {**values, "rows": 0}:
         raise _differs(request.name, before, values)
     draft = Plan(profiles.load(request.name, {request.name: values}), "cpu")
     converting = {v: _converting(request, model, draft, v) for v, path in request.data.items() if _needs(request, path)}
-    counted = {v: _look(session, _rehearsal(session, converting[v])) for v in converting}
+    counted = {v: look(session, _rehearsal(session, converting[v])) for v in converting}
     for version in [version for version in request.data if version not in converting]:
         counted[version] = {"rows": _count(request.data[version]), "kind": "GLUE's tsv, as it is"}
         placements.append(Placement(request.data[version], draft.profile.data_path(version)))
@@ -163,7 +163,7 @@ def _rehearsal(session: Session, step: Step) -> Step:
     )
 
 
-def _look(session: Session, step: Step) -> dict[str, Any]:
+def look(session: Session, step: Step) -> dict[str, Any]:
     """Run a stage for its summary alone."""
     print(f"[{step.title}] reading", flush=True)
     session.executor.prepare(step)

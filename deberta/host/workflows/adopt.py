@@ -9,17 +9,20 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from deberta.ascend import programs
 from deberta.core import contract, files, schema
-from deberta.core.errors import DataError, MissingError, some
+from deberta.core.errors import DataError, DebertaError, MissingError, some
 from deberta.core.paths import record_of
 from deberta.host.plan import evaluation as steps
-from deberta.host.plan.plan import Case, Plan
+from deberta.host.plan.plan import Case, Plan, stage
 from deberta.host.run import runner
 from deberta.host.run.session import Session
 from deberta.host.workflows import evaluation, guide_folder, named_paths, placing
+from deberta.host.workflows.add_profile import look
 from deberta.host.workflows.guide_folder import FolderContents, Look, Supplied
 
 
@@ -30,6 +33,8 @@ def run(session: Session, plan: Plan, folder: Path, copy: bool, digests: Mapping
     fits.
     """
     survey = Look(plan, session.workspace, digests).through(folder)
+    if not session.dry:
+        _check_checkpoint(session, plan, survey)
     wanted = [entry for entry in survey.supplied if not _is_there(session, entry)]
     placements = [placement for entry in wanted for placement in entry.placements]
     with nullcontext(placements) if session.dry else placing.placed(session.workspace, placements, copy) as new:
@@ -42,6 +47,35 @@ def run(session: Session, plan: Plan, folder: Path, copy: bool, digests: Mapping
     if not session.dry:
         _count(session, plan, survey, folder)
         _say_what_next(session, plan)
+
+
+def _check_checkpoint(session: Session, plan: Plan, contents: FolderContents) -> None:
+    """Load a new checkpoint with the config and tokenizer that it will have; leave it out if that fails."""
+    profile, workspace = plan.profile, session.workspace
+    sources = {entry.target: entry.source for entry in contents.supplied}
+    index = next((i for i, e in enumerate(contents.supplied) if e.target == profile.checkpoint_path), None)
+    if index is None or placing.is_same(sources[profile.checkpoint_path], workspace / profile.checkpoint_path):
+        return
+    entry = contents.supplied[index]
+    config, tokenizer = (sources.get(path, workspace / path) for path in (profile.config_path, profile.tokenizer_path))
+    if absent := [str(path) for path in (config, tokenizer) if not path.exists()]:
+        note = f"its keys and shapes are not checked: {' and '.join(absent)}: not there"
+        contents.supplied[index] = replace(entry, note=note)
+        return
+    place = workspace / programs.scratch("adopt")
+    checkpoint = place / entry.target.name
+    try:
+        files.remove(place)
+        for source, name in ((entry.source, checkpoint.name), (config, guide_folder.GUIDE_CONFIG)):
+            files.link_or_copy(source, place / name)
+        options = {"--model": str(checkpoint), "--tokenizer": str(tokenizer), **plan.labels}
+        look(session, stage("describe-model", Case(plan), reads={}, writes={}, options=options))
+    except DebertaError as error:
+        reason = str(error).replace(f"{place}/", "")
+        contents.supplied.remove(entry)
+        contents.left_out.append((entry.source, f"it does not fit the profile's config: {reason}"))
+    finally:
+        files.remove(place)
 
 
 def _line(entry: Supplied, folder: Path, dry: bool, copy: bool, is_new: bool) -> str:

@@ -23,11 +23,10 @@ from deberta.host.workflows.evaluation import evaluate, known_outputs, needed, p
 
 def lint(session: Session, plan: Plan, model: str, output: str, options: StageOptions) -> None:
     """Check an ONNX file, the profile's unless another is named; the report is printed, or written to `output`."""
-    model = named_paths.of_caller(session.workspace, model)
+    if model:
+        model = named_paths.check_file(session.workspace, "--model", model)
     path = PurePosixPath(model) if model else plan.artifacts.onnx
     target = PurePosixPath(output) if output else plan.artifacts.results.parent / f"lint-onnx.{options['--format']}"
-    if model:
-        named_paths.check_file(session.workspace, "--model", model)
     if output:
         named_paths.check_report(session.workspace, "--output", output, "lint-onnx")
     export = [] if model else needed(session, [evaluation.export_onnx(plan)])
@@ -59,8 +58,7 @@ def _named(session: Session, case: Case, side: PlannedSide) -> PlannedSide:
     """A side whose file the user named. Raises ConfigError if it is something else."""
     if side.kind == "om":
         return replace(side, file=named_paths.find_outputs(session, "--outputs", str(side.file), case.padded))
-    file = named_paths.of_caller(session.workspace, str(side.file))
-    named_paths.check_file(session.workspace, "--a-file or --b-file", file, "config.json")
+    file = named_paths.check_file(session.workspace, "--a-file or --b-file", str(side.file), "config.json")
     return replace(side, file=PurePosixPath(file))
 
 
@@ -79,8 +77,7 @@ def finetune(session: Session, plan: Plan, init: str, options: StageOptions) -> 
     """train.tsv -> the profile's checkpoint. A checkpoint that we did not train is never replaced, --force or not."""
     profile = plan.profile
     if init:
-        init = named_paths.of_caller(session.workspace, init)
-        named_paths.check_file(session.workspace, "--init", init, "config.json")
+        init = named_paths.check_file(session.workspace, "--init", init, "config.json")
     checkpoint = profile.checkpoint_path
     is_folder = (session.workspace / hashed(checkpoint)).is_dir()  # finetune makes one file
     if (is_folder or freshness.is_user_supplied(session, checkpoint)) and not session.dry:

@@ -97,11 +97,14 @@ def check_outputs(workspace: Path, option: str, text: str) -> None:
                 )
 
 
-def check_file(workspace: Path, option: str, text: str, folder_with: str = "") -> None:
-    """A regular file, or a folder that holds `folder_with`. Raises ConfigError; what is absent is let pass."""
-    path = workspace / text
+def check_file(workspace: Path, option: str, text: str, folder_with: str = "") -> str:
+    """A regular file, or a folder that holds `folder_with`; returns its path as `of_caller` does.
+
+    Raises ConfigError; what is absent is let pass.
+    """
+    path = workspace / of_caller(workspace, text)
     if not path.exists() or path.is_file() or (folder_with and (path / folder_with).is_file()):
-        return
+        return of_caller(workspace, text)
     kind = f"file, nor a folder with {folder_with}" if folder_with else "regular file"
     raise ConfigError(f"{option} {text} is no {kind}")
 
