@@ -19,6 +19,7 @@ from deberta.core.errors import ConfigError, DataError, MissingError
 from deberta.core.records import Digests
 from deberta.host.plan import evaluation, profiles
 from deberta.host.plan.plan import Plan
+from deberta.host.report import archive
 from deberta.stages.model import checkpoint, config, weights
 from tests import model_helpers as helpers
 
@@ -173,6 +174,14 @@ def test_a_record_pins_the_index_and_every_shard(folder: Path, tmp_path: Path) -
 def test_an_index_needs_a_folder_of_its_own() -> None:
     with pytest.raises(ConfigError, match="put the index and its shards into one of their own"):
         _profile(SAFETENSORS)
+
+
+def test_a_folder_and_a_file_in_it_are_kept_together(folder: Path, tmp_path: Path) -> None:
+    """As an acceptance keeps a Hugging Face folder that is checkpoint and tokenizer, and the config in it."""
+    (folder / "config.json").write_text("{}")
+    for name in ("", "config.json", ""):
+        archive._keep(folder / name, tmp_path / "kept" / name)
+    assert files.folder_digest(tmp_path / "kept") == files.folder_digest(folder)
 
 
 def test_a_pointer_is_refused_where_inputs_are_hashed(tmp_path: Path) -> None:

@@ -113,8 +113,8 @@ def add_signature(folder: Path, artifacts: Artifacts, envelope: str) -> None:
 
 
 def _keep(source: Path, target: Path) -> None:
-    """Keep a file or folder at another place, if it is there."""
+    """Keep a file or folder at another place, if it is there; a file of a folder that is kept is there already."""
     for name in files.files_in(source) if source.is_dir() else [""]:
         file = source / name
-        if file.exists():
+        if file.exists() and not os.path.lexists(target / name):
             files.link_or_copy(file, target / name, copy=not name and file.stat().st_size < LARGE)
