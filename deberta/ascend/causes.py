@@ -28,9 +28,9 @@ _LONGEST_LINE = 1000  # of a longer line this many characters of its beginning a
 _MOST_DETAILS = 50  # lines that are kept of one message
 _LEVELS = "DEBUG|INFO|EVENT|TRACE|WARN|WARNING|ERROR|FATAL|CRITICAL"
 # `[ERROR] ...`, `[ACL ERROR] ...`, maybe behind a progress bar; `ERROR: ...`, `2026-01-14 06:41:59,991 - INFO - ...`.
-_LEVEL = re.compile(
-    rf"(?i:\[(?:[a-z]{{1,20}} )?({_LEVELS})\])|^[0-9/:., TZ-]{{0,40}}(?:[\w.]{{1,40}} - )?({_LEVELS})(?=[: ])"
-)
+_AT_START = rf"^[0-9/:., TZ-]{{0,40}}(?:[\w.]{{1,40}} - )?({_LEVELS})(?=[: ])"
+_LEVEL = re.compile(rf"{_AT_START}|(?i:\[(?:[a-z]{{1,20}} )?({_LEVELS})\])")
+_LEVEL_AT_START = re.compile(_AT_START)
 _LINES = re.compile(r"[^\r\n]+")
 # `E10016: ...`, `[ACL ERROR] EE1001: [PID: 129520] 2025-07-08-10:25:28.680.962 ...`, and since CANN 8.5
 # `[PID: 129520] 2025-07-08-10:25:28.680.962 Title_Words(EZ3002): ...`, where process and time may be left out.
@@ -140,10 +140,10 @@ def _leveled(line: str) -> tuple[str, str]:
     """A line's level and text; without a level the text is the whole line."""
     if len(line) > 2 * _LONGEST_LINE:
         line = f"{line[:_LONGEST_LINE]} ... {line[-_LONGEST_LINE:]}"
-    match = _LEVEL.search(line)
+    match = _LEVEL.search(line) if "[" in line else _LEVEL_AT_START.match(line)
     if match is None:
         return _PLAIN, line.rstrip()
-    name = (match[1] or match[2]).upper()
+    name = next(filter(None, match.groups())).upper()
     if name in ("ERROR", "FATAL", "CRITICAL"):
         return _ERROR, line[match.start() :].rstrip()
     return _WARNING if name.startswith("WARN") else _INFORMATION, line.rstrip()
@@ -181,7 +181,10 @@ def failure(tool: str, printed: Printed, otherwise: DebertaError, sure: bool = T
     if telling and (telling.details or "Inner Error" not in telling.text) and (cause is None or cause.symptom):
         shown.insert(0, telling.first_lines)
     shown = [text.strip() for text in dict.fromkeys(shown)]
-    last = _last(printed) if not any(printed.last.strip() in text for text in shown) else ""
+    clean = _clean(printed.last.strip())
+    label = "last error: " if printed.last in printed.errors else "last line: "
+    last = f"{label}{clean}" if clean else "it printed nothing"
+    last = "" if clean and any(clean.rstrip(" .") in text for text in shown) else last
     if cause is None and (not shown or not sure):
         return type(otherwise)(f"{str(otherwise).rstrip(' .')}; {last or shown[0]}")
     lines = "; ".join(text.rstrip(" .") for text in (*shown, last) if text)
@@ -193,11 +196,9 @@ def failure(tool: str, printed: Printed, otherwise: DebertaError, sure: bool = T
     return kind(f"{tool}: {lines}: {cause.advice}")
 
 
-def _last(printed: Printed) -> str:
-    if not printed.last:
-        return "it printed nothing"
-    clean = next((message.line for message in messages([printed.last])), printed.last.strip())
-    return f"{'last error' if printed.last in printed.errors else 'last line'}: {clean}"
+def _clean(line: str) -> str:
+    """A message of CANN's without process and time; another line as it is."""
+    return next((message.line for message in messages([line])), line)
 
 
 def _says_little(message: Message) -> tuple[bool, bool]:
@@ -218,12 +219,13 @@ def find(tool: str, printed: Printed) -> Optional[Cause]:
         if tool in row.tools and row.texts:
             rows[row.kind].append(row)
     plain = _Text.of(printed.plain)
-    of_tool = _Text.of([line for line in printed.plain if not _MESSAGE.fullmatch(line)])
+    is_own = rows["own"] or rows["symptom"]
+    of_tool = _Text.of([line for line in printed.plain if not _MESSAGE.fullmatch(line)] if is_own else ())
     return (
         _by_text(rows["first"], plain)
         or _by_message(tool, rows[""], [message for message in printed.coded if not message.is_generic])
         or _by_text(rows[""], plain)
-        or _by_code(tool, sorted(printed.coded, key=_says_little))
+        or _by_code(tool, sorted((message for message in printed.coded if message.is_generic), key=_says_little))
         or _by_text(rows["own"], of_tool)
         or _possible(_by_text([*rows["first"], *rows[""], *rows["own"]], _Text.of(printed.warnings)))
         or _by_text(rows["symptom"], of_tool)
@@ -264,8 +266,7 @@ def _by_text(rows: Sequence[FailureRow], text: _Text) -> Optional[Cause]:
     for row in rows:
         place = text.place(row)
         if place is not None:
-            line = text.lines[place].strip()
-            return _cause(row, next((message.line for message in messages([line])), line))
+            return _cause(row, _clean(text.lines[place].strip()))
     return None
 
 

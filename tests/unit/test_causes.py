@@ -202,6 +202,7 @@ def test_codes_in_every_form(form: str) -> None:
     ("line", "kind", "says"),
     [
         ("Invalid_Argument(E10001): Value 5 for parameter log is invalid.", ConfigError, "does not take this value"),
+        ("Invalid_Argument(E10001): Value x for parameter --soc_version is invalid.", ConfigError, "Ascend310P3"),
         ("Environment_Error_Import_Python_Module_Failed(E40020): Failed to import.", MissingError, "decorator, sympy"),
         ("Inner_Error_Compile_Fail(EB0000): Compile operator failed.", StageError, "could not compile an operator"),
         ("Device_Absent/Abnormal(EL0001): Device not found or invalid.", StageError, "atc: EL0001: Device not found"),
@@ -235,6 +236,7 @@ def test_codes_in_every_form(form: str) -> None:
 def test_codes_of_newer_cann(line: str, kind: type[DebertaError], says: str) -> None:
     error = of_atc(f"{FAILED}{STAMP} {line}\n")
     assert type(error) is kind and says in str(error), str(error)
+    assert "last line" not in str(error)  # which is the message itself
 
 
 def test_older_wordings() -> None:
