@@ -16,10 +16,11 @@ from deberta.core.contract import batch_count
 from deberta.core.errors import GateError, MissingError, some
 from deberta.core.report import Report, ReportVerdict
 from deberta.host.plan import checks
+from deberta.host.plan import evaluation as steps
 from deberta.host.plan.plan import Case, Plan
 from deberta.host.report import archive, request
 from deberta.host.report.request import ReportRequest
-from deberta.host.run import runner
+from deberta.host.run import freshness, runner
 from deberta.host.run.session import Session
 from deberta.host.workflows import evaluation
 
@@ -48,9 +49,11 @@ def run(session: Session, plan: Plan, wanted: ReportRequest, choice: Choice = ()
     looks = [checks.check_data(plan, version) for version in wanted.versions]
     looks += [checks.reference(plan, version) for version in wanted.versions]
     request.gates(session, plan, wanted)  # a bad file is reported before anything slow
-    runner.run_all(session, looks)  # together they read all that the user brings
+    runner.check_sources(session, looks)  # together they read all that the user brings
     matrix = cells(wanted, {version: _rows(session, plan, version) for version in wanted.versions})
     supplied = [cell for cell in matrix if _is_supplied(session, plan, cell, choice)]
+    _check_tools(session, plan, matrix, supplied, choice)
+    runner.run_all(session, looks)
     started, seconds, rows = time.monotonic(), 0.0, 0  # of the cells that ran: what was up to date tells no pace
     for number, cell in enumerate(matrix):
         if not session.dry:
@@ -96,6 +99,21 @@ def _is_supplied(session: Session, plan: Plan, cell: MatrixCell, choice: Choice)
         return evaluation.is_supplied_log(session, replace(case, plan=replace(case.plan, limit=0)))
     is_padded = plan.backend == "ascend" if not choice else choice == buckets.PADDED
     return is_padded and evaluation.supplied_outputs(session, case) is not None
+
+
+def _check_tools(
+    session: Session, plan: Plan, matrix: Sequence[MatrixCell], supplied: Sequence[MatrixCell], choice: Choice
+) -> None:
+    """Raise MissingError, before anything slow, if a padded figure is to be measured by a tool that is not here."""
+    if session.dry or plan.backend != "ascend" or choice not in ((), buckets.PADDED):
+        return
+    for cell in (cell for cell in matrix if cell not in supplied):
+        case = Case(plan, cell.batch_size, cell.version).padded
+        step = steps.perf(case, contract.PERFORMANCE_LOOPS) if cell.kind == PERFORMANCE else steps.infer(case, {})[0]
+        absent = freshness.not_compared(session, step)
+        if absent and (session.force or freshness.outdated(session, step)):
+            whole = _whole(matrix, supplied)
+            raise MissingError(f"{cell.text}: {absent}{f'. User-supplied and whole: {whole}' if whole else ''}")
 
 
 def _whole(matrix: Sequence[MatrixCell], supplied: Sequence[MatrixCell]) -> str:
