@@ -31,6 +31,7 @@ _NAMES = {PAIR_ID: "pairID", GENRE: "genre", PREMISE: "sentence1", HYPOTHESIS: "
 _LABEL_INDEX = {label: index for index, label in enumerate(LABELS)}
 LONGEST_LINE = 2**20  # bytes
 _SHOWN = 5  # bad rows quoted in one message; the others are counted
+_MOST_BAD = 100_000  # bad rows after which the file is left
 
 HEAD = 4096  # bytes that tell what a file is
 BOM = b"\xef\xbb\xbf"
@@ -122,7 +123,7 @@ def rows(path: Path, expected_columns: int = DEV_COLUMNS, limit: int = 0) -> Ite
     with files.open_regular(path) as file:
         _check_header(path, file.readline(LONGEST_LINE), expected_columns)
         for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE), b""), start=2):
-            if limit and read >= limit:
+            if (limit and read >= limit) or bad_count >= _MOST_BAD:
                 break
             read += 1
             try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import pickle
 import struct
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from sentencepiece import sentencepiece_model_pb2
 
+from deberta.core.contract import LABELS
 from tests.campaign.hostile_trees import (
     BINS,
     CHECKPOINT,
@@ -292,6 +294,42 @@ def _bins() -> dict[str, Case]:
     return cases
 
 
+def _brought() -> dict[str, Case]:
+    """A guide's folder, and a model and data for a profile of their own."""
+    adopted = "adopt {made}/g --profile tiny --backend ascend"
+    names = ("deberta_bs1.om", "dynamic.onnx", "spm.model", "model_config.json", "dev_matched.tsv")
+    folders = ("pre_mnli_bs1/match/input_ids", "outputs_bs1_om/match")
+    cases = {}
+    for name in (*names, "pytorch.model-073631.bin", "msame_bs1_match.txt", "eval_bs1_match.txt", *folders):
+        for kind in ("fifo", "zero", "random", "loop"):
+            cases[f"adopt: {name} is {kind}"] = Case(adopted, in_made(f"g/{name}", PLACES[kind]))
+    for key, content in TIMING.items():
+        cases[f"adopt: log has {key}"] = Case(adopted, in_made("g/msame_bs1_match.txt", content))
+    named = in_made(f"g/{ESCAPE.replace('/', '')}", b"x")
+    cases["adopt: names with escapes"] = Case(adopted, named)
+    profile = "add-profile own --model {tree}/models/tiny --data {made}/d.csv --labels " + ",".join(LABELS)
+    tables = {
+        "escapes": f"premise,hypothesis,label\n{ESCAPE},a,{ESCAPE}\n".encode(),
+        "a line": b"premise,hypothesis,label\n" + b"a" * 100_000_000,
+        "quotes": b'premise,hypothesis,label\n"' + b"a\n" * 10_000_000,
+        "columns": b"a," * 1_000_000 + b"\n",
+        "nul": b"premise,hypothesis,label\n\0,\0,\0\n",
+        "a bomb": gzip.compress(bytes(500_000_000), 9),
+        "json": b'{"premise": ' + b"[" * 1_000_000,
+        "digits": b'{"premise": "a", "hypothesis": "b", "label": ' + b"9" * 5000 + b"}\n",
+        "latin": b"premise,hypothesis,label\n\xe9,\xe9,neutral\n",
+    }
+    for key, content in tables.items():
+        cases[f"add-profile: data have {key}"] = Case(profile, in_made("d.csv", content))
+    for kind in ("fifo", "zero", "random", "loop", "folder"):
+        cases[f"add-profile: data are {kind}"] = Case(profile, in_made("d.csv", PLACES[kind]))
+        model = profile.replace("{tree}/models/tiny", "{made}/m")
+        table = in_made("d.csv", b"premise,hypothesis,label\na,b,neutral\n")
+        cases[f"add-profile: config is {kind}"] = Case(profile, both(table, being(CONFIG, kind)))
+        cases[f"add-profile: model is {kind}"] = Case(model, both(table, in_made("m", PLACES[kind])))
+    return cases
+
+
 def _others() -> dict[str, Case]:
     cases = {}
     arrays = {"large": npy(f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({2**33}, 3), }}", bytes(12))}
@@ -325,4 +363,4 @@ def cases() -> dict[str, Case]:
     table |= {f"export-onnx: config {key}": Case("export-onnx", plant) for key, plant in _configs().items()}
     table |= {f"preprocess: tokenizer {key}": Case("preprocess", plant) for key, plant in _tokenizers().items()}
     table |= {f"preprocess: data {key}": Case("preprocess", plant) for key, plant in _data().items()}
-    return {**table, **_bins(), **_others()}
+    return {**table, **_bins(), **_brought(), **_others()}

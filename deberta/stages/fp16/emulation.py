@@ -110,13 +110,13 @@ def load(path: Path) -> Float16Graph:
         raise DataError(f"{path} has no fixed sequence length. {AGAIN}")
     weights: dict[str, Tensor] = {}
     for tensor in graph.initializer:
-        weights[tensor.name] = _tensor(tensor)
+        weights[tensor.name] = _tensor(path, tensor)
         tensor.ClearField("raw_data")  # a large model is not held twice
     nodes = []
     for node in graph.node:
         attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
         if node.op_type == "Constant" and "value" in attributes:
-            weights[node.output[0]] = _tensor(attributes["value"])
+            weights[node.output[0]] = _tensor(path, attributes["value"])
         else:
             nodes.append(Node(node.name, node.op_type, tuple(node.input), node.output[0], attributes))
     unknown = sorted({node.op for node in nodes} - set(_OPERATIONS))
@@ -138,8 +138,13 @@ def load(path: Path) -> Float16Graph:
     return Float16Graph(tuple(nodes), weights, narrow, done_with, int(dims[1].dim_value), len(tables[0]))
 
 
-def _tensor(tensor: TensorProto) -> Tensor:
-    return torch.from_numpy(np.array(numpy_helper.to_array(tensor)))
+def _tensor(path: Path, tensor: TensorProto) -> Tensor:
+    if tensor.data_location == TensorProto.EXTERNAL:
+        raise DataError(f"{path} keeps the tensor {tensor.name} in another file, which export-onnx never does. {AGAIN}")
+    try:
+        return torch.from_numpy(np.array(numpy_helper.to_array(tensor)))
+    except (TypeError, ValueError) as error:  # an unknown type, or too few bytes for its shape
+        raise DataError(f"{path}: the tensor {tensor.name} cannot be read ({error}). {AGAIN}") from None
 
 
 def rounded(x: Tensor, saturate: bool = False) -> Tensor:
