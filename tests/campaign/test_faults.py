@@ -254,7 +254,7 @@ STEPS = (
 )
 
 
-FULL = [pytest.param(step, leave, marks=pytest.mark.campaign) for step in STEPS for leave in (0, 20_000)]
+FULL = [pytest.param(step, leave, marks=pytest.mark.campaign) for step in STEPS for leave in (0, 8_000)]
 
 
 @pytest.mark.parametrize(("command", "leave"), [(("infer", *CASE, "--force"), 0), *FULL])
