@@ -240,13 +240,11 @@ def judge(outcome: AtcOutcome, exit_code: int, om: Path, started: float, minimum
 
 def _failed(outcome: AtcOutcome, exit_code: int) -> DebertaError:
     """How a run ended, which is its error if its lines show no cause."""
-    signal_number = -exit_code if exit_code < 0 else exit_code - 128 if 128 < exit_code < 160 else 0
-    if signal_number == 9:
-        return StageError("atc was killed, most likely because memory ran out")
-    if signal_number:
-        return StageError(f"atc was ended by signal {signal_number}")
-    if outcome.success and not outcome.errors and not outcome.failed:
-        return StageError(f"atc printed its success line, but ended with exit code {exit_code}")
+    if ended := causes.ended("atc", exit_code):
+        return StageError(ended)
+    if outcome.success and not outcome.failed:
+        end = f"ended with exit code {exit_code}" if exit_code else "an error too"
+        return StageError(f"atc printed its success line, but {end}")
     if outcome.failed:
         return StageError(f"atc failed with exit code {exit_code}{'' if outcome.errors else ' and gave no error code'}")
     return StageError(f"atc ended with exit code {exit_code} and without its success line")

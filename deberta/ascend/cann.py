@@ -120,7 +120,7 @@ def search(
     for name in (name for name in _VARIABLES if own.get(name)):
         home = Path(own[name]).absolute()
         if script := _first(folder / SET_ENV for folder in (home, home.parent, home.parent.parent)):
-            return Location(script, f"by ${name}"), looked
+            return Location(script, "; ".join([f"by ${name}", *looked])), looked
         looked.append(f"${name} is {home}, with no set_env.sh in it or in the two folders above")
     aside = "".join(f"; {text}" for text in looked)
     of_user = [Path(own["HOME"], folder, SET_ENV) for folder in _OF_USER] if own.get("HOME") else []

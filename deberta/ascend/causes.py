@@ -32,6 +32,8 @@ _AT_START = rf"^[0-9/:., TZ-]{{0,40}}(?:[\w.]{{1,40}} - )?({_LEVELS})(?=[: ])"
 _LEVEL = re.compile(rf"{_AT_START}|(?i:\[(?:[a-z]{{1,20}} )?({_LEVELS})\])")
 _LEVEL_AT_START = re.compile(_AT_START)
 _LINES = re.compile(r"[^\r\n]+")
+_COLOUR = re.compile(r"\x1b\[[0-9;]{0,20}[mK]")  # of a terminal
+_TRACEBACK = "Traceback (most recent call last):"
 # `E10016: ...`, `[ACL ERROR] EE1001: [PID: 129520] 2025-07-08-10:25:28.680.962 ...`, and since CANN 8.5
 # `[PID: 129520] 2025-07-08-10:25:28.680.962 Title_Words(EZ3002): ...`, where process and time may be left out.
 _STAMP = r"(?:\[PID: *\d{1,20}\] *)?(?:\d[\d:.-]{3,40} *){0,2}"
@@ -112,22 +114,31 @@ class Cause(NamedTuple):
 
 
 def lines_of(stdout: str) -> list[str]:
-    """What was printed, as lines without the empty ones; a progress bar's returns end lines too."""
-    return _LINES.findall(stdout)
+    """What was printed, as lines without colours and empty ones; a progress bar's returns end lines too."""
+    return _LINES.findall(_COLOUR.sub("", stdout) if "\x1b" in stdout else stdout)
 
 
 def read(stdout: str) -> Printed:
-    """Sort what a run printed, stdout and stderr together, by level. Lines of level INFO and below are left out."""
-    known: dict[str, tuple[str, str]] = {}
+    """Sort what a run printed, stdout and stderr together, by level. Lines of level INFO and below are left out.
+
+    A traceback that begins on a line with a level has that level, up to the line that names the exception.
+    """
+    leveled: dict[str, tuple[str, str]] = {}
+    known: set[tuple[str, str]] = set()
+    quoted = ""  # the level of the traceback that goes on
     lines: dict[str, list[str]] = {_ERROR: [], _PLAIN: [], _WARNING: [], _INFORMATION: []}
     last: dict[str, str] = {}
     for line in lines_of(stdout):
-        if line not in known:
-            known[line] = level, text = _leveled(line)
+        level, text = leveled[line] if line in leveled else leveled.setdefault(line, _leveled(line))
+        if level != _PLAIN:
+            quoted = level if _TRACEBACK in line and level != _ERROR else ""
+        elif quoted:
+            level, quoted = quoted, quoted if line[0] in " \t" else ""
+        if (level, text) not in known:
+            known.add((level, text))
             lines[level].append(text)
             if level == _ERROR:
                 lines[_PLAIN].append(text)
-        level, text = known[line]
         if text:
             last[level] = last[""] = text
     errors, plain, warnings = (tuple(lines[level]) for level in (_ERROR, _PLAIN, _WARNING))
@@ -194,6 +205,14 @@ def failure(tool: str, printed: Printed, otherwise: DebertaError, sure: bool = T
         return type(otherwise)(f"{str(otherwise).rstrip(' .')}. Perhaps {tool}: {lines}: {cause.advice}")
     kind: type[DebertaError] = getattr(errors, cause.error)
     return kind(f"{tool}: {lines}: {cause.advice}")
+
+
+def ended(tool: str, exit_code: int) -> str:
+    """How the system ended a tool, by its exit code or a shell's for it; empty if none of its signals did."""
+    number = -exit_code if exit_code < 0 else exit_code - 128 if 128 < exit_code < 160 else 0
+    if number == 9:
+        return f"{tool} was killed, most likely because memory ran out"
+    return f"{tool} was ended by signal {number}" if number else ""
 
 
 def _clean(line: str) -> str:

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Optional
 
-from deberta.ascend.causes import explain
+from deberta.ascend.causes import explain, lines_of
 from deberta.core.errors import ConfigError, DataError, MissingError
 
 PROGRAM = "npu-smi"
@@ -43,12 +43,12 @@ _HEADINGS = {
 }
 _NUMBER = re.compile(r"\d{1,9}", re.ASCII)
 _USAGE = re.compile(r"(\d{1,9})/(\d{1,9})", re.ASCII)
-_NAME = re.compile(r"[A-Za-z]*\d\w*", re.ASCII)  # 310P3, 310Pvir01, Ascend910
+_NAME = re.compile(r"[A-Za-z]*\d{3}\w*(?:-\w+)?", re.ASCII)  # 310P3, 310Pvir01, Ascend910, 910B4-1
 _NOT_TOLD = {"", "-", "--", "na", "n/a"}
 _NOBODY = re.compile(r"No running process(?:es)? found in NPU (\d{1,9})\b(?: +chip (\d{1,9})\b)?", re.ASCII | re.I)
 _MOST_LINES, _LONGEST_LINE = 5000, 10_000  # a longer one is cut, and then no row
 _VIRTUAL = re.compile(r"vir\d", re.IGNORECASE)
-_SOC_VERSION = re.compile(r"Ascend\w+")
+_SOC_VERSION = re.compile(r"Ascend\w+(?:-\w+)?")
 
 
 class UnreadableError(DataError):
@@ -118,7 +118,7 @@ def parse(stdout: str) -> tuple[Device, ...]:
 
     Raises UnreadableError (no table of chips that is understood) and MissingError (it says that there is none).
     """
-    lines = [line.strip()[:_LONGEST_LINE] for line in stdout.splitlines() if line.strip()]
+    lines = [line.strip()[:_LONGEST_LINE] for line in lines_of(stdout) if line.strip()]
     if len(lines) > _MOST_LINES:
         raise UnreadableError(f"npu-smi info prints more than {_MOST_LINES} lines")
     tables = _tables(lines)
@@ -272,7 +272,7 @@ def find(devices: Sequence[Device], wanted: int) -> Optional[Device]:
 
 def is_healthy(device: Device) -> bool:
     """Whether npu-smi says so, or does not tell."""
-    return device.health in (HEALTHY, "")
+    return device.health.upper() in (HEALTHY, "")
 
 
 def check_health(device: Device) -> None:
@@ -346,13 +346,14 @@ def soc_name(name: str) -> str:
 def is_chip(version: str, name: str) -> Optional[bool]:
     """Whether a soc_version is of the chip that npu-smi calls so; None if the two names do not tell.
 
-    A part of a chip has no name of ATC's, npu-smi's Ascend910 is any of Ascend910_9362 and the like, and Ascend710 was
-    the name of the 310P.
+    A part of a chip has no name of ATC's, npu-smi's Ascend910 is any of Ascend910_9362 and the like, Ascend910B4-1 is a
+    kind of Ascend910B4, and Ascend710 was the name of the 310P.
     """
     wanted, own = version.casefold(), soc_name(name).casefold()
     if wanted == own:
         return True
-    return None if _VIRTUAL.search(name) or wanted.startswith(f"{own}_") or "ascend710" in (wanted, own) else False
+    is_kind = wanted.startswith(f"{own}_") or wanted.partition("-")[0] == own.partition("-")[0]
+    return None if is_kind or _VIRTUAL.search(name) or "ascend710" in (wanted, own) else False
 
 
 def parse_soc_version(text: str) -> str:

@@ -314,3 +314,50 @@ def test_a_long_log_is_read_in_time_that_grows_with_its_length(log: str) -> None
     for error in (of_msame(text), of_ais_bench(text), of_atc(text)):
         runs.cause(error, text, Path("/nowhere"), {"a": 12}, 1024)
     assert time.process_time() - started < 5
+
+
+@pytest.mark.parametrize(
+    ("lines", "kind", "says"),
+    [
+        ("[ERROR] load the model failed, errorCode = 207001\n", StageError, "too little free memory"),
+        ("[ERROR] load the model failed, ret is 207001\n", StageError, "too little free memory"),
+        ("RuntimeError: [207001][ACL: no text]\n", StageError, "too little free memory"),
+        ("open device 0 failed, runtime result = 507033\n", StageError, "cannot reach the device"),
+        ("[ERROR] load the model failed, errorCode is 507008\n", DataError, "perhaps it was compiled for another chip"),
+        ("open /dev/davinci0: Permission denied\n", ConfigError, "may not use the device"),
+        ("[ERROR] driver version 22 mismatch\n", StageError, "does not fit this CANN"),
+        ("[ERROR] acl init failed, errorCode = 507008\n", StageError, "perhaps the device cannot be reached"),
+        ("[PID: 207001] 2026-01-14 again\n", StageError, "without its success line"),
+        ("[INFO] device 3 not exist\n", StageError, "without its success line"),
+    ],
+)
+def test_the_runtimes_numbers(lines: str, kind: type[DebertaError], says: str) -> None:
+    error = of_msame(f"[INFO] acl init success\n{lines}[ERROR] Sample process failed\n")
+    assert type(error) is kind and says in str(error), str(error)
+
+
+def test_a_traceback_has_the_level_of_its_first_line() -> None:
+    """Only one that nothing caught is the cause."""
+    quoted = (
+        f'Traceback (most recent call last):\n  File "x.py", line 1\nModuleNotFoundError: No module named {"x"!r}\n'
+    )
+    assert type(of_ais_bench(f"{START}[INFO] {quoted}[ERROR] it stopped\n")) is StageError
+    assert type(of_ais_bench(f"{START}[INFO] {quoted}{quoted}")) is MissingError
+    assert type(of_ais_bench(f"{START}{quoted}")) is MissingError
+
+
+def test_colours_and_lines_that_are_said_once() -> None:
+    coloured = f"\x1b[31mEE1001: {STAMP} The argument is invalid.\x1b[0m\n"
+    assert str(of_atc(FAILED + coloured)).count("EE1001: The argument is invalid") == 1
+    error = of_atc(f"{FAILED}E10001: Value [X] for parameter [--soc_version] is invalid.\n")
+    assert type(error) is ConfigError and "Give the chip's name with --soc-version" in str(error)
+    both = of_atc("ATC run success, welcome\nEZ9999: Inner Error!\n        why\n", 0)
+    assert "printed its success line, but an error too" in str(both) and "without its success" not in str(both)
+
+
+def test_how_the_system_ended_a_tool() -> None:
+    assert [causes.ended("msame", code) for code in (-9, 137)] == [
+        "msame was killed, most likely because memory ran out"
+    ] * 2
+    assert causes.ended("msame", 139) == "msame was ended by signal 11"
+    assert [causes.ended("msame", code) for code in (0, 1, 127, 128, 255)] == [""] * 5

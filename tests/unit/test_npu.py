@@ -378,3 +378,20 @@ def test_a_soc_version_that_cannot_be_one(text: str) -> None:
     assert npu_smi.parse_soc_version("Ascend310P3") == "Ascend310P3"
     with pytest.raises(ConfigError):
         npu_smi.parse_soc_version(text)
+
+
+def test_colours_are_no_part_of_a_table() -> None:
+    coloured = WIDE.replace("| OK ", "| \x1b[32mOK\x1b[0m ").replace("\n", "\x1b[0m\n")
+    assert npu_smi.parse(coloured) == npu_smi.parse(WIDE)
+    assert npu_smi.is_healthy(one(WIDE.replace("| OK ", "| ok ")))
+
+
+def test_names_with_a_dash() -> None:
+    """910B4-1 is a chip of its own to npu-smi and ATC, and runs as a 910B4 does."""
+    devices = npu_smi.parse(WIDE.replace("310P3  ", "910B4-1"))
+    assert npu_smi.soc_version(devices) == "Ascend910B4-1"
+    assert npu_smi.is_chip("Ascend910B4-1", "910B4-1") is True
+    assert npu_smi.is_chip("Ascend910B4", "910B4-1") is None is npu_smi.is_chip("Ascend910B4-1", "910B4")
+    assert npu_smi.is_chip("Ascend910B3", "910B4-1") is False
+    with pytest.raises(ConfigError, match="part of a chip"):
+        npu_smi.soc_version(npu_smi.parse(WIDE.replace("310P3      ", "310Pvir02-1c")))

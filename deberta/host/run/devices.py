@@ -9,7 +9,7 @@ from datetime import datetime, timezone
 from pathlib import Path, PurePosixPath
 from typing import Callable, Sequence
 
-from deberta.ascend import ais_bench, atc, msame, programs, runs, timing
+from deberta.ascend import ais_bench, atc, causes, msame, programs, runs, timing
 from deberta.core import files
 from deberta.core.errors import DebertaError, StageError
 from deberta.host.plan.plan import Compilation, Inference, ModelRun, Step
@@ -84,7 +84,8 @@ def infer(
                 raise StageError(f"{step.title} printed {len(logs)} logs for {len(inference.runs)} lengths")
             judged = [_judged(session, step, run, log, temporary[run.output]) for run, log in zip(inference.runs, logs)]
         except DebertaError as error:
-            raise type(error)(f"{error} (its output: {step.log})") from error
+            ended = causes.ended(step.tool, status) if step.tool else ""
+            raise type(error)(f"{error} ({f'{ended}; ' if ended else ''}its output: {step.log})") from error
         if status:  # all its files are there, and something went wrong
             raise StageError(f"{step.tool} did all its work, but ended with exit code {status}. See {step.log}")
         for run, (folder, _) in zip(inference.runs, judged):
