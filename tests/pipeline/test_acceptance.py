@@ -223,7 +223,7 @@ def test_killed_and_started_again(workspace: Workspace) -> None:
     running.communicate(timeout=helpers.TIMEOUT)
     said = workspace.succeed(*limited)
     assert steps_that_ran(said) == [
-        *("infer bs=16 match first 24 rows", "postprocess bs=16 match first 24 rows", "perf bs=16 match"),
+        *("infer bs=16 match first 24 rows", "postprocess bs=16 match first 24 rows"),  # perf's log has more loops
         *("assess first 24 rows", "render first 24 rows"),
     ]
     assert "[acceptance] 3 of 4: accuracy bs=16 match\n" in said  # no pace yet: the first two were there

@@ -88,11 +88,16 @@ def test_both_runners_agree_and_stand_side_by_side(workspace: Workspace) -> None
     assert record is not None and len(record.parameters["aclruntime"]) == 64
     workspace.succeed(*PERF, "--backend", "ascend")
     said = workspace.succeed(*PERF, *RUNNER)
-    assert "perf bs=4 match on ascend (ais_bench): " in said and "(5 loops, average " in said
+    assert (
+        "perf bs=4 match on ascend (ais_bench): " in said
+        and "(5 loops only, the guide's run has more, average " in said
+    )
     assert f"{RESULTS}/ais_bench_bs4_match.json" in said
     text = workspace.succeed("report", "--backend", "ascend")
     [row] = [line for line in text.splitlines() if "| Deberta bs4 |" in line]
-    assert " on ascend, not pinned, " in row and " on ascend (ais_bench), not pinned |" in row  # nothing pins this CANN
+    assert (
+        " on ascend, not pinned, " in row and " on ascend (ais_bench), not pinned, 5 loops only |" in row
+    )  # nothing pins this CANN
     assert "| 4 | match (ais_bench) | 5 |" in text and "its own throughput" in text
 
 

@@ -210,7 +210,7 @@ def test_msame_that_does_not_do_what_it_says(workspace: Workspace, cann: Path, f
     fake_cann.force(cann, msame=forced)
     code, says = MSAME_FAILURES[forced]
     said = workspace.fail(code, "infer", *EVALUATE[1:], "--force")
-    assert says in said and f"(its output: {RESULTS}/logs/infer_bs4_match.log)" in said
+    assert says in said and f"its output: {RESULTS}/logs/infer_bs4_match.log)" in said
     assert {name for name in workspace.files() if "outputs_bs4_om" in name} == before
 
 
@@ -250,7 +250,6 @@ socVersion=Ascend310P3, but the model socVersion=Ascend310P1"
 echo "[ERROR] load model from file failed, model file is x.om"
 exit 1
 """
-ANOTHER_MACHINE = "another kind of machine"
 
 
 @pytest.mark.parametrize(
@@ -262,8 +261,8 @@ ANOTHER_MACHINE = "another kind of machine"
             3,
             "library of CANN",
         ),
-        ("\x7fELF no program of this machine's", 2, ANOTHER_MACHINE),
-        ("#!/no/such/loader\n", 2, ANOTHER_MACHINE),
+        ("\x7fELF no program of this machine's", 4, "cannot be started: it is built for another machine"),
+        ("#!/no/such/loader\n", 4, "cannot be started: /no/such/loader is not there"),
     ],
 )
 def test_what_stops_msame_is_named(workspace: Workspace, tmp_path: Path, program: str, code: int, says: str) -> None:
@@ -271,9 +270,7 @@ def test_what_stops_msame_is_named(workspace: Workspace, tmp_path: Path, program
     path.write_text(program)
     path.chmod(0o755)
     said = workspace.fail(code, *PERF, "--msame", str(path))
-    assert says in said and "(its output: " in said
-    log = (workspace.root / RESULTS / "logs/perf_bs4_match.log").read_text()
-    assert says != ANOTHER_MACHINE or f"{path}: cannot execute: " in log
+    assert says in said and ("its output: " in said or code == 4)
 
 
 def test_models_that_msame_cannot_run(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:

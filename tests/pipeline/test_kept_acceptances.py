@@ -51,8 +51,7 @@ def test_no_later_command_replaces_or_removes_one(made: Workspace, tmp_path: Pat
     workspace.succeed("report", "--backend", "cpu")
     assert not (workspace.root / ARTIFACTS.attestation()).exists()
     workspace.succeed("demo")
-    said = workspace.succeed(*ACCEPT, "4,8")
-    assert "[perf bs=8 match] running" in said  # of other loops than the demo's
+    workspace.succeed(*ACCEPT, "4,8")
     workspace.succeed("clean", "--profile", "demo")
     assert not (workspace.root / ARTIFACTS.onnx).exists() and not (workspace.root / ARTIFACTS.report("json")).exists()
 

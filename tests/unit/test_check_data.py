@@ -14,7 +14,10 @@ from deberta.host.plan.plan import Plan
 from deberta.stages.data import check_data, encoding, preprocess
 from tests.mnli_helpers import REPOSITORY, SPM_MODEL, dev_line, write_dev
 
-SIZES = {"hidden_size": 8, "num_attention_heads": 1, "num_hidden_layers": 1, "intermediate_size": 8}
+SIZES = {
+    **{"hidden_size": 8, "num_attention_heads": 1, "num_hidden_layers": 1, "intermediate_size": 8},
+    "pos_att_type": [],
+}
 ROWS = 120
 GENRES = ("travel", "fiction")
 PROFILE = {"checkpoint": "m.bin", "config": "c.json", "tokenizer": "spm.model", "dataset": "MNLI", "rows": {"match": 9}}

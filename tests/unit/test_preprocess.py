@@ -146,7 +146,7 @@ def test_ids_beyond_the_models_vocabulary_are_refused(
 ) -> None:
     sizes = {"hidden_size": 8, "num_attention_heads": 1, "num_hidden_layers": 1, "intermediate_size": 8}
     config = data.with_name("model_config.json")
-    config.write_text(json.dumps({**sizes, "vocab_size": 20}), encoding="utf-8")
+    config.write_text(json.dumps({**sizes, "pos_att_type": [], "vocab_size": 20}), encoding="utf-8")
     assert main(data, output, 4, "--config", str(config)) == 5
     assert "line 2), but the model's vocabulary has 20 entries" in capsys.readouterr().err
     assert not output.exists()

@@ -203,7 +203,9 @@ def _assume(reader: _Reader, values: Mapping[str, Any], family: str) -> dict[str
             continue
         if not family:
             reading = f"{MICROSOFT} then reads {microsofts}, and {TRANSFORMERS} {transformers}"
-            reader.refuse(key, f"is missing: {reading}. Write it down")
+            reader.refuse(
+                key, f"is missing: {reading}. Write it down{' (none is [])' if transformers == 'none' else ''}"
+            )
         assumed[key] = microsofts if family == MICROSOFT else transformers
     reader.assume({key: None if value == "none" else value for key, value in assumed.items()})
     return assumed if family else {}
