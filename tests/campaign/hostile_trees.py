@@ -272,6 +272,9 @@ KEYS = {
     "empty": b"",
     "no base64": b"-----BEGIN PUBLIC KEY-----\n????\n-----END PUBLIC KEY-----\n",
     "escapes": b"-----BEGIN \x1b[2J-----\n",
+    "half of another": b"-----BEGIN PRIVATE KEY-----\n"
+    b"MC4CAQAwBQYDK2VvBCIEIIPckODDGoQe7luVne830a6B+bGbycEhC3CdjETcDFK1\n"
+    b"-----END PRIVATE KEY-----\n",
     "large": b"-----BEGIN PUBLIC KEY-----\n" + b"A" * 70_000,
     "no point": b"-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEA\n-----END PUBLIC KEY-----\n",
 }

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InternalError, InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
@@ -54,7 +54,7 @@ def private_key(path: Path, passphrase: bytes | None) -> Ed25519PrivateKey:
         if passphrase is None:
             problem = "is encrypted: name the variable that holds its passphrase with --passphrase-env"
         raise ConfigError(f"{path} {problem}") from None
-    except (ValueError, UnsupportedAlgorithm):
+    except (ValueError, UnsupportedAlgorithm, InternalError):
         hint = "(PEM, PKCS8)" if passphrase is None else "or its passphrase is another one"
         raise ConfigError(f"{path} is no private key {hint}. {MAKE_KEY}") from None
     if not isinstance(key, Ed25519PrivateKey):
@@ -67,7 +67,7 @@ def public_key(path: Path) -> Ed25519PublicKey:
     content = _read(path)
     try:
         key = serialization.load_pem_public_key(content)
-    except (ValueError, UnsupportedAlgorithm):
+    except (ValueError, UnsupportedAlgorithm, InternalError):
         hint = f"of a private one: openssl pkey -in {path} -pubout -out PUBLIC.pem" if b"PRIVATE" in content else "PEM"
         raise ConfigError(f"{path} is no public key ({hint})") from None
     if not isinstance(key, Ed25519PublicKey):
