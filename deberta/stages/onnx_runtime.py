@@ -33,7 +33,6 @@ def open_session(model: Path, threads: int, batch_size: int = 0) -> InferenceSes
         raise MissingError(f"{model} is missing. Run: invoke export-onnx")
     import onnxruntime  # slow to import, so after the cheap check
 
-    onnxruntime.disable_telemetry_events()
     _refuse_loops(model)
 
     options = onnxruntime.SessionOptions()

@@ -25,8 +25,8 @@ from tests.raw_server import answering
 
 SECONDS, MIB = 20, 2048
 CASES = {**hostile_trees.cases(), **hostile_models.cases(), **hostile_graphs.cases()}
-# What PyTorch, and ONNX Runtime's telemetry, make in the temporary and the home folder of whoever runs them.
-LIBRARIES = (f"torchinductor_{getpass.getuser()}", ".ses", ".cache")
+# What PyTorch makes in the temporary folder of whoever runs it.
+LIBRARIES = (f"torchinductor_{getpass.getuser()}",)
 SHARE = (
     "verify: models/tiny/spm.model leads out",
     "verify: a record's input is absolute",

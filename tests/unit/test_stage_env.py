@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -183,3 +185,15 @@ def test_locks_are_of_the_present_sources(name: str) -> None:
     pins = dict(re.findall(r"(?m)^([a-z]+)==(\S+)$", source))
     locked = stage_env.locked_versions(ROOT / f"requirements-{name}.lock")
     assert pins and {pin: locked.get(pin) for pin in pins} == pins, "run requirements/lock.sh"
+
+
+def test_no_library_of_the_stages_reports_its_use(tmp_path: Path) -> None:
+    """When imported, OpenVINO would load its reporter, and ONNX Runtime keep an id of the device below $HOME."""
+    program = (
+        "import deberta.stages, onnxruntime, openvino.tools.ovc.telemetry_utils as utils; print(utils.tm.__name__)"
+    )
+    # Without the variables of CI, in which ONNX Runtime reports nothing anyway.
+    variables = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "TMPDIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=variables, capture_output=True, text=True)
+    assert (done.stdout.strip(), done.stderr) == ("openvino.tools.ovc.telemetry_stub", "")
+    assert list(tmp_path.iterdir()) == []

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import base64
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -53,9 +51,3 @@ def test_a_damaged_map_is_refused(content: bytes) -> None:
 def test_an_expression_that_may_run_for_ever_is_refused(pattern: str, is_taken: bool) -> None:
     document = {"pre_tokenizer": {"pretokenizers": [{"type": "Split", "pattern": {"Regex": pattern}}]}}
     assert (tokenizer_rules.problem(document) == "") is is_taken
-
-
-def test_no_stage_reports_its_use_to_the_makers_of_openvino() -> None:
-    program = "import deberta.stages, openvino.tools.ovc.telemetry_utils as utils; print(utils.tm.__name__)"
-    done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "openvino.tools.ovc.telemetry_stub"
