@@ -31,7 +31,7 @@ _NAMES = {PAIR_ID: "pairID", GENRE: "genre", PREMISE: "sentence1", HYPOTHESIS: "
 _LABEL_INDEX = {label: index for index, label in enumerate(LABELS)}
 LONGEST_LINE = 2**20  # bytes
 _SHOWN = 5  # bad rows quoted in one message; the others are counted
-_MOST_BAD = 100_000  # bad rows after which the file is left
+MOST_BAD = 100_000  # bad rows after which the rest of a file is not read
 
 HEAD = 4096  # bytes that tell what a file is
 BOM = b"\xef\xbb\xbf"
@@ -112,8 +112,9 @@ def check_form(path: Path) -> None:
 def rows(path: Path, expected_columns: int = DEV_COLUMNS, limit: int = 0) -> Iterator[Row]:
     """The file's rows in order, the first `limit` only if it is above 0.
 
-    After a bad row nothing more is yielded, but the rest is still checked, so that one error reports all. Raises
-    MissingError for an absent file, DataError (at the end) for anything that differs from GLUE's format.
+    After a bad row nothing more is yielded, but the rest is still checked, up to MOST_BAD bad rows, so that one error
+    reports all. Raises MissingError for an absent file, DataError (at the end) for anything that differs from GLUE's
+    format.
     """
     if not path.is_file():
         raise MissingError(f"{path} is missing. Run: invoke fetch")
@@ -123,7 +124,7 @@ def rows(path: Path, expected_columns: int = DEV_COLUMNS, limit: int = 0) -> Ite
     with files.open_regular(path) as file:
         _check_header(path, file.readline(LONGEST_LINE), expected_columns)
         for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE), b""), start=2):
-            if (limit and read >= limit) or bad_count >= _MOST_BAD:
+            if (limit and read >= limit) or bad_count >= MOST_BAD:
                 break
             read += 1
             try:
@@ -137,7 +138,7 @@ def rows(path: Path, expected_columns: int = DEV_COLUMNS, limit: int = 0) -> Ite
                     yield row
     if bad:
         more = f"; and {bad_count - len(bad)} more" if bad_count > len(bad) else ""
-        what = "1 bad row" if bad_count == 1 else f"{bad_count} bad rows"
+        what = "1 bad row" if bad_count == 1 else f"{'at least ' * (bad_count >= MOST_BAD)}{bad_count} bad rows"
         raise DataError(f"{path} has {what} in {read}: {'; '.join(bad)}{more}")
     if not read:
         raise DataError(f"{path} has a header line and no rows")

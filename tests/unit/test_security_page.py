@@ -24,6 +24,7 @@ BOUNDS = {
     "a table that `add-profile` converts, unpacked": tables.LARGEST,
     "a file that is hashed": files.LARGEST,
     "a line of a tsv": mnli.LONGEST_LINE,
+    "bad rows of a tsv": mnli.MOST_BAD,
     "layers of a config": config.MOST_LAYERS,
     "any other size in a config": config.LARGEST,
     "a piece of a SentencePiece model": tokenizer.LONGEST_PIECE,
