@@ -20,9 +20,9 @@ EXECUTORS = ("docker", "local")
 FP32, INT8 = PRECISIONS = ("fp32", "int8")  # the cpu backend's; ATC's are options of its own
 # What stands behind a figure in place of the present model: a run here of what the user supplied; or no run here.
 SUPPLIED = "user-supplied"
-SUPPLIED_MODEL = f"on ascend, {SUPPLIED} .om"
 SUPPLIED_OUTPUTS, SUPPLIED_LOG = f"{SUPPLIED} outputs", f"{SUPPLIED} log"
 RUNNERS = ("msame", "ais_bench")  # the ascend backend's tools that run the model
+SHARD_INDEX = ".index.json"  # ends the name of the list that says which shard of a checkpoint holds a tensor
 ONNX_OPSET = 12  # proven by the guide's own ATC run; ATC 5.1.RC2 reads opset 9-13
 ONNX_IR_VERSION = 7
 ONNX_MAX_BYTES = 2**31 - 1  # one protobuf file

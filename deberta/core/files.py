@@ -15,6 +15,7 @@ import re
 import shutil
 import stat
 from collections.abc import Mapping
+from datetime import datetime, timezone
 from pathlib import Path, PurePath
 from typing import IO, Iterator, Literal
 
@@ -245,22 +246,29 @@ def is_interrupted(path: Path) -> bool:
     return bool(states) and (not os.path.lexists(path) or (path.exists() and state(path) in states))
 
 
-def link_or_copy(source: Path, target: Path, copy: bool = False) -> bool:
+def link_or_copy(source: Path, target: Path, copy: bool = False) -> None:
     """Give a file a second name, or a copy where no hard link can be made (another file system or owner).
 
-    `copy`: always a copy. Returns whether it is a link. Raises OSError; `target` must not be there.
+    `copy`: always a copy. Raises OSError; `target` must not be there.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     if not copy:
         with contextlib.suppress(OSError):
             os.link(os.path.realpath(source), target)
-            return True
+            return
     if os.path.lexists(target):
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), os.fspath(target))
     shutil.copy2(source, target)
     with open(target, "rb") as written:
         os.fsync(written.fileno())
-    return False
+
+
+def aside(path: Path) -> Path:
+    """A name beside `path` for what is to make room, which says when; nothing has it."""
+    name = path.with_name(f"{path.name}.before-{datetime.now(timezone.utc):%Y%m%dT%H%M%SZ}")
+    while os.path.lexists(name):
+        name = name.with_name(f"{name.name}-2")
+    return name
 
 
 def write_text(path: Path, text: str) -> None:

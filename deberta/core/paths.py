@@ -67,6 +67,11 @@ class Artifacts:
         length = "_lengths" if self._any_length else self._of_length
         return self.models / self.backend / f"deberta_bs{batch_size}{length}{self._of_precision}.{suffix}"
 
+    def of_user(self, origin: str, batch_size: int, version: str) -> list[Path]:
+        """What of the user's own a figure of this origin was measured with."""
+        places = {".om": self.compiled(batch_size), "ONNX": self.onnx, "bins": self.bins(batch_size, version)}
+        return [places[part] for part in contract.supplied_parts(origin) if part in places]
+
     def token_counts(self, version: str) -> Path:
         """How many rows have how many tokens."""
         return self.data / f"{limited('tokens', self.limit)}_{version}.json"

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 from msgspec import structs
 
-from deberta.core.contract import LABELS, SUPPLIED_MODEL
+from deberta.core.contract import LABELS, ran_with
 from deberta.core.job import Job
 from deberta.core.report import GATES, Body, EvaluationCell, PerformanceRun
 from deberta.stages.report import assess, cells, gates
@@ -66,7 +66,7 @@ def test_all_gates_passed_is_accepted(case: Case) -> None:
 
 def test_a_model_that_was_brought_is_neither_accepted_nor_a_failure(case: Case) -> None:
     for entry in (*case.body["cells"], *case.performances):
-        entry["origin"] = SUPPLIED_MODEL
+        entry["origin"] = ran_with("ascend", [".om"])
     assert case.said("failed") == [] and case.judge()["verdict"] == "checked"
     assert {check["of"] for check in case.said("not judged") if check["gate"] == "complete"} >= {
         "evaluation, bs 1, match",

@@ -15,11 +15,11 @@ def test_a_file_gets_a_second_name_or_a_copy(tmp_path: Path) -> None:
     source, link = tmp_path / "mine", tmp_path / "link"
     source.write_text("content")
     link.symlink_to(source)
-    assert files.link_or_copy(link, tmp_path / "a/linked")
+    files.link_or_copy(link, tmp_path / "a/linked")
     assert os.path.samefile(source, tmp_path / "a/linked") and not (tmp_path / "a/linked").is_symlink()
-    assert not files.link_or_copy(link, tmp_path / "copied", copy=True)
+    files.link_or_copy(link, tmp_path / "copied", copy=True)
     with mock.patch("os.link", side_effect=OSError(18, "Invalid cross-device link")):
-        assert not files.link_or_copy(link, tmp_path / "across")
+        files.link_or_copy(link, tmp_path / "across")
     for name in ("copied", "across"):
         assert (tmp_path / name).read_text() == "content" and not os.path.samefile(source, tmp_path / name)
 

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from deberta.core import files
-from deberta.core.contract import LABELS
+from deberta.core.contract import LABELS, SHARD_INDEX
 from deberta.core.errors import ConfigError, DataError, MissingError
 from deberta.core.records import Digests
 from deberta.host.plan import evaluation, profiles
@@ -31,7 +31,7 @@ SAFETENSORS, PICKLES = "model.safetensors.index.json", "pytorch_model.bin.index.
 def sharded(folder: Path, index: str = SAFETENSORS, parts: int = 3) -> dict[str, Tensor]:
     """A tiny model as save_pretrained(max_shard_size=...) leaves it; its state."""
     state = {name: value.contiguous() for name, value in helpers.reference().state_dict().items()}
-    stem, suffix = index.removesuffix(weights.INDEX).split(".")
+    stem, suffix = index.removesuffix(SHARD_INDEX).split(".")
     names, folder_map = sorted(state), {}
     for part in range(parts):
         file = f"{stem}-{part + 1:05}-of-{parts:05}.{suffix}"

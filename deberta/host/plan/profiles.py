@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath as Path
 from typing import Any, Iterable, Mapping, Optional
 
-from deberta.core.contract import BACKENDS, DEV_FILES, LABELS, VERSIONS
+from deberta.core.contract import BACKENDS, DEV_FILES, LABELS, SHARD_INDEX, VERSIONS
 from deberta.core.errors import ConfigError
 from deberta.core.paths import Artifacts
 
 _FILES = ("checkpoint", "config", "tokenizer", "dataset")
 _KEYS = {*_FILES, "labels", "rows", "published"}
-SHARD_INDEX = ".index.json"  # ends the name of the list of a checkpoint's shards, which lie beside it
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
 
 

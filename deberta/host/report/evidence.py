@@ -188,8 +188,7 @@ def _scope(evidence: Evidence, job: Job) -> Scope:
         run = _bins_and_models(artifacts, size, version, tuple(map(int, by_length)), precision)
         known |= run
         parts = contract.supplied_parts(origin)
-        places = {".om": artifacts.compiled(size), "ONNX": artifacts.onnx, "bins": artifacts.bins(size, version)}
-        supplied |= {str(places[part]) for part in parts if part in places}
+        supplied.update(map(str, artifacts.of_user(origin, size, version)))
         if not origin or parts:
             used |= run
             present.update(names)

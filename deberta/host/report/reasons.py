@@ -145,11 +145,8 @@ def _shortfalls(job: Job) -> list[str]:
     else:
         reasons.append(f"profile {job.profile.name}: nothing is published for it")
     figures = [*job.cells, *job.performances]
-    artifacts, theirs = Artifacts(job.profile.name, job.backend), set()
-    for figure in figures:
-        places = {".om": artifacts.compiled(figure.batch_size), "ONNX": artifacts.onnx}
-        places["bins"] = artifacts.bins(figure.batch_size, figure.version)
-        theirs |= {places[part] for part in contract.supplied_parts(figure.origin) if part in places}
+    artifacts = Artifacts(job.profile.name, job.backend)
+    theirs = {path for run in figures for path in artifacts.of_user(run.origin, run.batch_size, run.version)}
     reasons += [f"{path} is {contract.SUPPLIED}: nothing tells what it was made of" for path in sorted(theirs)]
     of_kinds: dict[str, Sequence[RunFiles]] = {"accuracy": job.cells, "fps": job.performances}
     for kind, runs in of_kinds.items():

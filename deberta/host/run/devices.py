@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from datetime import datetime, timezone
 from pathlib import Path, PurePosixPath
 from typing import Callable, Sequence
 
@@ -104,7 +103,7 @@ def infer(
 def _keep_longer(log: Path, times: int, console: Console) -> None:
     """Keep a timing log of more loops beside the one that takes its name."""
     if (loops := timing.loops(log)) > times:
-        aside = log.with_name(f"{log.name}.before-{datetime.now(timezone.utc):%Y%m%dT%H%M%SZ}")
+        aside = files.aside(log)
         files.write_text(aside, files.read_text(log))
         console.say(f"{log.name} of {loops} loops is kept as {aside}")
 

@@ -22,8 +22,6 @@ from deberta.host.environments.stages import STAGES_LOCK
 from deberta.host.plan.plan import LATEST, Step
 from deberta.host.run.executor import Provenance
 
-CANNOT_EXECUTE = 126  # a shell's exit code for a program that is there and cannot be started
-
 
 @dataclass(frozen=True)
 class LocalExecutor:
@@ -60,15 +58,7 @@ class LocalExecutor:
         installed = self.tools.cann()
         program = tools.executable(self.tools, installed, step.tool)
         variables = tools.variables(installed, step.tool, scratch / "home")
-        command = [str(program), *step.program[1:], *arguments]
-        try:
-            return execute(command, scratch, variables, log, show)
-        except OSError as problem:
-            if problem.filename != str(program):
-                raise
-            reason = "required file not found" if isinstance(problem, FileNotFoundError) else problem.strerror
-        with transcript(log, command, show) as record:  # as a shell says it and ends
-            return record([f"{program}: cannot execute: {reason}\n"]), CANNOT_EXECUTE
+        return execute([str(program), *step.program[1:], *arguments], scratch, variables, log, show)
 
     def provenance(self, step: Step) -> Provenance:
         if not step.tool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import time
-from datetime import datetime, timezone
 from pathlib import Path, PurePosixPath
 from typing import Any, Mapping, NamedTuple, Optional, Sequence
 
@@ -93,11 +92,22 @@ def run(session: Session, step: Step) -> StepResult:
         raise
 
 
+def look(session: Session, step: Step) -> dict[str, Any]:
+    """Run a stage for its summary alone."""
+    print(f"[{step.title}] reading", flush=True)
+    session.executor.prepare(step)
+    scratch = programs.new_scratch(session.workspace, step.name)
+    try:
+        arguments = [*step.arguments, "--summary", str(programs.scratch(step.name) / "summary.json")]
+        devices.run_stage(session, step, arguments, lambda line: None)
+        return schema.read_json(scratch / "summary.json", dict[str, Any])
+    finally:
+        files.remove(scratch)
+
+
 def _move_aside(place: Path, console: Console) -> Path:
     """Rename a file of the user's after the time, never over another; returns its new path."""
-    aside = place.with_name(f"{place.name}.before-{datetime.now(timezone.utc):%Y%m%dT%H%M%SZ}")
-    while os.path.lexists(aside):
-        aside = aside.with_name(f"{aside.name}-2")
+    aside = files.aside(place)
     os.rename(place, aside)
     console.say(f"{place.name} was not made here: it is now {aside}")
     return aside

@@ -9,13 +9,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Callable, Mapping, Optional, Sequence
 
 from deberta.ascend import programs
-from deberta.core import files, mnli, schema
+from deberta.core import mnli
 from deberta.core.contract import DEV_FILES, LABELS, VERSIONS
 from deberta.core.errors import ConfigError, DataError, MissingError, many, one_line
 from deberta.core.paths import Artifacts, record_of
 from deberta.host.plan import profiles
 from deberta.host.plan.plan import Case, Input, Plan, Step, stage
-from deberta.host.run import devices, runner
+from deberta.host.run import runner
 from deberta.host.run.session import Session
 from deberta.host.workflows import placing
 from deberta.host.workflows.placing import Placement
@@ -78,14 +78,14 @@ def add(session: Session, request: Request, known: Mapping[Any, Any], write: Wri
     looking = _describing(request)
     if session.dry:
         return _show(session, request, looking)
-    model = look(session, looking)
+    model = runner.look(session, looking)
     values, placements = _profile(request, model)
     before = known.get(request.name)
     if before is not None and {**before, "rows": 0} != {**values, "rows": 0}:
         raise _differs(request.name, before, values)
     draft = Plan(profiles.load(request.name, {request.name: values}), "cpu")
     converting = {v: _converting(request, model, draft, v) for v, path in request.data.items() if _needs(request, path)}
-    counted = {v: look(session, _rehearsal(session, converting[v])) for v in converting}
+    counted = {v: runner.look(session, _rehearsal(session, converting[v])) for v in converting}
     for version in [version for version in request.data if version not in converting]:
         counted[version] = {"rows": _count(request.data[version]), "kind": "GLUE's tsv, as it is"}
         placements.append(Placement(request.data[version], draft.profile.data_path(version)))
@@ -161,19 +161,6 @@ def _rehearsal(session: Session, step: Step) -> Step:
     return replace(
         step, arguments=tuple(str(there) if a == str(output) else a for a in step.arguments), outputs=(there,)
     )
-
-
-def look(session: Session, step: Step) -> dict[str, Any]:
-    """Run a stage for its summary alone."""
-    print(f"[{step.title}] reading", flush=True)
-    session.executor.prepare(step)
-    scratch = programs.new_scratch(session.workspace, step.name)
-    try:
-        arguments = [*step.arguments, "--summary", str(programs.scratch(step.name) / "summary.json")]
-        devices.run_stage(session, step, arguments, lambda line: None)
-        return schema.read_json(scratch / "summary.json", dict[str, Any])
-    finally:
-        files.remove(scratch)
 
 
 def _needs(request: Request, path: Path) -> bool:

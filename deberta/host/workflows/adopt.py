@@ -22,7 +22,6 @@ from deberta.host.plan.plan import Case, Plan, stage
 from deberta.host.run import runner
 from deberta.host.run.session import Session
 from deberta.host.workflows import evaluation, guide_folder, named_paths, placing
-from deberta.host.workflows.add_profile import look
 from deberta.host.workflows.guide_folder import FolderContents, Look, Supplied
 
 
@@ -69,7 +68,7 @@ def _check_checkpoint(session: Session, plan: Plan, contents: FolderContents) ->
         for source, name in ((entry.source, checkpoint.name), (config, guide_folder.GUIDE_CONFIG)):
             files.link_or_copy(source, place / name)
         options = {"--model": str(checkpoint), "--tokenizer": str(tokenizer), **plan.labels}
-        look(session, stage("describe-model", Case(plan), reads={}, writes={}, options=options))
+        runner.look(session, stage("describe-model", Case(plan), reads={}, writes={}, options=options))
     except DebertaError as error:
         reason = str(error).replace(f"{place}/", "")
         contents.supplied.remove(entry)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from deberta.core import schema
-from deberta.core.contract import LABELS
+from deberta.core.contract import LABELS, SHARD_INDEX
 from deberta.core.errors import ConfigError, DataError, MissingError, run_stage, some
 from deberta.stages import arguments
 from deberta.stages.model import checkpoint, config, tokenizer, weights
@@ -61,7 +61,7 @@ def describe(model: Path, labels: Sequence[str], tokenizer_path: Path | None) ->
         "labels": [checkpoint.label_word(label) for label in order],
         "config": str(config_path),
         "checkpoint": str(main_file),
-        "shards": [str(path) for path in weights.shards(main_file)] if main_file.name.endswith(weights.INDEX) else [],
+        "shards": [str(path) for path in weights.shards(main_file)] if main_file.name.endswith(SHARD_INDEX) else [],
         "tokenizer": [str(path) for path in used_tokenizer],
         "pieces": pieces,
         "character_map": tokenizer.has_character_map(loaded_tokenizer),

@@ -14,15 +14,15 @@ import torch
 from safetensors.torch import load_file
 
 from deberta.core import files, schema
+from deberta.core.contract import SHARD_INDEX
 from deberta.core.errors import DataError, MissingError, some
 
-INDEX = ".index.json"  # ends the name of the list that says which shard holds a tensor
 # What a folder is searched for, in the order of transformers.
 FOLDER_FILES = (
     "model.safetensors",
-    f"model.safetensors{INDEX}",
+    f"model.safetensors{SHARD_INDEX}",
     "pytorch_model.bin",
-    f"pytorch_model.bin{INDEX}",
+    f"pytorch_model.bin{SHARD_INDEX}",
 )
 _SHARD = re.compile(r".*-(\d{5})-of-(\d{5})\.(safetensors|bin)")
 _SAVE_AGAIN = "Save it again as a plain state dict: torch.save(model.state_dict(), FILE)"
@@ -43,7 +43,7 @@ def source(path: Path) -> Path:
     if present := [path / name for name in FOLDER_FILES if (path / name).is_file()]:
         return present[0]
     shards = sorted(name for name in files.files_in(path) if _SHARD.fullmatch(name))
-    lacking = f" ({shards[0]} needs its index, {_SHARD.sub('model', shards[0])}.*{INDEX})" if shards else ""
+    lacking = f" ({shards[0]} needs its index, {_SHARD.sub('model', shards[0])}.*{SHARD_INDEX})" if shards else ""
     raise MissingError(f"{path} holds none of: {', '.join(FOLDER_FILES)}{lacking}")
 
 
@@ -71,7 +71,7 @@ def read(path: Path) -> Mapping[Any, Any]:
     Raises MissingError and DataError.
     """
     file = source(path)
-    if not file.name.endswith(INDEX):
+    if not file.name.endswith(SHARD_INDEX):
         return read_file(file)
     content: dict[Any, Any] = {}
     for shard, names in shards(file).items():
