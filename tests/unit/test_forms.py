@@ -219,7 +219,7 @@ TEXT = '{"model_type": "deberta-v2"}'
         (TEXT.encode("utf-16"), "is UTF-16 text"),
         (TEXT.encode("utf-16-le"), "is UTF-16 text"),
         (TEXT.encode("utf-16-be"), "is UTF-16 text"),
-        (gzip.compress(TEXT.encode()), "is compressed with gzip"),
+        (gzip.compress(TEXT.encode(), mtime=0), "is compressed with gzip"),
         (b"PK\3\4", "is a zip archive"),
         (b"<!DOCTYPE html>", "is a web page"),
     ],

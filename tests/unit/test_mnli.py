@@ -60,7 +60,7 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
     ("content", "says"),
     [
         (
-            gzip.compress(HEADER + GOOD),
+            gzip.compress(HEADER + GOOD, mtime=0),
             "is compressed with gzip: unpack it with gunzip. To have it converted, see: invoke --help add-",
         ),
         ((HEADER + GOOD).decode().encode("utf-16"), "is UTF-16 text: save it as UTF-8, for example with iconv"),
