@@ -39,18 +39,22 @@ ROOMS = {
         "What is measured, claimed and verified.",
         ("core", "ascend", "host.environments", "host.plan", "host.images", "host.run"),
     ),
+    "host.user_files": Room(
+        "What users bring, looked at and put in place.",
+        ("core", "ascend", "host.plan", "host.run"),
+    ),
     "host.workflows": Room(
         "What each family of tasks does, a file per family.",
         (
             *("core", "ascend", "host.environments", "host.plan", "host.engine", "host.images", "host.run"),
-            "host.report",
+            *("host.report", "host.user_files"),
         ),
     ),
     "host.cli": Room(
         "The tasks' options, as data, and their bodies.",
         (
             *("core", "ascend", "host.fetch", "host.environments", "host.plan", "host.engine", "host.images"),
-            *("host.run", "host.report", "host.workflows"),
+            *("host.run", "host.report", "host.user_files", "host.workflows"),
         ),
     ),
     "tasks": Room("The collection of tasks that invoke reads.", ("host.cli",)),

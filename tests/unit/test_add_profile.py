@@ -21,7 +21,7 @@ from deberta.core.contract import LABELS
 from deberta.core.errors import ConfigError
 from deberta.host.cli import settings_file
 from deberta.host.plan import profiles
-from deberta.host.workflows.add_profile import by_version
+from deberta.host.user_files.add_profile import by_version
 from deberta.stages.data.convert_data import USUAL
 from tests import in_process
 from tests.mnli_helpers import REPOSITORY, SPM_MODEL, dev_line, write_dev

@@ -13,7 +13,7 @@ from deberta.core.contract import DEV_FILES
 from deberta.core.paths import Artifacts
 from deberta.host.plan.plan import Plan
 from deberta.host.plan.profiles import Profile
-from deberta.host.workflows.guide_folder import OUTPUTS_NAME, FolderContents, Look
+from deberta.host.user_files.guide_folder import OUTPUTS_NAME, FolderContents, Look
 from tests import guide_folder_helpers
 from tests.mnli_helpers import REPOSITORY
 

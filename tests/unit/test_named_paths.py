@@ -11,7 +11,7 @@ from deberta.core.errors import ConfigError
 from deberta.host.plan.plan import Case, Plan
 from deberta.host.plan.profiles import Profile
 from deberta.host.run.session import Session
-from deberta.host.workflows import named_paths
+from deberta.host.user_files import named_paths
 from tests.mnli_helpers import REPOSITORY
 
 RUN = "2026_1_2_3_4"

@@ -9,7 +9,7 @@ import pytest
 
 from deberta.core import files
 from deberta.core.errors import ConfigError, DataError, MissingError
-from deberta.host.workflows.placing import Placement, placed
+from deberta.host.user_files.placing import Placement, placed
 
 
 def sources(tmp_path: Path) -> list[Placement]:

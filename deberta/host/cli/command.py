@@ -8,7 +8,7 @@ import functools
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from typing import Any, Callable, Optional
 
@@ -44,7 +44,13 @@ class Command(Task[Callable[..., None]]):
         @functools.wraps(body)
         def run(c: Context, **typed: Any) -> None:
             with exit_codes():
-                body(c, self.read(c, typed))
+                values = self.read(c, typed)
+                if not values.json:
+                    body(c, values)
+                    return
+                document = sys.stdout
+                with redirect_stdout(sys.stderr):
+                    body(c, replace(values, document=document))
 
         self.options, self.unread, self.run = options, unread, body
         super().__init__(run, positional=())

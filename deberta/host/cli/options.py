@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Callable, Optional
+from typing import Any, Callable, Optional, TextIO
 
 from deberta.core import buckets as bucketing
 from deberta.core import contract
@@ -103,6 +103,7 @@ class Options:
     keep: bool = False
     force: bool = False
     dry: bool = False
+    json: bool = False
     rows: Optional[int] = text(None, whole("--rows", 0))
     outputs: str = ""
     seed: Optional[int] = text(None, whole("--seed", 0, 2**32 - 1))
@@ -182,6 +183,7 @@ class Options:
     path: str = "tests"
 
     typed: Mapping[str, Any] = field(default_factory=dict)  # name -> text or flag, of every option that was typed
+    document: Optional[TextIO] = None  # with --json: the standard output, which nothing else reaches
     planned: Optional[list[Any]] = None  # explain's: takes the steps and their sessions in place of running them
 
 

@@ -17,7 +17,7 @@ from deberta.host.cli.options import Options
 from deberta.host.plan import profiles
 from deberta.host.report import request
 from deberta.host.run.session import exclusive
-from deberta.host.workflows import add_profile as adding
+from deberta.host.user_files import add_profile as adding
 from deberta.host.workflows import adopt as adoption
 from deberta.host.workflows import clean as workflow
 from deberta.host.workflows import doctor as checkup

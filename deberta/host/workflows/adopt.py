@@ -21,8 +21,9 @@ from deberta.host.plan import evaluation as steps
 from deberta.host.plan.plan import Case, Plan, stage
 from deberta.host.run import runner
 from deberta.host.run.session import Session
-from deberta.host.workflows import evaluation, guide_folder, named_paths, placing
-from deberta.host.workflows.guide_folder import FolderContents, Look, Supplied
+from deberta.host.user_files import guide_folder, named_paths, placing
+from deberta.host.user_files.guide_folder import FolderContents, Look, Supplied
+from deberta.host.workflows import evaluation
 
 
 def run(session: Session, plan: Plan, folder: Path, copy: bool, digests: Mapping[str, str]) -> None:

@@ -19,7 +19,7 @@ from deberta.host.plan.plan import LATEST, Case, Plan, Step
 from deberta.host.report import reasons
 from deberta.host.run import compiled, freshness, runner
 from deberta.host.run.session import Session
-from deberta.host.workflows import named_paths
+from deberta.host.user_files import named_paths
 
 FORMULA = "fps over the data = rows / sum over the lengths of (its batches * average time of one batch)"
 

@@ -17,7 +17,7 @@ from deberta.host.plan.profiles import hashed
 from deberta.host.report import request
 from deberta.host.run import freshness, runner
 from deberta.host.run.session import Session
-from deberta.host.workflows import named_paths
+from deberta.host.user_files import named_paths
 from deberta.host.workflows.evaluation import evaluate, known_outputs, needed, perf
 
 

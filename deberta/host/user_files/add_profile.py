@@ -17,8 +17,8 @@ from deberta.host.plan import profiles
 from deberta.host.plan.plan import Case, Input, Plan, Step, stage
 from deberta.host.run import runner
 from deberta.host.run.session import Session
-from deberta.host.workflows import placing
-from deberta.host.workflows.placing import Placement
+from deberta.host.user_files import placing
+from deberta.host.user_files.placing import Placement
 
 MODEL, TOKENIZER, DATASET = "model", "tokenizer", "MNLI"  # folders below models/<name>, models/<name>, data/<name>
 _READ = (".json", ".safetensors", ".bin", ".model")  # what the files end with that a model is read from

@@ -20,8 +20,8 @@ from deberta.core import contract, files, mnli, schema
 from deberta.core.contract import DEV_FILES, INPUTS, TRAIN_FILE
 from deberta.core.errors import DataError, DebertaError, many, some
 from deberta.host.plan.plan import Case, Plan
-from deberta.host.workflows import named_paths, placing
-from deberta.host.workflows.placing import Placement
+from deberta.host.user_files import named_paths, placing
+from deberta.host.user_files.placing import Placement
 
 HEAD = 512  # bytes by which a file of another form is told
 DEEPEST = 4  # folders in each other that are looked into
