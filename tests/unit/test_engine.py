@@ -20,7 +20,7 @@ import pytest
 import requests
 
 from deberta.core.errors import ConfigError, MissingError, StageError
-from deberta.host.engine import engine, reaper
+from deberta.host.engine import engine, ping, reaper
 from deberta.host.engine.containers import Container, User
 from tests.pipeline_helpers import Workspace, environment
 
@@ -106,12 +106,12 @@ def test_the_address_is_the_docker_commands(tmp_path: Path) -> None:
     assert engine.address(both)["base_url"] == "unix:///other.sock"
     (tmp_path / "docker/config.json").write_text(json.dumps({"currentContext": "mine"}))
     assert engine.address({})["base_url"] == "unix:///home/me/engine.sock"
-    assert engine.address({"DOCKER_CONTEXT": "default"})["base_url"] == f"unix://{engine.DEFAULT_SOCKET}"
+    assert engine.address({"DOCKER_CONTEXT": "default"})["base_url"] == f"unix://{ping.DEFAULT_SOCKET}"
 
 
 def test_the_usual_sockets_are_tried(tmp_path: Path) -> None:
     variables = {"XDG_RUNTIME_DIR": str(tmp_path / "run")}
-    assert engine.address(variables) == {"base_url": f"unix://{engine.DEFAULT_SOCKET}"}
+    assert engine.address(variables) == {"base_url": f"unix://{ping.DEFAULT_SOCKET}"}
     (tmp_path / "run/podman").mkdir(parents=True)
     (tmp_path / "run/podman/podman.sock").touch()
     assert engine.address(variables) == {"base_url": f"unix://{tmp_path}/run/podman/podman.sock"}

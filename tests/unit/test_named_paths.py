@@ -75,7 +75,12 @@ def test_relative_paths_are_the_callers_then_the_workspaces(
 
 @pytest.mark.parametrize(
     ("text", "reason"),
-    [("empty", "nor of a run"), ("../../nowhere", "leads out of"), ("file", "is no folder"), ("other", "holds the folder x")],
+    [
+        ("empty", "nor of a run"),
+        ("../../nowhere", "leads out of"),
+        ("file", "is no folder"),
+        ("other", "holds the folder x"),
+    ],
 )
 def test_what_is_no_outputs(session: Session, tmp_path: Path, text: str, reason: str) -> None:
     (tmp_path / "workspace/empty").mkdir()

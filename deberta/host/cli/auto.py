@@ -18,21 +18,26 @@ def backend(name: str, compiles: bool, cann_setting: str, project: Path) -> str:
     `auto` takes ascend to compile if CANN is here or what the compile image is made of, and to run the model if a
     device node is.
     """
+    picked, reason = pick_backend(name, compiles, cann_setting, project)
+    if reason:
+        print(f"backend: {picked} (auto; {reason})")
+    return picked
+
+
+def pick_backend(name: str, compiles: bool, cann_setting: str, project: Path) -> tuple[str, str]:
+    """The same and auto's reason, which is empty where `name` is a backend; nothing is printed."""
     if name != AUTO:
-        return name
-    reason, lacking = "", "no NPU is here"
+        return name, ""
+    lacking = "no NPU is here"
     if compiles:
         location, looked = cann.search(cann_setting)
         place = location.text if location else _compile_image(project)
-        reason = f"CANN is here: {place}" if place else ""
+        if place:
+            return "ascend", f"CANN is here: {place}"
         lacking = f"no CANN is here{''.join(f'; {text}' for text in looked[:-1])}"  # the last lists the known places
     elif nodes := sorted(path.name for path in DEVICES.glob("davinci[0-9]*")):
-        reason = f"there is {', '.join(nodes)}"
-    if reason:
-        print(f"backend: ascend (auto; {reason})")
-        return "ascend"
-    print(f"backend: cpu (auto; {lacking}, so no .om is made)")
-    return "cpu"
+        return "ascend", f"there is {', '.join(nodes)}"
+    return "cpu", f"{lacking}, so no .om is made"
 
 
 def _compile_image(project: Path) -> str:
@@ -50,18 +55,23 @@ def executor(name: str, script: str = "", usual: str = "") -> str:
 
     `auto` takes the task's usual one, else local on a host with CANN, else docker if an engine answers.
     """
+    picked, reason = pick_executor(name, script, usual)
+    if reason:
+        print(f"executor: {picked} (auto; {reason})")
+    return picked
+
+
+def pick_executor(name: str, script: str = "", usual: str = "") -> tuple[str, str]:
+    """The same and auto's reason, which is empty where `name` is an executor; nothing is printed."""
     if name != AUTO:
-        return name
+        return name, ""
     if usual:
-        name, reason = usual, "this task's usual one"
-    elif location := cann.search(script)[0]:
-        name, reason = "local", f"CANN is here: {location.text}"
-    elif address := _engine():
-        name, reason = "docker", f"an engine answers at {address}"
-    else:
-        name, reason = "local", "no Docker engine answers"
-    print(f"executor: {name} (auto; {reason})")
-    return name
+        return usual, "this task's usual one"
+    if location := cann.search(script)[0]:
+        return "local", f"CANN is here: {location.text}"
+    if address := _engine():
+        return "docker", f"an engine answers at {address}"
+    return "local", "no Docker engine answers"
 
 
 def _engine() -> str:

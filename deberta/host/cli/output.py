@@ -10,9 +10,10 @@ import msgspec
 
 from deberta.core.schema import Schema
 from deberta.host.cli.options import Options
+from deberta.host.workflows import readiness
 
 # By task: what --json prints. docs/schemas/<task>.schema.json are made of these by `python -m deberta.host.cli.output`.
-DOCUMENTS: Mapping[str, type[Schema]] = {}
+DOCUMENTS: Mapping[str, type[Schema]] = {"doctor": readiness.Diagnosis}
 
 
 def show(options: Options, document: Schema, text: str) -> None:

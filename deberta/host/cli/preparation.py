@@ -11,16 +11,19 @@ from invoke.exceptions import Exit
 
 from deberta import PROJECT
 from deberta.core.errors import ConfigError, MissingError
-from deberta.host.cli import settings, settings_file
+from deberta.host.cli import auto, output, settings, settings_file
+from deberta.host.cli.auto import AUTO
 from deberta.host.cli.command import command
 from deberta.host.cli.options import Options
 from deberta.host.plan import profiles
+from deberta.host.plan.plan import Plan
 from deberta.host.report import request
 from deberta.host.run.session import exclusive
 from deberta.host.user_files import add_profile as adding
 from deberta.host.workflows import adopt as adoption
 from deberta.host.workflows import clean as workflow
 from deberta.host.workflows import doctor as checkup
+from deberta.host.workflows import readiness
 
 # What needs tomlkit or the docker SDK is imported by the task that needs it: `invoke -l` must not load them.
 
@@ -116,20 +119,49 @@ def _absolute(path: str) -> Path:
     return Path(os.path.abspath(Path(path).expanduser()))
 
 
-@command("profile")
+@command("profile", "backend", "executor", "json")
 def doctor(c: Context, options: Options) -> None:
-    """Say what this machine has and lacks, what that blocks, and how to get it."""
-    checks = checkup.run(
-        PROJECT,
-        settings.workspace(c),
-        settings.cpu_plan(c, options),
-        python=settings.prepared_python(c),
-        cann_setting=settings.cann_script(c),
-        msame_path=settings.msame_path(c),
+    """Say what can run here now, what this machine has and lacks, what that blocks, and how to get it."""
+    plan, values, script = settings.cpu_plan(c, options), settings.read(c), settings.cann_script(c)
+    backend, _ = auto.pick_backend(options.backend or values.backend, False, script, PROJECT)
+    usual = "local" if plan.profile.name == "demo" else ""
+    executor, _ = auto.pick_executor(options.executor or values.executor, script, usual)
+    folder, python, msame = settings.workspace(c), settings.prepared_python(c), settings.msame_path(c)
+    checks = checkup.run(PROJECT, folder, plan, python=python, cann_setting=script, msame_path=msame)
+    surroundings = (backend, executor, values.runner, *([AUTO] if values.soc_version == AUTO else []))
+    missing = checkup.missing(checks, surroundings)
+    can_run = readiness.judge(folder, *_plans(c), readiness.of_checks(checks))
+    diagnosis = readiness.Diagnosis(
+        can_run=can_run,
+        profile=plan.profile.name,
+        backend=backend,
+        executor=executor,
+        ready=not missing,
+        missing=[check.name for check in missing],
+        checks=checks,
     )
-    print(checkup.render(checks))
-    if checkup.missing(checks):
+    output.show(options, diagnosis, f"{can_run.line}\n\n{checkup.render(checks, surroundings)}")
+    if missing:
         raise Exit(code=3)
+
+
+def can_run_now(c: Context) -> readiness.Readiness:
+    """What runs here, at a glance: in a fraction of a second, whatever hangs. Raises ConfigError."""
+    python, msame = settings.prepared_python(c), settings.msame_path(c)
+    here = readiness.look(PROJECT, python, settings.cann_script(c), msame)
+    return readiness.judge(settings.workspace(c), *_plans(c), here)
+
+
+def _plans(c: Context) -> tuple[list[Plan], list[str]]:
+    """A plan for each profile in invoke.yaml, the setting's first, and the names of those that cannot be read."""
+    plans, wrong, values = [], [], settings.read(c)
+    names = profiles.by_name(values.profiles or {})
+    for name in sorted(names, key=lambda name: (name != "demo", name != values.profile, str(name))):
+        try:
+            plans.append(Plan(profiles.load(name, names), "cpu"))
+        except ConfigError:
+            wrong.append(str(name))
+    return plans, wrong
 
 
 @command("profile", "environments", "images", "containers", "reports", "yes", "dry")

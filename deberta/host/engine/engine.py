@@ -26,13 +26,12 @@ from deberta import PROJECT
 from deberta.core.errors import INTERRUPTED, ConfigError, MissingError, StageError, one_line
 from deberta.host.engine import containers
 from deberta.host.engine.containers import Container
+from deberta.host.engine.ping import DEFAULT_SOCKET, LOOPBACK, usual_sockets
 from deberta.host.engine.transcript import GRACE_SECONDS, Show, transcript
 
 LABEL = "deberta-ascend"  # =container or =image: only what carries it is ever removed
 OF_WORKSPACE, OF_SESSION, KEPT = f"{LABEL}.workspace", f"{LABEL}.session", f"{LABEL}.keep"
-DEFAULT_SOCKET = "/var/run/docker.sock"
 ANSWER_SECONDS = 60  # timeout of a request, except builds and runs
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _FAILURES = (docker.errors.DockerException, requests.exceptions.RequestException, OSError, ValueError)
 
 
@@ -56,9 +55,8 @@ def address(variables: Mapping[str, str] = os.environ) -> dict[str, Any]:
     base_url = str(context.get("base_url", ""))
     if base_url and not base_url.endswith(DEFAULT_SOCKET):
         return context
-    user = variables.get("XDG_RUNTIME_DIR", f"/run/user/{os.getuid()}")
-    places = (DEFAULT_SOCKET, f"{user}/docker.sock", f"{user}/podman/podman.sock", "/run/podman/podman.sock")
-    return {"base_url": f"unix://{next((place for place in places if os.path.exists(place)), DEFAULT_SOCKET)}"}
+    path = next((path for path in usual_sockets(variables) if os.path.exists(path)), DEFAULT_SOCKET)
+    return {"base_url": f"unix://{path}"}
 
 
 def check_local(base_url: str, machine_name: Optional[Callable[[], str]] = None) -> None:

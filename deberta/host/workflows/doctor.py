@@ -1,7 +1,7 @@
 """What this machine has and lacks: every check is made first, and only then is anything shown.
 
-A check looks and never changes anything. It says what is there, what is required, what a lack of it blocks, and how to
-get it; `needed` marks what the cpu backend with the local executor cannot do without. doctor.json has their texts.
+A check looks and never changes anything. It says what is there, what is required, what a lack of it blocks, how to get
+it, and which backend and executor cannot do without it. doctor.json has their texts.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ SMALL_DISK, SMALL_MEMORY = 1 * GIB, 2 * GIB  # the demo's
 ENGINE_TIMEOUT = 3  # seconds
 STAGES_PYTHON = ".".join(map(str, stages.PYTHON))
 WRITTEN = ("models", "data", "results", ".cache")  # below the workspace
+ALWAYS = "always"
+CPU_LOCAL = ("cpu", "local")
 
 
 class HostCheck(msgspec.Struct, frozen=True):
@@ -45,7 +47,7 @@ class HostCheck(msgspec.Struct, frozen=True):
     state: str = OK
     blocks: str = ""  # what does not work without it
     get: str = ""  # how to get it
-    needed: bool = False  # the cpu backend with the local executor needs it
+    needed: str = ""  # who needs it: "always", or words all of which describe the run, as in "ascend local"
 
 
 CHECKS = msgspec.json.decode(Path(__file__).with_name("doctor.json").read_bytes(), type=Dict[str, HostCheck])
@@ -96,17 +98,21 @@ def inputs(workspace: Path, plan: Plan) -> Iterator[HostCheck]:
         path = workspace / name
         if path.is_file() or (path.is_dir() and any(path.iterdir())):
             size = f"{path.stat().st_size} bytes" if path.is_file() else "a folder"
-            yield HostCheck(str(name), size, needed=True)
+            yield HostCheck(str(name), size, needed=ALWAYS)
         else:
-            yield HostCheck(str(name), "not there", "", MISSING, blocks, plan.source(name).command, needed=True)
+            yield HostCheck(str(name), "not there", "", MISSING, blocks, plan.source(name).command, ALWAYS)
 
 
-def missing(checks: Sequence[HostCheck]) -> Tuple[HostCheck, ...]:
-    """What the cpu backend with the local executor needs and does not have; empty: doctor exits 0, else 3."""
-    return tuple(check for check in checks if check.needed and check.state == MISSING)
+def missing(checks: Sequence[HostCheck], surroundings: Sequence[str] = CPU_LOCAL) -> Tuple[HostCheck, ...]:
+    """What a run needs and does not have; empty: doctor exits 0, else 3.
+
+    `surroundings` describe the run: its backend, its executor, what runs the model, and "auto" for an unknown chip.
+    """
+    words = {ALWAYS, *surroundings}
+    return tuple(c for c in checks if c.state == MISSING and c.needed and words.issuperset(c.needed.split()))
 
 
-def render(checks: Sequence[HostCheck]) -> str:
+def render(checks: Sequence[HostCheck], surroundings: Sequence[str] = CPU_LOCAL) -> str:
     """Aligned plain text: one line a check, and below what is not there, what that blocks and how to get it."""
     width = max((len(check.name) for check in checks), default=0)
     indent = " " * (len("missing") + width + 4)
@@ -117,8 +123,11 @@ def render(checks: Sequence[HostCheck]) -> str:
         if check.state != OK:
             explanation = (("blocks", check.blocks), ("get", check.get))
             lines += [f"{indent}{label}: {text}" for label, text in explanation if text]
-    lacking = "; ".join(check.name for check in missing(checks))
-    return "\n".join([*lines, "", f"cpu backend, local executor: {'missing ' + lacking if lacking else 'ready'}"])
+    lacking = "; ".join(check.name for check in missing(checks, surroundings))
+    backend, executor = surroundings[:2]
+    return "\n".join(
+        [*lines, "", f"{backend} backend, {executor} executor: {'missing ' + lacking if lacking else 'ready'}"]
+    )
 
 
 def host_python(version: Sequence[int]) -> HostCheck:
