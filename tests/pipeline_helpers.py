@@ -79,17 +79,17 @@ class Workspace:
         )
 
     def succeed(self, *arguments: str) -> str:
+        """Run a command that must succeed; returns how it went, and then its result."""
         done = self.run(*arguments)
         assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
+        return done.stderr + done.stdout
 
     def fail(self, code: int, *arguments: str) -> str:
-        """Run a command that must fail with this exit code, one line on stderr and no traceback; returns that line."""
+        """Run a command that must fail with this exit code, an error as its last line and no traceback; returns it."""
         done = self.run(*arguments)
         assert done.returncode == code, done.stdout + done.stderr
         assert "Traceback" not in done.stdout + done.stderr
-        assert done.stderr.count("\n") == 1 and done.stderr.startswith("error: "), done.stderr
-        return done.stderr
+        return error_line(done.stderr)
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         # A run that is itself in a shell's background ignores SIGINT and passes that on: undone for the child.
@@ -107,6 +107,13 @@ class Workspace:
         kinds = ("models", "data", "results")
         found = [path for kind in kinds for path in (self.root / kind).rglob("*") if path.is_file()]
         return {path.relative_to(self.root).as_posix() for path in found}
+
+
+def error_line(stderr: str) -> str:
+    """The last line of a command that failed: its one error."""
+    lines = stderr.splitlines(keepends=True)
+    assert lines[-1].startswith("error: ") and sum(line.startswith("error: ") for line in lines) == 1, stderr
+    return lines[-1]
 
 
 def environment() -> dict[str, str]:
@@ -146,11 +153,11 @@ def make_small_demo(root: Path, rows: int, gates: Mapping[str, tuple[int, int]])
 
 
 def invoke(workspace: Path, *arguments: str) -> str:
-    """Run a command with the project's own settings in a workspace; returns its stdout."""
+    """Run a command with the project's own settings in a workspace; returns how it went, and then its result."""
     variables = {**environment(), "INVOKE_WORKSPACE": str(workspace), "INVOKE_STAGES_PYTHON": sys.executable}
     done = in_process.run_invoke(arguments, REPOSITORY, variables)
     assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    return done.stderr + done.stdout
 
 
 def steps_that_ran(output: str) -> list[str]:

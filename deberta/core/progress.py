@@ -1,6 +1,6 @@
-"""Progress of anything over two seconds: a line that rewrites itself on a terminal, plain lines elsewhere.
+"""How it goes, on standard error: of anything over two seconds a line that rewrites itself, plain lines elsewhere.
 
-When the host runs a stage, the stage's standard output is a pipe: the stage prints plain lines, which the host parses
+When the host runs a stage, the stage's output is a pipe: the stage prints plain lines, which the host parses
 and draws on its terminal.
 """
 
@@ -24,6 +24,11 @@ def parse(line: str) -> Optional[str]:
     return match[1] if match else None
 
 
+def say(line: str) -> None:
+    """Tell how it goes. Standard output is for results alone."""
+    print(line, file=sys.stderr, flush=True)
+
+
 def redraw(stream: TextIO, text: str) -> None:
     """Replace the last line of a terminal."""
     getattr(stream, "draw", stream.write)(f"\r\x1b[K{visible(text)}")
@@ -43,7 +48,7 @@ class Progress:
 
     def __init__(self, what: str, total: int, unit: str = "", stream: Optional[TextIO] = None) -> None:
         self.what, self.total, self.unit = what, total, unit
-        self._stream = sys.stdout if stream is None else stream
+        self._stream = sys.stderr if stream is None else stream
         self._started = time.monotonic()
         self._printed = self._started  # nothing is printed in the first half second
 

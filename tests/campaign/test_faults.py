@@ -118,7 +118,7 @@ def refused(workspace: Workspace, text: str) -> str:
     )
     assert time.monotonic() - started < SECONDS
     assert done.returncode in (0, 2, 3, 5) and "Traceback" not in done.stdout + done.stderr, done.stderr
-    assert not done.returncode or (done.stderr.startswith("error: ") and done.stderr.count("\n") == 1), done.stderr
+    assert not done.returncode or pipeline_helpers.error_line(done.stderr)
     return done.stderr
 
 
@@ -155,7 +155,7 @@ def test_a_variable_that_is_no_setting(tiny: Workspace, variable: str) -> None:
     name, _, value = variable.partition("=")
     variables = {**pipeline_helpers.environment(), name: value}
     done = in_process.run_invoke(tiny.arguments("export-onnx", "--dry"), REPOSITORY, variables)
-    assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
+    assert done.returncode == 2 and pipeline_helpers.error_line(done.stderr)
 
 
 # Workspaces
@@ -173,7 +173,7 @@ def test_a_workspace_that_is_none(tiny: Workspace, tmp_path: Path, kind: str) ->
         variables["INVOKE_WORKSPACE"] = {"nobody": "~nobody-here/x", "long": "x" * 5000}[kind]
     for command in (("export-onnx",), ("doctor",), ("verify",), ("clean", "--dry")):
         done = in_process.run_invoke(command, REPOSITORY, variables)
-        assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
+        assert done.returncode == 2 and pipeline_helpers.error_line(done.stderr)
     assert kind != "file" or place.read_text() == "the user's"
 
 

@@ -74,7 +74,7 @@ def verify(made: Workspace, tree: Path, *options: str, rows: int) -> tuple[int, 
     """Exit code, what was printed, and the part of it that says what was not checked."""
     done = made.run("verify", "--path", str(tree), "--strict", "--replay", str(rows), "--seed", "4", *options)
     said = done.stdout + done.stderr
-    assert "Traceback" not in said and done.stderr.count("\n") == 1, said
+    assert "Traceback" not in said, said
     return done.returncode, said, said.partition("\nnot checked:\n")[2].partition("\nwrong: ")[0]
 
 

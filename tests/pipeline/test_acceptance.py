@@ -215,8 +215,8 @@ def test_killed_and_started_again(workspace: Workspace) -> None:
     before = workspace.files()
     limited = ("acceptance", "--backend", "cpu", "--version", "match", "--loops", "2", "--bs", "8,16", "--limit", "24")
     running = workspace.start(*limited)
-    assert running.stdout is not None
-    for line in running.stdout:
+    assert running.stderr is not None
+    for line in running.stderr:
         if line.startswith("[infer bs=16 match first 24 rows] running: "):
             os.kill(running.pid, signal.SIGKILL)
             break

@@ -234,8 +234,8 @@ def test_interrupted_in_each_step(workspace: Workspace, step: str) -> None:
     if STEPS.index(step) > 2:
         workspace.succeed("build-om", "--bs", "4", "--buckets", LENGTHS)
     running = workspace.start(*BUCKETED)
-    assert running.stdout is not None
-    for line in running.stdout:
+    assert running.stderr is not None
+    for line in running.stderr:
         if line.startswith(f"[{step}] running: "):
             running.send_signal(signal.SIGINT)
             break

@@ -311,8 +311,8 @@ def test_dry_prints_the_commands_and_touches_nothing(fresh: Workspace) -> None:
 
 def test_a_second_invocation_is_refused_while_one_runs(workspace: Workspace) -> None:
     running = workspace.start("export-onnx", "--force")
-    assert running.stdout is not None
-    for line in running.stdout:
+    assert running.stderr is not None
+    for line in running.stderr:
         if "] running: " in line:
             break
     assert "works in" in workspace.fail(4, *EVALUATE)
@@ -340,8 +340,8 @@ def test_interrupted_in_each_step(workspace: Workspace, step: str, number: int) 
     """
     _undo(workspace, step)
     running = workspace.start(*EVALUATE)
-    assert running.stdout is not None
-    for line in running.stdout:
+    assert running.stderr is not None
+    for line in running.stderr:
         if line.startswith(f"[{step}] ") and AT_WORK.get(step, "running: ") in line:
             running.send_signal(number)
             break
@@ -376,9 +376,9 @@ def test_full_disk(tiny: Workspace, tmp_path: Path, spare: int, stopped: str) ->
 def test_a_killed_run_leaves_nothing_that_looks_finished_and_no_process(workspace: Workspace) -> None:
     _undo(workspace, "build-om bs=4")
     running = workspace.start(*EVALUATE)
-    assert running.stdout is not None
+    assert running.stderr is not None
     stages: list[str] = []
-    for line in running.stdout:
+    for line in running.stderr:
         if line.startswith("[build-om bs=4] ") and AT_WORK["build-om bs=4"] in line:
             stages = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
             for stage in stages:

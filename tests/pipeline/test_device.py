@@ -145,7 +145,7 @@ def test_what_stops_a_run_stops_it_before_the_compilation(workspace: Workspace, 
         machine.write_text(printed)
         done = workspace.run("evaluate", "--bs", "2", "--version", "match", *ASCEND, *options)
         assert (done.returncode, says in done.stderr) == (code, True), done.stderr
-        assert steps_that_ran(done.stdout) == []
+        assert steps_that_ran(done.stderr) == []
     assert "Run: invoke build-om --bs 2 --profile tiny --backend ascend --soc-version Ascend310P3, and" in done.stderr
 
 

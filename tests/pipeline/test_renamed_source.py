@@ -21,7 +21,7 @@ def evaluate(project: Path, workspace: Workspace) -> str:
     variables = {**helpers.environment(), "PYTHONPATH": str(project)}
     done = subprocess.run(command, cwd=project, env=variables, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    return done.stderr + done.stdout
 
 
 def test_artifacts_stay_fresh_when_source_files_get_other_names(evaluated: Workspace, tmp_path: Path) -> None:

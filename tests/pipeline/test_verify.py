@@ -25,7 +25,7 @@ from deberta.core.errors import DataError, DebertaError, MissingError
 from deberta.host.report import evidence, verification
 from deberta.host.report.verification import VerificationRequest
 from tests.mnli_helpers import REPOSITORY
-from tests.pipeline_helpers import Workspace
+from tests.pipeline_helpers import Workspace, error_line
 from tests.verify_helpers import (
     ARTIFACTS,
     BOM,
@@ -252,7 +252,7 @@ def test_names_of_files_are_shown(name: str, made: Workspace, tree: Path) -> Non
     ALTERED[name][0](tree)
     done = made.run("verify", "--path", str(tree), "--replay", "3")
     assert done.returncode == 5 and re.search(ALTERED[name][1], done.stdout), done.stdout + done.stderr
-    assert "\x1b" not in done.stdout + done.stderr and done.stderr.count("\n") == 1
+    assert "\x1b" not in done.stdout + done.stderr and error_line(done.stderr)
 
 
 def test_an_absolute_name_is_not_opened(tree: Path, tmp_path: Path) -> None:
@@ -271,7 +271,7 @@ def test_all_that_is_wrong_is_named_together(made: Workspace, tree: Path) -> Non
     (tree / f"{EVALUATION}.record.json").write_text("{}")
     done = made.run("verify", "--path", str(tree), "--replay", "3")
     assert done.returncode == 5 and "Traceback" not in done.stdout + done.stderr, done.stdout + done.stderr
-    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert error_line(done.stderr)
     for name in ("the checkpoint", "a gold label", "a timing log", "an output less", "the page"):
         assert re.search(ALTERED[name][1], done.stdout), name
     assert re.search(rf"{JOB}: does not fit its schema: Object missing required field", done.stdout)

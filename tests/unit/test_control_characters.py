@@ -74,7 +74,7 @@ def test_progress_rewrites_its_line_on_a_terminal_and_its_text_does_not(monkeypa
             return True
 
     terminal = Terminal()
-    monkeypatch.setattr("sys.stdout", terminal)
+    monkeypatch.setattr("sys.stderr", terminal)
     with visible_output():
         console = Console("title")
         console.line(f"[progress] {visible(HOSTILE)}\x1b: 1/2 rows")

@@ -28,4 +28,4 @@ def test_a_process_for_each_cpu_and_how_long_it_takes(
         ["pytest", "tests", *durations, "-m", "not campaign", "-k", "atc"],
         ["pytest", "a.py", *durations],
     ]
-    assert f"about {development.TEST_MINUTES} minutes" in capsys.readouterr().out
+    assert f"about {development.TEST_MINUTES} minutes" in capsys.readouterr().err

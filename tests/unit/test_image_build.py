@@ -92,13 +92,14 @@ def test_an_image_is_built_once_and_again_by_force(
 
     def update(force: bool = False, dry: bool = False) -> tuple[str, str]:
         number = build.update(client, image, settings, tmp_path, "export: ", force, dry)
-        return number, capsys.readouterr().out
+        printed = capsys.readouterr()
+        return number, printed.err + printed.out
 
     assert update(dry=True) == ("", f"export: would build {image.tag}: not built yet\n")
     lines = f"export: building {image.tag}: not built yet\n  Step 1/1 : FROM x\nexport: done: {image.tag}, sha256:0\n"
     assert update() == ("sha256:0", lines)
     assert update() == ("sha256:0", f"export: up to date: {image.tag}, sha256:0\n")
-    assert build.ensure(client, image, settings, tmp_path) == "sha256:0" and capsys.readouterr().out == ""
+    assert build.ensure(client, image, settings, tmp_path) == "sha256:0" and capsys.readouterr() == ("", "")
     assert update(force=True, dry=True)[1] == f"export: would build {image.tag}: --force\n"
     assert update(force=True)[0] == "sha256:1"
     assert (tmp_path / build.LOGS / "export.log").read_text().startswith(f"{image.tag}\n")

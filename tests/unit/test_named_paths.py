@@ -46,7 +46,7 @@ def test_a_folder_too_high_gives_its_only_run(
     _make(tmp_path / "user/result/outputs_bs8_om/mismatch/2026_9_9_9")
     names = {"": run, "match": run.parent, "outputs_bs8_om": run.parents[1], "result": run.parents[2], ".": Path(".")}
     assert _take(session, str(names[above])) == str(run)
-    assert (f"{run} is taken" in capsys.readouterr().out) == (above != "")
+    assert (f"{run} is taken" in capsys.readouterr().err) == (above != "")
 
 
 def test_several_are_named(session: Session, tmp_path: Path) -> None:
@@ -60,10 +60,10 @@ def test_relative_paths_are_the_callers_then_the_workspaces(
     session: Session, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     there = _make(tmp_path / "workspace/outs")
-    assert _take(session, "outs") == "outs" and capsys.readouterr().out == ""
+    assert _take(session, "outs") == "outs" and capsys.readouterr().err == ""
     here = _make(tmp_path / "user/outs")
     assert _take(session, "outs") == str(here)
-    assert capsys.readouterr().out == f"--outputs outs: {here} is taken\n"
+    assert capsys.readouterr().err == f"--outputs outs: {here} is taken\n"
     monkeypatch.chdir(there.parent)
     assert _take(session, "outs") == "outs"
     monkeypatch.chdir(there)

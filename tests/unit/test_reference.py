@@ -202,8 +202,8 @@ def test_an_interrupt_leaves_nothing_and_progress_is_said(workspace: Workspace, 
         stderr=subprocess.PIPE,
         text=True,
     )
-    assert process.stdout is not None
-    said = next((line for line in process.stdout if line.startswith("[progress] reference")), "")
+    assert process.stderr is not None
+    said = next((line for line in process.stderr if line.startswith("[progress] reference")), "")
     process.send_signal(signal.SIGINT)
     _, complained = process.communicate(timeout=60)
     assert " tokens " in said and " s left" in said, complained

@@ -6,6 +6,7 @@ import platform
 from pathlib import Path
 
 from deberta.ascend import cann, npu_smi, programs
+from deberta.core import progress
 from deberta.core.errors import DebertaError, MissingError
 
 AUTO = "auto"
@@ -20,7 +21,7 @@ def backend(name: str, compiles: bool, cann_setting: str, project: Path) -> str:
     """
     picked, reason = pick_backend(name, compiles, cann_setting, project)
     if reason:
-        print(f"backend: {picked} (auto; {reason})")
+        progress.say(f"backend: {picked} (auto; {reason})")
     return picked
 
 
@@ -57,7 +58,7 @@ def executor(name: str, script: str = "", usual: str = "") -> str:
     """
     picked, reason = pick_executor(name, script, usual)
     if reason:
-        print(f"executor: {picked} (auto; {reason})")
+        progress.say(f"executor: {picked} (auto; {reason})")
     return picked
 
 
@@ -97,5 +98,5 @@ def soc_version(name: str, device: int) -> str:
         raise MissingError(f"no npu-smi on PATH tells the chip's name. {npu_smi.GIVE_CHIP}")
     listed = any(entry.device == device for entry in devices)
     chip = npu_smi.soc_version(devices, device if listed else None)
-    print(f"soc_version: {chip} (auto; npu-smi info)")
+    progress.say(f"soc_version: {chip} (auto; npu-smi info)")
     return chip

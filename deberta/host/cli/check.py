@@ -10,12 +10,10 @@ from deberta.core.errors import ConfigError
 from deberta.host.cli.command import RUN, command
 from deberta.host.cli.options import Options
 from deberta.host.cli.settings import atc_options, cpu_plan, read, session_of
-from deberta.host.plan import checks, comparison, evaluation
+from deberta.host.plan import comparison
 from deberta.host.plan.plan import Case, StageOptions
-from deberta.host.run import runner
 from deberta.host.run.session import exclusive
 from deberta.host.workflows import making
-from deberta.host.workflows.evaluation import needed
 
 SIDES = ("side_a", "side_b", "a_file", "b_file", "outputs")
 TOLERANCES = ("tolerance", "layer_tolerance", "all_layers")
@@ -40,9 +38,7 @@ def check_fp16(c: Context, options: Options) -> None:
     """Run the graph with float16 storage on the CPU: overflows, changed labels, nodes to keep in float32."""
     session, case = session_of(c, options), _case_with_atc(c, options)
     with exclusive(session):
-        before = needed(session, [evaluation.export_onnx(case.plan), evaluation.preprocess(case)])
-        fp16 = checks.check_fp16(case, options.typed.get("rows", ""), options.margin)
-        runner.run_all(session, [*before, fp16])
+        making.check_fp16(session, case, options.typed.get("rows", ""), options.margin)
 
 
 @command(*SIDES, *TOLERANCES, "bs", "limit", "rows", "profile", *RUN, version="match")

@@ -22,7 +22,9 @@ def export_onnx(c: Context, options: Options) -> None:
     """Export the checkpoint to models/<profile>/dynamic.onnx, validated against PyTorch."""
     session, plan = session_of(c, options), cpu_plan(c, options)
     with exclusive(session):
-        runner.run_all(session, [steps.export_onnx(plan, options.relative)])
+        step = steps.export_onnx(plan, options.relative)
+        runner.run_all(session, [step])
+        session.show_paths(step.outputs)
 
 
 @command("bs", "version", "limit", "buckets", "profile", *RUN)
@@ -40,6 +42,7 @@ def build_om(c: Context, options: Options) -> None:
     with exclusive(session):
         case = Case(evaluation.plan_of_model(plan, options.buckets), options.bs)
         runner.run_all(session, evaluation.compiling(session, case))
+        session.show_paths(part.compiled for part in case.models)
 
 
 @command("bs", "version", "limit", "buckets", "precision", "profile", "backend", *DEVICE, *RUN, needed=["version"])
@@ -47,7 +50,8 @@ def infer(c: Context, options: Options) -> None:
     """Run the compiled model over one version's bins; makes what it needs first."""
     case, session = case_of(c, options), session_of(c, options)
     with exclusive(session):
-        evaluation.infer(session, case, buckets_of(c, options))
+        _, folders = evaluation.infer(session, case, buckets_of(c, options))
+        session.show_paths(folders)
 
 
 @command("bs", "version", "outputs", "limit", "buckets", "precision", "profile", "backend", *RUN, needed=["version"])

@@ -17,7 +17,7 @@ from msgspec import Meta
 from deberta import PROJECT
 from deberta.ascend import atc, cann, programs
 from deberta.ascend.atc import AtcOptions
-from deberta.core import buckets, contract, schema
+from deberta.core import buckets, contract, progress, schema
 from deberta.core.buckets import Choice
 from deberta.core.errors import ConfigError
 from deberta.host.cli import auto, settings_file  # noqa: F401  # how invoke reads them
@@ -211,7 +211,7 @@ def _local(c: Context, folder: Path, options: Options) -> Executor:
             cann=load,
             msame=msame_path(c, options.msame),
             source=lambda: str(location.script if (location := cann.search(script)[0]) else cann.SCRIPTS[1]),
-            announce=functools.cache(lambda: print(load().text, flush=True)),
+            announce=functools.cache(lambda: progress.say(load().text)),
         ),
         surroundings=surroundings,
     )

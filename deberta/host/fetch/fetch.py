@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Callable
 
-from deberta.core import files
+from deberta.core import files, progress
 from deberta.core.errors import ConfigError, DataError, MissingError, from_os_error
 from deberta.host.fetch import archives, checksums
 from deberta.host.fetch import download as http
@@ -32,7 +32,7 @@ def fetch(
     accept_new: bool = False,
     sources: Sources = GUIDE,
     settings: http.DownloadSettings = http.SETTINGS,
-    show: Callable[[str], None] = print,
+    show: Callable[[str], None] = progress.say,
 ) -> None:
     """Put the named items (default: all but `pretrained`) into the workspace; files that are right already stay.
 

@@ -16,7 +16,7 @@ from typing import IO, Any
 
 import docker.errors
 
-from deberta.core import schema
+from deberta.core import progress, schema
 from deberta.core.errors import ConfigError, MissingError, StageError, one_line
 from deberta.host.engine.engine import explained
 from deberta.host.engine.transcript import Show
@@ -38,9 +38,9 @@ def ensure(
     if existing and not force:
         return existing
     reason = "--force" if existing else why(client, image)
-    print(f"{title}building {image.tag}{_note(image)}: {reason}", flush=True)
+    progress.say(f"{title}building {image.tag}{_note(image)}: {reason}")
     log = workspace / LOGS / f"{image.stage}.log"
-    return build(client, image, settings, log, lambda line: print(f"  {line}", flush=True))
+    return build(client, image, settings, log, lambda line: progress.say(f"  {line}"))
 
 
 def update(

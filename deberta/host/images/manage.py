@@ -8,6 +8,7 @@ from typing import Any, Sequence
 
 import docker.errors
 
+from deberta.core import progress
 from deberta.core.errors import ConfigError, DebertaError, MissingError, StageError
 from deberta.host.engine import engine
 from deberta.host.images import build, definition, pins
@@ -20,7 +21,7 @@ def lock(project: Path) -> None:
     try:
         client = engine.connect()
     except MissingError as error:
-        print(f"digests of base images are kept: {error}")
+        progress.say(f"digests of base images are kept: {error}")
     changes = pins.lock(project, (lambda name: build.resolve(client, name)) if client else None, platform.machine())
     print("\n".join(changes) or f"{pins.PINS}: nothing changed")
 
@@ -44,7 +45,7 @@ def replace_bases(project: Path, assignments: Sequence[str], dry: bool) -> None:
 def make(project: Path, workspace: Path, settings: BuildSettings, force: bool, dry: bool) -> None:
     """Build every stage image that is missing; an image whose files are not here is left out with the reason."""
     client, failures = engine.connect(), []
-    for image in definition.plans(project, pins.STAGES, print):
+    for image in definition.plans(project, pins.STAGES, progress.say):
         try:
             build.update(client, image, settings, workspace, f"{image.stage}: ", force, dry)
         except DebertaError as error:  # the other stages do not depend on this one

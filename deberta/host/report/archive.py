@@ -12,7 +12,7 @@ import os
 import re
 from pathlib import Path, PurePosixPath
 
-from deberta.core import contract, files
+from deberta.core import contract, files, progress
 from deberta.core.errors import ConfigError, DataError, MissingError, some
 from deberta.core.paths import ACCEPTANCES, Artifacts, limited
 from deberta.core.report import Report
@@ -49,7 +49,7 @@ def find_backend(root: Path, profile: str, limit: int) -> str:
         raise ConfigError(
             f"{root / 'results' / profile} has reports of {' and '.join(backends)}. Name one with --backend"
         )
-    print(f"backend: {backends[0]} (the only one with a report)")
+    progress.say(f"backend: {backends[0]} (the only one with a report)")
     return backends[0]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Callable, Iterable, Mapping, Optional, Sequence
 
 import deberta
-from deberta.core import buckets, contract, files, machine, records, schema
+from deberta.core import buckets, contract, files, machine, progress, records, schema
 from deberta.core.errors import DataError, MissingError
 from deberta.core.job import FORMAT, Gates, HostFacts, Job, JobMeasured, JobProfile, PinFacts
 from deberta.core.paths import ACCEPTANCES
@@ -62,7 +62,7 @@ def make(session: Session, plan: Plan, request: ReportRequest) -> Job:
     if not (measured.evaluations or measured.performances or measured.throughputs or measured.left_out):
         raise MissingError(f"nothing has been measured in {plan.artifacts.results}. Run: {plan.command('evaluate')}")
     for text in measured.left_out:
-        print(f"left out of the report: {text}")
+        progress.say(f"left out of the report: {text}")
     profile = plan.profile
     data = {v: profile.data_path(v) for v in request.versions if (session.workspace / profile.data_path(v)).exists()}
     artifacts = _artifacts(plan, request, measured)
@@ -130,7 +130,7 @@ def publish(session: Session, plan: Plan, job: Job) -> Report:
     report, signature = plan.artifacts.report("json"), session.workspace / plan.artifacts.attestation()
     if signature.exists():  # First: a kill must not leave it beside a report that it is not of.
         files.remove(signature)
-        print(f"{plan.artifacts.attestation()} was of the report before: it is in {ACCEPTANCES}/ alone now")
+        progress.say(f"{plan.artifacts.attestation()} was of the report before: it is in {ACCEPTANCES}/ alone now")
     files.write_text(session.workspace / plan.artifacts.job(), schema.text(job))
     session.digests.save()  # the other session starts with what is known here
     anew = _run_stages(session, plan, job)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Iterator, Optional, Sequence
 
-from deberta.core import contract, files, records, schema
+from deberta.core import contract, files, progress, records, schema
 from deberta.core.errors import DataError, DebertaError, GateError, StageError, one_line, some
 from deberta.core.job import Job
 from deberta.core.paths import ACCEPTANCES, Artifacts
@@ -70,7 +70,7 @@ def verify(request: VerificationRequest, signed: bool = True) -> Evidence:
     """
     artifacts, console = request.artifacts, Console("verify")
     where = request.root / artifacts.report("json")
-    print(f"verifying {where}", flush=True)
+    progress.say(f"verifying {where}")
     with tempfile.TemporaryDirectory(prefix="deberta-verify-") as folder:
         scratch = Path(folder)
         signature, problem = _signature(request, scratch, console) if signed else ("not looked at", "")
@@ -204,7 +204,7 @@ def _bill(request: VerificationRequest, tree: Evidence, scratch: Path) -> list[o
 
 def _replay(request: VerificationRequest, tree: Evidence, scratch: Path, console: Console) -> str:
     """Random rows through dynamic.onnx; returns what to say about them."""
-    print(f"replaying {request.rows} rows, seed {request.seed}", flush=True)
+    progress.say(f"replaying {request.rows} rows, seed {request.seed}")
     plan, output = scratch / "replay.json", scratch / "replayed.json"
     artifacts, data_options = request.artifacts, _data_options(tree)
     model, runs = str(artifacts.onnx), list(_replayable(tree, tree.job)) if tree.job else []

@@ -1,4 +1,4 @@
-"""The output of a running step on the user's terminal or in a log."""
+"""The output of a running step, on standard error."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Console:
 
     def __init__(self, title: str, stream: TextIO | None = None) -> None:
         self._title = title
-        self._stream = sys.stdout if stream is None else stream
+        self._stream = sys.stderr if stream is None else stream
         self._terminal = self._stream.isatty()
         self._open = False  # whether a progress line is on the terminal, without its line end
         self._last = time.monotonic()

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Mapping, Sequence
 
 from deberta.ascend import programs
-from deberta.core import files, schema
+from deberta.core import files, progress, schema
 from deberta.core.errors import MissingError
 from deberta.core.records import Resource
 from deberta.host.engine import containers, npu_access
@@ -53,7 +53,7 @@ class DockerExecutor:
         if image.stage not in self._ids:
             self._ids[image.stage] = build.ensure(engine.client, image, self._builds, self._workspace)
             if image.unpinned:
-                print(f"image {image.tag} is not pinned: {'; '.join(image.unpinned)}")
+                progress.say(f"image {image.tag} is not pinned: {'; '.join(image.unpinned)}")
 
     def run(self, step: Step, arguments: Sequence[str], show: Show) -> tuple[list[str], int]:
         engine, image = self._open(), self._image(step.tool)
@@ -110,10 +110,10 @@ class DockerExecutor:
 
     def _open(self) -> DockerEngine:
         if self._engine is None:
-            self._engine = DockerEngine(self._workspace, self._keep, print).__enter__()
+            self._engine = DockerEngine(self._workspace, self._keep, progress.say).__enter__()
             self._user = User(0, 0) if self._engine.rootless else owner(self._workspace)
             if self._user.note:
-                print(self._user.note)
+                progress.say(self._user.note)
         return self._engine
 
     @functools.cache  # noqa: B019 - one executor, a few stages

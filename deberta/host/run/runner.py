@@ -94,7 +94,7 @@ def run(session: Session, step: Step) -> StepResult:
 
 def look(session: Session, step: Step) -> dict[str, Any]:
     """Run a stage for its summary alone."""
-    print(f"[{step.title}] reading", flush=True)
+    Console(step.title).say("reading")
     session.executor.prepare(step)
     scratch = programs.new_scratch(session.workspace, step.name)
     try:

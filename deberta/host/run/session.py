@@ -8,11 +8,11 @@ import os
 import shlex
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import IO, Callable, Iterator, Optional
+from pathlib import Path, PurePosixPath
+from typing import IO, Callable, Iterable, Iterator, Optional
 
 from deberta.ascend import programs
-from deberta.core import files, machine, records
+from deberta.core import files, machine, progress, records
 from deberta.core.errors import StageError
 from deberta.host.plan.plan import Step
 from deberta.host.run.executor import Executor
@@ -51,6 +51,18 @@ class Session:
 
     def say(self, line: str) -> None:
         """Tell what was decided; in a dry run as a comment among the lines to paste, and nothing in a planned one."""
+        if not self.dry:
+            progress.say(line)
+        elif self.planned is None:
+            print(f"# {line}")
+
+    def show_paths(self, paths: Iterable[PurePosixPath]) -> None:
+        """Print what the command was to make, a path a line; nothing in a dry run."""
+        if not self.dry:
+            print(*paths, sep="\n", flush=True)
+
+    def show(self, line: str) -> None:
+        """Print a line of the result; in a dry run as a comment, and nothing in a planned one."""
         if self.planned is None:
             print(f"# {line}" if self.dry else line, flush=True)
 

@@ -10,7 +10,7 @@ import time
 from dataclasses import replace
 from typing import Mapping, NamedTuple, Sequence
 
-from deberta.core import buckets, contract, files
+from deberta.core import buckets, contract, files, progress
 from deberta.core.buckets import Choice
 from deberta.core.contract import batch_count
 from deberta.core.errors import GateError, MissingError, some
@@ -59,7 +59,7 @@ def run(session: Session, plan: Plan, wanted: ReportRequest, choice: Choice = ()
         if not session.dry:
             rows_left = sum(later.rows for later in matrix[number:])
             left = f"; about {duration(seconds / rows * rows_left)} left" if rows else ""
-            print(f"[acceptance] {number + 1} of {len(matrix)}: {cell.text}{left}", flush=True)
+            progress.say(f"[acceptance] {number + 1} of {len(matrix)}: {cell.text}{left}")
         case, before, clock = Case(plan, cell.batch_size, cell.version), len(session.ran), time.monotonic()
         try:
             if cell.kind == PERFORMANCE:
@@ -75,10 +75,10 @@ def run(session: Session, plan: Plan, wanted: ReportRequest, choice: Choice = ()
         request.show(session, plan)
         return
     done = "measured" if not supplied else f"there, {len(supplied)} of them {contract.SUPPLIED},"
-    print(f"[acceptance] {len(matrix)} of {len(matrix)} {done} in {duration(time.monotonic() - started)}", flush=True)
+    progress.say(f"[acceptance] {len(matrix)} of {len(matrix)} {done} in {duration(time.monotonic() - started)}")
     report = request.publish(session, plan, request.make(session, plan, wanted))
     kept = archive.keep(session.workspace, plan.artifacts).relative_to(session.workspace)
-    print(f"[acceptance] kept in {kept}", flush=True)
+    progress.say(f"[acceptance] kept in {kept}")
     conclude(plan, report)
 
 

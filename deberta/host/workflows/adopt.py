@@ -39,9 +39,9 @@ def run(session: Session, plan: Plan, folder: Path, copy: bool, digests: Mapping
     placements = [placement for entry in wanted for placement in entry.placements]
     with nullcontext(placements) if session.dry else placing.placed(session.workspace, placements, copy) as new:
         for entry in survey.supplied:
-            session.say(_line(entry, folder, session.dry, copy, not set(entry.placements).isdisjoint(new)))
+            session.show(_line(entry, folder, session.dry, copy, not set(entry.placements).isdisjoint(new)))
     for path, reason in sorted(survey.left_out):
-        session.say(f"left out: {path.relative_to(folder)}: {reason}")
+        session.show(f"left out: {path.relative_to(folder)}: {reason}")
     if not survey.supplied:
         raise MissingError(f"nothing in {folder} is of profile {plan.profile.name} by the guide's names")
     if not session.dry:
@@ -110,17 +110,17 @@ def _count(session: Session, plan: Plan, survey: FolderContents, folder: Path) -
         if outputs is None:
             continue  # the same as a run of ours
         if not (session.workspace / tsv).exists():
-            session.say(f"not counted: {outputs}: {tsv} is missing. {plan.source(tsv).command}")
+            session.show(f"not counted: {outputs}: {tsv} is missing. {plan.source(tsv).command}")
             continue
         runner.run(session, steps.postprocess(case, [outputs]))
         counts = schema.read_json(session.workspace / case.evaluation.with_suffix(".json"), dict[str, Any])
         figure = f"{counts['accuracy']} = {counts['correct']}/{counts['rows']}"
-        session.say(f"accuracy {case.version} bs={case.batch_size} ({contract.SUPPLIED_OUTPUTS}): {figure}")
+        session.show(f"accuracy {case.version} bs={case.batch_size} ({contract.SUPPLIED_OUTPUTS}): {figure}")
         if text is not None:
-            session.say(_compared(text, session.workspace / case.evaluation, folder, str(outputs)))
+            session.show(_compared(text, session.workspace / case.evaluation, folder, str(outputs)))
     for (size, version), text in sorted(texts.items()):
         name = text.relative_to(folder)
-        session.say(f"left out: {name}: no outputs of bs {size}, {version} are here that it could be counted by")
+        session.show(f"left out: {name}: no outputs of bs {size}, {version} are here that it could be counted by")
 
 
 def _compared(text: Path, counted: Path, folder: Path, outputs: str) -> str:
@@ -145,6 +145,6 @@ def _say_what_next(session: Session, plan: Plan) -> None:
         if log.exists() and (session.workspace / case.evaluation).exists():
             sizes.setdefault(size, []).append(version)
     whole = [str(size) for size, versions in sizes.items() if len(versions) == len(plan.profile.rows)]
-    session.say(f"next: {plan.command('report')}")
+    session.show(f"next: {plan.command('report')}")
     if whole:
-        session.say(f"next: {plan.command('acceptance', ' --bs ' + ','.join(whole))}")
+        session.show(f"next: {plan.command('acceptance', ' --bs ' + ','.join(whole))}")

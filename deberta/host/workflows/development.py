@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Callable, Optional, Sequence
 
-from deberta.core import machine
+from deberta.core import machine, progress
 from deberta.core.errors import MissingError, StageError
 from deberta.host.environments import stages
 from deberta.host.run import local
@@ -32,7 +32,7 @@ def test(project: Path, path: str, slow: bool, campaign: bool, names: Optional[s
     if processes > 1 and not path.endswith(".py"):
         options += ["-n", str(processes)]
     if not dry:
-        print(DURATION, flush=True)
+        progress.say(DURATION)
     _check(project, ["pytest", path, *options], "the tests failed", dry)
 
 

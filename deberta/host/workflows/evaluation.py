@@ -76,7 +76,9 @@ def preprocess(session: Session, plan: Plan, batch_size: int, version: str = "",
         session.say("buckets: auto is cpu's choice here; infer and evaluate on ascend choose for themselves")
     versions = [version] if version else present_versions(session, plan)
     fitted = [at_lengths(session, Case(plan, batch_size, each), choice or buckets.PADDED) for each in versions]
-    runner.run_all(session, [evaluation.preprocess(case) for case in fitted])
+    steps = [evaluation.preprocess(case) for case in fitted]
+    runner.run_all(session, steps)
+    session.show_paths(path for step in steps for path in step.outputs)
 
 
 def present_versions(session: Session, plan: Plan) -> list[str]:
@@ -107,7 +109,7 @@ def infer(session: Session, case: Case, choice: Choice = ()) -> tuple[Case, list
     for result in inferred:
         if result.ran and case.plan.any_length:
             seconds, rows = result.summary["inference_ms"] / 1000, results[-1].summary["rows"]
-            print(f"inference of {rows} rows: {seconds:.2f} s, {rows / seconds:.3f} rows per s")
+            session.say(f"inference of {rows} rows: {seconds:.2f} s, {rows / seconds:.3f} rows per s")
     return case, _run_folders(steps, [result.record for result in inferred])
 
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import Any, Optional, Sequence
+from typing import Any, Callable, Iterator, Optional, Sequence
 
 from deberta.core import files, schema
 from deberta.core.buckets import Choice
 from deberta.core.contract import PERFORMANCE_LOOPS
-from deberta.core.errors import ConfigError
+from deberta.core.errors import ConfigError, GateError
 from deberta.host.plan import checks, comparison, evaluation
 from deberta.host.plan.comparison import PlannedSide
-from deberta.host.plan.plan import LATEST, Case, Plan, StageOptions
+from deberta.host.plan.plan import LATEST, Case, Plan, StageOptions, Step
 from deberta.host.plan.profiles import hashed
 from deberta.host.report import request
 from deberta.host.run import freshness, runner
@@ -30,11 +31,41 @@ def lint(session: Session, plan: Plan, model: str, output: str, options: StageOp
     if output:
         named_paths.check_report(session.workspace, "--output", output, "lint-onnx")
     export = [] if model else needed(session, [evaluation.export_onnx(plan)])
-    try:
+    with _shown_if_refused(lambda: _print_lint(session, target, output)):
         runner.run_all(session, [*export, checks.lint_file(plan, path, target, options)])
-    finally:  # a report that a gate refuses is there as well
-        if not session.dry and not output and (session.workspace / target).exists():
-            print((session.workspace / target).read_text(encoding="utf-8"), end="")
+
+
+@contextlib.contextmanager
+def _shown_if_refused(show: Callable[[], None]) -> Iterator[None]:
+    """Show the result of a check also if its gate refuses it, and nothing if the check itself failed."""
+    try:
+        yield
+    except GateError:
+        show()
+        raise
+    show()
+
+
+def _print_lint(session: Session, path: PurePosixPath, output: str) -> None:
+    if output:
+        session.show_paths([path])
+    elif not session.dry:
+        print((session.workspace / path).read_text(encoding="utf-8"), end="")
+
+
+def check_fp16(session: Session, case: Case, rows: str, margin: str) -> None:
+    """Run the graph in float16. Raises GateError if it overflows, or changes labels beyond the margin."""
+    before = needed(session, [evaluation.export_onnx(case.plan), evaluation.preprocess(case)])
+    step = checks.check_fp16(case, rows, margin)
+    with _shown_if_refused(lambda: _print_summary(session, step)):
+        runner.run_all(session, [*before, step])
+
+
+def _print_summary(session: Session, step: Step) -> None:
+    """Print the lines in which a check's stage tells its result, and where the whole is."""
+    if not session.dry:
+        report = next(path for path in step.outputs if path.suffix == ".json")
+        print(*schema.read_json(session.workspace / report, dict[str, Any])["summary"], report, sep="\n")
 
 
 def compare(session: Session, case: Case, sides: list[PlannedSide], options: StageOptions) -> None:
@@ -46,12 +77,9 @@ def compare(session: Session, case: Case, sides: list[PlannedSide], options: Sta
     step = comparison.compare(case, first, second, options)
     if not session.dry:  # a dry run names the latest outputs in a form for the shell, which is no path
         runner.check_sources(session, [*before, step])
-    result = [runner.run(session, each) for each in (*before, step)][-1]
-    if session.dry:
-        return
-    if not result.ran:  # it has printed nothing
-        print("\n".join(schema.read_json(session.workspace / step.outputs[0], dict[str, Any])["summary"]))
-    print(step.outputs[0])
+    with _shown_if_refused(lambda: _print_summary(session, step)):
+        for each in (*before, step):
+            runner.run(session, each)
 
 
 def _named(session: Session, case: Case, side: PlannedSide) -> PlannedSide:
@@ -86,9 +114,13 @@ def finetune(session: Session, plan: Plan, init: str, options: StageOptions) -> 
             f"or give the training a profile of its own in invoke.yaml"
         )
     versions = [v for v in profile.rows if (session.workspace / profile.data_path(v)).exists()]
-    runner.run_all(session, [evaluation.finetune(plan, versions, init, options)])
+    [trained] = runner.run_all(session, [evaluation.finetune(plan, versions, init, options)])
     if not session.dry:  # with the record there, no kill can lose the training any more
         files.remove(session.workspace / plan.artifacts.finetune_state)
+        print(checkpoint)
+        for version in versions:
+            counts = trained.summary["evaluation"][version]
+            print(f"{version}: accuracy {counts['accuracy']:.4f} ({counts['correct']}/{counts['rows']})")
 
 
 def write_report(session: Session, plan: Plan, usual: Sequence[int], gates: Optional[Path] = None) -> None:

@@ -7,7 +7,6 @@ evaluations, and the body of report.json. Times, logs and the names of a run's f
 
 from __future__ import annotations
 
-import functools
 import json
 import shlex
 import shutil
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Iterable, Iterator, Mapping, NamedTuple, 
 
 import msgspec
 
-from deberta.core import contract, files, records, schema
+from deberta.core import contract, files, progress, records, schema
 from deberta.core.differences import JsonDifference, differences
 from deberta.core.errors import ConfigError, GateError, MissingError, some
 from deberta.core.paths import record_of
@@ -36,7 +35,6 @@ if TYPE_CHECKING:
 FOLDER = Path(".cache", "reproduce")  # in the workspace
 NAMES = ("a", "b-elsewhere")  # not of one length: a path that got into an artifact would show
 SETTINGS = "reproduce.json"  # in a place: its settings, and the sign that it is one
-_say = functools.partial(print, flush=True)  # as it happens: a run takes minutes
 ABSENT = "not there"
 LOOPS = 2  # the fewest that have a time without the first
 
@@ -141,9 +139,9 @@ def _rebuild_images(session: Session, planned: ReproductionRun, builds: BuildSet
     from deberta.host.images import contents  # it needs the SDK, which the list of tasks must not load
 
     stages = ("export", "compile", "runtime") if planned.plan.backend == "ascend" else ("export",)
-    by_tag = contents.rebuild_all(session.project, session.workspace, builds, stages, _say)
+    by_tag = contents.rebuild_all(session.project, session.workspace, builds, stages, progress.say)
     for tag, paths in by_tag.items():
-        _say(f"image {tag}: {len(paths)} differences between two builds", *paths, sep="\n  ")
+        print(f"image {tag}: {len(paths)} differences between two builds", *paths, sep="\n  ")
     return [f"{tag}{line}" for tag, paths in by_tag.items() for line in paths]
 
 
@@ -218,10 +216,10 @@ def make(project: Path, place: Place, run: ReproductionRun) -> None:
     """Run the acceptance in a place. Raises its error, but for a failed gate: its outcome is in the report."""
     task, settings = acceptance(run), ["--search-root", str(project), "-f", str(place.root / SETTINGS)]
     log = place.root.parent / "logs" / f"{place.root.name}-{task[0]}.log"
-    _say(f"{place.root.name} ({place.executor}): invoke {' '.join(task)}")
+    progress.say(f"{place.root.name} ({place.executor}): invoke {' '.join(task)}")
     command = [sys.executable, "-m", "invoke", *settings, *task]
     variables = local.environment(project)
-    printed, code = local.execute(command, project, variables, log, lambda text: _say(f"  {text}"))
+    printed, code = local.execute(command, project, variables, log, lambda text: progress.say(f"  {text}"))
     if code != GateError.exit_code:
         check_exit(f"invoke {task[0]} in {place.root}", printed, code, log)
 

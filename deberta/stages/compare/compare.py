@@ -148,7 +148,8 @@ def main(argv: Sequence[str]) -> None:
     report["summary"] = lines_of(report)
     for path in (options.report, options.summary):
         arguments.write_summary(path, report)
-    print("\n".join(report["summary"]), flush=True)
+    if options.summary is None:  # or our caller prints it
+        print("\n".join(report["summary"]), flush=True)
     if problems:
         where = f"; first layer that differs: {_where(report['layers'])}" if not not_searched else ""
         raise GateError(f"{a.kind} and {b.kind} differ: {'; '.join(problems)}{where}. See {options.report}")

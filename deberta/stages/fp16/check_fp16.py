@@ -125,10 +125,12 @@ def main(argv: Sequence[str]) -> None:
     }
     if options.keep:
         keep_dtype.write(options.keep, cure.nodes if cure else [n.name for n in graph.nodes if n.name in kept])
+    report["summary"] = lines_of(report)
     arguments.write_summary(options.report, report)
     short = {key: value for key, value in report.items() if key not in ("nodes", "emulation")}
     arguments.write_summary(options.summary, short)
-    _print(report)
+    if options.summary is None:  # or our caller prints it
+        print("\n".join(report["summary"]), flush=True)
     if not passed:
         raise GateError(_verdict(first, compared, cure, margin, options.keep, options.report))
 
@@ -142,21 +144,22 @@ def _check_emulation(graph: Float16Graph, part: Rows, reference: Logits) -> None
         raise StageError(f"the emulation without rounding differs from ONNX Runtime by {largest:.3g} in a logit")
 
 
-def _print(report: dict[str, Any]) -> None:
-    print(f"{report['rows']} rows, {report['padding_rows']} padding rows left out; the largest values:")
+def lines_of(report: dict[str, Any]) -> list[str]:
+    """The lines that are printed of a report."""
+    lines = [f"{report['rows']} rows, {report['padding_rows']} padding rows left out; the largest values:"]
     for node in report["nodes"][:5]:
-        print(f"  {node['max_abs']:10.4g}  {100 * node['of_largest']:6.2f} % of {LARGEST:.0f}  {node['name']}")
+        lines.append(f"  {node['max_abs']:10.4g}  {100 * node['of_largest']:6.2f} % of {LARGEST:.0f}  {node['name']}")
     for kind, logits in (("float16", report["logits"]), ("saturating float16", report["logits_saturated"])):
         if logits is None or logits["max_abs_difference"] is None:
             continue
-        print(
+        lines.append(
             f"logits, {kind} against float32: max |difference| {logits['max_abs_difference']:.3g}, mean"
             f" {logits['mean_abs_difference']:.3g}; {len(logits['flips'])} labels change,"
             f" {logits['flips_beyond_margin']} beyond a margin of {report['margin']:g}"
         )
         for flip in logits["flips"][:5]:
-            print(f"  row {flip['row']}: {flip['float32']} -> {flip['float16']}, margin {flip['margin']:.3g}")
-    sys.stdout.flush()
+            lines.append(f"  row {flip['row']}: {flip['float32']} -> {flip['float16']}, margin {flip['margin']:.3g}")
+    return lines
 
 
 def _verdict(
