@@ -6,6 +6,7 @@ and draws on its terminal.
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import time
@@ -16,6 +17,9 @@ from deberta.core.errors import visible
 
 _Item = TypeVar("_Item")
 _LINE = re.compile(r"\[progress\] (.+: \d+/\d+(?: .+)?)")
+_COUNTED = re.compile(r"(.+): (\d{1,18})/(\d{1,18})(.*)")
+BAR = 20  # characters
+BOLD, GREEN, RED, YELLOW = "1", "32", "31", "33"  # of a terminal (SGR)
 
 
 def parse(line: str) -> Optional[str]:
@@ -29,9 +33,45 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+def write(stream: TextIO, *parts: tuple[str, str]) -> None:
+    """Write texts, each in its style: BOLD, a colour, or "" for none. A stream without colours gets the texts alone."""
+    if getattr(stream, "colour", False):
+        styled = (f"\x1b[{style}m{visible(text)}\x1b[0m" if style else visible(text) for text, style in parts)
+        draw(stream, "".join(styled))
+    else:
+        stream.write("".join(text for text, _ in parts))
+
+
+def draw(stream: TextIO, text: str) -> None:
+    """Write control characters of our own."""
+    getattr(stream, "draw", stream.write)(text)
+
+
 def redraw(stream: TextIO, text: str) -> None:
-    """Replace the last line of a terminal."""
-    getattr(stream, "draw", stream.write)(f"\r\x1b[K{visible(text)}")
+    """Replace the last line of a terminal; a count in the text gets a bar, and what does not fit is cut."""
+    shown = visible(_COUNTED.sub(_with_bar, text))
+    ending = "\n" if shown.endswith("\n") else ""
+    draw(stream, f"\r\x1b[K{shown.rstrip()[: _columns(stream) - 1]}{ending}")
+
+
+def _with_bar(match: re.Match[str]) -> str:
+    what, done, total, rest = match.groups()
+    full = int(done) * BAR // max(1, int(total))
+    return f"{what}: [{'#' * full:.<{BAR}}] {done}/{total}{rest}"
+
+
+def _columns(stream: TextIO) -> int:
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or 80
+    except (OSError, ValueError):
+        return 80
+
+
+def duration(seconds: float) -> str:
+    """As a person says it."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
 
 
 def track(items: Sequence[_Item], what: str, unit: str, size: Callable[[_Item], int] = lambda _: 1) -> Iterator[_Item]:
@@ -61,7 +101,7 @@ class Progress:
         self._printed = now
         left = (now - self._started) / done * (self.total - done) if done else 0.0
         unit = f" {self.unit}" if self.unit else ""
-        text = f"{self.what}: {done}/{self.total}{unit} {note + ', ' if note else ''}{left:.0f} s left"
+        text = f"{self.what}: {done}/{self.total}{unit} {note + ', ' if note else ''}{duration(left)} left"
         if self._stream.isatty():
             redraw(self._stream, text + ("\n" if done >= self.total else ""))
         else:

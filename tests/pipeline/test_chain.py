@@ -105,7 +105,7 @@ def test_performance_run_and_report(workspace: Workspace) -> None:
     assert f"{4 * 1000 / average:.3f} fps" in said and "p99" in said
     assert "(5 loops only, the guide's run has more, average" in said
     kept = log.read_bytes()
-    said = workspace.succeed("perf", "--bs", "4", "--loops", "3")
+    said = workspace.succeed("perf", "--bs", "4", "--loops", "3", "-v")
     assert "up to date: " in said and "(5 loops, more than 3 and measured before: --force measures again" in said
     assert log.read_bytes() == kept
     table = workspace.succeed("report")

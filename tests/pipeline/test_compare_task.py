@@ -30,7 +30,7 @@ def test_compare_makes_what_it_needs_and_shows_what_it_knows(workspace: Workspac
     found = report(workspace, "pytorch_cpu_bs4_match")
     assert (found["passed"], found["rows"], found["padding_rows"]) == (True, 10, 2)
     assert found["logits"]["max_abs_difference"] <= 1e-4
-    again = workspace.succeed("compare", "pytorch", "cpu", *BS)
+    again = workspace.succeed("compare", "pytorch", "cpu", *BS, "--verbose")
     assert "up to date: results/tiny/compare_pytorch_cpu_bs4_match.json" in again
     assert all(line in said and line in again for line in found["summary"])
     few = workspace.succeed("compare", "onnx", "fp16", *BS, "--limit", "3", "--all-layers")

@@ -49,7 +49,7 @@ def acceptance(c: Context, options: Options) -> None:
         workflow.run(session, plan, request, settings.buckets_of(c, options))
 
 
-@command("profile", "backend", "executor", "keep", "dry")
+@command("profile", "backend", "executor", "keep", "verbose", "dry")
 def report(c: Context, options: Options) -> None:
     """Write report.md, .html and .json of what has been measured: published figures beside measured ones."""
     plan, sizes = settings.plan_of(c, options), _batch_sizes(c, options)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import errno
 import functools
+import os
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,11 +28,13 @@ from deberta.core.errors import (
     one_line,
     visible_output,
 )
-from deberta.host.cli.options import OPTIONS, Option, Options
+from deberta.host.cli import output
+from deberta.host.cli.options import OPTIONS, Document, Option, Options
+from deberta.host.run.console import PLAIN, Surroundings, surroundings
 
 Body = Callable[[Context, Options], None]
 
-RUN = ("executor", "keep", "force", "dry")  # of every task that runs steps
+RUN = ("executor", "keep", "force", "verbose", "dry")  # of every task that runs steps
 DEVICE = ("soc_version", "device", "msame", "runner")  # of those that run the model
 
 COMMANDS: dict[str, Command] = {}  # name -> every command whose module has been imported
@@ -43,14 +46,11 @@ class Command(Task[Callable[..., None]]):
     def __init__(self, body: Body, options: Mapping[str, Option], unread: Sequence[Option] = ()) -> None:
         @functools.wraps(body)
         def run(c: Context, **typed: Any) -> None:
-            with exit_codes():
-                values = self.read(c, typed)
-                if not values.json:
+            around, document = surroundings(os.environ), Document() if typed.get("json") else None
+            with exit_codes(around, document):
+                values = replace(self.read(c, typed), surroundings=around, document=document)
+                with _only_document(document):
                     body(c, values)
-                    return
-                document = sys.stdout
-                with redirect_stdout(sys.stderr):
-                    body(c, replace(values, document=document))
 
         self.options, self.unread, self.run = options, unread, body
         super().__init__(run, positional=())
@@ -89,15 +89,29 @@ def command(
 
 
 @contextmanager
-def exit_codes() -> Iterator[None]:
-    """Our errors end a task with one line and their exit code; a bug keeps its traceback."""
+def _only_document(document: Optional[Document]) -> Iterator[None]:
+    """Keep standard output for the document, if there is to be one: what else is printed goes to standard error."""
+    if document is None:
+        yield
+        return
+    document.stream = sys.stdout
+    with redirect_stdout(sys.stderr):
+        yield
+
+
+@contextmanager
+def exit_codes(around: Surroundings = PLAIN, document: Optional[Document] = None) -> Iterator[None]:
+    """Our errors end a task with one line and their exit code; a bug keeps its traceback.
+
+    An error is the document, if one was to be printed and is not yet.
+    """
     # Being terminated cleans up as Ctrl-C does; and a shell's background job, which ignores SIGINT, can be stopped.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # of nohup
             signal.signal(number, signal.default_int_handler)
     atexit.register(_ignore_signals)
     try:
-        with visible_output():
+        with visible_output(around.terminal, around.colour):
             yield
         return
     except (DebertaError, OSError) as error:
@@ -107,7 +121,8 @@ def exit_codes() -> Iterator[None]:
             code = INTERRUPTED  # the terminal was closed
     except KeyboardInterrupt:
         message, code = "interrupted; what was finished is kept, run the same command to go on", INTERRUPTED
-    _print_last(message)
+    in_place = document is not None and not document.shown
+    _print_last(message, output.error(message.removeprefix(ERROR_PREFIX), code) if in_place else "")
     raise Exit(code=code)
 
 
@@ -117,9 +132,9 @@ def _ignore_signals() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def _print_last(message: str) -> None:
-    """Print a message to standard error, whatever has become of both streams."""
-    for stream, text in ((sys.stdout, ""), (sys.stderr, f"{message}\n")):
+def _print_last(message: str, document: str) -> None:
+    """Print a message to standard error, and a document to standard output, whatever has become of both streams."""
+    for stream, text in ((sys.stdout, document), (sys.stderr, f"{message}\n")):
         try:
             if stream is not None:
                 stream.write(text)

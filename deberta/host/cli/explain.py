@@ -19,7 +19,7 @@ UNREAD = {
     OPTIONS[field].name: replace(OPTIONS[field], default=None, usual="", positional=False, needed=False)
     for explained in EXPLAINED.values()
     for field in explained.options
-    if field not in ("keep", "dry")
+    if field not in ("keep", "verbose", "dry")
 }
 
 

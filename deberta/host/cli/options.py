@@ -16,6 +16,7 @@ from deberta.core import contract
 from deberta.core.errors import ConfigError
 from deberta.host.cli.auto import AUTO
 from deberta.host.plan import comparison
+from deberta.host.run.console import PLAIN, Surroundings
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,14 @@ def text(default: Any = "", read: Callable[[str], Any] = str, choices: tuple[str
     return field(default=default, metadata={"read": read, "choices": choices})
 
 
+@dataclass
+class Document:
+    """The one document that a command prints with --json. Nothing else reaches standard output."""
+
+    shown: bool = False
+    stream: Optional[TextIO] = None
+
+
 @dataclass(frozen=True)
 class Options:
     """What was typed, read. A field whose option was not typed, or that the task does not take, has its default.
@@ -103,6 +112,7 @@ class Options:
     keep: bool = False
     force: bool = False
     dry: bool = False
+    verbose: bool = False
     json: bool = False
     rows: Optional[int] = text(None, whole("--rows", 0))
     outputs: str = ""
@@ -183,7 +193,8 @@ class Options:
     path: str = "tests"
 
     typed: Mapping[str, Any] = field(default_factory=dict)  # name -> text or flag, of every option that was typed
-    document: Optional[TextIO] = None  # with --json: the standard output, which nothing else reaches
+    document: Optional[Document] = None  # with --json
+    surroundings: Surroundings = PLAIN  # by the environment
     planned: Optional[list[Any]] = None  # explain's: takes the steps and their sessions in place of running them
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,8 +13,22 @@ from deberta.core.schema import Schema
 from deberta.host.cli.options import Options
 from deberta.host.workflows import readiness
 
+
+class Failure(Schema):
+    """The line that standard error has too, and the exit code."""
+
+    message: str
+    exit_code: int
+
+
+class ErrorDocument(Schema):
+    """What --json prints of any command that fails before it has a result."""
+
+    error: Failure
+
+
 # By task: what --json prints. docs/schemas/<task>.schema.json are made of these by `python -m deberta.host.cli.output`.
-DOCUMENTS: Mapping[str, type[Schema]] = {"doctor": readiness.Diagnosis}
+DOCUMENTS: Mapping[str, type[Schema]] = {"doctor": readiness.Diagnosis, "error": ErrorDocument}
 
 
 def show(options: Options, document: Schema, text: str) -> None:
@@ -21,8 +36,18 @@ def show(options: Options, document: Schema, text: str) -> None:
     if options.document is None:
         print(text)
         return
-    options.document.write(msgspec.json.encode(document).decode() + "\n")
-    options.document.flush()
+    stream, options.document.shown = options.document.stream or sys.stdout, True
+    stream.write(_line(document))
+    stream.flush()
+
+
+def error(message: str, code: int) -> str:
+    """The document of a command that failed."""
+    return _line(ErrorDocument(error=Failure(message=message, exit_code=code)))
+
+
+def _line(document: Schema) -> str:
+    return msgspec.json.encode(document).decode() + "\n"
 
 
 def json_schema(task: str) -> dict[str, Any]:

@@ -48,7 +48,7 @@ def fetch(c: Context, options: Options) -> None:
     )
 
 
-@command("folder", "copy", "profile", "executor", "keep", "dry", backend="ascend")
+@command("folder", "copy", "profile", "executor", "keep", "verbose", "dry", backend="ascend")
 def adopt(c: Context, options: Options) -> None:
     """Put in place what fits the profile of a folder in which the guide was followed; it stays the user's."""
     folder = Path(options.folder).expanduser().absolute()

@@ -193,6 +193,8 @@ def session_of(c: Context, options: Options, executor: str = "", usual: str = ""
         task=options.task,
         dry=options.dry or options.planned is not None,
         planned=options.planned,
+        verbose=options.verbose,
+        groups=options.surroundings.groups,
     )
 
 

@@ -69,7 +69,10 @@ def run(session: Session, step: Step) -> StepResult:
         files.remove(session.workspace / programs.scratch(step.name))  # of a run that was stopped
         unknown = freshness.not_compared(session, step)
         note = f" (what ran it was not compared with what is here: {re.split('[.:] ', unknown)[0]})" if unknown else ""
-        console.say(f"up to date: {', '.join(str(path) for path in step.outputs)}{note}")
+        if session.verbose or note not in ("", *session.up_to_date.values()):
+            console.say(f"up to date: {', '.join(str(path) for path in step.outputs)}{note}")
+        if step.name not in session.ran:
+            session.up_to_date[step.name] = note
         return StepResult(record, False)
     if session.strict and record is not None and not force:
         altered = freshness.altered_output(session, record)
@@ -133,7 +136,8 @@ def _run(session: Session, step: Step, console: Console) -> Record:
     started, clock = records.now(), time.monotonic()
     summary = programs.new_scratch(session.workspace, step.name) / "summary.json"
     try:
-        subjects = _execute(session, step, summary, console)
+        with console.group(session.groups):
+            subjects = _execute(session, step, summary, console)
     except DebertaError as error:
         raise type(error)(messages.completed(step, str(error))) from error
     for subject in subjects:
@@ -197,10 +201,12 @@ def _execute(session: Session, step: Step, summary: Path, console: Console) -> l
 
 
 def _describe(session: Session, path: PurePosixPath) -> str:
+    """A path with its size and, if the session is verbose, its digest."""
     absolute = session.workspace / path
-    [(kind, digest)] = session.digests.of(path).items()
+    [(kind, value)] = session.digests.of(path).items()
+    digest = f", {kind} {value}" if session.verbose else ""
     if absolute.is_dir():
         names = files.files_in(absolute)
         size = sum((absolute / name).stat().st_size for name in names)
-        return f"{path}/: {len(names)} files, {size:,} bytes, {kind} {digest}"
-    return f"{path}: {absolute.stat().st_size:,} bytes, {kind} {digest}"
+        return f"{path}/: {len(names)} files, {size:,} bytes{digest}"
+    return f"{path}: {absolute.stat().st_size:,} bytes{digest}"

@@ -13,7 +13,7 @@ from typing import IO, Callable, Iterable, Iterator, Optional
 
 from deberta.ascend import programs
 from deberta.core import files, machine, progress, records
-from deberta.core.errors import StageError
+from deberta.core.errors import StageError, many
 from deberta.host.plan.plan import Step
 from deberta.host.run.executor import Executor
 
@@ -27,6 +27,8 @@ class Session:
 
     `strict`: a modified artifact raises DataError instead of being rebuilt. `ran`: names of steps; each is forced, or
     shown in a dry run, once. `planned` takes the steps of a dry run, instead of the executor, which prints them.
+    `verbose`: each step that is up to date is named, and each artifact's digest shown. `groups`: of a CI service's log.
+    `up_to_date`: what is to be said of each such step, by its name.
     """
 
     project: Path
@@ -39,6 +41,9 @@ class Session:
     dry: bool = False
     strict: bool = False
     planned: Optional[list[tuple[Session, Step]]] = None
+    verbose: bool = False
+    groups: str = ""
+    up_to_date: dict[str, str] = field(default_factory=dict, compare=False)
     digests: records.Digests = field(init=False)
     ran: set[str] = field(init=False, default_factory=set, compare=False)
 
@@ -55,6 +60,12 @@ class Session:
             progress.say(line)
         elif self.planned is None:
             print(f"# {line}")
+
+    def say_up_to_date(self) -> None:
+        """Tell in one line how many steps there was nothing to do for; again only of others."""
+        if self.up_to_date and not self.verbose:
+            progress.say(f"{many(len(self.up_to_date), 'step')} up to date")
+        self.up_to_date.clear()
 
     def show_paths(self, paths: Iterable[PurePosixPath]) -> None:
         """Print what the command was to make, a path a line; nothing in a dry run."""
@@ -116,4 +127,5 @@ def exclusive(session: Session) -> Iterator[None]:
             try:
                 yield
             finally:
+                session.say_up_to_date()
                 session.digests.save()

@@ -58,7 +58,7 @@ def run(session: Session, plan: Plan, wanted: ReportRequest, choice: Choice = ()
     for number, cell in enumerate(matrix):
         if not session.dry:
             rows_left = sum(later.rows for later in matrix[number:])
-            left = f"; about {duration(seconds / rows * rows_left)} left" if rows else ""
+            left = f"; about {progress.duration(seconds / rows * rows_left)} left" if rows else ""
             progress.say(f"[acceptance] {number + 1} of {len(matrix)}: {cell.text}{left}")
         case, before, clock = Case(plan, cell.batch_size, cell.version), len(session.ran), time.monotonic()
         try:
@@ -75,7 +75,10 @@ def run(session: Session, plan: Plan, wanted: ReportRequest, choice: Choice = ()
         request.show(session, plan)
         return
     done = "measured" if not supplied else f"there, {len(supplied)} of them {contract.SUPPLIED},"
-    progress.say(f"[acceptance] {len(matrix)} of {len(matrix)} {done} in {duration(time.monotonic() - started)}")
+    progress.say(
+        f"[acceptance] {len(matrix)} of {len(matrix)} {done} in {progress.duration(time.monotonic() - started)}"
+    )
+    session.say_up_to_date()
     report = request.publish(session, plan, request.make(session, plan, wanted))
     kept = archive.keep(session.workspace, plan.artifacts).relative_to(session.workspace)
     progress.say(f"[acceptance] kept in {kept}")
@@ -178,13 +181,6 @@ def statement(verdict: ReportVerdict) -> str:
         passed = "the gates that were judged pass" if judged else "the gates pass"
         return f"checked - {passed}, and this is no acceptance: {reasons}"
     return f"failed - this is no acceptance: {reasons}"
-
-
-def duration(seconds: float) -> str:
-    """As a person says it."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
 
 
 def _rows(session: Session, plan: Plan, version: str) -> int:
