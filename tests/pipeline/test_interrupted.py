@@ -7,12 +7,15 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 from deberta.core import files
+from deberta.core.errors import StageError
 from deberta.core.paths import record_of
+from deberta.host.report import request
 from tests.pipeline_helpers import Workspace, make_small_demo, steps_that_ran
 
 ACCEPT = ("acceptance", "--backend", "cpu", "--version", "match", "--loops", "2", "--bs", "8")
 REPORT = ("--backend", "cpu")
 LOG = "results/demo/cpu/msame_bs8_match.txt"
+JOB = "results/demo/cpu/report_job.json"
 
 
 @pytest.fixture(name="accepted", scope="module")
@@ -65,3 +68,23 @@ def test_it_is_told_from_a_change(accepted: Workspace, tmp_path: Path, name: str
     else:
         assert "was not made here and is " in workspace.succeed(*ACCEPT)
     assert path.read_bytes() == content + b"  "
+
+
+def test_a_job_of_which_no_report_was_made(
+    accepted: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = accepted.copy(tmp_path / "copy")
+    before = (workspace.root / JOB).read_bytes()
+
+    def stop(*_: object) -> None:
+        raise StageError("stopped")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(request, "_run_stages", stop)
+        workspace.fail(4, "report", *REPORT)
+    assert (workspace.root / JOB).read_bytes() != before
+    assert "report_job.json: expected" in (line := workspace.fail(5, "verify", *REPORT))
+    assert "which is of a run that did not get to its end" in line
+    workspace.succeed("report", *REPORT)
+    assert not files.intent_of(workspace.root / JOB).exists()
+    workspace.succeed("verify", *REPORT)

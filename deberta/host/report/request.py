@@ -131,10 +131,11 @@ def publish(session: Session, plan: Plan, job: Job) -> Report:
     if signature.exists():  # First: a kill must not leave it beside a report that it is not of.
         files.remove(signature)
         progress.say(f"{plan.artifacts.attestation()} was of the report before: it is in {ACCEPTANCES}/ alone now")
-    files.write_text(session.workspace / plan.artifacts.job(), schema.text(job))
-    session.digests.save()  # the other session starts with what is known here
-    anew = _run_stages(session, plan, job)
-    bom.write(anew, plan)
+    with freshness.intended(session, [plan.artifacts.job()], None):
+        files.write_text(session.workspace / plan.artifacts.job(), schema.text(job))
+        session.digests.save()  # the other session starts with what is known here
+        anew = _run_stages(session, plan, job)
+        bom.write(anew, plan)
     return schema.read(session.workspace / report, Report, f"Run: {plan.command('report')}")
 
 
