@@ -14,7 +14,7 @@ import pytest
 from deberta.core.errors import GateError
 from deberta.host.plan import profiles
 from deberta.host.plan.plan import Plan
-from deberta.host.workflows import acceptance
+from deberta.host.workflows import conclusion
 from tests import pipeline_helpers as helpers
 from tests.pipeline_helpers import Workspace, copy_demo, make_small_demo, steps_that_ran
 
@@ -195,7 +195,7 @@ def test_a_gate_that_is_not_met(workspace: Workspace) -> None:
     assert f"{gates}: [defaults]: Object contains unknown field `near_ties`" in said
 
 
-def test_a_missing_cell_is_a_failed_gate(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_cell_is_a_failed_gate(workspace: Workspace) -> None:
     job = _report(workspace, "report_job.json")
     job["cells"] = [cell for cell in job["cells"] if cell["batch_size"] == 8]
     path = workspace.root / RESULTS / "report_job.json"
@@ -205,9 +205,10 @@ def test_a_missing_cell_is_a_failed_gate(workspace: Workspace, capsys: pytest.Ca
 
     report = assess.assess(assess.read_job(path), workspace.root)
     settings = {"checkpoint": "x", "config": "x", "tokenizer": "x", "dataset": "MNLI", "labels": None}
+    result = conclusion.document(path.parent, Plan(profiles.load("demo", {"demo": settings}), "cpu"), report)
     with pytest.raises(GateError, match=r"^a gate failed: complete \(evaluation, bs 16, match\)"):
-        acceptance.conclude(Plan(profiles.load("demo", {"demo": settings}), "cpu"), report)
-    assert "bs 16: match " in capsys.readouterr().out  # its performance run is there
+        conclusion.check(result)
+    assert "bs 16: match " in conclusion.text(result)  # its performance run is there
 
 
 def test_killed_and_started_again(workspace: Workspace) -> None:

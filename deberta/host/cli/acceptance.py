@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import secrets
 from dataclasses import replace
@@ -11,10 +12,10 @@ from typing import Sequence
 from invoke.context import Context
 
 from deberta import PROJECT
-from deberta.core import contract
+from deberta.core import contract, files
 from deberta.core.errors import ConfigError, MissingError
 from deberta.core.paths import Artifacts
-from deberta.host.cli import settings
+from deberta.host.cli import output, settings
 from deberta.host.cli.auto import AUTO
 from deberta.host.cli.command import DEVICE, RUN, command
 from deberta.host.cli.options import Options
@@ -24,10 +25,12 @@ from deberta.host.report.request import ReportRequest
 from deberta.host.report.verification import VerificationRequest
 from deberta.host.run.session import Session, exclusive
 from deberta.host.workflows import acceptance as workflow
-from deberta.host.workflows import making
+from deberta.host.workflows import conclusion, making
+
+JUDGING = ("require", "junit", "json")
 
 
-@command("sizes", "version", "limit", "loops", "buckets", "profile", "backend", *DEVICE, *RUN)
+@command("sizes", "version", "limit", "loops", "buckets", *JUDGING, "profile", "backend", *DEVICE, *RUN)
 def acceptance(c: Context, options: Options) -> None:
     """Measure every batch size and version, judge all gates, and write the report with its verdict."""
     sizes, plan = _batch_sizes(c, options), settings.plan_of(c, options)
@@ -45,8 +48,18 @@ def acceptance(c: Context, options: Options) -> None:
         auto=[name for name, value in by_setting.items() if value == AUTO],
         gates=settings.path_of(values.gates),
     )
+    page = Path(os.path.abspath(Path(options.junit).expanduser())) if options.junit else None
+    if page and not session.dry:
+        conclusion.prepare_junit(page)
     with exclusive(session):
-        workflow.run(session, plan, request, settings.buckets_of(c, options))
+        result = workflow.run(session, plan, request, settings.buckets_of(c, options))
+    if result is None:
+        return
+    if page:
+        files.write_text(page, conclusion.junit(result))
+    conclusion.append_summary(options.surroundings.step_summary, result)
+    output.show(options, result, conclusion.text(result))
+    conclusion.check(result, options.require)
 
 
 @command("profile", "backend", "executor", "keep", "verbose", "dry")

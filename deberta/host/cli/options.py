@@ -150,6 +150,7 @@ class Options:
     replay: int = text(0, whole("--replay", 1))
     strict: bool = False
     require: str = text(choices=("checked", "accepted"))
+    junit: str = ""
     passphrase_env: str = ""
     new_key: str = ""
     in_: str = ""

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
+from deberta.core.progress import GREEN, RED, YELLOW, write
 from deberta.core.schema import Schema
 from deberta.host.cli.options import Options
-from deberta.host.workflows import readiness
+from deberta.host.workflows import conclusion, readiness
 
 
 class Failure(Schema):
@@ -27,18 +29,37 @@ class ErrorDocument(Schema):
     error: Failure
 
 
+COLOURS = {
+    **dict.fromkeys(("accepted", "verified", "ok"), GREEN),
+    **dict.fromkeys(("checked", "not judged"), YELLOW),
+    **dict.fromkeys(("failed", "missing", "wrong"), RED),
+}
+_STATE = re.compile(rf" *(?:verdict: )?({'|'.join(COLOURS)})(?=[ :]|$)")
+
 # By task: what --json prints. docs/schemas/<task>.schema.json are made of these by `python -m deberta.host.cli.output`.
-DOCUMENTS: Mapping[str, type[Schema]] = {"doctor": readiness.Diagnosis, "error": ErrorDocument}
+DOCUMENTS: Mapping[str, type[Schema]] = {
+    "acceptance": conclusion.AcceptanceDocument,
+    "doctor": readiness.Diagnosis,
+    "error": ErrorDocument,
+}
 
 
 def show(options: Options, document: Schema, text: str) -> None:
     """Print a command's result on standard output. Raises OSError if that is closed."""
     if options.document is None:
-        print(text)
+        for line in text.split("\n"):
+            write(sys.stdout, (f"{line}\n", _style(line)))
+        sys.stdout.flush()
         return
     stream, options.document.shown = options.document.stream or sys.stdout, True
     stream.write(_line(document))
     stream.flush()
+
+
+def _style(line: str) -> str:
+    """The colour of a line that begins with a verdict or a state, on a terminal."""
+    words = _STATE.match(line)
+    return COLOURS[words[1]] if words else ""
 
 
 def error(message: str, code: int) -> str:

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from typing import Mapping, NamedTuple, Sequence
+from typing import Mapping, NamedTuple, Optional, Sequence
 
 from deberta.core import buckets, contract, files, progress
 from deberta.core.buckets import Choice
 from deberta.core.contract import batch_count
-from deberta.core.errors import GateError, MissingError, some
-from deberta.core.report import Report, ReportVerdict
+from deberta.core.errors import MissingError
 from deberta.host.plan import checks
 from deberta.host.plan import evaluation as steps
 from deberta.host.plan.plan import Case, Plan
@@ -22,10 +21,9 @@ from deberta.host.report import archive, request
 from deberta.host.report.request import ReportRequest
 from deberta.host.run import freshness, runner
 from deberta.host.run.session import Session
-from deberta.host.workflows import evaluation
+from deberta.host.workflows import conclusion, evaluation
 
 ACCURACY, PERFORMANCE = "accuracy", "performance"
-STATUSES = ("passed", "failed", "not judged")
 
 
 class MatrixCell(NamedTuple):
@@ -41,10 +39,12 @@ class MatrixCell(NamedTuple):
         return f"{self.kind} bs={self.batch_size} {self.version}"
 
 
-def run(session: Session, plan: Plan, wanted: ReportRequest, choice: Choice = ()) -> None:
-    """Measure, report and judge; `choice` is of the lengths of the accuracy runs.
+def run(
+    session: Session, plan: Plan, wanted: ReportRequest, choice: Choice = ()
+) -> Optional[conclusion.AcceptanceDocument]:
+    """Measure, report and judge; `choice` is of the lengths of the accuracy runs. Returns None in a dry run.
 
-    Raises GateError if a gate fails; MissingError, StageError and DataError before.
+    Raises MissingError, StageError and DataError.
     """
     looks = [checks.check_data(plan, version) for version in wanted.versions]
     looks += [checks.reference(plan, version) for version in wanted.versions]
@@ -73,7 +73,7 @@ def run(session: Session, plan: Plan, wanted: ReportRequest, choice: Choice = ()
             seconds, rows = seconds + time.monotonic() - clock, rows + cell.rows
     if session.dry:
         request.show(session, plan)
-        return
+        return None
     done = "measured" if not supplied else f"there, {len(supplied)} of them {contract.SUPPLIED},"
     progress.say(
         f"[acceptance] {len(matrix)} of {len(matrix)} {done} in {progress.duration(time.monotonic() - started)}"
@@ -81,8 +81,7 @@ def run(session: Session, plan: Plan, wanted: ReportRequest, choice: Choice = ()
     session.say_up_to_date()
     report = request.publish(session, plan, request.make(session, plan, wanted))
     kept = archive.keep(session.workspace, plan.artifacts).relative_to(session.workspace)
-    progress.say(f"[acceptance] kept in {kept}")
-    conclude(plan, report)
+    return conclusion.document(session.workspace, plan, report, str(kept))
 
 
 def cells(wanted: ReportRequest, rows: Mapping[str, int]) -> list[MatrixCell]:
@@ -129,58 +128,6 @@ def _whole(matrix: Sequence[MatrixCell], supplied: Sequence[MatrixCell]) -> str:
         if whole:
             return f"--bs {','.join(map(str, whole))}" + ("" if wanted == versions else f" --version {wanted[0]}")
     return ""
-
-
-def conclude(plan: Plan, report: Report) -> None:
-    """Print what was measured, the verdict and why; GateError if a gate failed."""
-    body, measured, verdict = report.body, report.measured, report.verdict
-    assert verdict is not None  # of an acceptance
-    partial = f", first {plan.limit} rows only" if plan.limit else ""
-    figures: dict[int, list[str]] = {size: [] for size in body.batch_sizes}
-    for cell in body.cells:
-        figures[cell.batch_size].append(f"{cell.version} {cell.correct}/{cell.rows}{_whose(cell.origin)}{partial}")
-    for run in measured.performances:
-        figures[run.batch_size].append(f"{run.version} {run.fps:.3f} fps ({run.loops} loops){_whose(run.origin)}")
-    for size, texts in figures.items():
-        print(f"bs {size}: {'; '.join(texts) or 'nothing'}")
-    gates = verdict.gates
-    print("gates:", ", ".join(f"{sum(gate.status == status for gate in gates)} {status}" for status in STATUSES))
-    failed = []
-    for gate in gates:
-        if gate.status == "failed":
-            failed.append(f"{gate.gate} ({gate.of})")
-            reason = f"; {gate.reason}" if gate.reason else ""
-            print(f"  failed: {failed[-1]}: found {gate.actual or 'nothing'}, required {gate.required}{reason}")
-    unjudged: dict[tuple[str, str], list[str]] = {}
-    for gate in gates:
-        if gate.status == "not judged":
-            unjudged.setdefault((gate.gate, gate.reason), []).append(gate.of)
-    for (name, reason), about in unjudged.items():
-        more = f"; {len(about) - 3} more" if len(about) > 3 else ""
-        print(f"  not judged: {name} ({'; '.join(about[:3])}{more}): {reason}")
-    print(f"verdict: {statement(verdict)}")
-    for kind in ("json", "md", "html"):
-        print(f"  {plan.artifacts.report(kind)}")
-    print(f"  {plan.artifacts.bom()}")
-    if failed:
-        count = "a gate" if len(failed) == 1 else f"{len(failed)} gates"
-        raise GateError(f"{count} failed: {some(failed)}. See the report")
-
-
-def _whose(origin: str) -> str:
-    return f" ({contract.SUPPLIED})" if contract.is_supplied(origin) else ""
-
-
-def statement(verdict: ReportVerdict) -> str:
-    """The verdict and what it means, in words that never take one for another."""
-    word, reasons = verdict.verdict, "; ".join(verdict.why_not_accepted)
-    if word == "accepted":
-        return "accepted - every gate passes"
-    if word == "checked":
-        judged = any(gate.status == "not judged" for gate in verdict.gates)
-        passed = "the gates that were judged pass" if judged else "the gates pass"
-        return f"checked - {passed}, and this is no acceptance: {reasons}"
-    return f"failed - this is no acceptance: {reasons}"
 
 
 def _rows(session: Session, plan: Plan, version: str) -> int:
