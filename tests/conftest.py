@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from xdist.scheduler import LoadFileScheduling
 
+from deberta.host.cli.program import STARTED_AS
 from tests import in_process
 
 CONTAINER = "tests/container/"
@@ -35,6 +36,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _FilesAndCon
 
 
 def pytest_configure() -> None:
+    os.environ.pop(STARTED_AS, None)  # what the tests start is not started as they were
     # In a shell's background SIGINT is ignored, by what is started here too; tests send it to what they start.
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -24,7 +24,7 @@ from deberta import PROJECT
 from deberta.core import errors
 from deberta.host.engine.transcript import transcript
 from deberta.host.environments import stages
-from deberta.host.run import local, source_digest
+from deberta.host.run import local, messages, source_digest
 
 _execute_process, _installed = local.execute, stages.installed
 _installed_here = functools.cache(lambda: _installed(Path(sys.executable)))
@@ -134,13 +134,14 @@ def _content(stream: io.TextIOWrapper) -> str:
 
 
 def _invoke(arguments: Sequence[str]) -> int:
-    from invoke.program import Program
+    from deberta.host.cli.program import CommandProgram
 
     tasks = sys.modules.get("tasks")  # invoke puts its own copy there
     try:
-        Program(name="Invoke", binary="inv[oke]").run(["invoke", *arguments])
+        CommandProgram().run(["invoke", *arguments])
         return 0
     finally:
+        messages.start("invoke", ())
         sys.modules.pop("tasks", None)
         if tasks is not None:
             sys.modules["tasks"] = tasks

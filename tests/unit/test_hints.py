@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted((ROOT / "deberta").rglob("*.py"))
 COMMAND = re.compile(r"\binvoke (?P<task>[a-z][a-z0-9-]*)(?P<more>[^;.,()`\n]*)")
 OPTION = re.compile(r"(?<= )--[a-z][a-z-]*")
-PROSE = {"and"}  # "installing invoke and docker"
+
 # The host completes a stage's hints with the options of the run, so these stand there as they are or with --force.
 COMPLETED = {"export-onnx", "preprocess", "build-om", "infer", "postprocess", "evaluate", "perf", "report"}
 UNCOMPLETED = {"fetch", "doctor", "acceptance", "verify", "sign"}
@@ -60,7 +60,6 @@ def hints(path: Path) -> list[Hint]:
         Hint(f"{path.relative_to(ROOT)}:{line}", match["task"], match["more"])
         for line, text in texts(path)
         for match in COMMAND.finditer(text)
-        if match["task"] not in PROSE
     ]
 
 

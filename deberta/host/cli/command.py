@@ -31,6 +31,7 @@ from deberta.core.errors import (
 from deberta.host.cli import output
 from deberta.host.cli.options import OPTIONS, Document, Option, Options
 from deberta.host.run.console import PLAIN, Surroundings, surroundings
+from deberta.host.run.messages import as_started
 
 Body = Callable[[Context, Options], None]
 
@@ -56,9 +57,14 @@ class Command(Task[Callable[..., None]]):
         super().__init__(run, positional=())
         COMMANDS[body.__name__.replace("_", "-")] = self
 
+    @property
+    def all_options(self) -> list[Option]:
+        """Those that are read, then those that are not."""
+        return [*self.options.values(), *self.unread]
+
     def get_arguments(self, ignore_unknown_help: Optional[bool] = None) -> list[Argument]:
         """What invoke's parser takes: positional ones first, a short flag only where the table has it."""
-        options = sorted([*self.options.values(), *self.unread], key=lambda entry: not entry.positional)
+        options = sorted(self.all_options, key=lambda entry: not entry.positional)
         return [
             Argument(
                 names=(entry.name, entry.short) if entry.short else (entry.name,),
@@ -122,6 +128,7 @@ def exit_codes(around: Surroundings = PLAIN, document: Optional[Document] = None
     except KeyboardInterrupt:
         message, code = "interrupted; what was finished is kept, run the same command to go on", INTERRUPTED
     in_place = document is not None and not document.shown
+    message = as_started(message)
     _print_last(message, output.error(message.removeprefix(ERROR_PREFIX), code) if in_place else "")
     raise Exit(code=code)
 

@@ -47,6 +47,20 @@ class Option:
         note = " (needed)" if self.needed else f" (default: {default})" if default else ""
         return f"{self.meaning}{choices}{note}"
 
+    @property
+    def usage(self) -> str:
+        """How the option is typed."""
+        if self.positional:
+            return self.name.upper()
+        long = f"-{self.name}" if len(self.name) == 1 else f"--{self.name}"
+        value = "" if self.kind is bool else f" {self.name.upper()}"
+        return f"-{self.short}, {long}{value}" if self.short else f"{long}{value}"
+
+    @property
+    def required_usage(self) -> str:
+        """The shortest way to type it."""
+        return self.usage.rpartition(", ")[2]
+
     def value(self, typed: Any) -> Any:
         """The value of what was typed, None if nothing was. Raises ConfigError."""
         if typed == "" or (self.kind is list and "" in (typed or ())):

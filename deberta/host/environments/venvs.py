@@ -151,7 +151,7 @@ def main(argv: Sequence[str]) -> None:
     folder, lock = PROJECT / HOST_FOLDER, PROJECT / HOST_LOCK
     with one_at_a_time(folder):
         if not is_current(folder, [lock]):
-            say(f"installing invoke and docker in {folder} (about 1 MB, once) ...")
+            say(f"installing invoke, docker and what they need in {folder} (about 1 MB, once) ...")
             create(folder, argv[0])
             install(folder, lock)
 

@@ -13,6 +13,7 @@ from typing import Optional, TextIO
 
 from deberta.core import progress
 from deberta.core.errors import visible
+from deberta.host.run.messages import as_started
 
 PLAIN_SECONDS = 15.0  # between progress lines if the output is no terminal
 NO = ("", "0", "false")
@@ -79,7 +80,7 @@ class Console:
     def say(self, text: str) -> None:
         """Print a line of our own under the title."""
         self.close()
-        progress.write(self._stream, (f"[{self._title}]", progress.BOLD), (f" {text}\n", ""))
+        progress.write(self._stream, (f"[{self._title}]", progress.BOLD), (f" {as_started(text)}\n", ""))
         self._stream.flush()
 
     def close(self) -> None:

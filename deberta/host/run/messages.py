@@ -4,10 +4,28 @@ from __future__ import annotations
 
 import re
 from pathlib import Path, PurePosixPath
-from typing import Sequence
+from typing import Iterable, Sequence
 
 from deberta.core.errors import DataError, MissingError, some
 from deberta.host.plan.plan import Input, Step
+
+_started = ("invoke", re.compile(r"(?!)"))  # what a command line begins with here, and the pattern of a hint
+
+
+def start(name: str, tasks: Iterable[str]) -> None:
+    """Say how the user starts the program, and which tasks hints may name."""
+    global _started
+    names = "|".join(sorted(map(re.escape, tasks), key=len, reverse=True))
+    _started = (name, re.compile(rf"\binvoke (?=(?:{names}|--help|--list)(?![\w-]))"))
+
+
+def as_started(text: str) -> str:
+    """A message for the terminal: `invoke TASK` in it begins as the user started the program.
+
+    What is written to files keeps `invoke`, and so is the same on every machine.
+    """
+    name, hint = _started
+    return hint.sub(lambda match: f"{name} ", text)
 
 
 def completed(step: Step, message: str) -> str:

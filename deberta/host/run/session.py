@@ -16,6 +16,7 @@ from deberta.core import files, machine, progress, records
 from deberta.core.errors import StageError, many
 from deberta.host.plan.plan import Step
 from deberta.host.run.executor import Executor
+from deberta.host.run.messages import as_started
 
 LEFT_SECONDS = 10.0  # for processes of a run that was killed to end: the system kills them, or the reaper does
 CHAINS = ("", "acceptance", "demo", "evaluate", "reproduce")  # tasks whose own steps are all that they run
@@ -75,7 +76,7 @@ class Session:
     def show(self, line: str) -> None:
         """Print a line of the result; in a dry run as a comment, and nothing in a planned one."""
         if self.planned is None:
-            print(f"# {line}" if self.dry else line, flush=True)
+            print(as_started(f"# {line}" if self.dry else line), flush=True)
 
 
 def _acquire(lock: IO[str], workspace: Path) -> None:
