@@ -11,12 +11,12 @@ from deberta.host.cli import (  # noqa: F401
     evaluation,  # from the export to the performance run, training, the demo
     explain,  # what a command would run, and why
     preparation,  # what is missing, downloads, images, clearing up
-    program,  # what the command line says around the tasks
     reproduce,  # everything twice
 )
 from deberta.host.cli.command import COMMANDS
+from deberta.host.program import command_line  # what is said around the tasks
 
 namespace = Collection(*COMMANDS.values())
 
 if __name__ == "__main__":  # of inv
-    program.main()
+    command_line.main()

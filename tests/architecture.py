@@ -57,7 +57,11 @@ ROOMS = {
             *("host.run", "host.report", "host.user_files", "host.workflows"),
         ),
     ),
-    "tasks": Room("The collection of tasks that invoke reads.", ("host.cli",)),
+    "host.program": Room(
+        "The program around the tasks: its name, list, help, suggestions and completion.",
+        ("core", "host.run", "host.cli"),
+    ),
+    "tasks": Room("The collection of tasks that invoke reads.", ("host.cli", "host.program")),
     "stages": Room("What all stages share: their command lines and ONNX Runtime sessions.", ("core",)),
     "stages.model": Room("DeBERTa, its configuration, checkpoint and tokenizer.", ("core",)),
     "stages.data": Room("Data sets: their check, token counts, bins.", ("core", "stages", "stages.model")),

@@ -23,7 +23,9 @@ def page() -> str:
     for name, command in sorted(COMMANDS.items()):
         entries = sorted(command.options.values(), key=lambda entry: (not entry.positional, entry.name))
         positional = "".join(f" {entry.name.upper()}" for entry in entries if entry.positional)
-        lines.append(f"## {name}\n\n`./inv {name}{positional}`: {escape(inspect.getdoc(command) or '')}\n")
+        lines.append(
+            f"## {name}\n\n`./inv {name}{positional}`: {escape(' '.join((inspect.getdoc(command) or '').split()))}\n"
+        )
         rows = [f"| {usage(entry)} | {escape(entry.help)} |" for entry in entries]
         if command.unread:
             rows.append("| the options of TASK, without `--keep` and `--dry` | as TASK reads them |")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from xdist.scheduler import LoadFileScheduling
 
-from deberta.host.cli.program import STARTED_AS
+from deberta.host.program.command_line import STARTED_AS
 from tests import in_process
 
 CONTAINER = "tests/container/"

@@ -11,6 +11,7 @@ import functools
 import importlib
 import io
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -33,10 +34,16 @@ _installed_here = functools.cache(lambda: _installed(Path(sys.executable)))
 def run_invoke(
     arguments: Sequence[str], folder: Path, variables: Mapping[str, str]
 ) -> subprocess.CompletedProcess[str]:
-    """`invoke ARGUMENTS` in `folder` with these environment variables alone; its stages run in this process too."""
+    """`invoke ARGUMENTS` in `folder` with these environment variables alone; its stages run in this process too.
+
+    The settings file that tests begin with, `-f FILE`, is left out of the hints in the output.
+    """
     done = run_main(lambda: _invoke(arguments), folder, variables)
     if done.returncode == errors.INTERRUPTED:
         raise KeyboardInterrupt  # whoever runs the tests wants to stop them
+    if arguments[:1] == ["-f"]:
+        hint = f"invoke -f {shlex.quote(arguments[1])} "
+        done.stdout, done.stderr = (text.replace(hint, "invoke ") for text in (done.stdout, done.stderr))
     return done
 
 
@@ -134,7 +141,7 @@ def _content(stream: io.TextIOWrapper) -> str:
 
 
 def _invoke(arguments: Sequence[str]) -> int:
-    from deberta.host.cli.program import CommandProgram
+    from deberta.host.program.command_line import CommandProgram
 
     tasks = sys.modules.get("tasks")  # invoke puts its own copy there
     try:

@@ -64,11 +64,8 @@ class Workspace:
         path.write_text(json.dumps({name: value for name, value in changed.items() if value is not None}))
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run a command in this process; see `in_process`. The settings file is left out of the hints in its output."""
-        done = in_process.run_invoke(self.arguments(*arguments), REPOSITORY, environment())
-        options = f" -f {self.root / 'settings.yaml'}"
-        done.stdout, done.stderr = (text.replace(f"invoke{options} ", "invoke ") for text in (done.stdout, done.stderr))
-        return done
+        """Run a command in this process; see `in_process`."""
+        return in_process.run_invoke(self.arguments(*arguments), REPOSITORY, environment())
 
     def run_process(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

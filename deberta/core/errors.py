@@ -121,19 +121,27 @@ class VisibleStream:
     """Standard output or error: control characters become visible, and what cannot be written names the stream.
 
     What cannot be written to standard error, progress and messages, is lost without an error. `rewrites`: whether a
-    line on a terminal may be drawn again; `colour`: whether it may have colours.
+    line on a terminal may be drawn again; `colour`: whether it may have colours; `edit` changes what is written.
     """
 
-    def __init__(self, stream: TextIO, name: str, rewrites: bool = True, colour: bool = False) -> None:
+    def __init__(
+        self,
+        stream: TextIO,
+        name: str,
+        rewrites: bool = True,
+        colour: bool = False,
+        edit: Callable[[str], str] = str,
+    ) -> None:
         self.terminal: TextIO = getattr(stream, "terminal", stream)
         self.name, self.rewrites = name, rewrites
         self.colour = colour and self.isatty()
+        self._edit = edit
 
     def isatty(self) -> bool:
         return self.rewrites and self.terminal.isatty()
 
     def write(self, text: str) -> int:
-        return self.draw(visible(text))
+        return self.draw(visible(self._edit(text)))
 
     def draw(self, text: str) -> int:
         """Write control characters of our own as they are."""
@@ -166,10 +174,13 @@ def discard(stream: TextIO) -> None:
 
 
 @contextlib.contextmanager
-def visible_output(rewrites: bool = True, colour: bool = False) -> Iterator[None]:
+def visible_output(
+    rewrites: bool = True, colour: bool = False, edit_message: Callable[[str], str] = str
+) -> Iterator[None]:
     """Within this, whatever is printed has its control characters made visible; a closed stream is /dev/null.
 
-    `rewrites` and `colour`: what a terminal is for, as of VisibleStream.
+    `rewrites` and `colour`: what a terminal is for, as of VisibleStream; `edit_message` changes what goes to standard
+    error.
     Raises OSError with the stream's name as its file if the output cannot be written to its end.
     """
     for number in range(3):  # or the next file to be opened would be standard output
@@ -179,7 +190,7 @@ def visible_output(rewrites: bool = True, colour: bool = False) -> Iterator[None
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     with open(os.devnull, "w", encoding="utf-8") as nothing:
         output = cast(TextIO, VisibleStream(sys.stdout or nothing, OUTPUT_STREAM, rewrites, colour))
-        error = cast(TextIO, VisibleStream(sys.stderr or nothing, ERROR_STREAM, rewrites, colour))
+        error = cast(TextIO, VisibleStream(sys.stderr or nothing, ERROR_STREAM, rewrites, colour, edit_message))
         with contextlib.redirect_stdout(output), contextlib.redirect_stderr(error):
             yield
             output.flush()

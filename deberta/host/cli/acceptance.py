@@ -32,7 +32,10 @@ JUDGING = ("require", "junit", "json")
 
 @command("sizes", "version", "limit", "loops", "buckets", *JUDGING, "profile", "backend", *DEVICE, *RUN)
 def acceptance(c: Context, options: Options) -> None:
-    """Measure every batch size and version, judge all gates, and write the report with its verdict."""
+    """Measure all, judge all gates, and write the report.
+
+    Every batch size and version is measured; the report has the verdict.
+    """
     sizes, plan = _batch_sizes(c, options), settings.plan_of(c, options)
     if options.version:
         plan.profile.data_path(options.version)  # raises ConfigError if the profile does not have it
@@ -64,7 +67,10 @@ def acceptance(c: Context, options: Options) -> None:
 
 @command("profile", "backend", "executor", "keep", "verbose", "dry")
 def report(c: Context, options: Options) -> None:
-    """Write report.md, .html and .json of what has been measured: published figures beside measured ones."""
+    """Write the report of what has been measured so far.
+
+    report.md, .html and .json: published figures beside measured ones.
+    """
     plan, sizes = settings.plan_of(c, options), _batch_sizes(c, options)
     session = settings.session_of(c, options, usual="local")
     with exclusive(session):
@@ -73,7 +79,10 @@ def report(c: Context, options: Options) -> None:
 
 @command("profile", "backend", "limit", "tree", "acceptance", "replay", "seed", "key", "strict", "require", "dry")
 def verify(c: Context, options: Options) -> None:
-    """Check a report against all its files: digests, every number made again, the signature. Writes nothing."""
+    """Check a report against all its files. Writes nothing.
+
+    Digests, every number made again, the signature.
+    """
     root = Path(options.tree).expanduser().absolute() if options.tree else settings.workspace(c)
     if not root.is_dir():
         raise MissingError(f"{root} is no folder. Check --path")
@@ -93,7 +102,10 @@ def verify(c: Context, options: Options) -> None:
 
 @command("key", "passphrase_env", "new_key", "acceptance", "profile", "backend", "limit", "dry")
 def sign(c: Context, options: Options) -> None:
-    """Sign a report, its pages, its bill of materials and its records, after verifying them."""
+    """Verify a report, then sign it.
+
+    The signature covers its pages, its bill of materials and its records.
+    """
     if bool(options.key) == bool(options.new_key):
         raise ConfigError("give --key PRIVATE.pem to sign, or --new-key PATH to make a key")
     passphrase_env = options.passphrase_env or None

@@ -21,7 +21,7 @@ TOLERANCES = ("tolerance", "layer_tolerance", "all_layers")
 
 @command("model", "format", "output", "severity", "stats", "batch_sizes", "profile", *RUN)
 def lint_onnx(c: Context, options: Options) -> None:
-    """Check an ONNX file against what ATC of CANN 5.1.RC2 and the 310P take."""
+    """Check an ONNX file against what ATC (5.1.RC2) and the 310P take."""
     arguments: StageOptions = {
         "--format": options.format,
         "--severity": options.severity,
@@ -35,7 +35,10 @@ def lint_onnx(c: Context, options: Options) -> None:
 
 @command("bs", "limit", "rows", "margin", "profile", *RUN, version="match")
 def check_fp16(c: Context, options: Options) -> None:
-    """Run the graph with float16 storage on the CPU: overflows, changed labels, nodes to keep in float32."""
+    """Run the graph with float16 storage on the CPU.
+
+    Shows overflows, changed labels, and the nodes to keep in float32.
+    """
     session, case = session_of(c, options), _case_with_atc(c, options)
     with exclusive(session):
         making.check_fp16(session, case, options.typed.get("rows", ""), options.margin)
@@ -43,7 +46,10 @@ def check_fp16(c: Context, options: Options) -> None:
 
 @command(*SIDES, *TOLERANCES, "bs", "limit", "rows", "profile", *RUN, version="match")
 def compare(c: Context, options: Options) -> None:
-    """Compare two ways of running the model: logits, labels, and the first layer where they part."""
+    """Compare two ways of running the model.
+
+    Logits, labels, and the first layer where they part.
+    """
     session, case = session_of(c, options), _case_with_atc(c, options)
     kinds = (options.side_a, options.side_b)
     if options.outputs and "om" not in kinds:

@@ -117,7 +117,7 @@ def exit_codes(around: Surroundings = PLAIN, document: Optional[Document] = None
             signal.signal(number, signal.default_int_handler)
     atexit.register(_ignore_signals)
     try:
-        with visible_output(around.terminal, around.colour):
+        with visible_output(around.terminal, around.colour, as_started):
             yield
         return
     except (DebertaError, OSError) as error:

@@ -27,7 +27,7 @@ def lint(c: Context, options: Options) -> None:
 
 @command("size", "repeats", "threads", "engines", "rows", "lengths", "publish", "profile", "dry", sizes="1,8")
 def bench(c: Context, options: Options) -> None:
-    """Measure the cpu backend beside what else one would run the model with."""
+    """Measure the cpu backend beside other ways to run the model."""
     folder, plan = workspace(c), cpu_plan(c, options)
     data, tokenizer = (folder / path for path in (plan.profile.data_path("match"), plan.profile.tokenizer_path))
     arguments = ["--output", "results/bench/bench.json", "--size", options.size]

@@ -19,7 +19,7 @@ from deberta.host.workflows import evaluation, making
 
 @command("relative", "profile", *RUN)
 def export_onnx(c: Context, options: Options) -> None:
-    """Export the checkpoint to models/<profile>/dynamic.onnx, validated against PyTorch."""
+    """Export the checkpoint to dynamic.onnx, validated with PyTorch."""
     session, plan = session_of(c, options), cpu_plan(c, options)
     with exclusive(session):
         step = steps.export_onnx(plan, options.relative)
@@ -29,7 +29,10 @@ def export_onnx(c: Context, options: Options) -> None:
 
 @command("bs", "version", "limit", "buckets", "profile", *RUN)
 def preprocess(c: Context, options: Options) -> None:
-    """Turn MNLI's tsv into the guide's bins; without --version, every version whose tsv is there."""
+    """Turn MNLI's tsv into the guide's bins.
+
+    Without --version, every version whose tsv is there.
+    """
     session, plan = session_of(c, options), cpu_plan(c, options)
     with exclusive(session):
         evaluation.preprocess(session, plan, options.bs, options.version, options.buckets)
@@ -37,7 +40,10 @@ def preprocess(c: Context, options: Options) -> None:
 
 @command("bs", "buckets", "precision", "profile", "backend", "soc_version", "no_lint", *RUN)
 def build_om(c: Context, options: Options) -> None:
-    """Compile the model for one batch size; exports it first if need be."""
+    """Compile the model for one batch size.
+
+    It is exported first if need be.
+    """
     plan, session = plan_of(c, options, compiles=True), session_of(c, options)
     with exclusive(session):
         case = Case(evaluation.plan_of_model(plan, options.buckets), options.bs)
@@ -47,7 +53,7 @@ def build_om(c: Context, options: Options) -> None:
 
 @command("bs", "version", "limit", "buckets", "precision", "profile", "backend", *DEVICE, *RUN, needed=["version"])
 def infer(c: Context, options: Options) -> None:
-    """Run the compiled model over one version's bins; makes what it needs first."""
+    """Run the compiled model over one version's bins."""
     case, session = case_of(c, options), session_of(c, options)
     with exclusive(session):
         _, folders = evaluation.infer(session, case, buckets_of(c, options))
@@ -56,7 +62,7 @@ def infer(c: Context, options: Options) -> None:
 
 @command("bs", "version", "outputs", "limit", "buckets", "precision", "profile", "backend", *RUN, needed=["version"])
 def postprocess(c: Context, options: Options) -> None:
-    """Work out accuracy, overall and by genre, from the model's outputs."""
+    """Work out accuracy, overall and by genre, from the outputs."""
     case, session = case_of(c, options), session_of(c, options)
     with exclusive(session):
         choice = options.buckets if options.outputs else buckets_of(c, options)
@@ -73,7 +79,7 @@ def evaluate(c: Context, options: Options) -> None:
 
 @command("bs", "loops", "buckets", "precision", "profile", "backend", *DEVICE, *RUN, version="match")
 def perf(c: Context, options: Options) -> None:
-    """The guide's performance run: one batch, 100 times; prints fps and percentiles."""
+    """The guide's performance run: fps and percentiles of one batch."""
     case, session = case_of(c, options), session_of(c, options)
     with exclusive(session):
         evaluation.perf(session, case, options.loops, options.buckets)
@@ -81,7 +87,10 @@ def perf(c: Context, options: Options) -> None:
 
 @command("init", "epochs", "steps", "batch_size", "learning_rate", "warmup", "seed", "profile", *RUN)
 def finetune(c: Context, options: Options) -> None:
-    """Train the profile's model on train.tsv; a stopped run goes on where it was."""
+    """Train the profile's model on train.tsv.
+
+    A stopped run goes on where it was.
+    """
     if options.epochs and options.steps:
         raise ConfigError("--epochs and --steps say the same in two ways. Give one of them")
     names = ("epochs", "steps", "batch-size", "learning-rate", "warmup", "seed")
@@ -93,7 +102,10 @@ def finetune(c: Context, options: Options) -> None:
 
 @command("remake", *RUN)
 def demo(c: Context, options: Options) -> None:
-    """The whole chain on the bundled tiny profile: accuracy of both versions, throughput and the table."""
+    """The whole chain on a bundled tiny model, up to the report.
+
+    Accuracy of both versions, throughput and the table.
+    """
     session, plan = session_of(c, options, usual="local"), cpu_plan(c, replace(options, profile="demo"))
     with exclusive(session):
         making.run_demo(session, plan, options.remake, buckets_of(c, options))

@@ -12,6 +12,7 @@ from deberta.core.errors import ConfigError
 from deberta.host.cli import acceptance, check, evaluation  # noqa: F401
 from deberta.host.cli.command import COMMANDS, command
 from deberta.host.cli.options import OPTIONS, Options
+from deberta.host.run.messages import as_started
 from deberta.host.workflows import explain as workflow
 
 EXPLAINED = {name: other for name, other in sorted(COMMANDS.items()) if {"executor", "dry"} <= set(other.options)}
@@ -25,7 +26,7 @@ UNREAD = {
 
 @command("task", unread=list(UNREAD.values()))
 def explain(c: Context, options: Options) -> None:
-    """Say which steps a task would run, and the one reason for each; run nothing."""
+    """Say which steps a task would run, and why; run nothing."""
     if options.task not in EXPLAINED:
         raise ConfigError(f"{options.task!r} is no task that runs steps: {', '.join(EXPLAINED)}")
     explained = EXPLAINED[options.task]
@@ -38,4 +39,4 @@ def explain(c: Context, options: Options) -> None:
         print(f"{options.task} runs no step")
         return
     for line in workflow.lines(workflow.judge(steps)):
-        print(line)
+        print(as_started(line))

@@ -18,6 +18,7 @@ from deberta.host.cli.options import Options
 from deberta.host.plan import profiles
 from deberta.host.plan.plan import Plan
 from deberta.host.report import request
+from deberta.host.run.messages import as_started
 from deberta.host.run.session import exclusive
 from deberta.host.user_files import add_profile as adding
 from deberta.host.workflows import adopt as adoption
@@ -30,7 +31,7 @@ from deberta.host.workflows import readiness
 
 @command("only", "pretrained", "from_", "mirror", "accept_new", "profile", "dry")
 def fetch(c: Context, options: Options) -> None:
-    """Get the guide's checkpoint, tokenizer and MNLI, checked by SHA-256."""
+    """Get the guide's checkpoint, tokenizer and MNLI; check SHA-256."""
     from deberta.host.fetch import fetch as download
 
     names = [name.strip() for name in options.only.split(",")]
@@ -50,7 +51,10 @@ def fetch(c: Context, options: Options) -> None:
 
 @command("folder", "copy", "profile", "executor", "keep", "verbose", "dry", backend="ascend")
 def adopt(c: Context, options: Options) -> None:
-    """Put in place what fits the profile of a folder in which the guide was followed; it stays the user's."""
+    """Take what fits from a folder in which the guide was followed.
+
+    It is linked or copied into the profile's places, and stays the user's.
+    """
     folder = Path(options.folder).expanduser().absolute()
     if not folder.is_dir():
         raise MissingError(f"{folder} is no folder. Name the one that holds dynamic.onnx, deberta_bs8.om, result/ ...")
@@ -77,7 +81,10 @@ def images(c: Context, options: Options) -> None:
 
 @command("tag", "force", "dry")
 def ci_image(c: Context, options: Options) -> None:
-    """Build the image that holds all of an acceptance run but the checkpoint and the data."""
+    """Build one image for acceptance runs in CI.
+
+    It holds everything but the checkpoint and the data.
+    """
     from deberta.host.images import ci
 
     name = ci.check_name(options.tag) if options.tag else ""
@@ -90,7 +97,10 @@ MEANINGS = ("labels", "columns", "label_words")
 
 @command("profile_name", *FILES, *MEANINGS, "executor", "dry")
 def add_profile(c: Context, options: Options) -> None:
-    """Make a profile of a model and data of yours: they are looked at, linked into place, and named in invoke.yaml."""
+    """Make a profile of a model and data of yours.
+
+    They are looked at, linked into place, and named in invoke.yaml.
+    """
     request = adding.Request(
         name=options.profile_name,
         model=_absolute(options.user_model),
@@ -100,7 +110,6 @@ def add_profile(c: Context, options: Options) -> None:
         columns=options.columns,
         label_words=options.label_words,
         copy=options.copy,
-        program=settings.program_of(c),
     )
     session, file = settings.session_of(c, options), settings.file_of(c)
     known = profiles.by_name(settings.read(c).profiles or {})
@@ -121,7 +130,10 @@ def _absolute(path: str) -> Path:
 
 @command("profile", "backend", "executor", "json")
 def doctor(c: Context, options: Options) -> None:
-    """Say what can run here now, what this machine has and lacks, what that blocks, and how to get it."""
+    """Say what can run here now, what is missing, and how to get it.
+
+    Each check says what it blocks. The exit code is 3 if this backend and executor lack something.
+    """
     plan, values, script = settings.cpu_plan(c, options), settings.read(c), settings.cann_script(c)
     backend, _ = auto.pick_backend(options.backend or values.backend, False, script, PROJECT)
     usual = "local" if plan.profile.name == "demo" else ""
@@ -140,7 +152,8 @@ def doctor(c: Context, options: Options) -> None:
         missing=[check.name for check in missing],
         checks=checks,
     )
-    output.show(options, diagnosis, f"{can_run.line}\n\n{checkup.render(checks, surroundings)}")
+    text = as_started(f"{can_run.line}\n\n{checkup.render(checks, surroundings)}")
+    output.show(options, diagnosis, text)
     if missing:
         raise Exit(code=3)
 
@@ -166,7 +179,10 @@ def _plans(c: Context) -> tuple[list[Plan], list[str]]:
 
 @command("profile", "environments", "images", "containers", "reports", "yes", "dry")
 def clean(c: Context, options: Options) -> None:
-    """Remove what the commands made, of all profiles or one; inputs, foreign files and kept acceptances stay."""
+    """Remove what the commands made, of all profiles or one.
+
+    Inputs, files that are not ours and kept acceptances stay.
+    """
     names = [options.profile] if options.profile else sorted(settings.read(c).profiles)
     profiles = [settings.profile_of(c, name) for name in names]
     session = settings.session_of(c, options, executor="local")

@@ -20,7 +20,7 @@ from deberta.host.workflows.reproduce import ReproductionRun
 
 @command("profile", "backend", "limit", "executors", "images", "in_", "keep_places", "compare", "dry", sizes="1,8")
 def reproduce(c: Context, options: Options) -> None:
-    """Make everything twice, in two fresh workspaces, and compare all that was made."""
+    """Make everything twice, in two fresh workspaces, and compare."""
     plan, folder = plan_of(c, options), workspace(c)
     if options.compare:
         run = ReproductionRun(plan, options.sizes, tuple(plan.profile.rows))

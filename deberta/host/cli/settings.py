@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Callable, Optional, Union
@@ -112,11 +111,6 @@ def file_of(c: Context) -> Path:
     """The settings file that profiles are added to: that of invoke's option -f, else the project's own."""
     named = c.config._runtime_path
     return Path(os.path.abspath(named)) if named else PROJECT / "invoke.yaml"
-
-
-def program_of(c: Context) -> str:
-    """What a command line begins with that has the same settings as this one."""
-    return f"invoke -f {shlex.quote(c.config._runtime_path)}" if c.config._runtime_path else "invoke"
 
 
 def profile_of(c: Context, name: str = "") -> profiles.Profile:

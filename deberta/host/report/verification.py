@@ -27,6 +27,7 @@ from deberta.host.report.evidence import Evidence
 from deberta.host.run import local
 from deberta.host.run.console import Console
 from deberta.host.run.executor import check_exit
+from deberta.host.run.messages import as_started
 
 VERDICTS = ("", "failed", "checked", "accepted")  # "": of a report that nothing judged
 PREDICATE_TYPE = "urn:deberta-ascend:attestation:v1"
@@ -100,9 +101,9 @@ def verify(request: VerificationRequest, signed: bool = True) -> Evidence:
     settled = [evidence.ASIDE, evidence.SIGNED] if request.key and signed and not problem else [evidence.ASIDE]
     print("not checked:")
     for text, why in tree.unchecked.items():
-        print(f"  {text} ({why})" if why in settled else f"  {text}")
+        print(as_started(f"  {text} ({why})" if why in settled else f"  {text}"))
     if findings:
-        print("\n".join([f"wrong: {len(findings)}", *(f"  {text}" for text in findings)]))
+        print(as_started("\n".join([f"wrong: {len(findings)}", *(f"  {text}" for text in findings)])))
         raise DataError(f"{where} does not verify: {len(findings)} found: {some(findings, 3)}")
     left = [text for text, why in tree.unchecked.items() if why not in settled]
     if request.strict and left:

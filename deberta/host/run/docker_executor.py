@@ -25,6 +25,7 @@ from deberta.host.images.definition import BuildSettings, Image
 from deberta.host.plan.plan import Step
 from deberta.host.run.executor import Provenance
 from deberta.host.run.local import script
+from deberta.host.run.messages import as_started
 
 ABOUT = f"{containers.CODE}/image.json"  # written by docker/check-cann
 STAGES = {"": "export", "atc": "compile", "msame": "runtime", "ais_bench": "compile"}  # tool -> stage image
@@ -85,10 +86,10 @@ class DockerExecutor:
     def show(self, step: Step) -> None:
         try:
             tag = self._image(step.tool).tag
-            print(f"# {tag} is built by: invoke images")
+            print(as_started(f"# {tag} is built by: invoke images"))
         except MissingError as error:
             tag = f"deberta-ascend/{STAGES[step.tool]}"
-            print(f"# {error}")
+            print(as_started(f"# {error}"))
         access = npu_access.access(self._npu, step.device, lambda: False, check=False) if step.on_device else Access()
         container = self._container(step, step.arguments, tag, owner(self._workspace), access)
         scratch = programs.scratch(step.name)

@@ -60,7 +60,7 @@ class Session:
         if not self.dry:
             progress.say(line)
         elif self.planned is None:
-            print(f"# {line}")
+            print(as_started(f"# {line}"))
 
     def say_up_to_date(self) -> None:
         """Tell in one line how many steps there was nothing to do for; again only of others."""

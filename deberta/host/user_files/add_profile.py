@@ -16,6 +16,7 @@ from deberta.core.paths import Artifacts, record_of
 from deberta.host.plan import profiles
 from deberta.host.plan.plan import Case, Input, Plan, Step, stage
 from deberta.host.run import runner
+from deberta.host.run.messages import as_started
 from deberta.host.run.session import Session
 from deberta.host.user_files import placing
 from deberta.host.user_files.placing import Placement
@@ -37,7 +38,6 @@ class Request:
     columns: str = ""
     label_words: str = ""
     copy: bool = False
-    program: str = "invoke"  # what the user typed before the task
 
 
 def by_version(paths: Sequence[Path]) -> dict[str, Path]:
@@ -282,4 +282,4 @@ def _print(
         print(f"data, {version}: {path} ({table['kind']}): {table['rows']} rows{shares}{without}{_by(table)}")
     print(f"profile {request.name} {'was there already, the same' if is_known else 'is added'}. Next:")
     for version in request.data:
-        print(f"  {request.program} evaluate --bs 8 --version {version} --profile {request.name}")
+        print(as_started(f"  invoke evaluate --bs 8 --version {version} --profile {request.name}"))

@@ -18,14 +18,16 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import invoke
 from invoke import main as plain
+from invoke.context import Context
 from invoke.exceptions import Exit, ParseError
 from invoke.parser.context import ParserContext
 from invoke.program import Program
 
 from deberta import PROJECT, __version__
-from deberta.core.errors import visible
-from deberta.host.cli import completion
+from deberta.core.errors import ERROR_PREFIX, DebertaError, one_line, visible
+from deberta.host.cli import preparation
 from deberta.host.cli.command import COMMANDS, Command
+from deberta.host.program import completion
 from deberta.host.run import messages
 
 STARTED_AS = "DEBERTA_STARTED_AS"  # the environment variable in which `inv` says how the user called it
@@ -100,6 +102,12 @@ class CommandProgram(Program):
             raise ParseError(self._suggestion(error), error.context) from None
 
     def no_tasks_given(self) -> None:
+        self.update_config()
+        try:
+            now = f"{preparation.can_run_now(Context(self.config)).line}\n\n"
+        except DebertaError as error:
+            now = f"{ERROR_PREFIX}{one_line(str(error))}\n\n"
+        print(visible(messages.as_started(now)), end="")
         self.list_flat()
         raise Exit
 
