@@ -148,6 +148,7 @@ def remake(root: Path, pages: bool = True, artifacts: Artifacts = ARTIFACTS) -> 
             given = ["--outputs", *cell["outputs"].values(), "--data", job["data"][cell["version"]], "--bs", "8"]
             rows = ["--version", cell["version"]]
             rows += ["--rows", str(count)] if (count := job["profile"]["rows"][cell["version"]]) else []
+            rows += ["--predictions", cell["predictions"]] if cell["predictions"] else []
             postprocess.main([*given, *rows, "--output", cell["evaluation"]])
         vouch(root, artifacts)
         assess.main(["--job", str(artifacts.job()), "--output", str(report)])

@@ -179,6 +179,8 @@ class RunFiles(FigureFiles):
 class EvaluationFiles(RunFiles):
     """One evaluation; its text is `evaluation`, its counts are in the .json of the same name.
 
+    `predictions`: what the logits say of each row; empty if the evaluation has no such file.
+
     `outputs` are by sequence length, and so are `bins`, the folders with order.json: empty for 256 alone, whose rows
     are in the tsv's order.
     """
@@ -186,6 +188,7 @@ class EvaluationFiles(RunFiles):
     outputs: PathsByLength
     bins: PathsByLength
     evaluation: schema.Text
+    predictions: str = ""
     not_checked: list[schema.Text] = field(default_factory=list)
 
 
@@ -251,7 +254,8 @@ class Job(Schema):
     def figures(self) -> Iterator[tuple[list[str], dict[str, str], str, FigureFiles]]:
         """The files that each figure rests on, those of each length, the precision of its run, and the figure."""
         for cell in self.cells:
-            yield [cell.evaluation, *cell.outputs.values(), *cell.bins.values()], cell.outputs, cell.precision, cell
+            names = [cell.evaluation, *filter(None, [cell.predictions]), *cell.outputs.values(), *cell.bins.values()]
+            yield names, cell.outputs, cell.precision, cell
         for run in self.performances:
             yield [run.log], {str(run.length): run.log}, run.precision, run
         for result in self.throughputs:

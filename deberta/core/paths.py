@@ -89,6 +89,11 @@ class Artifacts:
         """The guide's accuracy text, whatever the lengths; exact counts are in the .json of the same name."""
         return self.results / f"{limited(f'eval_bs{batch_size}{self._of_precision}', self.limit)}_{version}.txt"
 
+    def predictions(self, batch_size: int, version: str) -> Path:
+        """What the evaluation's logits say of each row, one JSON line for each."""
+        name = limited(f"predictions_bs{batch_size}{self._of_precision}", self.limit)
+        return self.results / f"{name}_{version}.jsonl"
+
     def label_changes(self, batch_size: int, version: str) -> Path:
         """An int8 run beside the float32 one."""
         return self.results / f"{limited(f'int8_bs{batch_size}', self.limit)}_{version}.json"

@@ -143,6 +143,10 @@ FORGERIES: dict[str, Forgery] = {
         json_of(EVALUATION.replace(".txt", ".json"), lambda counts: counts["labels_gold"].update(neutral=0)),
         *(DIGESTS, r"labels_gold\.neutral: stored 0"),
     ),
+    "a prediction": Forgery(
+        lambda root: edit(root / ARTIFACTS.predictions(8, "match"), '"row":7,', '"row":8,'),
+        *(DIGESTS, r"predictions_bs8_match\.jsonl: line 8: stored"),
+    ),
     # The report and its pages
     "a count": Forgery(change_count_and_hash, DIGESTS, r"body\.cells\[0\]\.correct: stored \d+, recomputed \d+"),
     "a count, not its body's digest": Forgery(change_count, DIGESTS, r"body_sha256: stored"),

@@ -27,7 +27,7 @@ OUTPUTS = {  # of each step, with their records
     "build-om bs=4": "models/tiny/cpu",
     "preprocess bs=4 match": "data/tiny/pre_mnli_bs4",
     "infer bs=4 match": "results/tiny/cpu/outputs_bs4_om",
-    "postprocess bs=4 match": "results/tiny/cpu/eval_*",
+    "postprocess bs=4 match": "results/tiny/cpu/*_bs4_match.*",
 }
 STEPS = tuple(OUTPUTS)
 

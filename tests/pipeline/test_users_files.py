@@ -19,6 +19,7 @@ KINDS = {  # a file of the user's -> what would make one there, and what --force
     "models/tiny/dynamic_gather.onnx": (("export-onnx", "--relative", "gather"), ""),
     "results/tiny/cpu/eval_bs4_match.txt": (("postprocess", *CASE), ""),
     "results/tiny/cpu/eval_bs4_match.json": (("postprocess", *CASE), ""),
+    "results/tiny/cpu/predictions_bs4_match.jsonl": (("postprocess", *CASE), ""),
     "results/tiny/cpu/msame_bs4_match.txt": (("perf", "--bs", "4", "--loops", "5"), ""),
     "results/tiny/cpu/report.json": (("report",), ""),
     "results/tiny/cpu/report.md": (("report",), ""),
@@ -36,8 +37,8 @@ def test_a_users_file_is_there_afterwards(evaluated: Workspace, tmp_path: Path, 
     if not renamed:
         for path in (record, *([place.with_suffix(".xml.record.json")] if place.suffix == ".bin" else [])):
             path.unlink(missing_ok=True)
-        if place.suffix == ".json" and "eval" in name:
-            place.with_suffix(".txt.record.json").unlink()
+        if command[0] == "postprocess":
+            place.with_name("eval_bs4_match.txt.record.json").unlink(missing_ok=True)
         if place.is_dir():
             place.rename(tmp_path / "outputs")
     else:  # the bins are to be made again

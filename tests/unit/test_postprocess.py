@@ -107,6 +107,24 @@ def test_text_is_the_guides_and_the_json_has_exact_counts(outputs: Path, data: P
     ]
 
 
+def test_each_row_has_a_line_whose_logits_are_the_same_float32(outputs: Path, data: Path, text: Path) -> None:
+    values = logits(GUESSED)
+    values[1] = np.array([0.1, 1 / 3, -1e-5], np.float32)
+    for file in outputs.iterdir():
+        file.unlink()
+    outputs.rmdir()
+    rows = text.with_name("predictions_bs4_match.jsonl")
+    assert main(write_outputs(outputs, values), data, text, "--predictions", rows) == 0
+    lines = rows.read_text(encoding="utf-8").splitlines()
+    assert lines[:2] == [
+        '{"row":0,"line":2,"gold":"contradiction","label":"contradiction","logits":[2.5,0.25,-3.0],"margin":2.25}',
+        '{"row":1,"line":3,"gold":"neutral","label":"neutral","logits":[0.1,0.33333334,-0.00001],"margin":0.233333}',
+    ]
+    content = [json.loads(line) for line in lines]
+    assert [contract.LABELS.index(entry["label"]) for entry in content] == GUESSED
+    assert (np.array([entry["logits"] for entry in content], np.float32) == values[:7]).all()
+
+
 def test_text_has_what_str_of_a_float64_gives() -> None:
     result = postprocess.Evaluation("match", 1, 9815, 0, 8879, 8879 / 9815, {}, {}, {}, {}, 0, 0, "")
     assert (

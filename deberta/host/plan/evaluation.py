@@ -211,20 +211,22 @@ def _model_step(
 def postprocess(case: Case, outputs: Sequence[Path]) -> Step:
     """`outputs`: of each length the folder of input_<i>_output_0.bin, as infer's record has it or as the user says."""
     counts = case.evaluation.with_suffix(".json")
-    return _of_outputs(case, "postprocess", {"--outputs": outputs}, case.evaluation, [counts])
+    writes = {"--output": case.evaluation, "--predictions": case.predictions}
+    return _of_outputs(case, "postprocess", {"--outputs": outputs}, writes, [counts])
 
 
 def label_changes(case: Case, fp32: Sequence[Path], int8: Sequence[Path]) -> Step:
     """An int8 run beside the float32 one, each with a folder of outputs for each length."""
     title = f"int8 beside fp32 bs={case.batch_size} {case.version}"
-    return _of_outputs(case, "label-changes", {"--fp32": fp32, "--int8": int8}, case.label_changes, title=title)
+    writes = {"--output": case.label_changes}
+    return _of_outputs(case, "label-changes", {"--fp32": fp32, "--int8": int8}, writes, title=title)
 
 
 def _of_outputs(
     case: Case,
     stage_id: str,
     folders: Mapping[str, Sequence[Path]],
-    output: Path,
+    writes: Mapping[str, Path],
     also_writes: Sequence[Path] = (),
     title: str = "",
 ) -> Step:
@@ -240,7 +242,7 @@ def _of_outputs(
             **{flag: [Input(path, infer) for path in paths] for flag, paths in folders.items()},
             "--bins": [] if case.plan.is_padded else [bins_of(part) for part in case.lengths],
         },
-        writes={"--output": output},
+        writes=writes,
         also_writes=also_writes,
         options={"--bs": case.batch_size, "--version": case.version, **_lengths(case.plan), **case.row_counts},
     )

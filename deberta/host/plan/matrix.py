@@ -12,6 +12,7 @@ from deberta.core.paths import Artifacts
 
 DATA_CHECK, REFERENCE, ONNX, MODEL, WEIGHTS = "data check", "reference", "onnx", "model", "weights"
 BINS, OUTPUTS, EVALUATION, COUNTS, TIMING = "bins", "outputs", "evaluation", "counts", "timing"
+PREDICTIONS = "predictions"
 SAME_ANYWHERE = (ONNX, BINS, EVALUATION)  # the same inputs give the same bytes; counts have the hash of their logits
 
 
@@ -51,6 +52,7 @@ def of_evaluation(artifacts: Artifacts, lengths: Lengths, batch_size: int, versi
     evaluation = artifacts.evaluation(batch_size, version)
     yield Artifact(evaluation, EVALUATION)
     yield Artifact(evaluation.with_suffix(".json"), COUNTS)
+    yield Artifact(artifacts.predictions(batch_size, version), PREDICTIONS)
 
 
 def of_performance(

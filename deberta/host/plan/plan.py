@@ -285,6 +285,10 @@ class Case:
         return self.artifacts.evaluation(self.batch_size, self.version)
 
     @property
+    def predictions(self) -> Path:
+        return self.artifacts.predictions(self.batch_size, self.version)
+
+    @property
     def timing_log(self) -> Path:
         return self.artifacts.timing_log(self.batch_size, self.version, self.plan.tool or "msame")
 

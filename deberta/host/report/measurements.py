@@ -111,6 +111,7 @@ class _Collector:
                 outputs=outputs,
                 bins=bins,
                 evaluation=str(text),
+                predictions=str(case.predictions) if record and str(case.predictions) in record.subjects else "",
                 origin=next(filter(None, origins), ""),
             )
         )

@@ -221,6 +221,7 @@ def _of_this_machine(artifacts: Iterable[Artifact], measured: Measured) -> list[
     kinds = (matrix.MODEL, matrix.WEIGHTS, matrix.REFERENCE)
     names = [folder for cell in measured.evaluations for folder in cell.outputs.values()]
     names += [str(PurePosixPath(cell.evaluation).with_suffix(".json")) for cell in measured.evaluations]
+    names += [cell.predictions for cell in measured.evaluations if cell.predictions]
     names += [run.log for run in measured.performances]
     names += [path for result in measured.throughputs for path in (result.throughput, *result.logs.values())]
     names += [changes.label_changes for changes in measured.label_changes]

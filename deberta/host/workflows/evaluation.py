@@ -324,7 +324,7 @@ def _count(session: Session, case: Case, outputs: Sequence[PurePosixPath], place
     print(f"{accuracy}{_partial(case.plan)}")
     for genre, of_genre in counts["genres"].items():
         print(f"  {genre}: {_share(of_genre)}")
-    print(f"  {text}\n  {counts_file}")
+    print(f"  {text}\n  {counts_file}\n  {case.predictions}")
 
 
 def _share(counts: Mapping[str, Any]) -> str:

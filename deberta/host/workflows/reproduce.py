@@ -251,7 +251,7 @@ def names(run: ReproductionRun, root: Path) -> Iterator[tuple[str, bool]]:
             artifacts += matrix.of_evaluation(base, lengths, size, version)
     for version in run.versions:
         artifacts += matrix.of_version(base, version)
-    of_device = (matrix.MODEL, matrix.WEIGHTS, matrix.OUTPUTS)
+    of_device = (matrix.MODEL, matrix.WEIGHTS, matrix.OUTPUTS, matrix.PREDICTIONS)
     for path, kind in dict.fromkeys(artifacts):
         must = kind != matrix.REFERENCE and (kind not in of_device or base.backend != "ascend")
         yield f"{path}{LATEST if kind == matrix.OUTPUTS else ''}", must

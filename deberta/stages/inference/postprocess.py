@@ -1,4 +1,4 @@
-"""Outputs and gold labels to the guide's accuracy text, and exact counts in a JSON file beside it.
+"""Outputs and gold labels to the guide's accuracy text, exact counts in a JSON file, and each row's prediction.
 
 A folder of outputs holds input_<i>_output_0.bin, float32 [batch, 3], contradiction, neutral, entailment. Rows of
 several lengths have a folder for each, and order.json beside the bins puts them back into the tsv's order. The text has
@@ -24,8 +24,9 @@ from deberta.core.errors import ConfigError, DataError, run_stage
 from deberta.stages import arguments
 from deberta.stages.arguments import Argument
 from deberta.stages.data import row_order
-from deberta.stages.inference.logits import Logits, finite_rows, predicted, read_outputs
+from deberta.stages.inference.logits import Logits, finite_rows, margins, predicted, read_outputs
 
+MARGIN_DIGITS = 6
 Gold = tuple[str, int]  # genre, index of the label
 _Value = TypeVar("_Value")
 
@@ -55,6 +56,21 @@ class Evaluation(msgspec.Struct, frozen=True, omit_defaults=True):
     padding_nan_rows: int
     outputs_sha256: str  # of the folder (files.folder_digest), or of those of all lengths
     buckets: dict[str, int] = {}  # length -> rows; empty, and not in the file, for 256 alone
+
+
+class Prediction(msgspec.Struct, frozen=True):
+    """A row of the tsv (from 0; its line is row + 2): one line of the predictions file, in this order.
+
+    logits: as contract.LABELS, in the shortest digits that give the same float32. margin: the largest of them minus the
+    second largest, to MARGIN_DIGITS digits.
+    """
+
+    row: int
+    line: int
+    gold: str
+    label: str
+    logits: list[float]
+    margin: float
 
 
 @dataclass(frozen=True)
@@ -153,6 +169,22 @@ def guide_text(result: Evaluation) -> str:
     return "".join(f"{key} = {values[key]}\n" for key in sorted(values))
 
 
+def predictions(gold: Sequence[Gold], run: RunLogits) -> list[Prediction]:
+    """What a run's logits say of each row, in the tsv's order."""
+    columns = (gold, predicted(run.logits), margins(run.logits), run.logits)
+    return [
+        Prediction(
+            row=row,
+            line=row + 2,
+            gold=contract.LABELS[label],
+            label=contract.LABELS[guess],
+            logits=[float(str(logit)) for logit in logits],
+            margin=round(float(margin), MARGIN_DIGITS),
+        )
+        for row, ((_, label), guess, margin, logits) in enumerate(zip(*columns, strict=True))
+    ]
+
+
 def _by_label(values: Sequence[_Value]) -> dict[str, _Value]:
     return dict(zip(contract.LABELS, values, strict=True))
 
@@ -179,12 +211,16 @@ def main(argv: Sequence[str]) -> None:
         "data bs lengths output version limit rows summary",
         outputs=Argument("folders of outputs, or with one such in them, one for each length", required=True),
         bins=BINS,
+        predictions=arguments.file("where a JSON line for each row goes", required=False),
     )
     gold = read_gold(options.data, options.limit, options.rows)
     run = read_listed(options, "--outputs", options.outputs, len(gold))
     result = count(gold, run, options.version, options.bs, options.limit)
     counts = options.output.with_suffix(".json")  # there before the text is
-    files.write_texts({options.output: guide_text(result), counts: schema.text(result)})
+    texts = {options.output: guide_text(result), counts: schema.text(result)}
+    if options.predictions:
+        texts[options.predictions] = msgspec.json.Encoder().encode_lines(predictions(gold, run)).decode()
+    files.write_texts(texts)
     print(
         f"accuracy {result.accuracy:.4f} ({result.correct}/{result.rows} rows"
         f"{', the first only' if result.limit else ''}): {options.output}"

@@ -14,7 +14,7 @@ import shutil
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +87,8 @@ def compare(result: Result, stored: Path, recomputed: Path) -> None:
         result.numbers += numbers(new)
     elif stored.suffix == ".txt":
         result.numbers += len(recomputed.read_text(encoding="utf-8").splitlines())  # a number a line
+    elif stored.suffix == ".jsonl":
+        result.numbers += sum(map(numbers, map(json.loads, recomputed.read_text(encoding="utf-8").splitlines())))
     result.add(stored, texts)
     result.files += 1
 
@@ -157,7 +159,12 @@ def _stages(job: Job, options: Namespace) -> Iterator[Recomputation]:
     for cell in job.cells:
         if cell.origin != UNRECORDED:
             command = [*_run_options(job, cell, cell.outputs), "--outputs", _joined(cell.outputs)]
-            yield _again(postprocess.main, options.scratch, cell.evaluation, command)
+            again = _again(postprocess.main, options.scratch, cell.evaluation, command)
+            if cell.predictions:
+                made = options.scratch / Path(cell.predictions).name
+                pairs = [*again.pairs, (Path(cell.predictions), made)]
+                again = replace(again, arguments=[*again.arguments, "--predictions", made], pairs=pairs)
+            yield again
     for version, tokens in {result.version: result.tokens for result in job.throughputs}.items():
         if options.tokenizer:
             rows = [f"--rows={count}"] if (count := job.profile.rows.get(version)) else []
