@@ -6,6 +6,7 @@ import os
 import re
 import secrets
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Sequence
 
@@ -77,7 +78,10 @@ def report(c: Context, options: Options) -> None:
         making.write_report(session, plan, sizes, settings.path_of(settings.read(c).gates))
 
 
-@command("profile", "backend", "limit", "tree", "acceptance", "replay", "seed", "key", "strict", "require", "dry")
+CHECKED = ("tree", "acceptance", "replay", "seed", "key", "strict", "require")
+
+
+@command("profile", "backend", "limit", *CHECKED, "json", "dry")
 def verify(c: Context, options: Options) -> None:
     """Check a report against all its files. Writes nothing.
 
@@ -97,7 +101,7 @@ def verify(c: Context, options: Options) -> None:
     if options.dry:
         verification.show(request)
         return
-    verification.verify(request)
+    verification.verify(request, show=partial(output.show, options))
 
 
 @command("key", "passphrase_env", "new_key", "acceptance", "profile", "backend", "limit", "dry")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 from invoke.context import Context
 
 from deberta.core.errors import ConfigError
+from deberta.host.cli import output
 from deberta.host.cli.command import RUN, command
 from deberta.host.cli.options import Options
 from deberta.host.cli.settings import atc_options, cpu_plan, read, session_of
@@ -19,21 +21,23 @@ SIDES = ("side_a", "side_b", "a_file", "b_file", "outputs")
 TOLERANCES = ("tolerance", "layer_tolerance", "all_layers")
 
 
-@command("model", "format", "output", "severity", "stats", "batch_sizes", "profile", *RUN)
+@command("model", "format", "output", "severity", "stats", "batch_sizes", "profile", "json", *RUN)
 def lint_onnx(c: Context, options: Options) -> None:
     """Check an ONNX file against what ATC (5.1.RC2) and the 310P take."""
+    if options.json and "format" in options.typed:
+        raise ConfigError("--json and --format say in two ways what to print. Give one of them")
     arguments: StageOptions = {
-        "--format": options.format,
+        "--format": "json" if options.json else options.format,
         "--severity": options.severity,
         "--batch-sizes": options.batch_sizes,
         "--stats": options.stats,
     }
-    session, plan = session_of(c, options), cpu_plan(c, options)
+    session, plan, show = session_of(c, options), cpu_plan(c, options), partial(output.show, options)
     with exclusive(session):
-        making.lint(session, plan, options.model, options.output, arguments)
+        making.lint(session, plan, options.model, options.output, arguments, show if options.json else None)
 
 
-@command("bs", "limit", "rows", "margin", "profile", *RUN, version="match")
+@command("bs", "limit", "rows", "margin", "profile", "json", *RUN, version="match")
 def check_fp16(c: Context, options: Options) -> None:
     """Run the graph with float16 storage on the CPU.
 
@@ -41,10 +45,10 @@ def check_fp16(c: Context, options: Options) -> None:
     """
     session, case = session_of(c, options), _case_with_atc(c, options)
     with exclusive(session):
-        making.check_fp16(session, case, options.typed.get("rows", ""), options.margin)
+        making.check_fp16(session, case, options.typed.get("rows", ""), options.margin, partial(output.show, options))
 
 
-@command(*SIDES, *TOLERANCES, "bs", "limit", "rows", "profile", *RUN, version="match")
+@command(*SIDES, *TOLERANCES, "bs", "limit", "rows", "profile", "json", *RUN, version="match")
 def compare(c: Context, options: Options) -> None:
     """Compare two ways of running the model.
 
@@ -67,7 +71,7 @@ def compare(c: Context, options: Options) -> None:
         "--all-layers": options.all_layers,
     }
     with exclusive(session):
-        making.compare(session, case, sides, arguments)
+        making.compare(session, case, sides, arguments, partial(output.show, options))
 
 
 def _case_with_atc(c: Context, options: Options) -> Case:

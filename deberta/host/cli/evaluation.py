@@ -7,6 +7,7 @@ from dataclasses import replace
 from invoke.context import Context
 
 from deberta.core.errors import ConfigError
+from deberta.host.cli import output
 from deberta.host.cli.command import DEVICE, RUN, command
 from deberta.host.cli.options import Options
 from deberta.host.cli.settings import buckets_of, case_of, cpu_plan, plan_of, session_of
@@ -69,20 +70,25 @@ def postprocess(c: Context, options: Options) -> None:
         evaluation.postprocess(session, case, options.outputs, choice)
 
 
-@command("bs", "version", "limit", "buckets", "precision", "profile", "backend", *DEVICE, *RUN, needed=["version"])
+MODEL = ("buckets", "precision", "profile", "backend")
+
+
+@command("bs", "version", "limit", *MODEL, *DEVICE, "json", *RUN, needed=["version"])
 def evaluate(c: Context, options: Options) -> None:
     """Run the whole chain for one version and print its accuracy."""
     case, session = case_of(c, options), session_of(c, options)
     with exclusive(session):
-        evaluation.evaluate(session, case, buckets_of(c, options))
+        result = evaluation.evaluate(session, case, buckets_of(c, options))
+    output.add(options, result if result.evaluations else None)
 
 
-@command("bs", "loops", "buckets", "precision", "profile", "backend", *DEVICE, *RUN, version="match")
+@command("bs", "loops", "buckets", "precision", "profile", "backend", "json", *DEVICE, *RUN, version="match")
 def perf(c: Context, options: Options) -> None:
     """The guide's performance run: fps and percentiles of one batch."""
     case, session = case_of(c, options), session_of(c, options)
     with exclusive(session):
-        evaluation.perf(session, case, options.loops, options.buckets)
+        result = evaluation.perf(session, case, options.loops, options.buckets)
+    output.add(options, result)
 
 
 @command("init", "epochs", "steps", "batch_size", "learning_rate", "warmup", "seed", "profile", *RUN)

@@ -6,14 +6,16 @@ import json
 import re
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Optional
 
 import msgspec
 
 from deberta.core.progress import GREEN, RED, YELLOW, write
 from deberta.core.schema import Schema
 from deberta.host.cli.options import Options
-from deberta.host.workflows import conclusion, readiness
+from deberta.host.report import figures, findings, verification
+from deberta.host.run.messages import as_started
+from deberta.host.workflows import conclusion, explain, readiness
 
 
 class Failure(Schema):
@@ -39,21 +41,34 @@ _STATE = re.compile(rf" *(?:verdict: )?({'|'.join(COLOURS)})(?=[ :]|$)")
 # By task: what --json prints. docs/schemas/<task>.schema.json are made of these by `python -m deberta.host.cli.output`.
 DOCUMENTS: Mapping[str, type[Schema]] = {
     "acceptance": conclusion.AcceptanceDocument,
+    "check-fp16": findings.CheckFp16Document,
+    "compare": findings.CompareDocument,
     "doctor": readiness.Diagnosis,
     "error": ErrorDocument,
+    "evaluate": figures.EvaluateDocument,
+    "explain": explain.ExplainDocument,
+    "lint-onnx": findings.LintDocument,
+    "perf": figures.PerfDocument,
+    "verify": verification.VerifyDocument,
 }
 
 
 def show(options: Options, document: Schema, text: str) -> None:
     """Print a command's result on standard output. Raises OSError if that is closed."""
     if options.document is None:
-        for line in text.split("\n"):
+        for line in as_started(text).split("\n"):
             write(sys.stdout, (f"{line}\n", _style(line)))
         sys.stdout.flush()
         return
     stream, options.document.shown = options.document.stream or sys.stdout, True
     stream.write(_line(document))
     stream.flush()
+
+
+def add(options: Options, document: Optional[Schema]) -> None:
+    """Print a document with --json, where the text was printed as it came about; none in a dry run."""
+    if options.document is not None and document is not None:
+        show(options, document, "")
 
 
 def _style(line: str) -> str:

@@ -21,6 +21,7 @@ from deberta.core.errors import DataError, DebertaError, GateError, StageError, 
 from deberta.core.job import Job
 from deberta.core.paths import ACCEPTANCES, Artifacts
 from deberta.core.report import Report
+from deberta.core.schema import Schema
 from deberta.host.plan.profiles import Profile
 from deberta.host.report import archive, bom, evidence
 from deberta.host.report.evidence import Evidence
@@ -63,11 +64,37 @@ def show(request: VerificationRequest) -> None:
     print(shlex.join([f"PYTHONPATH={request.project}", "python", "-m", "deberta.stages.report.assess", *arguments]))
 
 
-def verify(request: VerificationRequest, signed: bool = True) -> Evidence:
+class UncheckedClaim(Schema):
+    """What nothing here shows. `settled`: a signature that was checked stands for it."""
+
+    text: str
+    settled: bool
+
+
+class VerifyDocument(Schema):
+    """`bytes` and `records`: of the files that were checked. `verdict`: that of the report, empty of no acceptance."""
+
+    report: str
+    verified: bool
+    verdict: str
+    files: schema.Count
+    bytes: schema.Count
+    records: schema.Count
+    numbers_recomputed: schema.Count
+    rows_replayed: str
+    signature: str
+    unchecked: list[UncheckedClaim]
+    wrong: list[str]
+
+
+def verify(
+    request: VerificationRequest, signed: bool = True, show: Optional[Callable[[VerifyDocument, str], None]] = None
+) -> Evidence:
     """Check a tree and print the result. Raises DataError that names everything that is wrong.
 
-    `signed`: look at the signature too. Raises MissingError (no report) and ConfigError (a key that is none) first, and
-    GateError last: the request's `strict` or `require` is not met.
+    `show`: takes a document and its text, which is printed otherwise. `signed`: look at the signature too. Raises
+    MissingError (no report) and ConfigError (a key that is none) first, and GateError last: the request's `strict` or
+    `require` is not met.
     """
     artifacts, console = request.artifacts, Console("verify")
     where = request.root / artifacts.report("json")
@@ -88,22 +115,39 @@ def verify(request: VerificationRequest, signed: bool = True) -> Evidence:
         replayed = _replay(request, tree, scratch, console) if request.rows else "none"
         console.close()
     word = tree.report.verdict.verdict if tree.report and tree.report.verdict else ""
-    print(
-        f"files checked: {tree.files}, {tree.bytes:,} bytes, by {len(tree.records)} records\n"
-        f"numbers recomputed: {numbers}\n"
-        f"rows replayed: {replayed}\n"
-        f"signature: {signature}\n"
-        f"verdict in the report: {word or 'none, it is no acceptance'}"
-    )
+    lines = [
+        f"files checked: {tree.files}, {tree.bytes:,} bytes, by {len(tree.records)} records",
+        f"numbers recomputed: {numbers}",
+        f"rows replayed: {replayed}",
+        f"signature: {signature}",
+        f"verdict in the report: {word or 'none, it is no acceptance'}",
+    ]
     findings = list(dict.fromkeys(tree.findings))
     if not findings:
-        print(f"verified: {artifacts.report('json')}")
+        lines.append(f"verified: {artifacts.report('json')}")
     settled = [evidence.ASIDE, evidence.SIGNED] if request.key and signed and not problem else [evidence.ASIDE]
-    print("not checked:")
-    for text, why in tree.unchecked.items():
-        print(as_started(f"  {text} ({why})" if why in settled else f"  {text}"))
+    lines.append("not checked:")
+    lines += [f"  {text} ({why})" if why in settled else f"  {text}" for text, why in tree.unchecked.items()]
     if findings:
-        print(as_started("\n".join([f"wrong: {len(findings)}", *(f"  {text}" for text in findings)])))
+        lines += [f"wrong: {len(findings)}", *(f"  {text}" for text in findings)]
+    document = VerifyDocument(
+        report=str(where),
+        verified=not findings,
+        verdict=word,
+        files=tree.files,
+        bytes=tree.bytes,
+        records=len(tree.records),
+        numbers_recomputed=numbers,
+        rows_replayed=replayed,
+        signature=signature,
+        unchecked=[UncheckedClaim(text=text, settled=why in settled) for text, why in tree.unchecked.items()],
+        wrong=findings,
+    )
+    if show is not None:
+        show(document, "\n".join(lines))
+    else:
+        print(as_started("\n".join(lines)))
+    if findings:
         raise DataError(f"{where} does not verify: {len(findings)} found: {some(findings, 3)}")
     left = [text for text, why in tree.unchecked.items() if why not in settled]
     if request.strict and left:

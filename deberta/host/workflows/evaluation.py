@@ -10,18 +10,16 @@ from typing import Any, Mapping, Optional, Sequence
 from deberta.ascend import programs, timing
 from deberta.core import buckets, files, records, schema
 from deberta.core.buckets import Choice
-from deberta.core.contract import FP32, INPUTS, PERFORMANCE_LOOPS, SUPPLIED_LOG, SUPPLIED_OUTPUTS, batch_count
+from deberta.core.contract import FP32, INPUTS, SUPPLIED_OUTPUTS, batch_count
 from deberta.core.errors import ConfigError, DataError, DebertaError, MissingError
 from deberta.core.paths import record_of
 from deberta.core.records import Record
 from deberta.host.plan import evaluation
 from deberta.host.plan.plan import LATEST, Case, Plan, Step
-from deberta.host.report import reasons
+from deberta.host.report import figures
 from deberta.host.run import compiled, freshness, runner
 from deberta.host.run.session import Session
 from deberta.host.user_files import named_paths
-
-FORMULA = "fps over the data = rows / sum over the lengths of (its batches * average time of one batch)"
 
 
 def at_lengths(session: Session, case: Case, choice: Choice) -> Case:
@@ -120,28 +118,39 @@ def postprocess(session: Session, case: Case, outputs: str = "", choice: Choice 
     if outputs:
         folder = named_paths.find_outputs(session, "--outputs", outputs, case.padded)
         # They may be any machine's, so no backend is named.
-        return _count(session, case.padded, [folder], f"of {folder}")
+        _count(session, case.padded, [folder], f"of {folder}")
+        return
     fitted = at_lengths(session, case, choice)
     _count(session, fitted, known_outputs(session, fitted))
 
 
-def evaluate(session: Session, case: Case, choice: Choice = ()) -> None:
-    """The whole chain for one version; of an int8 model the float32 run's too, and the labels that changed."""
+def evaluate(session: Session, case: Case, choice: Choice = ()) -> figures.EvaluateDocument:
+    """The whole chain for one version; of an int8 model the float32 run's too, and the labels that changed.
+
+    The figures are printed as they are known; in a dry run there are none.
+    """
+    result = figures.EvaluateDocument(evaluations=[], label_changes=[])
     folders: dict[str, list[PurePosixPath]] = {}
     fitted = case
     for precision in dict.fromkeys((FP32, case.plan.precision)):
         of_precision = replace(case, plan=replace(case.plan, precision=precision))
         fitted, folders[precision] = infer(session, of_precision, choice)
-        _count(session, fitted, folders[precision])
+        result.evaluations += _count(session, fitted, folders[precision])
     if case.plan.precision != FP32:
         step = evaluation.label_changes(fitted, folders[FP32], folders[case.plan.precision])
         runner.run(session, step)
         if not session.dry:
-            _print_label_changes(session, fitted, step.outputs[0])
+            changes = figures.label_changes(session.workspace, fitted, str(step.outputs[0]))
+            figures.print_label_changes(changes, case.plan.limit)
+            result.label_changes.append(changes)
+    return result
 
 
-def perf(session: Session, case: Case, loops: int, choice: Choice = ()) -> None:
-    """The guide's performance run, padded; with lengths each one's first batch too, and what they come to."""
+def perf(session: Session, case: Case, loops: int, choice: Choice = ()) -> Optional[figures.PerfDocument]:
+    """The guide's performance run, padded; with lengths each one's first batch too, and what they come to.
+
+    The figures are printed as they are known; in a dry run there are none.
+    """
     case = replace(case, plan=replace(case.plan, limit=0))
     fitted = at_lengths(session, case, choice or buckets.PADDED)  # bad lengths are refused before anything slow
     padded = case.padded
@@ -153,15 +162,21 @@ def perf(session: Session, case: Case, loops: int, choice: Choice = ()) -> None:
         check_device(session, padded, [step])
         bins = needed(session, [evaluation.preprocess(padded)])
         runner.run_all(session, [*compiling(session, padded), *bins, step])
+    result = None
     if not session.dry:
-        _print_performance(session, padded, loops)
+        supplied = freshness.is_user_supplied(session, padded.timing_log)
+        measured = figures.performance(session.workspace, padded, supplied)
+        figures.print_performance(measured, loops)
+        result = figures.PerfDocument(performance=measured, over_the_data=None)
     if fitted.plan.is_padded:
-        return
+        return result
     timed = [evaluation.perf(part, loops) for part in fitted.lengths]
     before = [*compiling(session, fitted), evaluation.preprocess(fitted)]
     runner.run_all(session, [*before, *timed, evaluation.throughput(fitted)])
-    if not session.dry:
-        _print_throughput(session, fitted)
+    if result is not None:
+        result.over_the_data = figures.over_the_data(session.workspace, fitted)
+        figures.print_over_the_data(session.workspace, fitted, result.over_the_data, result.performance.fps)
+    return result
 
 
 def check_device(session: Session, case: Case, steps: Sequence[Step]) -> None:
@@ -311,84 +326,17 @@ def _run_folders(steps: Sequence[Step], known: Sequence[Optional[Record]]) -> li
     return folders
 
 
-def _count(session: Session, case: Case, outputs: Sequence[PurePosixPath], place: str = "") -> None:
-    """Count what is right, and print it. `place`: where it was measured, if not on the plan's backend."""
+def _count(session: Session, case: Case, outputs: Sequence[PurePosixPath], place: str = "") -> list[figures.Evaluation]:
+    """Count what is right, and print it; nothing is returned in a dry run.
+
+    `place`: where it was measured, if not on the plan's backend.
+    """
     runner.run(session, evaluation.postprocess(case, outputs))
     if session.dry:
-        return
-    text, counts_file = case.evaluation, case.evaluation.with_suffix(".json")
-    counts = schema.read_json(session.workspace / counts_file, dict[str, Any])
+        return []
+    counts = schema.read_json(session.workspace / case.evaluation.with_suffix(".json"), dict[str, Any])
     if not place and case.outputs / outputs[0].name == outputs[0] and supplied_outputs(session, case):
         place = f"({SUPPLIED_OUTPUTS})"
-    accuracy = f"accuracy {case.version} bs={case.batch_size} {place or _place(case.plan)}: {_share(counts)}"
-    print(f"{accuracy}{_partial(case.plan)}")
-    for genre, of_genre in counts["genres"].items():
-        print(f"  {genre}: {_share(of_genre)}")
-    print(f"  {text}\n  {counts_file}\n  {case.predictions}")
-
-
-def _share(counts: Mapping[str, Any]) -> str:
-    return f"{counts['accuracy']} = {counts['correct']}/{counts['rows']}"
-
-
-def _place(plan: Plan, runner: str = "") -> str:
-    return reasons.place(plan.backend, runner) + ("" if plan.precision == FP32 else f" in {plan.precision}")
-
-
-def _partial(plan: Plan) -> str:
-    return f" (only the first {plan.limit} rows: no result)" if plan.limit else ""
-
-
-def _print_label_changes(session: Session, case: Case, path: PurePosixPath) -> None:
-    changes = schema.read_json(session.workspace / path, dict[str, Any])
-    int8, fp32 = (_share({"rows": changes["rows"], **changes[name]}) for name in ("int8", FP32))
-    details = ""
-    if changes["labels_changed"]:
-        details = (
-            f" ({changes['right_before']} right in fp32, {changes['right_now']} right in int8; "
-            f"the largest fp32 margin among them is {changes['largest_margin_changed']:.3f})"
-        )
-    print(
-        f"int8 beside fp32, {case.version} bs={case.batch_size}: accuracy {int8} against {fp32}{_partial(case.plan)}\n"
-        f"  {changes['labels_changed']} labels differ{details}\n"
-        f"  logits: max |difference| {changes['max_abs_difference']:.3f}, mean {changes['mean_abs_difference']:.4f}\n"
-        f"  {path}"
-    )
-
-
-def _print_performance(session: Session, case: Case, loops: int) -> None:
-    measured = timing.read(session.workspace / case.timing_log, case.batch_size)
-    supplied = freshness.is_user_supplied(session, case.timing_log)
-    place = f"({SUPPLIED_LOG})" if supplied else _place(case.plan, measured.runner)
-    times = ", ".join(f"{name} {value:.3f} ms" for name, value in timing.nearest_ranks(measured.counted_ms).items())
-    average = "average" if measured.runner == "ais_bench" else "average without first"
-    print(
-        f"perf bs={case.batch_size} {case.version} {place}: {measured.fps:.3f} fps "
-        f"({_loops(len(measured.times_ms), loops)}, {average} {measured.average_ms} ms, {times})\n  {case.timing_log}"
-    )
-
-
-def _loops(measured: int, wanted: int) -> str:
-    """How many loops a figure rests on, marked where they are not those of the guide or of the command."""
-    if measured > wanted:
-        return f"{measured} loops, more than {wanted} and measured before: --force measures again"
-    return f"{measured} loops" if measured >= PERFORMANCE_LOOPS else f"{measured} loops only, the guide's run has more"
-
-
-def _print_throughput(session: Session, case: Case) -> None:
-    measured = schema.read_json(session.workspace / case.throughput, dict[str, Any])
-    padded = timing.read(session.workspace / case.padded.timing_log, case.batch_size).fps
-    place = _place(case.plan, case.plan.tool)
-    loops = min(timing.loops(session.workspace / part.timing_log) for part in (case.padded, *case.lengths))
-    fewer = f" ({_loops(loops, loops)})" if loops < PERFORMANCE_LOOPS else ""
-    print(
-        f"perf bs={case.batch_size} {case.version} {place}, buckets {buckets.text(case.plan.lengths)}: "
-        f"{measured['fps']:.3f} fps over {measured['rows']} rows, {measured['fps'] / padded:.2f} times the padded "
-        f"{padded:.3f}{fewer}"
-    )
-    for length, part in measured["buckets"].items():
-        print(
-            f"  length {length}: {part['fps']:.3f} fps (average without first {part['average_ms']:.3f} ms), "
-            f"{part['rows']} rows in {part['batches']} batches"
-        )
-    print(f"  {FORMULA}\n  {case.throughput}")
+    result = figures.evaluation(case, place, counts)
+    figures.print_evaluation(result)
+    return [result]

@@ -12,12 +12,28 @@ from pathlib import PurePosixPath
 from typing import Iterator, Mapping, NamedTuple, Sequence
 
 from deberta.core.errors import many
+from deberta.core.schema import Schema
 from deberta.host.plan.plan import LATEST, Step
 from deberta.host.run import freshness
 from deberta.host.run.session import Session
 
 NO, MAYBE, YES, STOPS = "up to date", "may run", "would run", "would stop"
 Planned = list[tuple[Session, Step]]
+
+
+class ExplainedStep(Schema):
+    """`state`: up to date, may run, would run or would stop; `reason` is empty if it is up to date."""
+
+    step: str
+    state: str
+    reason: str
+
+
+class ExplainDocument(Schema):
+    """The steps of `task`, in the order in which they would run."""
+
+    task: str
+    steps: list[ExplainedStep]
 
 
 class Verdict(NamedTuple):
@@ -56,6 +72,11 @@ def judge(steps: Planned) -> list[Verdict]:
         if verdict.runs != NO:
             rebuilt.update(dict.fromkeys(outputs, verdict.runs))
     return verdicts
+
+
+def document(task: str, verdicts: Sequence[Verdict]) -> ExplainDocument:
+    steps = [ExplainedStep(step=verdict.title, state=verdict.runs, reason=verdict.reason) for verdict in verdicts]
+    return ExplainDocument(task=task, steps=steps)
 
 
 def lines(verdicts: Sequence[Verdict]) -> Iterator[str]:

@@ -5,25 +5,31 @@ from __future__ import annotations
 import contextlib
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import Any, Callable, Iterator, Optional, Sequence
+from typing import Callable, Iterator, Optional, Sequence, Type
 
-from deberta.core import files, schema
+from deberta.core import files
 from deberta.core.buckets import Choice
 from deberta.core.contract import PERFORMANCE_LOOPS
 from deberta.core.errors import ConfigError, GateError
+from deberta.core.schema import Schema
 from deberta.host.plan import checks, comparison, evaluation
 from deberta.host.plan.comparison import PlannedSide
 from deberta.host.plan.plan import LATEST, Case, Plan, StageOptions, Step
 from deberta.host.plan.profiles import hashed
-from deberta.host.report import request
+from deberta.host.report import findings, request
 from deberta.host.run import freshness, runner
 from deberta.host.run.session import Session
 from deberta.host.user_files import named_paths
 from deberta.host.workflows.evaluation import evaluate, known_outputs, needed, perf
 
+Show = Callable[[Schema, str], None]  # prints a document, or the text in its place
 
-def lint(session: Session, plan: Plan, model: str, output: str, options: StageOptions) -> None:
-    """Check an ONNX file, the profile's unless another is named; the report is printed, or written to `output`."""
+
+def lint(session: Session, plan: Plan, model: str, output: str, options: StageOptions, show: Optional[Show]) -> None:
+    """Check an ONNX file, the profile's unless another is named; the report is printed, or written to `output`.
+
+    `show`: of a document in place of that, for which the report has to be JSON.
+    """
     if model:
         model = named_paths.check_file(session.workspace, "--model", model)
     path = PurePosixPath(model) if model else plan.artifacts.onnx
@@ -31,7 +37,18 @@ def lint(session: Session, plan: Plan, model: str, output: str, options: StageOp
     if output:
         named_paths.check_report(session.workspace, "--output", output, "lint-onnx")
     export = [] if model else needed(session, [evaluation.export_onnx(plan)])
-    with _shown_if_refused(lambda: _print_lint(session, target, output)):
+
+    def show_report() -> None:
+        if session.dry:
+            return
+        if show is not None:
+            show(findings.read(session.workspace, target, findings.LintDocument), "")
+        elif output:
+            session.show_paths([target])
+        else:
+            print((session.workspace / target).read_text(encoding="utf-8"), end="")
+
+    with _shown_if_refused(show_report):
         runner.run_all(session, [*export, checks.lint_file(plan, path, target, options)])
 
 
@@ -46,29 +63,22 @@ def _shown_if_refused(show: Callable[[], None]) -> Iterator[None]:
     show()
 
 
-def _print_lint(session: Session, path: PurePosixPath, output: str) -> None:
-    if output:
-        session.show_paths([path])
-    elif not session.dry:
-        print((session.workspace / path).read_text(encoding="utf-8"), end="")
-
-
-def check_fp16(session: Session, case: Case, rows: str, margin: str) -> None:
+def check_fp16(session: Session, case: Case, rows: str, margin: str, show: Show) -> None:
     """Run the graph in float16. Raises GateError if it overflows, or changes labels beyond the margin."""
     before = needed(session, [evaluation.export_onnx(case.plan), evaluation.preprocess(case)])
     step = checks.check_fp16(case, rows, margin)
-    with _shown_if_refused(lambda: _print_summary(session, step)):
+    with _shown_if_refused(lambda: _show_findings(session, step, findings.CheckFp16Document, show)):
         runner.run_all(session, [*before, step])
 
 
-def _print_summary(session: Session, step: Step) -> None:
-    """Print the lines in which a check's stage tells its result, and where the whole is."""
+def _show_findings(session: Session, step: Step, document: Type[findings.Document], show: Show) -> None:
+    """Show the lines in which a check's stage tells its result, and where the whole is."""
     if not session.dry:
-        report = next(path for path in step.outputs if path.suffix == ".json")
-        print(*schema.read_json(session.workspace / report, dict[str, Any])["summary"], report, sep="\n")
+        found = findings.read(session.workspace, step.outputs[0], document)
+        show(found, "\n".join([*found.summary, found.report]))
 
 
-def compare(session: Session, case: Case, sides: list[PlannedSide], options: StageOptions) -> None:
+def compare(session: Session, case: Case, sides: list[PlannedSide], options: StageOptions, show: Show) -> None:
     """Compare two ways of running the model on the same rows. Raises GateError if they differ too much."""
     sides = [_named(session, case, side) if side.user_supplied else side for side in sides]
     before = needed(session, comparison.before(case, sides))
@@ -77,7 +87,7 @@ def compare(session: Session, case: Case, sides: list[PlannedSide], options: Sta
     step = comparison.compare(case, first, second, options)
     if not session.dry:  # a dry run names the latest outputs in a form for the shell, which is no path
         runner.check_sources(session, [*before, step])
-    with _shown_if_refused(lambda: _print_summary(session, step)):
+    with _shown_if_refused(lambda: _show_findings(session, step, findings.CompareDocument, show)):
         for each in (*before, step):
             runner.run(session, each)
 
