@@ -17,6 +17,7 @@ from deberta.core.job import FORMAT, Digests, JobMeasured, PublishedRow
 from deberta.core.schema import Schema, one_of
 
 GATES = ("correct_rows", "official", "agreement", "reference", "fps", "sentinel", "inputs")
+WRONG_LISTED, TEXT_LISTED, CUT = 20, 500, "..."  # wrong rows with their texts, characters of each, and what ends them
 LISTED = 50  # rows named in a list, those with the largest margins first; the totals count all
 
 
@@ -317,6 +318,32 @@ class Int8Comparison(LabelChangeCounts):
     origin: str
 
 
+class WrongRow(Schema):
+    """A row of the tsv (from 0; its line is row + 2) that is wrong; a text's first 500 characters.
+
+    margin: its largest logit less its second largest, to 3 digits.
+    """
+
+    row: schema.Count
+    line: schema.Line
+    gold: schema.Label
+    label: schema.Label
+    margin: schema.NonNegative
+    premise: Annotated[str, Meta(max_length=TEXT_LISTED + len(CUT))]
+    hypothesis: Annotated[str, Meta(max_length=TEXT_LISTED + len(CUT))]
+
+
+class WrongRows(RunIdentity):
+    """The wrong rows of one evaluation of a version: of float32 and the present model's smallest batch size, if any.
+
+    rows: those of the largest margins first, 20 at most; total counts all.
+    """
+
+    origin: str
+    total: schema.Count
+    rows: Annotated[list[WrongRow], Meta(max_length=WRONG_LISTED)]
+
+
 class ReportMeasured(JobMeasured):
     """What another run of the same inputs may give otherwise: times, tools, machines."""
 
@@ -325,6 +352,7 @@ class ReportMeasured(JobMeasured):
     label_changes: list[Int8Comparison]
     published: list[PublishedRow]
     note: str
+    wrong_rows: list[WrongRows] = field(default_factory=list)
 
 
 class Report(Schema):

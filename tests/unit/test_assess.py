@@ -18,8 +18,8 @@ from msgspec import structs
 from deberta.core import errors
 from deberta.core.contract import LABELS
 from deberta.core.paths import Artifacts
-from deberta.core.report import Percentiles
-from deberta.stages.report import assess, canonical
+from deberta.core.report import Percentiles, Report
+from deberta.stages.report import assess, canonical, markdown
 from tests import report_helpers
 from tests.mnli_helpers import stage_command, stage_environment
 from tests.report_helpers import FOLDER, NEAR_TIE, edit, example_job, example_report
@@ -332,3 +332,23 @@ def test_five_loops_are_too_few_to_conclude(job: Path) -> None:
     report_helpers.write_timing_log(Path(LOG), 17.0, loops=5)
     run = assess.performance(assess.read_job(job).performances[1])
     assert run.loops == 5 and "4 times that count: fewer than 20 say little" in run.warning
+
+
+def test_wrong_rows_are_listed_with_their_texts_the_largest_margins_first(job: Path) -> None:
+    data = Path(json.loads(job.read_bytes())["data"]["match"])
+    old, long = "A boat 35.", "A bo\x1bat | <b>" + 600 * "x"
+    data.write_text(data.read_text(encoding="utf-8").replace(old, long), encoding="utf-8")
+    assert main(job) == 0
+    report = json.loads(Path("report.json").read_bytes())
+    first, second = report["measured"]["wrong_rows"]
+    assert [(entry["batch_size"], entry["version"], entry["origin"]) for entry in (first, second)] == [
+        (1, "match", ""),
+        (1, "mismatch", ""),
+    ]
+    assert (first["total"], second["total"]) == (4, 3)
+    margins = [row["margin"] for row in first["rows"]]
+    assert sorted(margins, reverse=True) == margins and all(row["gold"] != row["label"] for row in first["rows"])
+    texts = {row["row"]: row["premise"] for row in first["rows"]}
+    assert texts == {11: "A boat 11.", 23: "A boat 23.", 35: f"{long[:500]}...", 47: "A boat 47."}
+    pages = markdown.markdown(msgspec.convert(report, Report))
+    assert "A bo\x1bat \\| &lt;b>xxx" in pages  # the render stage makes control characters visible

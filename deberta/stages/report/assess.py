@@ -8,7 +8,7 @@ and machines are in `measured`. The same job and files give the same bytes. A fa
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -36,7 +36,7 @@ from deberta.stages import arguments
 from deberta.stages.inference import postprocess
 from deberta.stages.inference.logits import predicted
 from deberta.stages.report import canonical, cells, gates, intervals
-from deberta.stages.report.cells import Version
+from deberta.stages.report.cells import Recount, Version
 
 
 def read_job(path: Path) -> Job:
@@ -52,7 +52,13 @@ def assess(job: Job, root: Path = Path()) -> Report:
     """
     if not (job.cells or job.performances or job.throughputs):
         raise MissingError(f"nothing has been measured for profile {job.profile.name}. Run: invoke evaluate")
-    body = make_body(job, root)
+    versions = read_versions(job, root)
+    counted = [
+        cells.recount(source, root / job.data[source.version], versions[source.version], job.limit, root)
+        for source in track(job.cells, "recount", "evaluations")
+    ]
+    counted.sort(key=lambda entry: _order(entry.cell))
+    body = make_body(job, root, versions, counted)
     performances = sorted(
         (performance(run, root) for run in job.performances), key=lambda run: (*_order(run), RUNNERS.index(run.runner))
     )
@@ -69,6 +75,11 @@ def assess(job: Job, root: Path = Path()) -> Report:
             label_changes=[label_changes(source, root) for source in job.label_changes],
             published=job.published,
             note=job.note,
+            wrong_rows=[
+                cells.wrong_rows(entries, versions[name], root / job.data[name])
+                for name in versions
+                if (entries := _comparable(counted, name) or [entry for entry in counted if entry.cell.version == name])
+            ],
         ),
     )
     try:
@@ -78,8 +89,8 @@ def assess(job: Job, root: Path = Path()) -> Report:
     return report
 
 
-def make_body(job: Job, root: Path) -> Body:
-    """What depends on pins and inputs alone."""
+def read_versions(job: Job, root: Path) -> dict[str, Version]:
+    """What the cells of each version share. Raises MissingError and DataError."""
     used = {*job.references, *(cell.version for cell in job.cells)}
     versions = {}
     for name in (name for name in job.data if name in used):
@@ -87,12 +98,11 @@ def make_body(job: Job, root: Path) -> Body:
         path = job.references.get(name)
         reference = cells.read_reference(root / path, len(gold)) if path else None
         versions[name] = Version(gold, reference, gates.near_tie_margin(job))
-    counted = [
-        cells.recount(source, root / job.data[source.version], versions[source.version], job.limit, root)
-        for source in track(job.cells, "recount", "evaluations")
-    ]
-    counted.sort(key=lambda entry: _order(entry.cell))
-    comparable = [entry for entry in counted if entry.cell.precision == FP32 and not entry.cell.origin]
+    return versions
+
+
+def make_body(job: Job, root: Path, versions: Mapping[str, Version], counted: Sequence[Recount]) -> Body:
+    """What depends on pins and inputs alone."""
     return Body(
         profile=job.profile.name,
         backend=job.backend,
@@ -115,9 +125,15 @@ def make_body(job: Job, root: Path) -> Body:
         agreement={
             name: cells.agreement(of_version, version)
             for name, version in versions.items()
-            if (of_version := [entry for entry in comparable if entry.cell.version == name])
+            if (of_version := _comparable(counted, name))
         },
     )
+
+
+def _comparable(counted: Sequence[Recount], version: str) -> list[Recount]:
+    """A version's float32 evaluations of the present model."""
+    cells_of = [entry for entry in counted if entry.cell.version == version]
+    return [entry for entry in cells_of if entry.cell.precision == FP32 and not entry.cell.origin]
 
 
 def _order(figure: EvaluationCell | PerformanceRun) -> tuple[int, str, int]:

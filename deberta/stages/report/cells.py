@@ -15,12 +15,15 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from deberta.core import contract, files, schema
+from deberta.core import contract, files, mnli, schema
 from deberta.core.differences import differences
 from deberta.core.errors import DataError, MissingError
 from deberta.core.job import EvaluationFiles, FigureFiles
 from deberta.core.report import (
+    CUT,
     LISTED,
+    TEXT_LISTED,
+    WRONG_LISTED,
     Agreement,
     Disagreement,
     EvaluationCell,
@@ -28,6 +31,8 @@ from deberta.core.report import (
     LabelOrder,
     Proportion,
     ReferenceComparison,
+    WrongRow,
+    WrongRows,
 )
 from deberta.core.schema import Schema
 from deberta.stages.inference import postprocess
@@ -161,6 +166,38 @@ def versus(logits: Logits, reference: Logits, version: Version) -> ReferenceComp
         flips_total=len(changed),
         beyond_near_ties=int((margin[changed] >= version.near_tie_margin).sum()),
     )
+
+
+def wrong_rows(recounts: Sequence[Recount], version: Version, data: Path) -> WrongRows:
+    """The wrong rows that were most certain, of the first of some evaluations of one version. `data`: their tsv."""
+    cell, logits = recounts[0]
+    labels, gold, margin = predicted(logits), version.labels, np.round(margins(logits), MARGIN_DIGITS)
+    wrong = np.flatnonzero(labels != gold).tolist()
+    listed = sorted(wrong, key=lambda row: (-margin[row], row))[:WRONG_LISTED]
+    texts = {number: row for number, row in enumerate(mnli.rows(data)) if number in listed}
+    return WrongRows(
+        batch_size=cell.batch_size,
+        version=cell.version,
+        precision=cell.precision,
+        origin=cell.origin,
+        total=len(wrong),
+        rows=[
+            WrongRow(
+                row=row,
+                line=row + 2,
+                gold=contract.LABELS[gold[row]],
+                label=contract.LABELS[labels[row]],
+                margin=float(margin[row]),
+                premise=_cut(texts[row].premise),
+                hypothesis=_cut(texts[row].hypothesis),
+            )
+            for row in listed
+        ],
+    )
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= TEXT_LISTED else f"{text[:TEXT_LISTED]}{CUT}"
 
 
 def agreement(recounts: Sequence[Recount], version: Version) -> Agreement:

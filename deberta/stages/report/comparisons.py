@@ -19,6 +19,7 @@ def sections(report: Report) -> list[Section]:
         Section("lengths", "Other lengths and int8", [lengths(report), int8(report)], [tables.NOTES["lengths"]]),
         Section("agreement", "Agreement between batch sizes", agreement(report)),
         Section("reference", "Comparison with the reference", reference(report)),
+        Section("wrong", "Wrong rows with the largest margin", wrong(report)),
         Section("data", "Checks of data and labels", [data_checks(report), orders(report)]),
         Section("environment", "Environment", [tables.environment(report), tables.steps(report)]),
         Section("artifacts", "Artifacts", tables.artifacts(report)),
@@ -95,6 +96,18 @@ def reference(report: Report) -> list[Table]:
         table("versus", ((sizes, *row) for row, sizes in _sizes(versus).items())),
         table("flips", ((*row, sizes) for row, sizes in _sizes(flips).items())),
     ]
+
+
+def wrong(report: Report) -> list[Table]:
+    """How many rows of each version are wrong, and with their texts those that were most certain."""
+    counts, singles = [], []
+    for entry in report.measured.wrong_rows:
+        about = tuple(filter(None, ("" if entry.precision == FP32 else entry.precision, entry.origin)))
+        counts.append((f"{entry.batch_size}", entry.version, f"{entry.total}", about or ABSENT))
+        for row in entry.rows:
+            margin = f"{row.margin:.3f}"
+            singles.append((entry.version, f"{row.line}", row.gold, row.label, margin, row.premise, row.hypothesis))
+    return [table("wrong-counts", counts), table("wrong", singles)]
 
 
 def _sizes(rows: Iterable[tuple[str, tuple[str, ...]]]) -> dict[tuple[str, ...], str]:
