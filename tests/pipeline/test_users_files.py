@@ -23,14 +23,15 @@ KINDS = {  # a file of the user's -> what would make one there, and what --force
     "results/tiny/cpu/msame_bs4_match.txt": (("perf", "--bs", "4", "--loops", "5"), ""),
     "results/tiny/cpu/report.json": (("report",), ""),
     "results/tiny/cpu/report.md": (("report",), ""),
-    "mine.txt": (("lint-onnx", "--output", "mine.txt"), ""),
+    "mine.txt": (("lint-onnx", "--output", "{root}/mine.txt"), ""),
 }
 
 
 @pytest.mark.parametrize("name", KINDS)
 def test_a_users_file_is_there_afterwards(evaluated: Workspace, tmp_path: Path, name: str) -> None:
     workspace = evaluated.copy(tmp_path / "copy")
-    command, renamed = KINDS[name]
+    words, renamed = KINDS[name]
+    command = tuple(word.format(root=workspace.root) for word in words)
     place = workspace.root / (renamed or name)
     own = workspace.root / name
     record = place.with_name(f"{place.name}.record.json")

@@ -19,10 +19,17 @@ from deberta.host.cli.command import COMMANDS
 from deberta.host.cli.options import OPTIONS
 from tests import commands_page
 from tests.in_process import run_invoke
+from tests.pipeline_helpers import copy_demo
 
 ROOT = Path(__file__).resolve().parents[2]
 # Options that two fields read in two ways; no task takes both.
 READ_TWICE = {"bs", "executor", "model", "path"}
+
+
+ON_ASCEND = [
+    *("--dry", "perf", "--profile", "demo", "--backend", "ascend", "--soc-version", "Ascend310P3"),
+    *("--executor", "local"),
+]
 
 
 def read(task: str, **typed: Any) -> Any:
@@ -105,6 +112,31 @@ def test_a_bad_value_is_an_error_of_ours(task: str, typed: dict[str, Any], messa
     with pytest.raises(ConfigError) as error:
         read(task, **typed)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fetch", "--dry", "--from", "here"], "from {0}/here into"),
+        (["adopt", "../nowhere"], "{1}/nowhere is no folder"),
+        (["verify", "--path", "~/nowhere"], "{0}/home/nowhere is no folder"),
+        (["sign", "--dry", "--new-key", "a.pem"], "would make {0}/a.pem and {0}/a.pem.pub"),
+        (["reproduce", "--backend", "cpu", "--compare", "a,../b"], "{0}/a,{1}/b is not two folders"),
+        (["test", "--dry", "--path", "test_a.py"], " {0}/test_a.py "),
+        (["test", "--dry"], " tests "),
+        (["bench", "--dry", "--lengths", "a.txt"], "--lengths {0}/a.txt"),
+        (["add-profile", "mine", "--model", "m", "--data", "a.csv", "--executor", "local"], "{0}/m"),
+        ([*ON_ASCEND, "--msame", "m"], "{0}/m --model"),
+    ],
+)
+def test_a_path_is_relative_to_where_the_user_stands(tmp_path: Path, arguments: list[str], message: str) -> None:
+    folder = tmp_path / "b c"
+    folder.mkdir()
+    copy_demo(tmp_path / "workspace")
+    variables = {**os.environ, "HOME": str(folder / "home"), "INVOKE_WORKSPACE": str(tmp_path / "workspace")}
+    done = run_invoke(["--search-root", str(ROOT), *arguments], folder, variables)
+    output = (done.stdout + done.stderr).replace("'", "")
+    assert message.format(folder, tmp_path) in output, output
 
 
 @pytest.mark.parametrize("arguments", [["evaluate", "--=X"], ["evaluate", "--no-such=X"], ["--=X"]])

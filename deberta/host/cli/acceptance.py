@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import secrets
 from dataclasses import replace
@@ -52,7 +51,7 @@ def acceptance(c: Context, options: Options) -> None:
         auto=[name for name, value in by_setting.items() if value == AUTO],
         gates=settings.path_of(values.gates),
     )
-    page = Path(os.path.abspath(Path(options.junit).expanduser())) if options.junit else None
+    page = Path(options.junit) if options.junit else None
     if page and not session.dry:
         conclusion.prepare_junit(page)
     with exclusive(session):
@@ -87,7 +86,7 @@ def verify(c: Context, options: Options) -> None:
 
     Digests, every number made again, the signature.
     """
-    root = Path(options.tree).expanduser().absolute() if options.tree else settings.workspace(c)
+    root = Path(options.tree) if options.tree else settings.workspace(c)
     if not root.is_dir():
         raise MissingError(f"{root} is no folder. Check --path")
     request = replace(

@@ -15,6 +15,7 @@ from deberta.host.cli.settings import atc_options, cpu_plan, read, session_of
 from deberta.host.plan import comparison
 from deberta.host.plan.plan import Case, StageOptions
 from deberta.host.run.session import exclusive
+from deberta.host.user_files import named_paths
 from deberta.host.workflows import making
 
 SIDES = ("side_a", "side_b", "a_file", "b_file", "outputs")
@@ -34,7 +35,8 @@ def lint_onnx(c: Context, options: Options) -> None:
     }
     session, plan, show = session_of(c, options), cpu_plan(c, options), partial(output.show, options)
     with exclusive(session):
-        making.lint(session, plan, options.model, options.output, arguments, show if options.json else None)
+        target = named_paths.in_workspace(session.workspace, options.output)
+        making.lint(session, plan, options.model, target, arguments, show if options.json else None)
 
 
 @command("bs", "limit", "rows", "margin", "profile", "json", *RUN, version="match")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 from invoke.context import Context
 
 from deberta import PROJECT
@@ -16,7 +14,7 @@ from deberta.host.workflows import development
 @command("slow", "campaign", "k", "path", "dry")
 def test(c: Context, options: Options) -> None:
     """Run the tests."""
-    development.test(PROJECT, options.path, options.slow, options.campaign, options.k or None, options.dry)
+    development.test(PROJECT, options.path or "tests", options.slow, options.campaign, options.k or None, options.dry)
 
 
 @command("dry")
@@ -35,7 +33,7 @@ def bench(c: Context, options: Options) -> None:
     for name in ("repeats", "threads", "engines", "rows"):
         arguments += [f"--{name}", options.typed[name]] if name in options.typed else []
     if options.lengths:
-        arguments += ["--lengths", os.path.abspath(options.lengths)]
+        arguments += ["--lengths", options.lengths]
     elif data.exists() and tokenizer.exists():
         arguments += ["--data", str(data), "--tokenizer", str(tokenizer)]
     if options.publish:

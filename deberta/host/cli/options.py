@@ -6,6 +6,7 @@ options.json has the names and texts; Options has the types, the values without 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -87,6 +88,16 @@ def batch_sizes(text: str) -> tuple[int, ...]:
     return tuple(sorted({contract.parse_batch_size(size) for size in text.split(",")}))
 
 
+def user_path(text: str) -> str:
+    """A path that the user typed, absolute: it is relative to where the user stands. ~ is the home; links stay."""
+    return os.path.abspath(os.path.expanduser(text))
+
+
+def user_paths(text: str) -> tuple[str, ...]:
+    """Paths with commas between."""
+    return tuple(map(user_path, text.split(",")))
+
+
 def text(default: Any = "", read: Callable[[str], Any] = str, choices: tuple[str, ...] = ()) -> Any:
     """A field of Options whose option has a text."""
     return field(default=default, metadata={"read": read, "choices": choices})
@@ -119,7 +130,7 @@ class Options:
     backend: str = text(choices=(AUTO, *contract.BACKENDS))
     soc_version: str = ""
     device: Optional[int] = text(None, whole("--device", 0, 255))
-    msame: str = ""
+    msame: str = text("", user_path)
     runner: str = text(choices=contract.RUNNERS)
     executor: str = text(choices=(AUTO, *contract.EXECUTORS))
     executors: str = ""
@@ -132,7 +143,7 @@ class Options:
     outputs: str = ""
     seed: Optional[int] = text(None, whole("--seed", 0, 2**32 - 1))
     images: bool = False
-    key: str = ""
+    key: str = text("", user_path)
     # export-onnx, build-om
     relative: str = text("shift", choices=("shift", "gather"))
     no_lint: bool = False
@@ -146,7 +157,7 @@ class Options:
     # lint-onnx, check-fp16, compare
     model: str = ""
     format: str = text("text", choices=("text", "json", "sarif"))
-    output: str = ""
+    output: str = text("", user_path)
     severity: str = text("error", choices=("error", "warning", "note"))
     stats: bool = False
     batch_sizes: str = "1,8,64"
@@ -159,32 +170,32 @@ class Options:
     layer_tolerance: str = ""
     all_layers: bool = False
     # verify, sign, reproduce, explain
-    tree: str = ""
+    tree: str = text("", user_path)
     acceptance: str = ""
     replay: int = text(0, whole("--replay", 1))
     strict: bool = False
     require: str = text(choices=("checked", "accepted"))
-    junit: str = ""
+    junit: str = text("", user_path)
     passphrase_env: str = ""
-    new_key: str = ""
-    in_: str = ""
+    new_key: str = text("", user_path)
+    in_: str = text("", user_path)
     keep_places: bool = False
-    compare: str = ""
+    compare: tuple[str, ...] = text((), user_paths)
     task: str = ""
     # add-profile
     profile_name: str = ""
-    user_model: str = ""
+    user_model: str = text("", user_path)
     data: tuple[str, ...] = ()
     labels: str = ""
     columns: str = ""
     label_words: str = ""
-    tokenizer: str = ""
+    tokenizer: str = text("", user_path)
     copy: bool = False
     # adopt, fetch, images, ci-image, clean, demo
-    folder: str = ""
+    folder: str = text("", user_path)
     only: str = "checkpoint,tokenizer,mnli"
     pretrained: bool = False
-    from_: str = ""
+    from_: str = text("", user_path)
     mirror: tuple[str, ...] = ()
     accept_new: bool = False
     base: tuple[str, ...] = ()
@@ -200,12 +211,12 @@ class Options:
     repeats: str = ""
     threads: str = ""
     engines: str = ""
-    lengths: str = ""
+    lengths: str = text("", user_path)
     publish: bool = False
     slow: bool = False
     campaign: bool = False
     k: str = ""
-    path: str = "tests"
+    path: str = text("", user_path)
 
     typed: Mapping[str, Any] = field(default_factory=dict)  # name -> text or flag, of every option that was typed
     document: Optional[Document] = None  # with --json

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 from pathlib import Path
 
 from invoke.context import Context
@@ -14,7 +13,7 @@ from deberta.core.errors import ConfigError, MissingError
 from deberta.host.cli import auto, output, settings, settings_file
 from deberta.host.cli.auto import AUTO
 from deberta.host.cli.command import command
-from deberta.host.cli.options import Options
+from deberta.host.cli.options import Options, user_path, user_paths
 from deberta.host.plan import profiles
 from deberta.host.plan.plan import Plan
 from deberta.host.report import request
@@ -55,7 +54,7 @@ def adopt(c: Context, options: Options) -> None:
 
     It is linked or copied into the profile's places, and stays the user's.
     """
-    folder = Path(options.folder).expanduser().absolute()
+    folder = Path(options.folder)
     if not folder.is_dir():
         raise MissingError(f"{folder} is no folder. Name the one that holds dynamic.onnx, deberta_bs8.om, result/ ...")
     plan, session = settings.plan_of(c, options), settings.session_of(c, options, usual="local")
@@ -103,8 +102,8 @@ def add_profile(c: Context, options: Options) -> None:
     """
     request = adding.Request(
         name=options.profile_name,
-        model=_absolute(options.user_model),
-        tokenizer=_absolute(options.tokenizer) if options.tokenizer else None,
+        model=Path(options.user_model),
+        tokenizer=Path(options.tokenizer) if options.tokenizer else None,
         data=adding.by_version([path for text in options.data for path in _paths(text)]),
         labels=options.labels,
         columns=options.columns,
@@ -119,13 +118,8 @@ def add_profile(c: Context, options: Options) -> None:
 
 def _paths(text: str) -> list[Path]:
     """The paths of one --data: commas separate them, unless a file has them in its name."""
-    whole = _absolute(text)
-    return [whole] if whole.exists() else list(map(_absolute, text.split(",")))
-
-
-def _absolute(path: str) -> Path:
-    """A path of the command line, which is relative to where the user is. Links in it stay."""
-    return Path(os.path.abspath(Path(path).expanduser()))
+    whole = Path(user_path(text))
+    return [whole] if whole.exists() else list(map(Path, user_paths(text)))
 
 
 @command("profile", "backend", "executor", "json")

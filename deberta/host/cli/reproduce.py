@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -27,7 +28,7 @@ def reproduce(c: Context, options: Options) -> None:
         return workflow.conclude(run, _roots(options.compare))
     names = workflow.parse_executors(options.executors or read(c).executor)
     places = workflow.places(
-        Path(options.in_).absolute() if options.in_ else folder / workflow.FOLDER,
+        Path(options.in_) if options.in_ else folder / workflow.FOLDER,
         [auto.executor(name, cann_script(c)) for name in names],
     )
     if options.images and "docker" not in (place.executor for place in places):
@@ -41,9 +42,9 @@ def reproduce(c: Context, options: Options) -> None:
         workflow.run(session, run, places, settings, builds, options.keep_places)
 
 
-def _roots(text: str) -> tuple[Path, Path]:
+def _roots(names: Sequence[str]) -> tuple[Path, Path]:
     """The two folders of --compare A,B. Raises ConfigError."""
-    roots = [Path(part).absolute() for part in text.split(",")]
+    roots = list(map(Path, names))
     if len(roots) != 2 or not all(root.is_dir() for root in roots):
-        raise ConfigError(f"--compare {text!r} is not two folders: --compare A,B")
+        raise ConfigError(f"--compare {','.join(names)} is not two folders: --compare A,B")
     return roots[0], roots[1]

@@ -128,7 +128,7 @@ def cann_script(c: Context) -> str:
 
 
 def msame_path(c: Context, msame: str = "") -> Path:
-    """The msame binary: of --msame, the setting or the usual place, relative to the project."""
+    """The msame binary: of --msame, the setting or the usual place; those are relative to the project."""
     return path_of(msame or read(c).msame) or PROJECT / programs.MSAME
 
 

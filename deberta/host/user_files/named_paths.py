@@ -64,6 +64,11 @@ def of_caller(workspace: Path, text: str) -> str:
     return str(_in_workspace(workspace, Path(os.path.abspath(place))))
 
 
+def in_workspace(workspace: Path, text: str) -> str:
+    """An absolute path as records have it, or nothing."""
+    return str(_in_workspace(workspace, Path(text))) if text else ""
+
+
 def _in_workspace(workspace: Path, path: Path) -> PurePosixPath:
     """As records have it: relative to the workspace where it is in that."""
     root = Path(os.path.abspath(workspace))
