@@ -22,6 +22,7 @@ from deberta.core.errors import (
     ERROR_PREFIX,
     INTERRUPTED,
     OUTPUT_STREAM,
+    ConfigError,
     DebertaError,
     discard,
     from_os_error,
@@ -50,6 +51,8 @@ class Command(Task[Callable[..., None]]):
             around, document = surroundings(os.environ), Document() if typed.get("json") else None
             with exit_codes(around, document):
                 values = replace(self.read(c, typed), surroundings=around, document=document)
+                if document and values.dry and "dry" in self.options:
+                    raise ConfigError("--json and --dry: a dry run has no result. Give one of them")
                 with _only_document(document):
                     body(c, values)
 
