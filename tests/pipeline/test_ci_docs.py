@@ -27,9 +27,20 @@ shift
 while :; do
     case $1 in
     --rm | --read-only) shift ;;
-    --network | --tmpfs | --user) shift 2 ;;
-    --volume) INVOKE_WORKSPACE=${2%%:/workspace}; export INVOKE_WORKSPACE; shift 2 ;;
-    deberta-ci:1) shift; exec inv "$@" ;;
+    --network | --tmpfs | --user | --env) shift 2 ;;
+    --volume)
+        case $2 in *:/workspace) INVOKE_WORKSPACE=${2%:/workspace}; export INVOKE_WORKSPACE ;; esac
+        shift 2
+        ;;
+    deberta-ci:1)
+        shift
+        for argument; do
+            shift
+            case $argument in /workspace/*) argument=$INVOKE_WORKSPACE/${argument#/workspace/} ;; esac
+            set -- "$@" "$argument"
+        done
+        exec inv "$@"
+        ;;
     *) echo "docker: $1?" >&2; exit 99 ;;
     esac
 done
@@ -61,6 +72,7 @@ class Runner:
         }
         if "INVOKE_WORKSPACE" in given:
             given["INVOKE_WORKSPACE"] = str(self.workspace)
+        given.update({"CI": "true", "GITHUB_STEP_SUMMARY": str(self.job / "summary.md")})
         command = ["sh", "-ec", "\n".join(lines)]
         return subprocess.run(command, cwd=self.job, env=given, capture_output=True, text=True, check=False)
 
@@ -75,30 +87,43 @@ def test_gitlabs_job(runner: Runner) -> None:
     job = settings["acceptance"]
     assert job["image"] == {"name": "$CI_IMAGE", "entrypoint": [""]}
     variables = {**settings["variables"], **job["variables"]}
-    done = runner.run(job["script"], variables)
+    done = runner.run(job["script"], {**variables, "GITLAB_CI": "true"})
     assert done.returncode == 0, done.stdout + done.stderr
+    starts, ends = (re.findall(rf"\x1b\[0Ksection_{end}:\d+:(\w+)", done.stderr) for end in ("start", "end"))
+    assert "export_onnx_any_length" in starts and starts == ends
     assert runner.run(job["after_script"], variables).returncode == 0
     assert job["artifacts"]["when"] == "always"
     kept = [path.name for pattern in job["artifacts"]["paths"] for path in runner.job.glob(pattern)]
-    assert {"report_limit16.html", "report_limit16.json"} <= set(kept)
+    pages = {f"report_limit16.{kind}" for kind in ("html", "md", "json")}
+    assert {*pages, "bom_limit16.cdx.json", "junit.xml", "logs"} <= set(kept)
+    assert job["artifacts"]["reports"] == {"junit": "junit.xml"}
 
 
 def test_githubs_job_and_a_failed_gate(runner: Runner) -> None:
     job = parsed("github-actions.yml")["jobs"]["acceptance"]
     run, upload = job["steps"]
     script(runner.bin / "docker", DOCKER)
-    done = runner.run([run["run"]], job["env"])
+    in_github = {**job["env"], "GITHUB_ACTIONS": "true"}
+    done = runner.run([run["run"]], in_github)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr.count("::group::") == done.stderr.count("::endgroup::") > 0 and "\x1b" not in done.stderr
+    summary = (runner.job / "summary.md").read_text(encoding="utf-8")
+    assert summary.startswith("### checked: profile demo on cpu\n")
     assert upload["if"] == "always()" and upload["with"]["path"].splitlines() == [
-        f"${{{{ env.WORKSPACE }}}}/results/${{{{ env.PROFILE }}}}/${{{{ env.BACKEND }}}}/report*.{kind}"
-        for kind in ("html", "json")
+        "${{ env.WORKSPACE }}/junit.xml",
+        *(
+            f"${{{{ env.WORKSPACE }}}}/results/${{{{ env.PROFILE }}}}/${{{{ env.BACKEND }}}}/{name}"
+            for name in ("report*.html", "report*.md", "report*.json", "bom*.json", "logs/")
+        ),
     ]
+    assert 'failures="0"' in (runner.workspace / "junit.xml").read_text(encoding="utf-8")
     # The job ends as the command does: the demo's data is not what its gates know any more.
     data = runner.workspace / "data/demo/MNLI/dev_matched.tsv"
     text = data.read_text(encoding="utf-8")
     data.write_text(text.replace("The ", "This ", 1), encoding="utf-8")
     done = runner.run([run["run"]], job["env"])
     assert done.returncode == 6, done.stdout + done.stderr
+    assert "<failure " in (runner.workspace / "junit.xml").read_text(encoding="utf-8")
     assert "dev_matched.tsv" in (runner.workspace / "results/demo/cpu/report_limit16.json").read_text()
     shutil.rmtree(runner.workspace / "models")
     assert runner.run([run["run"]], job["env"]).returncode == 3
