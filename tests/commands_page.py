@@ -14,12 +14,12 @@ HEAD = """\
 
 Every task of `./inv` with its options; `./inv --help TASK` shows one task's. `./inv --dry TASK` is its own `--dry`.
 
-Results are on standard output, how it goes is on standard error. What is up to date is told in one line; `-v` names each
-such step and shows digests. With `--json` standard output is one document by the schema in [schemas/](schemas), whatever
-else is said is on standard error, and a command that fails before it has a result prints
-`{"error": {"message": ..., "exit_code": ...}}`. On a terminal there are colours and a bar with the remaining time, unless
-`NO_COLOR` or `CI` is set or `TERM` is `dumb`. In the logs of GitHub (`GITHUB_ACTIONS`) and GitLab (`GITLAB_CI`) each step is
-folded.
+Results are on standard output, how it goes is on standard error. What is up to date is told in one line; `-v` names
+each such step and shows digests. With `--json` standard output is one document by the schema in
+[schemas/](schemas), whatever else is said is on standard error, and a command that fails before it has a result
+prints `{"error": {"message": ..., "exit_code": ...}}`. On a terminal there are colours and a bar with the remaining
+time, unless `NO_COLOR` or `CI` is set or `TERM` is `dumb`. In the logs of GitHub (`GITHUB_ACTIONS`) and GitLab
+(`GITLAB_CI`) each step is folded.
 
 This page is made by `.venv/bin/python -m tests.commands_page`, of the table in `deberta/host/cli/options.py`.
 """
@@ -36,7 +36,9 @@ def page() -> str:
         )
         rows = [f"| {usage(entry)} | {escape(entry.help)} |" for entry in entries]
         if command.unread:
-            rows.append("| the options of TASK, without `--keep`, `--verbose`, `--json` and `--dry` | as TASK reads them |")
+            rows.append(
+                "| the options of TASK, without `--keep`, `--verbose`, `--json` and `--dry` | as TASK reads them |"
+            )
         lines += ["| option | meaning |", "|---|---|", *rows, ""]
     return "\n".join(lines)
 
