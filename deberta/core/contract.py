@@ -14,6 +14,7 @@ LABELS = ("contradiction", "neutral", "entailment")
 VERSIONS = ("match", "mismatch")
 DEV_FILES = {"match": "dev_matched.tsv", "mismatch": "dev_mismatched.tsv"}
 TRAIN_FILE = "train.tsv"
+LANGUAGES = ("en", "zh")  # of a report's pages
 PERFORMANCE_LOOPS = 100  # the guide's performance run; msame refuses more
 BACKENDS = ("ascend", "cpu")
 EXECUTORS = ("docker", "local")

@@ -243,6 +243,7 @@ class Job(Schema):
     not_accepted: list[schema.Text]
     measured: JobMeasured
     auto: list[str] = field(default_factory=list)  # what was left to it, of backend and executor
+    language: Annotated[str, one_of(contract.LANGUAGES)] = contract.LANGUAGES[0]  # of report.md and report.html
 
     def __post_init__(self) -> None:
         cells = [(cell.batch_size, cell.version, cell.precision) for cell in self.cells]

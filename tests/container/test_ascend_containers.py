@@ -286,5 +286,5 @@ def test_performance_as_root_in_somebodys_workspace(place: Place) -> None:
     assert (place.root / RESULTS / "msame_bs8_match.txt").read_text().count("Inference time: ") == 5
     for kind in ("models", "data", "results", ".cache"):
         assert helpers.owners(place.root / kind) == {CALLER}, kind
-    [row] = [line for line in place.succeed("report", "--backend", "ascend").splitlines() if "| Deberta bs8 |" in line]
+    [row] = [line for line in place.succeed("report", "--backend", "ascend").splitlines() if "| demo bs8 |" in line]
     assert row.count("not pinned") == 2 and "MM=96.42 (1157/1200)" in row

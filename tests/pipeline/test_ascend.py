@@ -103,7 +103,7 @@ def test_performance_run_and_report(workspace: Workspace, cann: Path) -> None:
     assert "perf bs=4 match on ascend: " in said and "(5 loops" in said
     assert "p99" in said and steps_that_ran(said) == ["perf bs=4 match"]
     assert (workspace.root / RESULTS / "msame_bs4_match.txt").read_text().count("Inference time: ") == 5
-    [row] = [line for line in workspace.succeed("report", *ASCEND).splitlines() if "| Deberta bs4 |" in line]
+    [row] = [line for line in workspace.succeed("report", *ASCEND).splitlines() if "| tiny bs4 |" in line]
     assert row.count("on ascend") == 2
     assert "CPU backend" not in (workspace.root / RESULTS / "report.md").read_text()
     fake_cann.force(cann, atc="warnings")

@@ -17,6 +17,7 @@ import pytest
 
 from deberta.core import files, records
 from deberta.host.run import session
+from deberta.stages.report.tables import rounded
 from tests import pipeline_helpers as helpers
 from tests.mnli_helpers import small_disk
 from tests.pipeline_helpers import Workspace, steps_that_ran
@@ -112,7 +113,7 @@ def test_performance_run_and_report(workspace: Workspace) -> None:
     report = (workspace.root / "results/tiny/cpu/report.md").read_text()
     assert report in table
     correct = json.loads((workspace.root / "results/tiny/cpu/eval_bs4_match.json").read_text())["correct"]
-    assert f"({correct}/10) on cpu" in report and f"{4 * 1000 / average:.3f} on cpu, 5 loops only" in report
+    assert f"({correct}/10) on cpu" in report and f"{rounded(4 * 1000 / average)} on cpu, 5 loops only" in report
     assert "msame_bs4_match.txt of 5 loops is kept" in workspace.succeed("perf", "--bs", "4", "--loops", "3", "--force")
     [aside] = log.parent.glob("msame_bs4_match.txt.before-*")
     assert aside.read_bytes() == kept and log.read_text().count("Inference time: ") == 3
@@ -185,7 +186,7 @@ def test_report_tells_the_present_model_from_others(workspace: Workspace) -> Non
 
 
 def _table_row(workspace: Workspace, batch_size: int) -> str:
-    [row] = [line for line in workspace.succeed("report").splitlines() if f"| Deberta bs{batch_size} |" in line]
+    [row] = [line for line in workspace.succeed("report").splitlines() if f"| tiny bs{batch_size} |" in line]
     return row
 
 

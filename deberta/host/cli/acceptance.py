@@ -30,7 +30,7 @@ from deberta.host.workflows import conclusion, making
 JUDGING = ("require", "junit", "json")
 
 
-@command("sizes", "version", "limit", "loops", "buckets", *JUDGING, "profile", "backend", *DEVICE, *RUN)
+@command("sizes", "version", "limit", "loops", "buckets", *JUDGING, "profile", "backend", "language", *DEVICE, *RUN)
 def acceptance(c: Context, options: Options) -> None:
     """Measure all, judge all gates, and write the report.
 
@@ -50,6 +50,7 @@ def acceptance(c: Context, options: Options) -> None:
         command=_command(plan, session, sizes, options),
         auto=[name for name, value in by_setting.items() if value == AUTO],
         gates=settings.path_of(values.gates),
+        language=options.language,
     )
     page = Path(options.junit) if options.junit else None
     if page and not session.dry:
@@ -65,7 +66,7 @@ def acceptance(c: Context, options: Options) -> None:
     conclusion.check(result, options.require)
 
 
-@command("profile", "backend", "executor", "keep", "verbose", "dry")
+@command("profile", "backend", "language", "executor", "keep", "verbose", "dry")
 def report(c: Context, options: Options) -> None:
     """Write the report of what has been measured so far.
 
@@ -74,7 +75,7 @@ def report(c: Context, options: Options) -> None:
     plan, sizes = settings.plan_of(c, options), _batch_sizes(c, options)
     session = settings.session_of(c, options, usual="local")
     with exclusive(session):
-        making.write_report(session, plan, sizes, settings.path_of(settings.read(c).gates))
+        making.write_report(session, plan, sizes, settings.path_of(settings.read(c).gates), options.language)
 
 
 CHECKED = ("tree", "acceptance", "replay", "seed", "key", "strict", "require")

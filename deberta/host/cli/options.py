@@ -174,6 +174,7 @@ class Options:
     acceptance: str = ""
     replay: int = text(0, whole("--replay", 1))
     strict: bool = False
+    language: str = text(contract.LANGUAGES[0], choices=contract.LANGUAGES)
     require: str = text(choices=("checked", "accepted"))
     junit: str = text("", user_path)
     passphrase_env: str = ""

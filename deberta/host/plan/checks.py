@@ -104,14 +104,14 @@ def assess(plan: Plan, job: Optional[Job]) -> Step:
     )
 
 
-def render(plan: Plan) -> Step:
-    """report.json for people."""
+def render(plan: Plan, language: str) -> Step:
+    """report.json for people, in a language of contract.LANGUAGES."""
     return stage(
         "render",
         Case(plan),
         reads={"--report": Input(plan.artifacts.report("json"), plan.command("report"))},
         writes={"--markdown": plan.artifacts.report("md"), "--html": plan.artifacts.report("html")},
-        options={},
+        options={"--language": language},
     )
 
 

@@ -41,9 +41,12 @@ class ReportRequest:
     command: str
     auto: Sequence[str] = ()
     gates: Optional[Path] = None
+    language: str = contract.LANGUAGES[0]  # of the pages
 
 
-def of_report(session: Session, plan: Plan, usual: Sequence[int], gates: Optional[Path]) -> ReportRequest:
+def of_report(
+    session: Session, plan: Plan, usual: Sequence[int], gates: Optional[Path], language: str
+) -> ReportRequest:
     """The report of everything that was measured so far, at the `usual` batch sizes and any other."""
     return ReportRequest(
         purpose="report",
@@ -53,6 +56,7 @@ def of_report(session: Session, plan: Plan, usual: Sequence[int], gates: Optiona
         loops=contract.PERFORMANCE_LOOPS,
         command=plan.command("report"),
         gates=gates,
+        language=language,
     )
 
 
@@ -96,6 +100,7 @@ def make(session: Session, plan: Plan, request: ReportRequest) -> Job:
         published=[],
         note="",
         auto=list(request.auto),
+        language=request.language,
         not_accepted=[],
         measured=JobMeasured(
             finished=records.now(),
@@ -134,22 +139,22 @@ def publish(session: Session, plan: Plan, job: Job) -> Report:
     with freshness.intended(session, [plan.artifacts.job()], None):
         files.write_text(session.workspace / plan.artifacts.job(), schema.text(job))
         session.digests.save()  # the other session starts with what is known here
-        anew = _run_stages(session, plan, job)
+        anew = _run_stages(session, plan, job, job.language)
         bom.write(anew, plan)
     return schema.read(session.workspace / report, Report, f"Run: {plan.command('report')}")
 
 
-def show(session: Session, plan: Plan) -> None:
+def show(session: Session, plan: Plan, language: str) -> None:
     """What `publish` would do, in a dry run."""
     print(f"# {plan.artifacts.job()} is written by this command itself, of the records and what they name")
-    _run_stages(session, plan, None)
+    _run_stages(session, plan, None, language)
 
 
-def _run_stages(session: Session, plan: Plan, job: Optional[Job]) -> Session:
+def _run_stages(session: Session, plan: Plan, job: Optional[Job], language: str) -> Session:
     """Always run both; returns the session that knows the digests of what they wrote."""
     why = session.why_forced if session.force else "it is made anew each time"
     anew = replace(session, force=True, task="", why_forced=why, strict=False)
-    for step in (checks.assess(plan, job), checks.render(plan)):
+    for step in (checks.assess(plan, job), checks.render(plan, language)):
         runner.run(anew, step)
     return anew
 

@@ -72,7 +72,7 @@ def run(
         if len(session.ran) > before:
             seconds, rows = seconds + time.monotonic() - clock, rows + cell.rows
     if session.dry:
-        request.show(session, plan)
+        request.show(session, plan, wanted.language)
         return None
     done = "measured" if not supplied else f"there, {len(supplied)} of them {contract.SUPPLIED},"
     progress.say(

@@ -9,7 +9,7 @@ from typing import Callable, Iterator, Optional, Sequence, Type
 
 from deberta.core import files
 from deberta.core.buckets import Choice
-from deberta.core.contract import PERFORMANCE_LOOPS
+from deberta.core.contract import LANGUAGES, PERFORMANCE_LOOPS
 from deberta.core.errors import ConfigError, GateError
 from deberta.core.schema import Schema
 from deberta.host.plan import checks, comparison, evaluation
@@ -133,15 +133,21 @@ def finetune(session: Session, plan: Plan, init: str, options: StageOptions) -> 
             print(f"{version}: accuracy {counts['accuracy']:.4f} ({counts['correct']}/{counts['rows']})")
 
 
-def write_report(session: Session, plan: Plan, usual: Sequence[int], gates: Optional[Path] = None) -> None:
+def write_report(
+    session: Session,
+    plan: Plan,
+    usual: Sequence[int],
+    gates: Optional[Path] = None,
+    language: str = LANGUAGES[0],
+) -> None:
     """results/.../report.{json,md,html} of what has been measured so far; the text is printed too.
 
-    `gates`: a file in the place of ours, for what counts as a near tie.
+    `gates`: a file in the place of ours, for what counts as a near tie. `language`: of the pages.
     """
     if session.dry:
-        request.show(session, plan)
+        request.show(session, plan, language)
         return
-    of_report = request.of_report(session, plan, usual, gates)
+    of_report = request.of_report(session, plan, usual, gates, language)
     request.publish(session, plan, request.make(session, plan, of_report))
     text = (session.workspace / plan.artifacts.report()).read_text(encoding="utf-8")
     print("\n".join([text, *(str(plan.artifacts.report(kind)) for kind in ("json", "md", "html"))]))

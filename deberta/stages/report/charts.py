@@ -1,13 +1,15 @@
 """Charts as SVG text: the same figures give the same bytes. Colours and fonts are classes of the page's style sheet.
 
-A chart is as wide as a phone, so that its text stays readable there; what it shows is in a table of the page too. Here
-its values get their places; charts.svg.jinja beside this module draws them.
+All charts are of one form: a row for each figure, its label on the left, its value on the right, and between them, on
+one axis for all rows, a mark with its interval. So no text ever stands on a mark. A chart is as wide as a phone; what
+it shows is in a table of the page too. Here values get their places; charts.svg.jinja beside this module draws them.
 """
 
 from __future__ import annotations
 
 import html
 import math
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,27 +17,42 @@ from typing import Any, NamedTuple
 import jinja2
 from markupsafe import Markup
 
+WIDTH = 400  # px
+LONGEST_LABEL = 22  # characters
+LOGARITHMIC = 12.0  # times the smallest value, from which on an axis that need not begin at zero is logarithmic
 _CHARACTER = 7.6  # px, about the mean width of a character in the widest of the page's fonts
+_ROW = 28.0
+_GAP = 10.0
 
 
-class Dot(NamedTuple):
-    """A value with its interval; `strong`: the total, set apart from its parts."""
+class ChartRow(NamedTuple):
+    """A value with its interval, and other values on the same axis by their style.
+
+    `text`: what stands on the right. `strong`: the total, set apart from its parts.
+    """
 
     label: str
     value: float
     low: float
     high: float
+    text: str
     strong: bool = False
+    others: Sequence[tuple[str, float]] = ()
 
 
-class Series(NamedTuple):
-    """Points (batch size, fps) by increasing size, each with its interval or None. `style`: a class of the page."""
+class Axis(NamedTuple):
+    """What is measured, and the axis' ticks. `is_logarithmic`: by the values' logarithms."""
 
     label: str
+    ticks: Sequence[float]
+    is_logarithmic: bool = False
+
+
+class Key(NamedTuple):
+    """What a mark of a style means."""
+
     style: str
-    points: tuple[tuple[int, float], ...]
-    intervals: tuple[tuple[float, float] | None, ...] = ()
-    labelled: bool = False  # write the values at the points
+    label: str
 
 
 def ticks(low: float, high: float, about: int = 5) -> list[float]:
@@ -50,64 +67,90 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
     return [round(step * k, digits) for k in range(math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9) + 1)]
 
 
-def whiskers(
-    name: str, title: str, dots: Sequence[Dot], marked: Mapping[str, float], domain: Sequence[float]
+def axis(label: str, low: float, high: float) -> Axis:
+    """An axis for values above zero that encloses low to high."""
+    if high < LOGARITHMIC * low:
+        return Axis(label, [tick for tick in ticks(low, high) if tick >= 0])
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    steps = sorted({float(f"{times}e{power}") for power in powers for times in (1, 2, 5)})
+    first = max(place for place, step in enumerate(steps) if step <= low)
+    last = min(place for place, step in enumerate(steps) if step >= high)
+    return Axis(label, steps[first : last + 1], is_logarithmic=True)
+
+
+def rows(
+    name: str,
+    title: str,
+    entries: Sequence[ChartRow],
+    scale: Axis,
+    head: str = "",
+    marked: Mapping[str, float] | None = None,
+    keys: Sequence[Key] = (),
+    with_bars: bool = False,
 ) -> Markup:
-    """Accuracies in percent, a line each with its interval. `marked`: named vertical lines; `domain`: the axis' ticks.
+    """A chart. `head` stands above the texts on the right, `marked` are named vertical lines, `keys` explain marks.
 
-    Dots are read by their place, not by their distance from an edge, so the axis need not begin at zero.
+    With bars, which begin at the axis' first tick, or dots, which are read by their place.
     """
-    width, row, top = 400, 28, 26 if marked else 8
-    left = 14 + _CHARACTER * min(22, max(len(dot.label) for dot in dots))
-    right, bottom = width - 56.0, top + row * len(dots) + 4
-    x = _scale(domain[0], domain[-1], left, right)
-    body = _DRAW.whiskers(x, dots, marked, domain, row, left, right, top, bottom, width - 2)
-    values = "; ".join(f"{dot.label} {dot.value:.2f}, interval {dot.low:.2f} to {dot.high:.2f}" for dot in dots)
-    return Markup(_DRAW.svg(name, title, f"Accuracy in percent: {values}.", width, bottom + 42, body))
+    labels = max(extent(entry.label[:LONGEST_LABEL]) for entry in entries)
+    texts = max(extent(text) for text in (head, *(entry.text for entry in entries)))
+    left = 4 + min(labels, _CHARACTER * LONGEST_LABEL) + _GAP
+    right = WIDTH - 4 - texts - _GAP - 4
+    first, last = scale.ticks[0], scale.ticks[-1]
+    low, high = (math.log(end) if scale.is_logarithmic else end for end in (first, last))
+
+    def x(value: float) -> float:
+        within = min(max(value, first), last)  # an interval of very few loops may leave the chart
+        place = math.log(within) if scale.is_logarithmic else within
+        return left + (place - low) / (high - low) * (right - left)
+
+    marks = marked or {}
+    key_lines = _key_lines(keys)
+    top = 6 + 20.0 * len(key_lines) + (18 if head or marks else 0)
+    bottom = top + _ROW * len(entries) + 4
+    drawn = {
+        "ends": (left, right, top, bottom, WIDTH - 4.0),
+        "rows": [(entry, top + _ROW * (place + 0.5)) for place, entry in enumerate(entries)],
+        "ticks": [(tick, x(tick)) for tick in scale.ticks],
+        "labelled": _apart(scale.ticks, x),
+        "axis": (min(max((left + right) / 2, extent(scale.label) / 2 + 2), WIDTH - extent(scale.label) / 2 - 2)),
+        "marked": [(mark, x(value), min(x(value), right - extent(mark) / 2 + texts)) for mark, value in marks.items()],
+        "keys": key_lines,
+        "with_bars": with_bars,
+        "head": head,
+    }
+    values = "; ".join(f"{entry.label} {entry.text}" for entry in entries)
+    description = f"{scale.label}: {values}."
+    return Markup(_DRAW.svg(name, title, description, WIDTH, bottom + 44, _DRAW.rows(x, scale.label, drawn)))
 
 
-def throughput(name: str, title: str, series: Sequence[Series]) -> Markup:
-    """Throughput against batch size: the size by its logarithm, the throughput from zero."""
-    width, left, right, top = 400, 52.0, 400 - 22.0, 14 + 20 * len(series) + 14
-    bottom = top + 210
-    sizes = sorted({size for line in series for size, _ in line.points})
-    most = max(fps for line in series for _, fps in line.points)
-    ends = [interval[1] for line in series for interval in line.intervals if interval]
-    levels = ticks(0, min(max([most, *ends]), 1.5 * most))  # an interval of very few loops may leave the chart
-    by_logarithm = _scale(math.log(sizes[0]), math.log(sizes[-1]), left + 14, right - 8)
-    by_level = _scale(0, levels[-1], bottom, top)
-
-    def x(size: int) -> float:
-        return by_logarithm(math.log(size)) if len(sizes) > 1 else (left + right) / 2
-
-    def y(fps: float) -> float:
-        return by_level(min(fps, levels[-1]))
-
-    body = _DRAW.throughput(x, y, series, sizes, levels, left, right, top, bottom)
-    values = "; ".join(f"{o.label}: {', '.join(f'bs {s} {rate(fps)}' for s, fps in o.points)}" for o in series)
-    return Markup(_DRAW.svg(name, title, f"Samples per second by batch size. {values}.", width, bottom + 44, body))
+def extent(text: str) -> float:
+    """About how many px wide a text is; Chinese characters are as wide as they are high."""
+    return sum(12.5 if unicodedata.east_asian_width(c) in "WF" else _CHARACTER for c in text)
 
 
-def distribution(name: str, title: str, times_ms: Sequence[float], marks: Mapping[str, float]) -> Markup:
-    """The share of times up to each one, in ms, and percentiles of it: names like p90, and their values in ms."""
-    width, left, right, top, bottom = 340, 40.0, 340 - 116.0, 33.0, 33.0 + 130
-    times = sorted(times_ms)
-    levels = ticks(times[0], times[-1], 3)
-    x, y = _scale(levels[0], levels[-1], left, right), _scale(0, 100, bottom, top)
-    body = _DRAW.distribution(x, y, times, marks, levels, left, right, bottom)
-    percentiles = ", ".join(f"{mark} {time:.3f} ms" for mark, time in marks.items())
-    about = f"{len(times)} times from {times[0]} to {times[-1]} ms; {percentiles}."
-    return Markup(_DRAW.svg(name, title, about, width, bottom + 42, body))
+def _key_lines(keys: Sequence[Key]) -> list[list[tuple[Key, float]]]:
+    """The keys with their places from the left, as many in a line as fit."""
+    lines: list[list[tuple[Key, float]]] = []
+    at = WIDTH + 1.0
+    for key in keys:
+        width = 20 + extent(key.label) + 14
+        if at + width > WIDTH:
+            lines.append([])
+            at = 4.0
+        lines[-1].append((key, at))
+        at += width
+    return lines
 
 
-def rate(fps: float) -> str:
-    """Three decimals, as in the tables, or fewer where there is no room for them."""
-    return f"{fps:.{3 if fps < 10 else 2 if fps < 100 else 1}f}"
-
-
-def _scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
-    """From values between low and high to places between start and end."""
-    return lambda value: start + (value - low) / (high - low) * (end - start)
+def _apart(values: Sequence[float], x: Callable[[float], float]) -> list[tuple[float, float]]:
+    """The ticks whose labels have room, both ends first."""
+    kept: list[tuple[float, float]] = []
+    for value in (values[0], values[-1], *values[1:-1]):
+        room = extent(f"{value:.10g}") / 2 + 4
+        if all(abs(x(value) - at) >= room + extent(f"{other:.10g}") / 2 for other, at in kept):
+            kept.append((value, x(value)))
+    return sorted(kept)
 
 
 def _macros() -> Any:
@@ -117,8 +160,7 @@ def _macros() -> Any:
         escaped=html.escape,
         number=lambda value: f"{value:.10g}",
         px=lambda value: f"{value:.1f}",
-        rate=rate,
-        short=lambda text, most: text if len(text) <= most else text[: most - 1] + "…",
+        short=lambda text: text if len(text) <= LONGEST_LABEL else text[: LONGEST_LABEL - 1] + "…",
     )
     return environment.from_string("".join(map(str.strip, source.splitlines()))).module
 

@@ -12,6 +12,8 @@ from deberta.core.report import DataProblem, EvaluationCell, Proportion, Report,
 from deberta.stages.report import tables
 from deberta.stages.report.tables import ABSENT, Section, Table, table
 
+ALL = "all"  # beside the genres: their total
+
 
 def sections(report: Report) -> list[Section]:
     """What follows the performance runs, on the page and in report.md."""
@@ -21,8 +23,9 @@ def sections(report: Report) -> list[Section]:
         Section("reference", "Comparison with the reference", reference(report)),
         Section("wrong", "Wrong rows with the largest margin", wrong(report)),
         Section("data", "Checks of data and labels", [data_checks(report), orders(report)]),
-        Section("environment", "Environment", [tables.environment(report), tables.steps(report)]),
-        Section("artifacts", "Artifacts", tables.artifacts(report)),
+        Section("environment", "Environment", [tables.environment(report)], folded=True),
+        Section("steps", "Steps", [tables.steps(report)], folded=True),
+        Section("artifacts", "Artifacts", tables.artifacts(report), folded=True),
     ]
 
 
@@ -39,9 +42,10 @@ def lengths(report: Report) -> Table:
         row[2] = ",".join(result.lengths)
         own = [run for run in report.measured.performances if (run.batch_size, run.version, run.precision) == place]
         marked = tables.few_loops([run for run in own if str(run.length) in result.lengths])
-        row[3] = f"{result.fps:.3f} {tables.stands(result.origin, result.place, result.pinned, FP32)}{marked}"
+        stands = tables.stands(result.origin, result.place, result.pinned, FP32)
+        row[3] = f"{tables.rounded(result.fps)} {stands}{marked}"
         padded = [run for run in tables.padded_runs(report) if (run.batch_size, run.version) == place[:2]]
-        row[4] = f"{padded[0].fps:.3f}{tables.few_loops(padded[:1])}" if padded else ABSENT
+        row[4] = f"{tables.rounded(padded[0].fps)}{tables.few_loops(padded[:1])}" if padded else ABSENT
     return table("lengths", ((f"{place[0]}", *place[1:], *row) for place, row in sorted(figures.items())))
 
 
@@ -83,7 +87,7 @@ def reference(report: Report) -> list[Table]:
     versus, flips = [], []
     for cell in report.body.cells:
         if compared := cell.versus_reference:
-            counts = (compared.only_reference_correct, compared.only_this_correct, compared.p_value)
+            counts = (compared.only_reference_correct, compared.only_this_correct, f"{compared.p_value:.3g}")
             changed = (compared.flips_total, compared.beyond_near_ties)
             same = f"{compared.same_labels}/{cell.rows}"
             versus.append((size_of(cell), (cell.version, same, *map(str, (*counts, *changed)))))
@@ -147,7 +151,7 @@ class Group(NamedTuple):
 
 def counts_of(cell: EvaluationCell) -> dict[str, Proportion | EvaluationCell]:
     """The whole and each genre."""
-    return {"all": cell, **cell.genres}
+    return {ALL: cell, **cell.genres}
 
 
 def groups(report: Report) -> list[Group]:

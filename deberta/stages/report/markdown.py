@@ -1,35 +1,44 @@
-"""report.md: the guide's table, published figures beside measured ones, then everything that stands behind them."""
+"""report.md: the verdict, its figures and gates, the guide's table, then everything that stands behind them."""
 
 from __future__ import annotations
 
 from deberta.core.report import Report
 from deberta.stages.report import comparisons, tables
-from deberta.stages.report.tables import Cell, Section, Table
+from deberta.stages.report.phrases import Phrases, translated, translated_tile
+from deberta.stages.report.tables import Cell, Section, Table, Tile
+
+OF_RUN = ("environment", "steps")  # sections that hold no figure of a limited run
 
 
-def markdown(report: Report) -> str:
+def markdown(report: Report, phrases: Phrases) -> str:
     """The whole report as Markdown. On a limited run every part of it says so."""
+    say = phrases.say
     partial = tables.limited(report)
-    lines = [f"# {_text(report.title)}", ""]
+    lines = [f"# {text(say(report.title))}", ""]
     if partial:
-        lines += [f"**{partial[0].upper()}{partial[1:]}.**", ""]
+        lines += [f"**{text(say(f'{partial[0].upper()}{partial[1:]}.'))}**", ""]
     headline = tables.headline(report)
     if report.verdict is not None:
-        reasons = [f"- {_text(reason)}" for reason in headline.reasons]
-        lines += [f"**{headline.word}.** {_text(headline.statement)}", "", *reasons, *([""] if reasons else [])]
-    lines += [*_table(tables.guide(report)), ""]
-    for note in tables.notes(report):
-        lines += [_text(note), ""]
+        reasons = [f"- {text(say(reason))}" for reason in headline.reasons]
+        statement = text(f"{say(headline.statement)} {say(headline.lead)}".strip())
+        lines += [f"**{say(headline.word)}{say('.')}** {statement}", "", *reasons, *([""] if reasons else [])]
+    lines += [*map(_tile, (translated_tile(tile, say) for tile in tables.tiles(report))), ""]
     sections = [
-        Section("gates", "Verdict", [tables.gates(report)]),
+        Section("gates", "Gates", [tables.gates(report)]),
+        Section("results", "By batch size", [tables.guide(report)], tables.notes(report)),
+        Section("throughput", "Performance runs", [tables.performances(report)], tables.performance_notes(report)),
         Section("accuracy", "Accuracy by genre", [_genres(report)]),
-        Section("performances", "Performance runs", [tables.performances(report)]),
         *comparisons.sections(report),
     ]
     for section in sections:
-        lines += _section(section, partial if section.name != "environment" else "")
-    lines.append(f"SHA-256 of the body, which holds no time and no machine: `{report.body_sha256}`")
+        lines += section_lines(translated(section, say), say(partial) if section.name not in OF_RUN else "")
+    lines.append(f"{say('SHA-256 of the body, which holds no time and no machine:')} `{report.body_sha256}`")
     return "\n".join(lines) + "\n"
+
+
+def _tile(tile: Tile) -> str:
+    lines = "; ".join(tile.lines)
+    return f"- {text(tile.name)}: **{text(f'{tile.value} {tile.unit}'.strip())}**{f' ({text(lines)})' if lines else ''}"
 
 
 def _genres(report: Report) -> Table:
@@ -41,17 +50,17 @@ def _genres(report: Report) -> Table:
     return tables.table("genres", rows)
 
 
-def _section(section: Section, partial: str) -> list[str]:
+def section_lines(section: Section, partial: str) -> list[str]:
     """A heading and its tables; several tables say which is which. No heading without a table."""
     present = [table for table in section.tables if table.rows]
     if not present:
         return []
     lines = [f"## {section.title}{f' ({partial})' if partial else ''}", ""]
     for table in present:
-        lines += [f"{_text(table.caption)}:", ""] if len(present) > 1 else []
+        lines += [f"{text(table.caption)}:", ""] if len(present) > 1 else []
         lines += [*_table(table), ""]
     for note in section.notes:
-        lines += [note, ""]
+        lines += [text(note), ""]
     return lines
 
 
@@ -66,9 +75,9 @@ def _table(table: Table) -> list[str]:
 
 
 def _cell(cell: Cell) -> str:
-    return _text(cell if isinstance(cell, str) else ", ".join(cell)).replace("|", "\\|")
+    return text(cell if isinstance(cell, str) else ", ".join(cell)).replace("|", "\\|")
 
 
-def _text(text: str) -> str:
+def text(content: str) -> str:
     """Names come from data: none may start a tag or end a line."""
-    return " ".join(text.split()).replace("<", "&lt;")
+    return " ".join(content.split()).replace("<", "&lt;")

@@ -5,24 +5,29 @@ The page's look is report.html.jinja beside this module; here its numbers are pu
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jinja2
-import msgspec
 
-from deberta.core.contract import VERSIONS, is_supplied
+from deberta.core.contract import VERSIONS
+from deberta.core.errors import many
 from deberta.core.report import PerformanceRun, Report
 from deberta.stages.report import charts, comparisons, tables
-from deberta.stages.report.charts import Dot, Series
+from deberta.stages.report.charts import Axis, ChartRow, Key
 from deberta.stages.report.comparisons import Group
-from deberta.stages.report.tables import Figure, Section, Table
+from deberta.stages.report.phrases import Phrases, Say, translated, translated_tile
+from deberta.stages.report.tables import SHORT, STATUSES, Cell, Figure, Section, Table
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
+HASH = re.compile(r"(?:sha256:)?([0-9a-f]{64})")
+HASH_DIGITS = 12  # what is shown of a hash at first
 
 
-def html(report: Report, data: str = "") -> str:
+def html(report: Report, data: str, phrases: Phrases) -> str:
     """The whole page. `data`: how the page can link to the report.json, if it may."""
-    source = TEMPLATE.read_text(encoding="utf-8")
+    say = phrases.say
     environment = jinja2.Environment(
         autoescape=True,
         undefined=jinja2.StrictUndefined,
@@ -30,35 +35,69 @@ def html(report: Report, data: str = "") -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.filters.update(say=say, short_hash=_short_hash)
     partial = tables.limited(report)
-    return environment.from_string(source).render(
+    sections = [section for section in _sections(report, say) if section.figures or section.tables]
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        language={"en": "en", "zh": "zh-CN"}[phrases.language],
         kind="Report" if report.verdict is None else "Acceptance report",
         report=report,
+        models=tables.model_files(report),
         headline=tables.headline(report),
+        tiles=[translated_tile(tile, say) for tile in tables.tiles(report)],
         partial=f"{partial[0].upper()}{partial[1:]}." if partial else "",
-        captioned=f" ({partial})" if partial else "",
+        captioned=f" ({say(partial)})" if partial else "",
+        finished=_time(report.measured.finished),
         data=data,
-        sections=[section for section in _sections(report) if section.figures or section.tables],
+        about_body=say(tables.NOTES["body"]),
+        status_classes={say(status): status.replace(" ", "-") for status in STATUSES},
+        sections=[translated(section, say) for section in sections],
     )
 
 
-def _sections(report: Report) -> list[Section]:
+def _time(text: str) -> str:
+    """A time of a report without its seconds: 2026-01-01 09:05 UTC."""
+    zone = re.sub(r".*(?=[+-]\d\d:\d\d$)|.*(?=Z$)", "", text)
+    return f"{text[:10]} {text[11:16]} {'UTC' if zone in ('Z', '+00:00') else f'UTC{zone}'}"
+
+
+def _short_hash(cell: Cell) -> str:
+    """The first digits of a SHA-256; empty for any other text."""
+    match = HASH.fullmatch(cell) if isinstance(cell, str) else None
+    return match[1][:HASH_DIGITS] if match else ""
+
+
+def _sections(report: Report, say: Say) -> list[Section]:
     groups = comparisons.groups(report)
+    accuracies = _accuracy(report, groups, say)
     confusions = [_confusion(number, group) for number, group in enumerate(groups, 1)]
-    accuracies = _accuracy(report, groups)
     sections = [
-        Section("results", "Published and measured", [tables.guide(report)], tables.notes(report)),
-        Section("gates", "Gates", [tables.gates(report)]),
+        Section("gates", "Gates", list(_gates(report))),
+        Section("results", "By batch size", [tables.guide(report)], tables.notes(report)),
+        Section(
+            "throughput",
+            "Throughput and latency",
+            [tables.performances(report)],
+            tables.performance_notes(report),
+            [*_throughput(report, say), *_latency(report, say)],
+        ),
         Section("accuracy", "Accuracy by genre", _genres(groups), [tables.NOTES["accuracy"]], accuracies, beside=True),
         Section("confusion", "Confusion", confusions, [tables.NOTES["confusion"]], beside=True),
-        Section("throughput", "Throughput", [tables.performances(report)], figures=_throughput(report)),
-        Section("latency", "Latency", notes=[tables.NOTES["latency"]], figures=_latencies(report), small=True),
         *comparisons.sections(report),
     ]
     return [section._replace(tables=[table for table in section.tables if table.rows]) for section in sections]
 
 
-def _accuracy(report: Report, groups: list[Group]) -> list[Figure]:
+def _gates(report: Report) -> Iterator[Table]:
+    """What did not pass, then what passed, folded, a table for each gate."""
+    yield tables.gates(report, STATUSES[:2])._replace(caption="What did not pass")
+    passed = [check.gate for check in report.verdict.gates if check.status == "passed"] if report.verdict else []
+    for gate in dict.fromkeys(passed):
+        of_gate, count = tables.gates(report, STATUSES[2:], gate), passed.count(gate)
+        yield of_gate._replace(name=f"gates-{gate}", folded=f"{gate}: {many(count, 'check')} passed")
+
+
+def _accuracy(report: Report, groups: list[Group], say: Say) -> list[Figure]:
     """A chart for each group of cells, all on one axis."""
     ends = [end for group in groups for counts in comparisons.counts_of(group.cell).values() for end in counts.interval]
     if not ends:
@@ -66,17 +105,21 @@ def _accuracy(report: Report, groups: list[Group]) -> list[Figure]:
     official = {version: _official(report, version) for version in VERSIONS}
     ends += [value / 100 for value in official.values() if value is not None]
     # 0 and 100 are ticks of any step, so that an axis that reaches them ends there.
-    domain = [tick for tick in charts.ticks(100 * min(ends), 100 * max(ends)) if 0 <= tick <= 100]
+    every = [tick for tick in charts.ticks(100 * min(ends), 100 * max(ends)) if 0 <= tick <= 100]
+    axis = Axis(say("accuracy, %"), every)
     figures = []
     for number, group in enumerate(groups, 1):
-        dots = [
-            Dot(name, 100 * counts.accuracy, 100 * counts.interval[0], 100 * counts.interval[1], name == "all")
-            for name, counts in comparisons.counts_of(group.cell).items()
-        ]
+        rows = []
+        for name, counts in comparisons.counts_of(group.cell).items():
+            low, high = (100 * end for end in counts.interval)
+            label = say(name) if name == comparisons.ALL else name
+            text = tables.percent(counts.accuracy)
+            rows.append(ChartRow(label, 100 * counts.accuracy, low, high, text, name == comparisons.ALL))
         value = official[group.cell.version]
-        marked = {f"official {value}": value} if value is not None else {}
-        svg = charts.whiskers(f"accuracy-{number}", f"Accuracy by genre: {group.title}", dots, marked, domain)
-        figures.append(Figure(group.title, svg))
+        marked = {say(f"official {value}"): value} if value is not None else {}
+        title = say(group.title)
+        svg = charts.rows(f"accuracy-{number}", f"{say('Accuracy by genre')}: {title}", rows, axis, marked=marked)
+        figures.append(Figure(title, svg))
     return figures
 
 
@@ -115,55 +158,65 @@ def _confusion(number: int, group: Group) -> Table:
     return Table(f"confusion-{number}", group.title, heads, kinds, rows, shares)
 
 
-def _throughput(report: Report) -> list[Figure]:
-    """Measured throughput by batch size; the published lines too, where there are any."""
-    lines: dict[str, list[PerformanceRun]] = {}
-    for run in sorted(tables.padded_runs(report), key=lambda run: (VERSIONS.index(run.version), run.batch_size)):
-        kind = "" if is_supplied(run.origin) else "measured, "
-        lines.setdefault(f"{kind}{run.version}, {tables.where_timed(run)}", []).append(run)
-    if not lines:
-        return []
-    series = [
-        Series(
-            label,
-            f"measured-{min(number, 3)}",
-            tuple((run.batch_size, run.fps) for run in runs),
-            tuple(_fps_interval(run) for run in runs),
-            labelled=number == 1,
-        )
-        for number, (label, runs) in enumerate(lines.items(), 1)
-    ]
-    if rows := sorted(report.measured.published, key=lambda row: row.batch_size):
-        published = tuple((row.batch_size, row.ascend_fps) for row in rows)
-        baseline = tuple((row.batch_size, row.baseline_fps) for row in rows)
-        series += [
-            Series("310P, published", "published", published),
-            Series("baseline (T4), published", "baseline", baseline),
-        ]
-    caption = "Throughput against batch size; the vertical lines are intervals of the average"
-    return [Figure(caption, charts.throughput("throughput-1", caption, series))]
+def _labels(runs: Sequence[PerformanceRun], say: Say) -> list[str]:
+    """A short name of each run: with its version and what it stands on where they are not all alike."""
+    versions, places = ({getattr(run, name) for run in runs} for name in ("version", "place"))
+    labels = []
+    for run in runs:
+        label = f"bs {run.batch_size}" + (f", {SHORT[run.version]}" if len(versions) > 1 else "")
+        about = say(tables.where_timed(run)) if len(places) > 1 else ""
+        labels.append(f"{label} {about}".strip())
+    return labels
 
 
-def _fps_interval(run: PerformanceRun) -> tuple[float, float] | None:
+def _throughput(report: Report, say: Say) -> Iterator[Figure]:
+    """Measured throughput by batch size, the published figures too where there are any; from zero."""
+    runs = tables.padded_runs(report)
+    if not runs:
+        return
+    published = {row.batch_size: row for row in report.measured.published}
+    rows = []
+    for run, label in zip(runs, _labels(runs, say), strict=True):
+        low, high = _fps_interval(run)
+        row = published.get(run.batch_size)
+        others = (("published", row.ascend_fps), ("baseline", row.baseline_fps)) if row else ()
+        rows.append(ChartRow(label, run.fps, low, high, tables.rounded(run.fps), others=others))
+    most = max(value for row in rows for value in (row.value, *(value for _, value in row.others)))
+    highest = min(max([most, *(row.high for row in rows)]), 1.5 * most)
+    keys = [Key("bar", say("measured")), Key("whisker", say("95 % interval"))]
+    if any(row.others for row in rows):
+        keys += [Key("published", say("310P, published")), Key("baseline", say("baseline (T4), published"))]
+    caption = say("Throughput")
+    axis = Axis(say("samples per second"), charts.ticks(0, highest))
+    yield Figure(caption, charts.rows("throughput-1", caption, rows, axis, "fps", keys=keys, with_bars=True))
+
+
+def _fps_interval(run: PerformanceRun) -> tuple[float, float]:
     """The interval of the average time on the chart's axis, by the formula that made fps of the average itself."""
     interval = run.interval_ms
     if not interval or interval[0] <= 0:
-        return None
+        return run.fps, run.fps
     return run.batch_size * 1000 / interval[1], run.batch_size * 1000 / interval[0]
 
 
-def _latencies(report: Report) -> list[Figure]:
-    figures = []
-    for number, run in enumerate(tables.padded_runs(report), 1):
-        if times := _times(run):
-            stands = tables.where_timed(run)
-            title = f"bs {run.batch_size}, {run.version}{' ' if stands.startswith('on ') else ', '}{stands}"
-            percentiles = msgspec.structs.asdict(run.percentiles_ms)
-            svg = charts.distribution(f"latency-{number}", f"Latency: {title}", times, percentiles)
-            figures.append(Figure(title, svg))
-    return figures
-
-
-def _times(run: PerformanceRun) -> list[float]:
-    """Times in ms, msame's without the first, which warms up; ais_bench's own warm-up is none of them."""
-    return run.times_ms[1:] or run.times_ms if run.runner == "msame" else run.times_ms
+def _latency(report: Report, say: Say) -> Iterator[Figure]:
+    """The times of all runs on one axis: the shortest to the longest, p50, and p99 where it is one."""
+    runs = tables.padded_runs(report)
+    if not runs:
+        return
+    rows = []
+    for run, label in zip(runs, _labels(runs, say), strict=True):
+        times, ranks = tables.counted_times(run), run.percentiles_ms
+        text = f"{tables.rounded(ranks.p50, 1)} / {tables.rounded(ranks.p99, 1)}"
+        others = (("tail", ranks.p90), *(() if tables.is_largest(run) else (("tail", ranks.p99),)))
+        rows.append(ChartRow(label, ranks.p50, min(times), max(times), text, others=others))
+    largest = all(map(tables.is_largest, runs))
+    keys = [
+        Key("dot", "p50"),
+        Key("tail", "p90" if largest else "p90, p99"),
+        Key("whisker", say("shortest to longest")),
+    ]
+    axis = charts.axis(say("time of one batch, ms"), min(row.low for row in rows), max(row.high for row in rows))
+    caption = say("Latency")
+    head = say("p50 / largest" if largest else "p50 / p99")
+    yield Figure(caption, charts.rows("latency-1", caption, rows, axis, head, keys=keys))

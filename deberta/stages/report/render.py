@@ -8,12 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from deberta.core import files, schema
+from deberta.core.contract import LANGUAGES
 from deberta.core.errors import DataError, run_stage, some, visible
 from deberta.core.report import Report
 from deberta.stages import arguments
 from deberta.stages.report import canonical
 from deberta.stages.report.markdown import markdown
 from deberta.stages.report.page import html
+from deberta.stages.report.phrases import Phrases
 
 AGAIN = "Run: invoke report, or invoke acceptance"
 
@@ -52,10 +54,13 @@ def main(argv: Sequence[str]) -> None:
         report=arguments.file("report.json, as the assess stage wrote it"),
         markdown=arguments.file("report.md, to be written"),
         html=arguments.file("report.html, to be written: one file, no script"),
+        language=arguments.Argument("of both", arguments.one_of(LANGUAGES), default=LANGUAGES[0]),
     )
     report = read(options.report)
     beside = options.report.resolve().parent == options.html.resolve().parent
-    pages = {options.markdown: markdown(report), options.html: html(report, options.report.name if beside else "")}
+    phrases = Phrases(options.language)
+    page = html(report, options.report.name if beside else "", phrases)
+    pages = {options.markdown: markdown(report, phrases), options.html: page}
     pages = {path: visible(text) for path, text in pages.items()}
     files.write_texts(pages)
     sizes = {os.fspath(path): len(text.encode("utf-8")) for path, text in pages.items()}

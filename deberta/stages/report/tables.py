@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from markupsafe import Markup
@@ -21,10 +22,12 @@ ABSENT = "-"
 SHORT = dict(zip(VERSIONS, ("M", "MM"), strict=True))
 TEXTS = tomllib.loads(Path(__file__).with_name("tables.toml").read_text(encoding="utf-8"))
 NOTES: Mapping[str, str] = TEXTS["notes"]
+WEIGHTS = (".bin", ".safetensors", ".pt", ".pth")  # a checkpoint's files
+STATUSES = ("failed", "not judged", "passed")  # in the order of a report
 
 
 class Table(NamedTuple):
-    """`name` is unique in a report; `kinds` are as in tables.toml."""
+    """`name` is unique in a report; `kinds` are as in tables.toml. `folded`: what is read while the page hides it."""
 
     name: str
     caption: str
@@ -32,6 +35,7 @@ class Table(NamedTuple):
     kinds: Sequence[str]
     rows: Sequence[Sequence[Cell]]
     shares: Sequence[Sequence[float]] = ()  # from 0 to 1: how strongly a cell after the first is shaded
+    folded: str = ""
 
 
 class Figure(NamedTuple):
@@ -40,58 +44,148 @@ class Figure(NamedTuple):
 
 
 class Section(NamedTuple):
-    """A part of a report; `notes` stand below its tables. Figures are the page's alone."""
+    """A part of a report; `notes` stand below its tables. Figures are the page's alone.
+
+    `beside`: figures and tables stand beside each other where there is room. `folded`: the page hides it at first.
+    """
 
     name: str
     title: str
     tables: Sequence[Table] = ()
     notes: Sequence[str] = ()
     figures: Sequence[Figure] = ()
-    small: bool = False  # small multiples: more figures beside each other
-    beside: bool = False  # the tables too
+    beside: bool = False
+    folded: bool = False
+
+
+class Tile(NamedTuple):
+    """A figure that a reader looks for first. `status`: of the gates that judge it, empty if none does."""
+
+    name: str
+    value: str
+    unit: str
+    lines: tuple[str, ...]
+    status: str
 
 
 class Headline(NamedTuple):
-    """The verdict in words. `kind`: accepted, checked, failed or none. `reasons`: why it is no more than that."""
+    """The verdict in words. `kind`: accepted, checked, failed or none. `reasons`: why it is no more, `lead` them in."""
 
     kind: str
     word: str
     statement: str
-    reasons: tuple[str, ...]
+    lead: str = ""
+    reasons: tuple[str, ...] = ()
 
 
 def table(name: str, rows: Iterable[Sequence[Cell]]) -> Table:
-    """A table of tables.toml with these rows."""
+    """A table of tables.toml with these rows, without the columns in which no row has anything."""
     text, every = TEXTS[name], list(rows)
-    kept = [
-        place for place in range(len(text["columns"])) if not text.get("filled") or any(row[place] for row in every)
-    ]
+    kept = [place for place in range(len(text["columns"])) if any(row[place] not in ("", ABSENT, ()) for row in every)]
     heads, kinds = zip(*(text["columns"][place] for place in kept), strict=True) if kept else ((), ())
     return Table(name, text["caption"], heads, kinds, [[row[place] for place in kept] for row in every])
+
+
+def rounded(value: float, at_most: int = 3) -> str:
+    """Four digits, or all before the point, and no more than `at_most` behind it."""
+    return f"{value:.{decimals(value, at_most)}f}"
+
+
+def decimals(value: float, at_most: int = 3) -> int:
+    """How many digits `rounded` writes behind the point."""
+    return max(0, min(at_most, 3 - math.floor(math.log10(value)))) if value > 0 else at_most
+
+
+def with_interval(average: float, interval: Sequence[float] | None) -> str:
+    """An average and half its interval, with as many digits: 16.95 ± 2.10."""
+    half = f" ± {interval[1] - average:.{decimals(average)}f}" if interval else ""
+    return f"{rounded(average)}{half}"
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.2f}"
+
+
+def model_files(report: Report) -> list[str]:
+    """The names of the checkpoint's files, as the inputs have them."""
+    paths = map(PurePosixPath, report.body.inputs)
+    return [path.name for path in paths if path.parts[0] == "models" and path.suffix in WEIGHTS]
+
+
+def model_name(report: Report, batch_size: int) -> str:
+    """The guide's name for the guide's model; any other has its profile's."""
+    return f"{'Deberta' if report.body.published else report.body.profile} bs{batch_size}"
 
 
 def headline(report: Report) -> Headline:
     """Only a verdict that says accepted gets words that say so."""
     verdict = report.verdict
     if verdict is None:
-        return Headline("none", "No verdict", "This is a report of measurements. No gate was judged.", ())
+        return Headline("none", "No verdict", "This is a report of measurements. No gate was judged.")
     kind, statuses = verdict.verdict, [gate.status for gate in verdict.gates]
     passed, every = statuses.count("passed"), len(statuses)
     whole = f"{many(every, 'check')} of {many(len({gate.gate for gate in verdict.gates}), 'gate')}"
     if kind == "failed":
         reasons = [_of_gate(gate) for gate in verdict.gates if gate.status == "failed"]
-        return Headline(kind, "Failed", f"{len(reasons)} of {whole} failed:", tuple(reasons))
+        return Headline(kind, "Failed", f"{len(reasons)} of {whole} failed.", "Failed:", tuple(reasons))
     statement = f"All gates pass: {whole}"
     if passed < every:
         statement = f"No gate failed: {passed} of {whole} pass, {every - passed} not judged"
     if kind == "accepted":
-        return Headline(kind, "Accepted", f"{statement}.", ())
-    return Headline(kind, "Checked", f"{statement}. No acceptance because:", tuple(verdict.why_not_accepted))
+        return Headline(kind, "Accepted", f"{statement}.")
+    return Headline(kind, "Checked", f"{statement}.", "No acceptance because:", tuple(verdict.why_not_accepted))
 
 
 def _of_gate(gate: GateCheck) -> str:
     about = f" ({gate.reason})" if gate.reason else ""
     return f"{gate.gate}, {gate.of}: found {gate.actual}, required {gate.required}{about}"
+
+
+def tiles(report: Report) -> list[Tile]:
+    """The accuracy of each version, the best throughput with its times, and the gates."""
+    shown = [tile for version in report.body.versions for tile in _accuracy_tile(report, version)]
+    if runs := padded_runs(report):
+        own = [run for run in runs if not is_supplied(run.origin)] or runs
+        best = max(own, key=lambda run: run.fps)
+        of = f"bs {best.batch_size}, {best.version}"
+        checks = [check for check in _checks(report, "fps") if check.of == f"{of}, {best.runner}"]
+        required = [f"gate: {check.required}" for check in checks]
+        shown.append(Tile("best throughput", rounded(best.fps), "fps", (of, *required), _worst(checks)))
+        ranks = best.percentiles_ms
+        last, times = rounded(ranks.p99), many(len(counted_times(best)), "time")
+        line = f"largest of {times}: {last} ms" if is_largest(best) else f"p99 of {times}: {last} ms"
+        shown.append(Tile(f"p50, {many(best.batch_size, 'row')}", rounded(ranks.p50), "ms", (line,), ""))
+    if checks := report.verdict.gates if report.verdict else []:
+        passed = sum(check.status == "passed" for check in checks)
+        names = {status: dict.fromkeys(c.gate for c in checks if c.status == status) for status in STATUSES[:2]}
+        lines = tuple(f"{status}: {', '.join(gates)}" for status, gates in names.items() if gates)
+        shown.append(Tile("gates passed", f"{passed} / {len(checks)}", "", lines, _worst(checks)))
+    return shown
+
+
+def _accuracy_tile(report: Report, version: str) -> Iterator[Tile]:
+    cells = [cell for cell in report.body.cells if (cell.version, cell.precision) == (version, FP32)]
+    if not cells:
+        return
+    lowest, highest = (choose(cells, key=lambda cell: cell.accuracy) for choose in (min, max))
+    values = dict.fromkeys(percent(cell.accuracy) for cell in (lowest, highest))
+    checks = [check for check in _checks(report, "correct_rows") if check.of in {_of(cell) for cell in cells}]
+    required = dict.fromkeys(f"gate: {check.required}" for check in checks if check.required)
+    lines = (f"{lowest.correct} of {lowest.rows}, bs {', '.join(str(cell.batch_size) for cell in cells)}", *required)
+    yield Tile(f"accuracy {SHORT[version]} ({version})", " – ".join(values), "%", lines, _worst(checks))
+
+
+def _of(cell: EvaluationCell) -> str:
+    """What the gates call it."""
+    return f"bs {cell.batch_size}, {cell.version}"
+
+
+def _checks(report: Report, gate: str) -> list[GateCheck]:
+    return [check for check in report.verdict.gates if check.gate == gate] if report.verdict else []
+
+
+def _worst(checks: Sequence[GateCheck]) -> str:
+    return min((check.status for check in checks), key=STATUSES.index, default="")
 
 
 def limited(report: Report) -> str:
@@ -144,9 +238,9 @@ def _guide_row(report: Report, size: int, row: PublishedRow | None) -> tuple[Cel
     ]
     runs = [run for run in padded_runs(report) if run.batch_size == size]
     several = len({run.version for run in runs}) > 1
-    fps = [f"{SHORT[run.version] + '=' if several else ''}{run.fps:.3f} {where_timed(run)}" for run in runs]
+    fps = [f"{SHORT[run.version] + '=' if several else ''}{rounded(run.fps)} {where_timed(run)}" for run in runs]
     return (
-        f"Deberta bs{size}",
+        model_name(report, size),
         f"M={row.official_match}/MM={row.official_mismatch}" if row else ABSENT,
         f"M={row.ascend_match}/MM={row.ascend_mismatch}" if row else ABSENT,
         tuple(accuracies) or ABSENT,
@@ -161,7 +255,7 @@ def accuracy(report: Report, cell: EvaluationCell, with_lengths: bool = True) ->
     by_lengths = with_lengths and not is_padded(cell.lengths)  # the table of lengths names them
     lengths = f", {many(len(cell.lengths), 'length')}" if by_lengths else ""
     partial = f", {limited(report)}" if report.body.limit else ""
-    counts = f"{100 * cell.accuracy:.2f} ({cell.correct}/{cell.rows})"
+    counts = f"{percent(cell.accuracy)} ({cell.correct}/{cell.rows})"
     return f"{counts} {where_counted(report, cell)}{lengths}{partial}"
 
 
@@ -205,8 +299,11 @@ def _not_checked(report: Report) -> list[str]:
     return [f"Not checked before the run ({some(runs, 6)}): {text}." for text, runs in figures.items()]
 
 
-def gates(report: Report) -> Table:
-    checks = report.verdict.gates if report.verdict else []
+def gates(report: Report, statuses: Sequence[str] = STATUSES, gate: str = "") -> Table:
+    """The checks with one of these statuses, those that failed first; of one gate if it is named."""
+    checks = [check for check in report.verdict.gates if check.status in statuses] if report.verdict else []
+    checks = [check for check in checks if check.gate == (gate or check.gate)]
+    checks.sort(key=lambda check: STATUSES.index(check.status))
     return table(
         "gates", ((g.gate, g.of, g.required or ABSENT, g.actual or ABSENT, g.status, g.reason) for g in checks)
     )
@@ -222,13 +319,30 @@ def _performance(run: PerformanceRun) -> tuple[Cell, ...]:
         f"{run.batch_size}",
         f"{run.version}{' (ais_bench)' if run.runner == ais_bench.MODULE else ''}",
         f"{run.loops}",
-        f"{run.fps:.3f}",
-        f"{run.average_ms}",
-        *(f"{time:.3f}" for time in (ranks.p50, ranks.p90, ranks.p99)),
-        between(run.interval_ms, 3),
-        f"{run.spread:.4f}",
+        rounded(run.fps),
+        with_interval(run.average_ms, run.interval_ms),
+        *map(rounded, (ranks.p50, ranks.p90)),
+        "" if is_largest(run) else rounded(ranks.p99),
+        rounded(ranks.p99) if is_largest(run) else "",
+        f"{100 * run.spread:.1f} %",
         _remarks(run),
     )
+
+
+def performance_notes(report: Report) -> list[str]:
+    """What belongs under the table of performance runs."""
+    runs = report.measured.performances
+    return [NOTES["throughput"], *([NOTES["largest"]] if any(map(is_largest, runs)) else [])] if runs else []
+
+
+def counted_times(run: PerformanceRun) -> list[float]:
+    """Times in ms, msame's without the first, which warms up; ais_bench's own warm-up is none of them."""
+    return run.times_ms[1:] or run.times_ms if run.runner == "msame" else run.times_ms
+
+
+def is_largest(run: PerformanceRun) -> bool:
+    """Whether the p99 is the largest time: by nearest rank it is, of fewer than 100."""
+    return len(counted_times(run)) < 100
 
 
 def _remarks(run: PerformanceRun) -> tuple[str, ...]:
@@ -240,7 +354,8 @@ def _remarks(run: PerformanceRun) -> tuple[str, ...]:
 
 def counted(counts: Proportion | EvaluationCell) -> tuple[str, str, str]:
     """correct / rows, accuracy and its interval."""
-    return f"{counts.correct}/{counts.rows}", f"{counts.accuracy:.4f}", between(counts.interval, 4)
+    low, high = counts.interval
+    return f"{counts.correct}/{counts.rows}", percent(counts.accuracy), f"{percent(low)} to {percent(high)}"
 
 
 def between(interval: Sequence[float] | None, digits: int) -> str:

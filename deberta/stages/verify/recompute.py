@@ -136,6 +136,7 @@ def recompute(options: Namespace) -> Result:
     beside = Path(shutil.copyfile(report, pages / report.name))
     page_pairs = [(path, pages / path.name) for path in (options.markdown, options.html)]
     rendering = ["--report", beside, "--markdown", page_pairs[0][1], "--html", page_pairs[1][1]]
+    rendering += ["--language", job.language]
     recomputations = [
         *_stages(job, options),
         Recomputation(assess.main, ["--job", options.job, "--output", again], [(report, again)]),
