@@ -248,7 +248,26 @@ def _measured(profile: str, backend: str, performances: list[dict[str, Any]]) ->
         "artifacts": {name: digest(name) for name in models},
         "places": {},
         **{"performances": [{**run, "place": f"on {backend}"} for run in performances]},
-        **{"throughputs": [], "label_changes": [], "published": [], "note": ""},
+        **{"throughputs": [], "label_changes": [], "published": [], "note": "", "wrong_rows": [wrong_rows()]},
+    }
+
+
+def wrong_rows() -> dict[str, Any]:
+    """Three wrong rows of match, with texts."""
+    texts = (
+        ("The new rights are nice enough", "Everyone really likes the newest benefits", "neutral", "entailment"),
+        ("It's not that the questions weren't interesting", "No question was asked.", "contradiction", "neutral"),
+        ("Fun for adults and children.", "Fun for only children.", "contradiction", "entailment"),
+    )
+    return {
+        **{"batch_size": 1, "version": "match", "precision": "fp32", "origin": "", "total": 11},
+        "rows": [
+            {
+                **{"row": 40 * place, "line": 40 * place + 2, "margin": 6.25 - place},
+                **{"premise": premise, "hypothesis": hypothesis, "gold": gold, "label": label},
+            }
+            for place, (premise, hypothesis, gold, label) in enumerate(texts)
+        ],
     }
 
 

@@ -20,6 +20,7 @@ from deberta.core.contract import LABELS
 from deberta.core.paths import Artifacts
 from deberta.core.report import Percentiles, Report
 from deberta.stages.report import assess, canonical, markdown
+from deberta.stages.report.phrases import Phrases
 from tests import report_helpers
 from tests.mnli_helpers import stage_command, stage_environment
 from tests.report_helpers import FOLDER, NEAR_TIE, edit, example_job, example_report
@@ -350,5 +351,5 @@ def test_wrong_rows_are_listed_with_their_texts_the_largest_margins_first(job: P
     assert sorted(margins, reverse=True) == margins and all(row["gold"] != row["label"] for row in first["rows"])
     texts = {row["row"]: row["premise"] for row in first["rows"]}
     assert texts == {11: "A boat 11.", 23: "A boat 23.", 35: f"{long[:500]}...", 47: "A boat 47."}
-    pages = markdown.markdown(msgspec.convert(report, Report))
+    pages = markdown.markdown(msgspec.convert(report, Report), Phrases("en"))
     assert "A bo\x1bat \\| &lt;b>xxx" in pages  # the render stage makes control characters visible

@@ -249,7 +249,7 @@ def test_what_stands_behind_a_figure() -> None:
 def test_parts_that_are_not_there() -> None:
     def change(report: dict[str, Any]) -> None:
         report["body"].update(cells=[], reference={}, sentinels={}, agreement={}, artifacts={})
-        report["measured"].update(performances=[], engines=[], steps=[], artifacts={}, places={})
+        report["measured"].update(performances=[], engines=[], steps=[], artifacts={}, places={}, wrong_rows=[])
 
     report = changed(report_samples.demo(), change)
     page, text = Page(html_of(report)), markdown_of(report)

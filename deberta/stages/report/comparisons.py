@@ -8,6 +8,7 @@ from typing import NamedTuple
 import msgspec
 
 from deberta.core.contract import FP32, SUPPLIED, VERSIONS, is_supplied
+from deberta.core.errors import many
 from deberta.core.report import DataProblem, EvaluationCell, Proportion, Report, is_padded
 from deberta.stages.report import tables
 from deberta.stages.report.tables import ABSENT, Section, Table, table
@@ -18,10 +19,10 @@ ALL = "all"  # beside the genres: their total
 def sections(report: Report) -> list[Section]:
     """What follows the performance runs, on the page and in report.md."""
     return [
+        Section("wrong", "Wrong rows with the largest margin", wrong(report)),
         Section("lengths", "Other lengths and int8", [lengths(report), int8(report)], [tables.NOTES["lengths"]]),
         Section("agreement", "Agreement between batch sizes", agreement(report)),
         Section("reference", "Comparison with the reference", reference(report)),
-        Section("wrong", "Wrong rows with the largest margin", wrong(report)),
         Section("data", "Checks of data and labels", [data_checks(report), orders(report)]),
         Section("environment", "Environment", [tables.environment(report)], folded=True),
         Section("steps", "Steps", [tables.steps(report)], folded=True),
@@ -79,7 +80,8 @@ def agreement(report: Report) -> list[Table]:
         for row in entry.differences:
             labels = ", ".join(f"bs {size}: {label}" for size, label in row.labels.items())
             singles.append((version, f"{row.row}", f"{row.line}", f"{row.margin:.3f}", labels))
-    return [table("agreement", rows), table("differences", singles)]
+    listed = table("differences", singles)._replace(folded=many(len(singles), "row"))
+    return [table("agreement", rows), listed]
 
 
 def reference(report: Report) -> list[Table]:
@@ -95,10 +97,11 @@ def reference(report: Report) -> list[Table]:
                 labels = (flip.gold, flip.reference, flip.this)
                 row = (cell.version, f"{flip.row}", f"{flip.line}", *labels, f"{flip.margin:.3f}")
                 flips.append((size_of(cell), row))
+    rows = [(*row, sizes) for row, sizes in _sizes(flips).items()]
     return [
         table("reference", ((name, *tables.counted(counts)) for name, counts in report.body.reference.items())),
         table("versus", ((sizes, *row) for row, sizes in _sizes(versus).items())),
-        table("flips", ((*row, sizes) for row, sizes in _sizes(flips).items())),
+        table("flips", rows)._replace(folded=many(len(rows), "row")),
     ]
 
 
@@ -111,7 +114,8 @@ def wrong(report: Report) -> list[Table]:
         for row in entry.rows:
             margin = f"{row.margin:.3f}"
             singles.append((entry.version, f"{row.line}", row.gold, row.label, margin, row.premise, row.hypothesis))
-    return [table("wrong-counts", counts), table("wrong", singles)]
+    listed = table("wrong", singles)._replace(folded=f"{many(len(singles), 'row')} with their texts")
+    return [table("wrong-counts", counts), listed]
 
 
 def _sizes(rows: Iterable[tuple[str, tuple[str, ...]]]) -> dict[tuple[str, ...], str]:
