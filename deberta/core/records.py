@@ -174,6 +174,11 @@ class Digests:
         with contextlib.suppress(OSError, ValueError):  # without a memory everything is hashed again
             self._known = schema.read_json(self._memory, dict[str, KnownDigest])
 
+    def knows(self, path: PurePosixPath) -> bool:
+        """Whether nothing has to be read for the digest of a file or folder; raises FileNotFoundError."""
+        known = self._known.get(str(path))
+        return known is not None and known.state == files.state(self._workspace / path)
+
     def of(self, path: PurePosixPath) -> dict[str, str]:
         """The digest of a file or folder; raises FileNotFoundError."""
         absolute = self._workspace / path

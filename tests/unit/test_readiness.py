@@ -15,10 +15,10 @@ from deberta.host.plan import profiles
 from deberta.host.plan.plan import Plan
 from deberta.host.workflows import doctor, readiness
 from deberta.host.workflows.doctor import MISSING, HostCheck
-from deberta.host.workflows.readiness import Surroundings
+from deberta.host.workflows.readiness import HostParts
 
 FILES = {"checkpoint": "model.bin", "config": "config.json", "tokenizer": "spm.model", "dataset": "MNLI"}
-LAPTOP = Surroundings(stages=True, installed=True, cann=False, msame=False, npu=False, engine=False, images=False)
+LAPTOP = HostParts(stages=True, installed=True, cann=False, msame=False, npu=False, engine=False, images=False)
 NPU_HOST = LAPTOP._replace(cann=True, msame=True, npu=True)
 
 
@@ -33,7 +33,7 @@ def put(root: Path, name: str, without: str = "") -> None:
             (root / path).write_text("content")
 
 
-def line(root: Path, here: Surroundings, *names: str) -> str:
+def line(root: Path, here: HostParts, *names: str) -> str:
     return readiness.judge(root, [plan(name) for name in names], ["broken"] if here.npu else [], here).line
 
 

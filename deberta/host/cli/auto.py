@@ -8,6 +8,7 @@ from pathlib import Path
 from deberta.ascend import cann, npu_smi, programs
 from deberta.core import progress
 from deberta.core.errors import DebertaError, MissingError
+from deberta.host.engine import ping
 
 AUTO = "auto"
 DEVICES = Path("/dev")
@@ -77,6 +78,8 @@ def pick_executor(name: str, script: str = "", usual: str = "") -> tuple[str, st
 
 def _engine() -> str:
     """The address of an engine that can be used, empty if there is none."""
+    if ping.answers() is False:
+        return ""
     from deberta.host.engine import engine  # the SDK is slow to import, and most commands need none
 
     try:

@@ -15,7 +15,7 @@ from deberta.core.schema import Schema
 from deberta.host.cli.options import Options
 from deberta.host.report import figures, findings, verification
 from deberta.host.run.messages import as_started
-from deberta.host.workflows import conclusion, explain, readiness
+from deberta.host.workflows import conclusion, explain, readiness, status
 
 
 class Failure(Schema):
@@ -49,6 +49,7 @@ DOCUMENTS: Mapping[str, type[Schema]] = {
     "explain": explain.ExplainDocument,
     "lint-onnx": findings.LintDocument,
     "perf": figures.PerfDocument,
+    "status": status.Status,
     "verify": verification.VerifyDocument,
 }
 

@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, Callable
 
 from invoke.context import Context
 from invoke.exceptions import Exit
 
 from deberta import PROJECT
-from deberta.core.errors import ConfigError, MissingError
+from deberta.core.errors import ConfigError, DebertaError, MissingError
 from deberta.host.cli import auto, output, settings, settings_file
 from deberta.host.cli.auto import AUTO
-from deberta.host.cli.command import command
+from deberta.host.cli.command import COMMANDS, command
 from deberta.host.cli.options import Options, user_path, user_paths
+from deberta.host.engine import ping
 from deberta.host.plan import profiles
 from deberta.host.plan.plan import Plan
 from deberta.host.report import request
+from deberta.host.run import recorded
 from deberta.host.run.messages import as_started
-from deberta.host.run.session import exclusive
+from deberta.host.run.session import Session, exclusive, holder
 from deberta.host.user_files import add_profile as adding
 from deberta.host.workflows import adopt as adoption
 from deberta.host.workflows import clean as workflow
 from deberta.host.workflows import doctor as checkup
 from deberta.host.workflows import readiness
+from deberta.host.workflows import status as status_workflow
 
 # What needs tomlkit or the docker SDK is imported by the task that needs it: `invoke -l` must not load them.
 
@@ -150,6 +155,54 @@ def doctor(c: Context, options: Options) -> None:
     output.show(options, diagnosis, text)
     if missing:
         raise Exit(code=3)
+
+
+@command("profile", "json")
+def status(c: Context, options: Options) -> None:
+    """Say what is there of each profile, what is stale and why, and what an acceptance would take now."""
+    plans, wrong = ([settings.cpu_plan(c, options)], []) if options.profile else _plans(c)
+    session = settings.session_of(c, replace(options, dry=True), executor=_executor_of(c))
+    session = recorded.read_only(session, recorded.BoundedDigests(session.workspace))
+    content = status_workflow.Status(
+        workspace=str(session.workspace),
+        running=holder(session.workspace),
+        free=checkup.free_bytes(session.workspace),
+        profiles=[status_workflow.of_profile(session, plan, _acceptance_of(c, plan, session)) for plan in plans],
+        unreadable=wrong,
+        images=_images(),
+    )
+    output.show(options, content, status_workflow.text(content))
+
+
+def _executor_of(c: Context) -> str:
+    return auto.pick_executor(settings.read(c).executor, settings.cann_script(c))[0]
+
+
+def _acceptance_of(c: Context, plan: Plan, session: Session) -> Callable[[], list[Any]]:
+    """What plans the profile's next acceptance, on the backend that it would take, as explain does."""
+    acceptance = COMMANDS["acceptance"]
+
+    def planned() -> list[Any]:
+        backend, _ = auto.pick_backend(settings.read(c).backend, False, settings.cann_script(c), PROJECT)
+        typed = {"profile": plan.profile.name, "backend": backend, "executor": session.executor.name}
+        steps: list[Any] = []
+        acceptance.run(c, replace(acceptance.read(c, typed), planned=steps))
+        return steps
+
+    return planned
+
+
+def _images() -> status_workflow.Images:
+    """Our images, if an engine answers at once."""
+    if not (engine := ping.answers()):
+        note = "no Docker engine answers" if engine is False else "not asked: the engine is slow, or behind a context"
+        return status_workflow.Images(asked=False, names=[], note=note)
+    from deberta.host.images import manage
+
+    try:
+        return status_workflow.Images(asked=True, names=manage.names(checkup.ENGINE_TIMEOUT), note="")
+    except DebertaError as error:
+        return status_workflow.Images(asked=False, names=[], note=f"not known: {error}")
 
 
 def can_run_now(c: Context) -> readiness.Readiness:

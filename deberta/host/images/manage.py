@@ -105,6 +105,14 @@ def _remove_image(client: Any, entry: Any) -> str:
     return ""
 
 
+def names(timeout: float) -> list[str]:
+    """The images that we built and that are here. Raises MissingError, ConfigError and StageError."""
+    client = engine.connect(timeout)
+    with engine.explained("listing images"):
+        listed = client.api.images(filters={"label": f"{engine.LABEL}=image"})
+    return sorted(map(_name, listed))
+
+
 def _name(entry: Any) -> str:
     tags: Sequence[str] = entry.get("RepoTags") or ()
     return tags[0] if tags and "<none>" not in tags[0] else str(entry["Id"])

@@ -146,7 +146,7 @@ def publish(session: Session, plan: Plan, job: Job) -> Report:
 
 def show(session: Session, plan: Plan, language: str) -> None:
     """What `publish` would do, in a dry run."""
-    print(f"# {plan.artifacts.job()} is written by this command itself, of the records and what they name")
+    session.show(f"{plan.artifacts.job()} is written by this command itself, of the records and what they name")
     _run_stages(session, plan, None, language)
 
 

@@ -29,7 +29,7 @@ class Session:
     `strict`: a modified artifact raises DataError instead of being rebuilt. `ran`: names of steps; each is forced, or
     shown in a dry run, once. `planned` takes the steps of a dry run, instead of the executor, which prints them.
     `verbose`: each step that is up to date is named, and each artifact's digest shown. `groups`: of a CI service's log.
-    `up_to_date`: what is to be said of each such step, by its name.
+    `up_to_date`: what is to be said of each such step, by its name. `hashing` makes the memory of digests.
     """
 
     project: Path
@@ -45,11 +45,12 @@ class Session:
     verbose: bool = False
     groups: str = ""
     up_to_date: dict[str, str] = field(default_factory=dict, compare=False)
+    hashing: Callable[[Path], records.Digests] = records.Digests
     digests: records.Digests = field(init=False)
     ran: set[str] = field(init=False, default_factory=set, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "digests", records.Digests(self.workspace))
+        object.__setattr__(self, "digests", self.hashing(self.workspace))
 
     def forces(self, task: str) -> bool:
         """Whether the steps that are a task's own run again."""
@@ -77,6 +78,19 @@ class Session:
         """Print a line of the result; in a dry run as a comment, and nothing in a planned one."""
         if self.planned is None:
             print(as_started(f"# {line}" if self.dry else line), flush=True)
+
+
+def holder(workspace: Path, locks: Path = Path("/proc/locks")) -> str:
+    """The number of the process that holds the workspace's lock, empty if none does; takes no lock itself."""
+    path = workspace / ".cache" / "lock"
+    try:
+        number, inode = files.read_text(path).strip(), path.stat().st_ino
+    except OSError:
+        return ""
+    with contextlib.suppress(OSError):  # a process's number may have been given to another since
+        if f":{inode} " not in files.read_text(locks):
+            return ""
+    return number if machine.is_alive(number) else ""
 
 
 def _acquire(lock: IO[str], workspace: Path) -> None:

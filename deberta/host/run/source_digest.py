@@ -7,6 +7,7 @@ digest: what the code does, and not where it is.
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import re
 from pathlib import Path
@@ -27,6 +28,13 @@ class _Import(NamedTuple):
     name: str
 
 
+class _Parsed(NamedTuple):
+    """A module's imports of ours, and the texts in it that may name files beside it."""
+
+    imports: tuple[ast.ImportFrom, ...]
+    data: tuple[str, ...]
+
+
 def digest(project: Path, module: str) -> str:
     """SHA-256 of a stage's code, in hexadecimal: it changes when code that the stage uses changes."""
     return _digest(project, _file(project, module), {})
@@ -41,9 +49,9 @@ def sources(project: Path, module: str) -> dict[str, str]:
             continue
         known.add(path)
         if path.suffix == ".py":
-            tree = ast.parse(path.read_text(encoding="utf-8"))
-            waiting += [entry.path for entry in _imports(project, tree)]
-            waiting += [data for _, data in _data(path, tree)]
+            parsed = _parse(path.read_text(encoding="utf-8"))
+            waiting += [entry.path for entry in _imports(project, parsed)]
+            waiting += [data for _, data in _data(path, parsed)]
     return {path.relative_to(project).as_posix(): files.sha256_of(path) for path in sorted(known)}
 
 
@@ -74,9 +82,9 @@ def _digest(project: Path, path: Path | None, known: dict[Path, str]) -> str:
 def _canonical(project: Path, path: Path, known: dict[Path, str]) -> str:
     """The text that a module's digest covers (see above), with its imports as sorted lines at the end."""
     text = path.read_text(encoding="utf-8")
-    tree, lines = ast.parse(text), text.splitlines()
+    parsed, lines = _parse(text), text.splitlines()
     imported, modules = [], {}
-    for entry in _imports(project, tree):
+    for entry in _imports(project, parsed):
         code = _digest(project, entry.path, known)
         if entry.name:
             imported.append(f"{entry.local}: {entry.name} of {code}")
@@ -87,15 +95,23 @@ def _canonical(project: Path, path: Path, known: dict[Path, str]) -> str:
     text = "\n".join(line for line in lines if line.strip())
     for name, code in modules.items():
         text = re.sub(rf"(?<![\w.]){name}(?=\s*\.)", code, text)
-    for name, data in _data(path, tree):
+    for name, data in _data(path, parsed):
         text = text.replace(name, files.sha256_of(data))
     return "\n".join([text, *sorted(imported)])
 
 
-def _imports(project: Path, tree: ast.AST) -> Iterator[_Import]:
-    for node in ast.walk(tree):
-        if not isinstance(node, ast.ImportFrom) or (node.module or "").split(".")[0] != "deberta":
-            continue
+@functools.cache
+def _parse(text: str) -> _Parsed:
+    """What matters here of a module's text; remembered, since stages share most of their modules."""
+    nodes = list(ast.walk(ast.parse(text)))
+    imports = [node for node in nodes if isinstance(node, ast.ImportFrom) and node.module]
+    texts = [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    ours = tuple(node for node in imports if str(node.module).split(".")[0] == "deberta")
+    return _Parsed(ours, tuple(text for text in texts if text.endswith(DATA)))
+
+
+def _imports(project: Path, parsed: _Parsed) -> Iterator[_Import]:
+    for node in parsed.imports:
         for alias in node.names:
             whole = _file(project, f"{node.module}.{alias.name}")
             path, name = (whole, "") if whole else (_file(project, str(node.module)), alias.name)
@@ -103,12 +119,11 @@ def _imports(project: Path, tree: ast.AST) -> Iterator[_Import]:
                 yield _Import(node, alias.asname or alias.name, path, name)
 
 
-def _data(path: Path, tree: ast.AST) -> Iterator[tuple[str, Path]]:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.endswith(DATA):
-            data = path.parent / node.value
-            if data.is_file():
-                yield node.value, data
+def _data(path: Path, parsed: _Parsed) -> Iterator[tuple[str, Path]]:
+    for name in parsed.data:
+        data = path.parent / name
+        if data.is_file():
+            yield name, data
 
 
 def _file(project: Path, module: str) -> Path | None:

@@ -158,7 +158,7 @@ def stage_environment(project: Path, prepared: Optional[Path] = None) -> Tuple[H
 
 def _new_environment(project: Path) -> HostCheck:
     """ok if all is there that makes the environment on first use."""
-    python, needed, free = stages.find_python(), stages.DISK_MB * 10**6, _free(project)
+    python, needed, free = stages.find_python(), stages.DISK_MB * 10**6, free_bytes(project)
     if python is None:
         return _check("stages-python-none", "no Python 3.11", False)
     if free < needed:
@@ -176,7 +176,7 @@ def writable(workspace: Path) -> HostCheck:
 
 
 def disk(workspace: Path, required: int) -> HostCheck:
-    free = _free(workspace)
+    free = free_bytes(workspace)
     return _check("disk", _gib(free), free >= required, amount=_gib(required), folder=str(workspace))
 
 
@@ -296,7 +296,7 @@ def _check(key: str, actual: str, ok: Optional[bool], **details: object) -> Host
     return msgspec.structs.replace(check, actual=actual, state=state, **texts)
 
 
-def _free(path: Path) -> int:
+def free_bytes(path: Path) -> int:
     """Free bytes for this user on the disk that holds `path`, or will."""
     return shutil.disk_usage(_nearest(path)).free
 

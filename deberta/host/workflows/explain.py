@@ -11,13 +11,13 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Iterator, Mapping, NamedTuple, Sequence
 
-from deberta.core.errors import many
+from deberta.core.errors import DebertaError, many
 from deberta.core.schema import Schema
 from deberta.host.plan.plan import LATEST, Step
 from deberta.host.run import freshness
 from deberta.host.run.session import Session
 
-NO, MAYBE, YES, STOPS = "up to date", "may run", "would run", "would stop"
+NO, MAYBE, YES, STOPS, UNKNOWN = "up to date", "may run", "would run", "would stop", "not known"
 Planned = list[tuple[Session, Step]]
 
 
@@ -37,31 +37,38 @@ class ExplainDocument(Schema):
 
 
 class Verdict(NamedTuple):
-    """What would become of a step: NO, MAYBE, YES or STOPS, and the one reason."""
+    """What would become of a step: NO, MAYBE, YES, STOPS or UNKNOWN, and the one reason."""
 
     title: str
     runs: str
     reason: str = ""
 
 
-def judge(steps: Planned) -> list[Verdict]:
+def judge(steps: Planned, to_the_end: bool = False) -> list[Verdict]:
     """What would become of each step, in the order in which they would run; reads and hashes, changes nothing.
 
-    Raises DataError for a record that is damaged.
+    Raises DataError for a record that is damaged. `to_the_end`: goes on after what would stop a run, and what cannot be
+    judged is UNKNOWN.
     """
     gates = {step.gate.name for _, step in steps if step.gate is not None}
     rebuilt: dict[str, str] = {}  # path of an output -> MAYBE or YES
     latest: dict[str, str] = {}  # a run's folder as a dry run names it -> as its record does
     verdicts: list[Verdict] = []
-    for session, shown in {step.name: (session, step) for session, step in steps if step.name not in gates}.values():
+    own = {(step.name, step.outputs[0]): (session, step) for session, step in steps if step.name not in gates}
+    for session, shown in own.values():
         step = _with_folders(shown, latest)
-        verdict = _judge(session, step, rebuilt)
+        try:
+            verdict = _judge(session, step, rebuilt)
+        except (DebertaError, OSError) as error:
+            if not to_the_end:
+                raise
+            verdict = Verdict(step.title, UNKNOWN, str(error))
         if step.gate is not None and verdict.runs in (MAYBE, YES):
             gate = _judge(session, step.gate, rebuilt)
             sure = verdict.runs == YES or gate.runs != YES
             verdicts.append(gate if sure else gate._replace(runs=MAYBE))
         verdicts.append(verdict)
-        if verdict.runs == STOPS:
+        if verdict.runs == STOPS and not to_the_end:
             break
         outputs = [str(path) for path in step.outputs]
         record = freshness.last_record(session, step) if step.inference else None
@@ -69,7 +76,7 @@ def judge(steps: Planned) -> list[Verdict]:
             folder = str(freshness.run_folder(record, run.output)) if record else ""
             latest.update({str(run.output): folder, f"{run.output}{LATEST}": folder} if folder else {})
             outputs += [f"{run.output}{LATEST}", *([folder] if folder else [])]
-        if verdict.runs != NO:
+        if verdict.runs not in (NO, STOPS):
             rebuilt.update(dict.fromkeys(outputs, verdict.runs))
     return verdicts
 

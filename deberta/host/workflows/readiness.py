@@ -19,7 +19,7 @@ from deberta.host.workflows.doctor import CHECKS, MISSING, OK, HostCheck
 ASCEND, CPU = BACKENDS
 
 
-class Surroundings(NamedTuple):
+class HostParts(NamedTuple):
     """What this machine has. `stages`: a Python for them, `installed`: and its packages; `engine`: None if not known.
 
     `images`: the stage images of the ascend backend are here or can be built.
@@ -54,7 +54,7 @@ class Readiness(Schema):
         return " | ".join(parts)
 
 
-def look(project: Path, python: Optional[Path], cann_setting: str, msame_path: Path) -> Surroundings:
+def look(project: Path, python: Optional[Path], cann_setting: str, msame_path: Path) -> HostParts:
     """The machine at a glance: starts no program but perhaps a Python, and waits for no engine."""
     try:
         has_cann = cann.search(cann_setting)[0] is not None
@@ -62,7 +62,7 @@ def look(project: Path, python: Optional[Path], cann_setting: str, msame_path: P
         has_cann = False
     installed = os.access(python, os.X_OK) if python else stages.find(project) is not None
     engine, npu = ping.answers(), doctor.devices().state == OK
-    return Surroundings(
+    return HostParts(
         stages=installed or (python is None and stages.find_python() is not None),
         installed=installed,
         cann=has_cann,
@@ -73,11 +73,11 @@ def look(project: Path, python: Optional[Path], cann_setting: str, msame_path: P
     )
 
 
-def of_checks(checks: Sequence[HostCheck]) -> Surroundings:
+def of_checks(checks: Sequence[HostCheck]) -> HostParts:
     """The machine as doctor saw it."""
     states = {check.name: check.state for check in checks}
     python, packages = CHECKS["stages-python"].name, CHECKS["stages-packages"].name
-    return Surroundings(
+    return HostParts(
         stages=MISSING not in (states.get(python, MISSING), states.get(packages)),
         installed=states.get(packages) == OK,
         cann=states.get(CHECKS["cann"].name) == OK,
@@ -93,7 +93,7 @@ def _has_images(checks: Sequence[HostCheck]) -> bool:
     return images <= {check.name for check in checks if check.state == OK}
 
 
-def judge(workspace: Path, plans: Sequence[Plan], wrong: Sequence[str], here: Surroundings) -> Readiness:
+def judge(workspace: Path, plans: Sequence[Plan], wrong: Sequence[str], here: HostParts) -> Readiness:
     """What runs of these profiles; `wrong` are the names of those whose settings cannot be read."""
     parts = {"CANN": here.cann, "msame": here.msame, "NPU": here.npu}
     absent = {name: [f"see invoke doctor --profile {name}"] for name in wrong}
