@@ -18,7 +18,7 @@ from deberta.core.errors import visible
 _Item = TypeVar("_Item")
 _LINE = re.compile(r"\[progress\] (.+: \d+/\d+(?: .+)?)")
 _COUNTED = re.compile(r"(.+): (\d{1,18})/(\d{1,18})(.*)")
-BAR = 20  # characters
+BAR, SHORTEST_BAR = 20, 5  # characters
 BOLD, GREEN, RED, YELLOW = "1", "32", "31", "33"  # of a terminal (SGR)
 
 
@@ -49,15 +49,15 @@ def draw(stream: TextIO, text: str) -> None:
 
 def redraw(stream: TextIO, text: str) -> None:
     """Replace the last line of a terminal; a count in the text gets a bar, and what does not fit is cut."""
-    shown = visible(_COUNTED.sub(_with_bar, text))
-    ending = "\n" if shown.endswith("\n") else ""
-    draw(stream, f"\r\x1b[K{shown.rstrip()[: _columns(stream) - 1]}{ending}")
-
-
-def _with_bar(match: re.Match[str]) -> str:
-    what, done, total, rest = match.groups()
-    full = int(done) * BAR // max(1, int(total))
-    return f"{what}: [{'#' * full:.<{BAR}}] {done}/{total}{rest}"
+    line, ending = visible(text.rstrip("\n")), "\n" if text.endswith("\n") else ""
+    room = _columns(stream) - 1
+    if counted := _COUNTED.fullmatch(line):
+        what, done, total, rest = counted.groups()
+        width = min(BAR, room - len(line) - len("[] "))
+        if width >= SHORTEST_BAR:
+            full = int(done) * width // max(1, int(total))
+            line = f"{what}: [{'#' * full:.<{width}}] {done}/{total}{rest}"
+    draw(stream, f"\r\x1b[K{line[:room]}{ending}")
 
 
 def _columns(stream: TextIO) -> int:

@@ -62,8 +62,10 @@ def test_a_terminal_has_a_bar_and_colours_and_nothing_of_what_is_told() -> None:
 
 def test_a_line_that_is_redrawn_fits_its_terminal_and_hours_are_no_seconds() -> None:
     terminal = Terminal()
-    progress.redraw(terminal, "what: 1/2 " + "x" * 300)
-    assert len(terminal.getvalue().removeprefix("\r\x1b[K")) == 79
+    for rest in (60, 300):
+        progress.redraw(terminal, "what: 1/2 " + "x" * rest)
+    short, cut = terminal.getvalue().split("\r\x1b[K")[1:]
+    assert short == "what: [###...] 1/2 " + "x" * 60 and len(short) == len(cut) == 79 and "[" not in cut
     assert [progress.duration(seconds) for seconds in (12.2, 600, 9000)] == ["12 s", "10 min", "2.5 h"]
 
 

@@ -19,6 +19,7 @@ from deberta.host.run.console import Console
 from deberta.host.run.executor import Provenance
 from deberta.host.run.session import Session
 
+MANY = 4  # artifacts of a step
 BUILDER = "urn:deberta-ascend:executor:"
 
 
@@ -159,8 +160,8 @@ def _run(session: Session, step: Step, console: Console) -> Record:
     files.remove(session.workspace / programs.scratch(step.name))
     # Replace the record last: until then it still describes the old outputs.
     records.write(session.workspace / record_of(step.outputs[0]), statement)
-    for subject in subjects:
-        console.say(_describe(session, subject))
+    for line in _describe_all(session, subjects):
+        console.say(line)
     console.say(f"done in {time.monotonic() - clock:.1f} s")
     return statement
 
@@ -200,13 +201,25 @@ def _execute(session: Session, step: Step, summary: Path, console: Console) -> l
         console.close()
 
 
+def _describe_all(session: Session, paths: Sequence[PurePosixPath]) -> list[str]:
+    """A line for each artifact; for many, as of a run at several lengths, one in all unless the session is verbose."""
+    if session.verbose or len(paths) <= MANY:
+        return [_describe(session, path) for path in paths]
+    size = sum(_size(session.workspace / path)[0] for path in paths)
+    return [f"{paths[0]} and {len(paths) - 1} more: {size:,} bytes in all"]
+
+
+def _size(path: Path) -> tuple[int, str]:
+    """The bytes of a file or of all files of a folder, and what to say of their number."""
+    if not path.is_dir():
+        return path.stat().st_size, ""
+    names = files.files_in(path)
+    return sum((path / name).stat().st_size for name in names), f"{len(names)} files, "
+
+
 def _describe(session: Session, path: PurePosixPath) -> str:
     """A path with its size and, if the session is verbose, its digest."""
-    absolute = session.workspace / path
+    size, number = _size(session.workspace / path)
     [(kind, value)] = session.digests.of(path).items()
     digest = f", {kind} {value}" if session.verbose else ""
-    if absolute.is_dir():
-        names = files.files_in(absolute)
-        size = sum((absolute / name).stat().st_size for name in names)
-        return f"{path}/: {len(names)} files, {size:,} bytes{digest}"
-    return f"{path}: {absolute.stat().st_size:,} bytes{digest}"
+    return f"{path}{'/' if number else ''}: {number}{size:,} bytes{digest}"
