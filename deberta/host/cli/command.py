@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
-from typing import Any, Callable, Optional
+from typing import Any, Callable, Optional, TextIO, cast
 
 from invoke.context import Context
 from invoke.exceptions import Exit
@@ -20,15 +20,18 @@ from invoke.tasks import Task
 
 from deberta.core.errors import (
     ERROR_PREFIX,
+    ERROR_STREAM,
     INTERRUPTED,
     OUTPUT_STREAM,
     ConfigError,
     DebertaError,
+    VisibleStream,
     discard,
     from_os_error,
     one_line,
     visible_output,
 )
+from deberta.core.progress import RED, write
 from deberta.host.cli import output
 from deberta.host.cli.options import OPTIONS, Document, Option, Options
 from deberta.host.run.console import PLAIN, Surroundings, surroundings
@@ -132,7 +135,9 @@ def exit_codes(around: Surroundings = PLAIN, document: Optional[Document] = None
         message, code = "interrupted; what was finished is kept, run the same command to go on", INTERRUPTED
     in_place = document is not None and not document.shown
     message = as_started(message)
-    _print_last(message, output.error(message.removeprefix(ERROR_PREFIX), code) if in_place else "")
+    text = message.removeprefix(ERROR_PREFIX)
+    head = message[: len(message) - len(text)]
+    _print_last(around, (head, RED), (f"{text}\n", ""), document=output.error(text, code) if in_place else "")
     raise Exit(code=code)
 
 
@@ -142,12 +147,12 @@ def _ignore_signals() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def _print_last(message: str, document: str) -> None:
+def _print_last(around: Surroundings, *message: tuple[str, str], document: str) -> None:
     """Print a message to standard error, and a document to standard output, whatever has become of both streams."""
-    for stream, text in ((sys.stdout, document), (sys.stderr, f"{message}\n")):
+    for stream, name, parts in ((sys.stdout, OUTPUT_STREAM, ((document, ""),)), (sys.stderr, ERROR_STREAM, message)):
         try:
             if stream is not None:
-                stream.write(text)
+                write(cast(TextIO, VisibleStream(stream, name, around.terminal, around.colour)), *parts)
                 stream.flush()
         except OSError:
             discard(stream)

@@ -77,10 +77,10 @@ class Console:
         if progress.parse(text) is not None:
             self.line(text)
 
-    def say(self, text: str) -> None:
-        """Print a line of our own under the title."""
+    def say(self, text: str, style: str = "") -> None:
+        """Print a line of our own under the title; `style` is of progress.write."""
         self.close()
-        progress.write(self._stream, (f"[{self._title}]", progress.BOLD), (f" {as_started(text)}\n", ""))
+        progress.write(self._stream, (f"[{self._title}]", progress.BOLD), (f" {as_started(text)}", style), ("\n", ""))
         self._stream.flush()
 
     def close(self) -> None:

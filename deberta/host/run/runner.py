@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Mapping, NamedTuple, Optional, Sequence
 
 from deberta.ascend import programs
-from deberta.core import files, records, schema
+from deberta.core import files, progress, records, schema
 from deberta.core.errors import ConfigError, DataError, DebertaError, StageError
 from deberta.core.paths import record_of
 from deberta.core.records import Record
@@ -162,7 +162,7 @@ def _run(session: Session, step: Step, console: Console) -> Record:
     records.write(session.workspace / record_of(step.outputs[0]), statement)
     for line in _describe_all(session, subjects):
         console.say(line)
-    console.say(f"done in {time.monotonic() - clock:.1f} s")
+    console.say(f"done in {time.monotonic() - clock:.1f} s", progress.GREEN)
     return statement
 
 
