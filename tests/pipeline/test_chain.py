@@ -162,8 +162,11 @@ def test_outdated_outputs_are_not_counted_as_if_they_were_new(workspace: Workspa
 def test_report_tells_the_present_model_from_others(workspace: Workspace) -> None:
     """Another model's figures, and outputs from elsewhere, never stand as this backend's."""
     workspace.succeed("perf", "--bs", "4", "--loops", "2")
-    workspace.succeed("evaluate", "--bs", "4", "--version", "mismatch")
-    workspace.succeed("evaluate", "--bs", "2", "--version", "match")
+    lines = workspace.succeed("evaluate", "--bs", "4,2").splitlines()
+    table = [line.split() for line in lines[-5:]]
+    assert table[0] == ["bs", "version", "precision", "accuracy", "right"]
+    assert [row[:3] for row in table[1:]] == [[bs, name, "fp32"] for bs in "24" for name in ("match", "mismatch")]
+    assert all(row[4] == "%" and row[5].endswith(rows) for row, rows in zip(table[1:], ("/10", "/7") * 2, strict=True))
     row = _table_row(workspace, 4)
     assert row.count("on cpu") == 3 and "on cpu" in _table_row(workspace, 2)
     config = workspace.checkpoint.with_name("model_config.json")
@@ -218,6 +221,13 @@ def test_a_stages_hint_is_a_command_that_can_be_run(workspace: Workspace) -> Non
     workspace.succeed(*EVALUATE)
 
 
+def test_all_versions_are_checked_before_the_first_is_run(fresh: Workspace) -> None:
+    fresh.data("mismatch").unlink()
+    before = fresh.files()
+    assert "dev_mismatched.tsv is missing" in fresh.fail(3, "evaluate", "--bs", "2,4")
+    assert fresh.files() == before
+
+
 def test_without_weights(workspace: Workspace) -> None:
     workspace.checkpoint.unlink()
     said = workspace.fail(3, "evaluate", "--version", "mismatch")
@@ -233,7 +243,7 @@ def test_without_weights(workspace: Workspace) -> None:
         (("evaluate", "--bs=-1", "--version", "match"), "--bs '-1'"),
         (("build-om", "--bs", "x"), "--bs 'x'"),
         (("evaluate", "--version", "foo"), "--version 'foo'"),
-        (("evaluate",), "--version is needed"),
+        (("infer",), "--version is needed"),
         (("evaluate", "--version", "match", "--limit", "0"), "--limit '0'"),
         (("perf", "--loops", "101"), "--loops '101'"),
         (("build-om", "--profile", "nobodys"), "no profile 'nobodys'"),

@@ -57,7 +57,7 @@ def test_what_cannot_be_explained(workspace: Workspace) -> None:
     assert "evaluate takes no --loops. See: invoke --help evaluate" in workspace.fail(
         2, "explain", *EVALUATE, "--loops", "5"
     )
-    assert "--version is needed" in workspace.fail(2, "explain", "evaluate")  # as the task says it
+    assert "--version is needed" in workspace.fail(2, "explain", "infer")  # as the task says it
     workspace.data("match").unlink()
     assert "dev_matched.tsv is missing" in workspace.fail(3, "explain", *EVALUATE)
     (workspace.root / "models/tiny/dynamic.onnx.record.json").write_text("{")

@@ -84,7 +84,7 @@ def test_a_task_looks_only_at_options_that_it_takes(name: str) -> None:
 
 
 def test_values_are_read_once() -> None:
-    options = read("evaluate", version="match", bs="8", buckets="32,64,256", limit="5")
+    options = read("infer", version="match", bs="8", buckets="32,64,256", limit="5")
     assert (options.bs, options.version, options.buckets, options.limit) == (8, "match", (32, 64, 256), 5)
     assert (options.precision, options.device, options.dry, options.force) == ("fp32", None, False, False)
     assert set(options.typed) == {"version", "bs", "buckets", "limit"}
@@ -96,7 +96,7 @@ def test_values_are_read_once() -> None:
 @pytest.mark.parametrize(
     ("task", "typed", "message"),
     [
-        ("evaluate", {}, "--version is needed: match or mismatch"),
+        ("infer", {}, "--version is needed: match or mismatch"),
         ("evaluate", {"version": "x"}, "--version 'x' is not one of: match, mismatch"),
         ("preprocess", {"bs": "x"}, "--bs 'x' is not a whole number from 1 to 1024"),
         ("preprocess", {"limit": "0"}, "--limit '0' is not a whole number from 1 to 1000000000"),

@@ -73,12 +73,19 @@ def postprocess(c: Context, options: Options) -> None:
 MODEL = ("buckets", "precision", "profile", "backend")
 
 
-@command("bs", "version", "limit", *MODEL, *DEVICE, "json", *RUN, needed=["version"])
+@command("version", "limit", *MODEL, *DEVICE, "json", *RUN, sizes="1")
 def evaluate(c: Context, options: Options) -> None:
-    """Run the whole chain for one version and print its accuracy."""
-    case, session = case_of(c, options), session_of(c, options)
+    """Run the whole chain and print the accuracy.
+
+    Of every batch size that is named, and without --version of every version of the profile.
+    """
+    plan, session = plan_of(c, options), session_of(c, options)
+    versions = [options.version] if options.version else list(plan.profile.rows)
+    for version in versions:
+        plan.profile.data_path(version)  # raises ConfigError if the profile does not have it
     with exclusive(session):
-        result = evaluation.evaluate(session, case, buckets_of(c, options))
+        cases = [Case(plan, size, version) for size in options.sizes for version in versions]
+        result = evaluation.evaluate(session, cases, buckets_of(c, options))
     output.add(options, result if result.evaluations else None)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Mapping, Optional
+from typing import Any, Mapping, Optional, Sequence
 
 from deberta.ascend import timing
 from deberta.core import buckets, schema
@@ -122,6 +122,17 @@ def print_evaluation(result: Evaluation) -> None:
     for genre, share in result.genres.items():
         print(f"  {genre}: {_text(share)}")
     print(f"  {result.text}\n  {result.file}\n  {result.predictions}", flush=True)
+
+
+def print_evaluations(results: Sequence[Evaluation]) -> None:
+    """A table with a line for each, if there are any."""
+    rows = [("bs", "version", "precision", "accuracy", "right")]
+    for result in results:
+        accuracy, right = f"{100 * result.accuracy:.2f} %", f"{result.correct}/{result.rows}{_partial(result.limit)}"
+        rows.append((str(result.batch_size), result.version, result.precision, accuracy, right))
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    for row in rows if results else ():
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip(), flush=True)
 
 
 def _text(share: Share) -> str:

@@ -65,7 +65,7 @@ def run(
             if cell.kind == PERFORMANCE:
                 evaluation.perf(session, case, wanted.loops)
             else:
-                evaluation.evaluate(session, case, choice)
+                evaluation.evaluate(session, [case], choice)
         except MissingError as error:
             whole = _whole(matrix, supplied)
             raise MissingError(f"{error}. User-supplied and whole: {whole}") if whole else error from None

@@ -90,16 +90,29 @@ def present_versions(session: Session, plan: Plan) -> list[str]:
 
 def infer(session: Session, case: Case, choice: Choice = ()) -> tuple[Case, list[PurePosixPath]]:
     """Everything up to the model's outputs; returns the case with its lengths, and their folders of outputs."""
+    [fitted] = _fitted(session, [case], choice)
+    return fitted, _infer(session, fitted)
+
+
+def _fitted(session: Session, cases: Sequence[Case], choice: Choice) -> list[Case]:
+    """The cases with their lengths, once all has been checked that can be before anything slow."""
     # Name all that is missing at once, before tokens are counted. On ascend the models may be the user's.
-    models = [evaluation.export_onnx(case.plan)] if case.plan.backend == "cpu" else []
-    runner.check_sources(session, [*models, evaluation.preprocess(case.padded)])
-    case = at_lengths(session, case, choice)
+    models = [evaluation.export_onnx(case.plan) for case in cases if case.plan.backend == "cpu"]
+    runner.check_sources(session, [*models, *(evaluation.preprocess(case.padded) for case in cases)])
+    fitted = [at_lengths(session, case, choice) for case in cases]
+    for case in fitted:
+        if supplied_outputs(session, case) is None:
+            check_device(session, case, evaluation.infer(case, {}))
+    return fitted
+
+
+def _infer(session: Session, case: Case) -> list[PurePosixPath]:
+    """The folders of outputs of a case that has its lengths."""
     if folder := supplied_outputs(session, case):
         session.say(
             f"{folder} was not made here and is counted as it is ({case.command('infer')} --force runs the model)"
         )
-        return case, [folder]
-    check_device(session, case, evaluation.infer(case, {}))
+        return [folder]
     models, bins = compiling(session, case), needed(session, [evaluation.preprocess(case)])
     results = runner.run_all(session, [*models, *bins])
     steps = evaluation.infer(case, _rows_by_length(session, case, results[-1].summary if bins else {}))
@@ -108,7 +121,7 @@ def infer(session: Session, case: Case, choice: Choice = ()) -> tuple[Case, list
         if result.ran and case.plan.any_length:
             seconds, rows = result.summary["inference_ms"] / 1000, results[-1].summary["rows"]
             session.say(f"inference of {rows} rows: {seconds:.2f} s, {rows / seconds:.3f} rows per s")
-    return case, _run_folders(steps, [result.record for result in inferred])
+    return _run_folders(steps, [result.record for result in inferred])
 
 
 def postprocess(session: Session, case: Case, outputs: str = "", choice: Choice = ()) -> None:
@@ -124,25 +137,28 @@ def postprocess(session: Session, case: Case, outputs: str = "", choice: Choice 
     _count(session, fitted, known_outputs(session, fitted))
 
 
-def evaluate(session: Session, case: Case, choice: Choice = ()) -> figures.EvaluateDocument:
-    """The whole chain for one version; of an int8 model the float32 run's too, and the labels that changed.
+def evaluate(session: Session, cases: Sequence[Case], choice: Choice = ()) -> figures.EvaluateDocument:
+    """The whole chain for each case, in order; several end in a table. All are checked before the first runs.
 
-    The figures are printed as they are known; in a dry run there are none.
+    Of an int8 model the float32 run's too, and the labels that changed. The figures are printed as they are known; in a
+    dry run there are none.
     """
     result = figures.EvaluateDocument(evaluations=[], label_changes=[])
-    folders: dict[str, list[PurePosixPath]] = {}
-    fitted = case
-    for precision in dict.fromkeys((FP32, case.plan.precision)):
-        of_precision = replace(case, plan=replace(case.plan, precision=precision))
-        fitted, folders[precision] = infer(session, of_precision, choice)
-        result.evaluations += _count(session, fitted, folders[precision])
-    if case.plan.precision != FP32:
-        step = evaluation.label_changes(fitted, folders[FP32], folders[case.plan.precision])
-        runner.run(session, step)
-        if not session.dry:
-            changes = figures.label_changes(session.workspace, fitted, str(step.outputs[0]))
-            figures.print_label_changes(changes, case.plan.limit)
-            result.label_changes.append(changes)
+    precisions = list(dict.fromkeys((FP32, *(case.plan.precision for case in cases))))
+    wanted = [replace(case, plan=replace(case.plan, precision=each)) for case in cases for each in precisions]
+    folders: list[PurePosixPath] = []
+    for case in _fitted(session, wanted, choice):
+        before, folders = folders, _infer(session, case)
+        result.evaluations += _count(session, case, folders)
+        if case.plan.precision != FP32:
+            step = evaluation.label_changes(case, before, folders)
+            runner.run(session, step)
+            if not session.dry:
+                changes = figures.label_changes(session.workspace, case, str(step.outputs[0]))
+                figures.print_label_changes(changes, case.plan.limit)
+                result.label_changes.append(changes)
+    if len(cases) > 1:
+        figures.print_evaluations(result.evaluations)
     return result
 
 

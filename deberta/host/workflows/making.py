@@ -162,7 +162,7 @@ def run_demo(session: Session, plan: Plan, remake: bool, choice: Choice) -> None
     if remake:
         runner.run_all(session, evaluation.remake_demo(plan))
     for version in plan.profile.rows:
-        evaluate(session, Case(plan, 8, version), choice)
+        evaluate(session, [Case(plan, 8, version)], choice)
     for batch_size in (1, 8):
         perf(session, Case(plan, batch_size, "match"), PERFORMANCE_LOOPS)
     write_report(session, plan, (1, 8))
