@@ -1,4 +1,4 @@
-"""The CI examples: their commands, run here as they stand; and the Chinese guide page beside the English one."""
+"""The CI examples: their commands, run here as they stand."""
 
 from __future__ import annotations
 
@@ -127,16 +127,3 @@ def test_githubs_job_and_a_failed_gate(runner: Runner) -> None:
     assert "dev_matched.tsv" in (runner.workspace / "results/demo/cpu/report_limit16.json").read_text()
     shutil.rmtree(runner.workspace / "models")
     assert runner.run([run["run"]], job["env"]).returncode == 3
-
-
-def test_chinese_guide_mirrors_the_english_one() -> None:
-    pages = (REPOSITORY / "docs" / name for name in ("guide.md", "guide.zh-CN.md"))
-    english, chinese = (page.read_text(encoding="utf-8") for page in pages)
-    for pattern in (r"^```.*?^```", r"^#+ ", r"^\|", r"^- ", r"\]\([^)]*\)"):
-        found, expected = (re.findall(pattern, text, re.MULTILINE | re.DOTALL) for text in (chinese, english))
-        assert found == expected if "`" in pattern or "]" in pattern else len(found) == len(expected), pattern
-    rows = [re.findall(r"^\|.*", text, re.MULTILINE) for text in (english, chinese)]
-    for one, other in zip(*rows, strict=True):
-        assert re.findall(r"`[^`]+`", one) == re.findall(r"`[^`]+`", other)
-    code = [sorted(re.findall(r"`[^`]+`", text)) for text in (english, chinese)]
-    assert code[0] == code[1]
