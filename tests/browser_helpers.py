@@ -45,7 +45,8 @@ _FAINT = """() => {
   }
   return found;
 }"""
-# Texts of a chart that stick out of it or run into each other, by their boxes on the screen, line gaps aside.
+# Texts of a chart that stick out of it, run into each other or stand on a mark or an error bar, by their boxes on the
+# screen, line gaps aside.
 _CROWDED = """() => {
   const found = [];
   for (const chart of document.querySelectorAll("svg")) {
@@ -58,10 +59,22 @@ _CROWDED = """() => {
         if (box.left < its.right - 1 && its.left < box.right - 1
             && box.top < its.bottom - 3 && its.top < box.bottom - 3)
           found.push(`${text} and ${other} overlap`);
+      for (const mark of chart.querySelectorAll(".whisker, .mark, .bar, .marked")) {
+        const its = mark.getBoundingClientRect();
+        if (box.left < its.right - .5 && its.left < box.right - .5
+            && box.top < its.bottom - 3 && its.top < box.bottom - 3)
+          found.push(`${chart.id}: ${text} stands on a ${mark.classList[0]}`);
+      }
     });
   }
   return found;
 }"""
+
+
+# Tables that go on beyond their frame without saying so, and those that say so and end there.
+_HINTS = """() => [...document.querySelectorAll(".scroll")].filter((frame) => frame.checkVisibility()
+  && (frame.scrollWidth > frame.clientWidth + 1) !== (frame.querySelector(".hint").getBoundingClientRect().height > 0))
+  .map((frame) => frame.querySelector("table").id)"""
 
 
 def find() -> Optional[str]:
@@ -124,6 +137,27 @@ def faint(page: Page) -> list[str]:
 
 
 def crowded(page: Page) -> list[str]:
-    """Texts of charts that stick out or overlap."""
+    """Texts of charts that stick out, overlap or stand on a mark."""
     found: list[str] = page.evaluate(_CROWDED)
     return found
+
+
+def wrong_hints(page: Page) -> list[str]:
+    """Tables whose hint to scroll is there and not needed, or the other way round."""
+    found: list[str] = page.evaluate(_HINTS)
+    return found
+
+
+def below(page: Page, selector: str) -> list[str]:
+    """The elements that are not whole on the first screen."""
+    found: list[str] = page.evaluate(
+        "(selector) => [...document.querySelectorAll(selector)].filter((element) =>"
+        " element.getBoundingClientRect().bottom > innerHeight).map((element) => element.innerText)",
+        selector,
+    )
+    return found
+
+
+def unfold(page: Page) -> None:
+    """Open all that can be opened."""
+    page.evaluate("document.querySelectorAll('details').forEach((element) => { element.open = true; })")

@@ -30,7 +30,7 @@ def _made(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     workspace.configure(buckets="256")
     said = workspace.succeed(*ACCEPT, "8")
     [name] = kept(workspace)
-    assert f"[acceptance] kept in results/demo/cpu/acceptances/{name}\n" in said
+    assert f"kept in results/demo/cpu/acceptances/{name}\n" in said
     return workspace
 
 
@@ -63,6 +63,23 @@ def test_no_later_command_replaces_or_removes_one(made: Workspace, tmp_path: Pat
     assert "signature: not signed" in workspace.succeed("verify", "--acceptance", second[0], "--backend", "cpu")
     assert "signed by key sha256:" in workspace.succeed("sign", "--key", str(key), "--acceptance", second[0])
     workspace.succeed("verify", "--acceptance", second[0], *strict)
+
+
+def test_the_pages_language_is_recorded_and_changes_nothing_else(made: Workspace, tmp_path: Path) -> None:
+    """verify renders the pages again in the language that the job names."""
+    workspace = made.copy(tmp_path / "copy")
+    paths = [workspace.root / ARTIFACTS.report(kind) for kind in ("json", "md", "html")]
+    before = [path.read_bytes() for path in paths]
+    workspace.succeed(*ACCEPT, "8", "--language", "zh")
+    report, text, page = (path.read_bytes() for path in paths)
+    assert report == before[0] and "验收报告".encode() in page and "已检查".encode() in text
+    assert b'<html lang="zh-CN">' in page and len(kept(workspace)) == 1
+    workspace.succeed("verify", "--backend", "cpu")
+    files.write_text(paths[2], before[2].decode())
+    assert "report.html" in workspace.fail(5, "verify", "--backend", "cpu")
+    workspace.succeed("report", "--language", "zh", "--backend", "cpu")
+    assert b'<html lang="zh-CN">' in paths[2].read_bytes()
+    assert "--language" in workspace.fail(2, "report", "--language", "fr")
 
 
 def test_signing_one_leaves_the_others_and_the_latest_alone(made: Workspace, tmp_path: Path) -> None:

@@ -19,7 +19,9 @@ REPORTS: dict[str, Callable[[], dict[str, Any]]] = {
     "failed": report_samples.failed,
     "limited": report_samples.limited,
 }
-WIDTHS = (360, 1280)
+SCREENS = ((390, 844), (1280, 900))  # a phone and a desk, px
+KEPT = "REPORT_SCREENSHOTS" in os.environ  # then pictures are of whole pages
+SCHEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
 
 
 @pytest.fixture(name="browser", scope="module")
@@ -38,45 +40,51 @@ def _shots(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(name="page_of", scope="module")
-def _page_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The page of one of the reports, made as a user's is."""
+def _page_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
+    """The page of one of the reports in a language, made as a user's is."""
     folder = tmp_path_factory.mktemp("pages")
 
-    def make(name: str) -> Path:
+    def make(name: str, language: str) -> Path:
         path = report_samples.write(folder / f"{name}.json", REPORTS[name]())
-        page = path.with_suffix(".html")
-        render.main(["--report", str(path), "--markdown", str(path.with_suffix(".md")), "--html", str(page)])
+        page = folder / f"{name}_{language}.html"
+        options = ["--markdown", str(page.with_suffix(".md")), "--html", str(page), "--language", language]
+        render.main(["--report", str(path), *options])
         return page
 
     return make
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("name", REPORTS)
-def test_page(
-    browser: Browser,
-    page_of: Callable[[str], Path],
-    shots: Path,
-    name: str,
-    width: int,
-    scheme: Literal["light", "dark"],
-) -> None:
-    """It asks for nothing, complains about nothing, fits its window, and can be read."""
-    path = page_of(name)
-    with browser_helpers.opened(browser, path, width, scheme) as (page, asked, said):
-        picture = shots / f"{name}_{width}_{scheme}.png"
-        page.screenshot(path=picture, full_page=True)
+@pytest.mark.parametrize(
+    ("name", "language"), [*((name, "en") for name in REPORTS), ("accepted", "zh"), ("failed", "zh")]
+)
+def test_page(browser: Browser, page_of: Callable[[str, str], Path], shots: Path, name: str, language: str) -> None:
+    """It asks for nothing, complains about nothing, fits its window, and can be read; its figures come first."""
+    path = page_of(name, language)
+    with browser_helpers.opened(browser, path, SCREENS[0][0]) as (page, asked, said):
+        for width, height in SCREENS:
+            page.set_viewport_size({"width": width, "height": height})
+            assert browser_helpers.overflow(page) <= 0
+            assert browser_helpers.crowded(page) == []
+            assert browser_helpers.below(page, ".verdict, .tile") == []
+            for scheme in SCHEMES:
+                page.emulate_media(color_scheme=scheme)
+                picture = shots / f"{name}_{language}_{width}_{scheme}.png"
+                page.screenshot(path=picture, full_page=KEPT)
+                assert picture.read_bytes().startswith(b"\x89PNG") and picture.stat().st_size > 20_000
+        browser_helpers.unfold(page)
+        for width, height in SCREENS:
+            page.set_viewport_size({"width": width, "height": height})
+            assert browser_helpers.overflow(page) <= 0
+            assert browser_helpers.wrong_hints(page) == []
+        for scheme in SCHEMES:
+            page.emulate_media(color_scheme=scheme)
+            assert browser_helpers.faint(page) == []
         assert (asked, said) == ([path.as_uri()], [])
-        assert browser_helpers.overflow(page) <= 0
-        assert browser_helpers.faint(page) == []
-        assert browser_helpers.crowded(page) == []
-        assert picture.read_bytes().startswith(b"\x89PNG") and picture.stat().st_size > 20_000
 
 
-def test_on_paper(browser: Browser, page_of: Callable[[str], Path], shots: Path) -> None:
+def test_on_paper(browser: Browser, page_of: Callable[[str, str], Path], shots: Path) -> None:
     """Black on white from a dark screen too, and no table is cut off at the paper's edge."""
-    with browser_helpers.opened(browser, page_of("accepted"), 1280, "dark") as (page, _, _):
+    with browser_helpers.opened(browser, page_of("accepted", "en"), 1280, "dark") as (page, _, _):
         page.emulate_media(media="print", color_scheme="dark")
         ground, ink = page.evaluate(
             "[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color]"
@@ -96,13 +104,15 @@ def test_what_the_checks_find(browser: Browser, tmp_path: Path) -> None:
     wrong = tmp_path / "wrong.html"
     wrong.write_text(
         '<!DOCTYPE html><title>x</title><body style="margin:0"><p style="color:#bbb;width:2000px">faint</p>'
-        '<svg width="100" height="20"><text x="0" y="15">one text</text><text x="9" y="15">another</text></svg>'
+        '<svg width="100" height="20"><text x="0" y="15">one text</text><text x="9" y="15">another</text>'
+        '<path class="mark" d="M5 0V20H9"/></svg>'
         '<img src="missing.png"><script>console.log("said")</script>'
     )
     with browser_helpers.opened(browser, wrong, 360) as (page, asked, said):
         assert len(asked) == 2 and "said" in said and browser_helpers.overflow(page) > 1000
         assert [text.split(":")[0] for text in browser_helpers.faint(page)] == ["faint"]
-        assert "one text and another overlap" in browser_helpers.crowded(page)
+        crowded = browser_helpers.crowded(page)
+        assert "one text and another overlap" in crowded and ": one text stands on a mark" in crowded
 
 
 def test_without_a_browser(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,7 +82,7 @@ def test_junit_has_a_case_for_each_gate_and_takes_any_text(tmp_path: Path) -> No
     states = [[inner.tag for inner in case] for case in suite]
     assert states == [["failure"], [], [], [], ["skipped"]]
     assert suite[0][0].attrib["message"].startswith("found </failure>]]>\\u001b[2J|\\u202e<b>, required at least 1154")
-    assert suite[-1][0].attrib == {"message": "a CPU's fps says nothing about an NPU"}
+    assert suite[-1][0].attrib == {"message": "backend cpu: its fps says nothing about an NPU"}
 
 
 def test_junit_replaces_an_acceptances_own_file_alone(tmp_path: Path) -> None:
