@@ -244,6 +244,7 @@ class Job(Schema):
     measured: JobMeasured
     auto: list[str] = field(default_factory=list)  # what was left to it, of backend and executor
     language: Annotated[str, one_of(contract.LANGUAGES)] = contract.LANGUAGES[0]  # of report.md and report.html
+    baseline: str = ""  # the file of what differs between the report and its baseline
 
     def __post_init__(self) -> None:
         cells = [(cell.batch_size, cell.version, cell.precision) for cell in self.cells]

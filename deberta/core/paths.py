@@ -134,6 +134,10 @@ class Artifacts:
     def report(self, suffix: str = "md") -> Path:
         return self.results / f"{limited('report', self.limit)}.{suffix}"
 
+    def baseline(self) -> Path:
+        """What differs between the report and its baseline, if it has one."""
+        return self.results / f"{limited('baseline', self.limit)}.json"
+
     @property
     def pages(self) -> list[Path]:
         """A report's own files, beside its job: all of these are signed."""

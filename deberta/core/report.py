@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Meta, field
 
 from deberta.core import contract, schema
+from deberta.core.differences import ReportDifference
 from deberta.core.job import FORMAT, Digests, JobMeasured, PublishedRow
 from deberta.core.schema import Schema, one_of
 
@@ -344,8 +345,11 @@ class WrongRows(RunIdentity):
     rows: Annotated[list[WrongRow], Meta(max_length=WRONG_LISTED)]
 
 
-class ReportMeasured(JobMeasured):
-    """What another run of the same inputs may give otherwise: times, tools, machines."""
+class ReportMeasured(JobMeasured, omit_defaults=True):
+    """What another run of the same inputs may give otherwise: times, tools, machines.
+
+    baseline: what differs between another report and this one, before it had this part; absent without a baseline.
+    """
 
     performances: list[PerformanceRun]
     throughputs: list[ThroughputResult]
@@ -353,6 +357,7 @@ class ReportMeasured(JobMeasured):
     published: list[PublishedRow]
     note: str
     wrong_rows: list[WrongRows] = field(default_factory=list)
+    baseline: Optional[ReportDifference] = None
 
 
 class Report(Schema):

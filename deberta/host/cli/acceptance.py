@@ -1,4 +1,4 @@
-"""The commands about a report: acceptance and report make it, verify and sign are for one that is there."""
+"""The commands about a report: acceptance and report make it, verify, sign and diff are for those that are there."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import secrets
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Sequence
+from typing import Optional, Sequence
 
 from invoke.context import Context
 
@@ -20,14 +20,17 @@ from deberta.host.cli.auto import AUTO
 from deberta.host.cli.command import DEVICE, RUN, command
 from deberta.host.cli.options import Options
 from deberta.host.plan.plan import Plan
-from deberta.host.report import archive, verification
+from deberta.host.report import archive, named_reports, verification
+from deberta.host.report.named_reports import NamedReport
 from deberta.host.report.request import ReportRequest
 from deberta.host.report.verification import VerificationRequest
 from deberta.host.run.session import Session, exclusive
 from deberta.host.workflows import acceptance as workflow
 from deberta.host.workflows import conclusion, making
+from deberta.host.workflows import diff as diffs
+from deberta.host.workflows.diff import Baseline
 
-JUDGING = ("require", "junit", "json")
+JUDGING = ("required", "baseline", "baseline_fps", "junit", "json")
 
 
 @command("sizes", "version", "limit", "loops", "buckets", *JUDGING, "profile", "backend", "language", *DEVICE, *RUN)
@@ -55,18 +58,19 @@ def acceptance(c: Context, options: Options) -> None:
     page = Path(options.junit) if options.junit else None
     if page and not session.dry:
         conclusion.prepare_junit(page)
+    baseline = _baseline(c, options)
     with exclusive(session):
-        result = workflow.run(session, plan, request, settings.buckets_of(c, options))
+        result = workflow.run(session, plan, request, settings.buckets_of(c, options), baseline)
     if result is None:
         return
     if page:
         files.write_text(page, conclusion.junit(result))
     conclusion.append_summary(options.surroundings.step_summary, result)
     output.show(options, result, conclusion.text(result))
-    conclusion.check(result, options.require)
+    conclusion.check(result, options.required)
 
 
-@command("profile", "backend", "language", "executor", "keep", "verbose", "dry")
+@command("baseline", "baseline_fps", "profile", "backend", "language", "executor", "keep", "verbose", "dry")
 def report(c: Context, options: Options) -> None:
     """Write the report of what has been measured so far.
 
@@ -74,8 +78,10 @@ def report(c: Context, options: Options) -> None:
     """
     plan, sizes = settings.plan_of(c, options), _batch_sizes(c, options)
     session = settings.session_of(c, options, usual="local")
+    baseline = _baseline(c, options)
     with exclusive(session):
-        making.write_report(session, plan, sizes, settings.path_of(settings.read(c).gates), options.language)
+        gates = settings.path_of(settings.read(c).gates)
+        making.write_report(session, plan, sizes, gates, options.language, baseline)
 
 
 CHECKED = ("tree", "acceptance", "replay", "seed", "key", "strict", "require")
@@ -125,6 +131,43 @@ def sign(c: Context, options: Options) -> None:
         return
     with exclusive(settings.session_of(c, options, executor="local")):
         verification.sign(request, Path(options.key), passphrase_env)
+
+
+@command("report_a", "report_b", "diff_format", "output", "json", "verify", "no_worse", "profile", "backend", "limit")
+def diff(c: Context, options: Options) -> None:
+    """Say what differs between two reports, A and B.
+
+    Accuracy row by row, changed labels with their text, fps against the noise, gates, inputs, code, tools, machines.
+    """
+    own, target = _without_report(c), diffs.target(options.output)
+    a, b = (_named(c, options, text) for text in (options.report_a, options.report_b))
+    result = diffs.compare(own, diffs.source(own, a, options.verify), diffs.source(own, b, options.verify))
+    content = result.texts[options.diff_format]
+    if target is not None:
+        files.write_text(target, content)
+        content = f"{result.summary}\n{target}"
+    output.show(options, result.difference, content.rstrip("\n"))
+    diffs.check(result.difference, options.no_worse)
+
+
+def _named(c: Context, options: Options, text: str) -> NamedReport:
+    """The report that an option names, of the profile, backend and limit of the others."""
+    values = settings.read(c)
+    profile, backend = options.profile or values.profile, options.backend or values.backend
+    return named_reports.find(settings.workspace(c), text, profile, "" if backend == AUTO else backend, options.limit)
+
+
+def _baseline(c: Context, options: Options) -> Optional[Baseline]:
+    """The report that --baseline names, which is found and read before anything is run."""
+    if not options.baseline:
+        for name, is_typed in (
+            ("--baseline-fps", options.baseline_fps),
+            (f"--require {diffs.NO_WORSE_REQUIRED}", options.required == diffs.NO_WORSE_REQUIRED),
+        ):
+            if is_typed:
+                raise ConfigError(f"{name} needs a report to compare with: name it with --baseline")
+        return None
+    return Baseline(_named(c, options, options.baseline), _without_report(c), options.baseline_fps)
 
 
 def _batch_sizes(c: Context, options: Options) -> list[int]:

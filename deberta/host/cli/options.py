@@ -169,7 +169,7 @@ class Options:
     tolerance: str = ""
     layer_tolerance: str = ""
     all_layers: bool = False
-    # verify, sign, reproduce, explain
+    # verify, sign, diff, reproduce, explain
     tree: str = text("", user_path)
     acceptance: str = ""
     replay: int = text(0, whole("--replay", 1))
@@ -177,6 +177,14 @@ class Options:
     language: str = text(contract.LANGUAGES[0], choices=contract.LANGUAGES)
     require: str = text(choices=("checked", "accepted"))
     junit: str = text("", user_path)
+    required: str = text(choices=("checked", "accepted", "no-worse"))
+    no_worse: str = text(choices=("no-worse",))
+    report_a: str = ""
+    report_b: str = ""
+    diff_format: str = text("text", choices=("text", "markdown", "json"))
+    verify: bool = False
+    baseline: str = ""
+    baseline_fps: bool = False
     passphrase_env: str = ""
     new_key: str = text("", user_path)
     in_: str = text("", user_path)

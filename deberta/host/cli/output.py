@@ -10,6 +10,7 @@ from typing import Any, Optional
 
 import msgspec
 
+from deberta.core.differences import ReportDifference
 from deberta.core.progress import GREEN, RED, YELLOW, write
 from deberta.core.schema import Schema
 from deberta.host.cli.options import Options
@@ -43,6 +44,7 @@ DOCUMENTS: Mapping[str, type[Schema]] = {
     "acceptance": conclusion.AcceptanceDocument,
     "check-fp16": findings.CheckFp16Document,
     "compare": findings.CompareDocument,
+    "diff": ReportDifference,
     "doctor": readiness.Diagnosis,
     "error": ErrorDocument,
     "evaluate": figures.EvaluateDocument,

@@ -122,6 +122,7 @@ def _inputs(plan: Plan, job: Job) -> list[Input]:
     for names, *_ in job.figures():
         paths += names
     paths += [str(Path(cell.evaluation).with_suffix(".json")) for cell in job.cells]
+    paths += [job.baseline] if job.baseline else []
     again = plan.command("evaluate")
     steps = [Input(Path(path), again) for path in dict.fromkeys(paths)]
     return [*(plan.source(Path(path)) for path in sorted(supplied)), *steps]

@@ -251,7 +251,7 @@ def follow(evidence: Evidence, pages: Sequence[str] = ()) -> None:
 
 def _needs_record(artifacts: Artifacts, path: str, scope: Scope) -> bool:
     """Whether a step of ours makes files of this name, so that they have to have a record."""
-    if path in scope.foreign or path in scope.supplied or path == str(artifacts.job()):
+    if path in scope.foreign or path in scope.supplied or path in map(str, (artifacts.job(), artifacts.baseline())):
         return False
     here, name = PurePosixPath(path), PurePosixPath(path).name
     folders = set(here.parents)

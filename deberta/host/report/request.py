@@ -24,6 +24,8 @@ from deberta.host.report.measurements import Measured
 from deberta.host.run import freshness, runner
 from deberta.host.run.session import Session
 
+AddBaseline = Callable[[Session, Plan, Job], Job]
+
 
 @dataclass(frozen=True)
 class ReportRequest:
@@ -127,10 +129,11 @@ def make(session: Session, plan: Plan, request: ReportRequest) -> Job:
     return reasons.conclude(job, chain.measuring, *reasons.demands(session.project, job))
 
 
-def publish(session: Session, plan: Plan, job: Job) -> Report:
+def publish(session: Session, plan: Plan, job: Job, add_baseline: Optional[AddBaseline] = None) -> Report:
     """Write the job, run the stages that make report.json, report.md and report.html of it, and list what it stands on.
 
-    The signature of the report before is removed: it stays with its acceptance.
+    The signature of the report before is removed: it stays with its acceptance. `add_baseline`: compares the report
+    with its baseline and returns the job that names the result, of which the report is made again.
     """
     report, signature = plan.artifacts.report("json"), session.workspace / plan.artifacts.attestation()
     if signature.exists():  # First: a kill must not leave it beside a report that it is not of.
@@ -140,6 +143,12 @@ def publish(session: Session, plan: Plan, job: Job) -> Report:
         files.write_text(session.workspace / plan.artifacts.job(), schema.text(job))
         session.digests.save()  # the other session starts with what is known here
         anew = _run_stages(session, plan, job, job.language)
+        if add_baseline is None:
+            files.remove(session.workspace / plan.artifacts.baseline())  # of the report before
+        else:
+            job = add_baseline(session, plan, job)
+            files.write_text(session.workspace / plan.artifacts.job(), schema.text(job))
+            anew = _run_stages(session, plan, job, job.language)
         bom.write(anew, plan)
     return schema.read(session.workspace / report, Report, f"Run: {plan.command('report')}")
 

@@ -174,7 +174,7 @@ def _leave_unchecked(request: VerificationRequest, tree: Evidence, signature: st
     tree.unchecked.update(dict.fromkeys(texts, evidence.SIGNED))
 
 
-def _run(
+def run_stage(
     request: VerificationRequest, module: str, arguments: Sequence[object], scratch: Path, say: Optional[Console] = None
 ) -> str:
     """Run a stage in the tree; returns what it printed, and shows it by `say`. Raises the stage's errors."""
@@ -205,7 +205,7 @@ def _recompute(request: VerificationRequest, tree: Evidence, scratch: Path, cons
     arguments = [part for pair in zip(("--job", "--report", "--markdown", "--html"), paths) for part in pair]
     others = [*_data_options(tree), *_bill(request, tree, scratch), "--scratch", scratch, "--output", output]
     try:
-        _run(request, RECOMPUTE, [*arguments, *others], scratch, console)
+        run_stage(request, RECOMPUTE, [*arguments, *others], scratch, console)
     except DebertaError as error:
         tree.add(artifacts.report("json"), f"cannot be made again: {error}")
         return 0
@@ -264,7 +264,7 @@ def _replay(request: VerificationRequest, tree: Evidence, scratch: Path, console
     files.write_text(plan, json.dumps(content))
     arguments = ["--plan", plan, "--rows", request.rows, "--seed", request.seed, "--output", output]
     try:
-        _run(request, REPLAY, arguments, scratch, console)
+        run_stage(request, REPLAY, arguments, scratch, console)
     except DebertaError as error:
         tree.add(artifacts.onnx, f"cannot be replayed: {error}")
         return "none"
@@ -341,7 +341,7 @@ def _signature(request: VerificationRequest, scratch: Path, console: Console) ->
         return "none, although a key was given", "is missing: expected a signature by the key given, found none"
     arguments = ["--envelope", path, "--key", os.path.abspath(request.key)]
     try:
-        return f"signed by key {_run(request, SIGN, arguments, scratch).strip()}", ""
+        return f"signed by key {run_stage(request, SIGN, arguments, scratch).strip()}", ""
     except DataError as error:
         return "bad", str(error)
 
@@ -373,7 +373,7 @@ def _check_subjects(tree: Evidence) -> None:
 def _sign(request: VerificationRequest, folder: str, passphrase_env: Optional[str], *arguments: object) -> str:
     """Run the stage that signs or makes a key; returns the key's id."""
     passphrase = ["--passphrase-env", passphrase_env] if passphrase_env else []
-    return _run(request, SIGN, [*arguments, *passphrase], Path(folder)).strip()
+    return run_stage(request, SIGN, [*arguments, *passphrase], Path(folder)).strip()
 
 
 def new_key(request: VerificationRequest, path: Path, passphrase_env: Optional[str]) -> None:

@@ -22,6 +22,7 @@ from deberta.host.report.request import ReportRequest
 from deberta.host.run import freshness, runner
 from deberta.host.run.session import Session
 from deberta.host.workflows import conclusion, evaluation
+from deberta.host.workflows.diff import Baseline
 
 ACCURACY, PERFORMANCE = "accuracy", "performance"
 
@@ -40,7 +41,7 @@ class MatrixCell(NamedTuple):
 
 
 def run(
-    session: Session, plan: Plan, wanted: ReportRequest, choice: Choice = ()
+    session: Session, plan: Plan, wanted: ReportRequest, choice: Choice = (), baseline: Optional[Baseline] = None
 ) -> Optional[conclusion.AcceptanceDocument]:
     """Measure, report and judge; `choice` is of the lengths of the accuracy runs. Returns None in a dry run.
 
@@ -79,7 +80,7 @@ def run(
         f"[acceptance] {len(matrix)} of {len(matrix)} {done} in {progress.duration(time.monotonic() - started)}"
     )
     session.say_up_to_date()
-    report = request.publish(session, plan, request.make(session, plan, wanted))
+    report = request.publish(session, plan, request.make(session, plan, wanted), baseline.add if baseline else None)
     kept = archive.keep(session.workspace, plan.artifacts).relative_to(session.workspace)
     return conclusion.document(session.workspace, plan, report, str(kept))
 

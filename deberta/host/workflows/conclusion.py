@@ -9,11 +9,13 @@ from typing import Optional, Sequence
 from xml.etree import ElementTree
 
 from deberta.core import contract, files
+from deberta.core.differences import ReportDifference
 from deberta.core.errors import ConfigError, GateError, some, visible
 from deberta.core.report import GateCheck, Report
 from deberta.core.schema import Schema
 from deberta.host.plan.plan import Plan
 from deberta.host.report.verification import VERDICTS
+from deberta.host.workflows import diff
 
 STATUSES = ("passed", "failed", "not judged")
 SHORT = {"match": "M", "mismatch": "MM"}
@@ -56,7 +58,8 @@ class ReportFiles(Schema):
 class AcceptanceDocument(Schema):
     """What `acceptance --json` prints.
 
-    `limit`: above 0 the first rows alone were run. `summary`: the last line of the text.
+    `limit`: above 0 the first rows alone were run. `summary`: the last line of the text. `baseline`: what differs from
+    the report that --baseline names.
     """
 
     profile: str
@@ -71,6 +74,7 @@ class AcceptanceDocument(Schema):
     workspace: str
     report: ReportFiles
     summary: str
+    baseline: Optional[ReportDifference] = None
 
 
 def document(workspace: Path, plan: Plan, report: Report, kept: str = "") -> AcceptanceDocument:
@@ -115,6 +119,7 @@ def document(workspace: Path, plan: Plan, report: Report, kept: str = "") -> Acc
             kept=kept,
         ),
         summary=summary(report, openable(workspace / artifacts.report("html"))),
+        baseline=report.measured.baseline,
     )
 
 
@@ -177,6 +182,7 @@ def text(result: AcceptanceDocument) -> str:
         more = f"; {len(about) - 3} more" if len(about) > 3 else ""
         lines.append(f"  not judged: {name} ({'; '.join(about[:3])}{more}): {reason}")
     lines.append(f"verdict: {statement(result.verdict, result.why_not_accepted, gates)}")
+    lines += diff.lines(result.baseline) if result.baseline else []
     report = result.report
     lines += [f"  {path}" for path in (report.json, report.md, report.html, report.bom)]
     lines += [f"kept in {report.kept}"] if report.kept else []
@@ -204,11 +210,13 @@ def statement(word: str, why: Sequence[str], gates: Sequence[GateCheck]) -> str:
 
 
 def check(result: AcceptanceDocument, require: str = "") -> None:
-    """Raise GateError if a gate failed, or the verdict is less than the required one."""
+    """Raise GateError if a gate failed, or the verdict is less than the required one, or it is worse than before."""
     if failed := failures(result.gates):
         count = "a gate" if len(failed) == 1 else f"{len(failed)} gates"
         raise GateError(f"{count} failed: {some(failed)}. See the report")
-    if require and VERDICTS.index(result.verdict) < VERDICTS.index(require):
+    if require == diff.NO_WORSE_REQUIRED:
+        diff.check(result.baseline, require)
+    elif require and VERDICTS.index(result.verdict) < VERDICTS.index(require):
         why = some(result.why_not_accepted, 3)
         raise GateError(f"--require {require}: the verdict is {result.verdict} ({why}). See the report")
 

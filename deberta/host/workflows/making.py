@@ -20,6 +20,7 @@ from deberta.host.report import findings, request
 from deberta.host.run import freshness, runner
 from deberta.host.run.session import Session
 from deberta.host.user_files import named_paths
+from deberta.host.workflows.diff import Baseline
 from deberta.host.workflows.evaluation import evaluate, known_outputs, needed, perf
 
 Show = Callable[[Schema, str], None]  # prints a document, or the text in its place
@@ -139,16 +140,19 @@ def write_report(
     usual: Sequence[int],
     gates: Optional[Path] = None,
     language: str = LANGUAGES[0],
+    baseline: Optional[Baseline] = None,
 ) -> None:
     """results/.../report.{json,md,html} of what has been measured so far; the text is printed too.
 
-    `gates`: a file in the place of ours, for what counts as a near tie. `language`: of the pages.
+    `gates`: a file in the place of ours, for what counts as a near tie. `language`: of the pages. `baseline`: what it
+    is held against.
     """
     if session.dry:
         request.show(session, plan, language)
         return
     of_report = request.of_report(session, plan, usual, gates, language)
-    request.publish(session, plan, request.make(session, plan, of_report))
+    add_baseline = baseline.add if baseline else None
+    request.publish(session, plan, request.make(session, plan, of_report), add_baseline)
     text = (session.workspace / plan.artifacts.report()).read_text(encoding="utf-8")
     print("\n".join([text, *(str(plan.artifacts.report(kind)) for kind in ("json", "md", "html"))]))
 

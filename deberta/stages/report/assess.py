@@ -17,6 +17,7 @@ import msgspec
 from deberta.ascend import timing
 from deberta.core import files, schema
 from deberta.core.contract import FP32, PRECISIONS, RUNNERS
+from deberta.core.differences import ReportDifference
 from deberta.core.errors import DataError, MissingError, StageError, run_stage
 from deberta.core.job import FORMAT, Job, LabelChangeFiles, PerformanceFiles, ThroughputFiles
 from deberta.core.progress import track
@@ -80,6 +81,7 @@ def assess(job: Job, root: Path = Path()) -> Report:
                 for name in versions
                 if (entries := _comparable(counted, name) or [entry for entry in counted if entry.cell.version == name])
             ],
+            baseline=baseline(job, body, root),
         ),
     )
     try:
@@ -185,6 +187,17 @@ def label_changes(source: LabelChangeFiles, root: Path) -> Int8Comparison:
     counts = schema.read(root / source.label_changes, LabelChangeCounts, again)
     figures = {"lengths": list(map(int, source.int8)), **msgspec.structs.asdict(counts)}
     return msgspec.convert({**cells.shared(source, Int8Comparison), **figures}, Int8Comparison)
+
+
+def baseline(job: Job, body: Body, root: Path) -> ReportDifference | None:
+    """What differs from the job's baseline, None if it names none. Raises DataError if it is of another report."""
+    if not job.baseline:
+        return None
+    again = "Run: invoke report --baseline NAME"
+    difference = schema.read(root / job.baseline, ReportDifference, again)
+    if difference.b.body_sha256 != canonical.digest(body):
+        raise DataError(f"{job.baseline} is of another report: its body is {difference.b.body_sha256}. {again}")
+    return difference
 
 
 def main(argv: Sequence[str]) -> None:

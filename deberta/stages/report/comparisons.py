@@ -10,7 +10,7 @@ import msgspec
 from deberta.core.contract import FP32, SUPPLIED, VERSIONS, is_supplied
 from deberta.core.errors import many
 from deberta.core.report import DataProblem, EvaluationCell, Proportion, Report, is_padded
-from deberta.stages.report import tables
+from deberta.stages.report import changes, tables
 from deberta.stages.report.tables import ABSENT, Section, Table, table
 
 ALL = "all"  # beside the genres: their total
@@ -21,6 +21,7 @@ def sections(report: Report) -> list[Section]:
     return [
         Section("wrong", "Wrong rows with the largest margin", wrong(report)),
         Section("lengths", "Other lengths and int8", [lengths(report), int8(report)], [tables.NOTES["lengths"]]),
+        *([changes.section(report.measured.baseline)] if report.measured.baseline else []),
         Section("agreement", "Agreement between batch sizes", agreement(report)),
         Section("reference", "Comparison with the reference", reference(report)),
         Section("data", "Checks of data and labels", [data_checks(report), orders(report)]),

@@ -26,7 +26,10 @@ def read(path: Path) -> Report:
     Refused: another format, a body that is not the one of body_sha256, and a verdict that says more than its gates.
     """
     report = schema.read(path, Report, AGAIN)
-    digest = canonical.digest(report.body)
+    try:
+        digest = canonical.digest(report.body)
+    except ValueError as error:  # a number that canonical JSON has no form for
+        raise DataError(f"{path}: its body has no canonical form: {error}. {AGAIN}") from None
     if digest != report.body_sha256:
         raise DataError(f"{path}: the body's SHA-256 is {digest}, not {report.body_sha256}: it was changed. {AGAIN}")
     _check_verdict(path, report)
