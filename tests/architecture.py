@@ -83,6 +83,10 @@ ROOMS = {
     "stages.report": Room(
         "The report: statistics, gates, Markdown and HTML.", ("core", "ascend", "stages", "stages.inference")
     ),
+    "stages.diff": Room(
+        "Two reports side by side.",
+        ("core", "ascend", "stages", "stages.data", "stages.inference", "stages.report"),
+    ),
     "stages.train": Room("Fine-tuning.", ("core", "stages", "stages.model", "stages.data")),
     "stages.demo": Room("The demo's data, tokenizer and configuration.", ("core", "stages")),
     "stages.verify": Room(

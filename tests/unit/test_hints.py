@@ -18,7 +18,7 @@ OPTION = re.compile(r"(?<= )--[a-z][a-z-]*")
 
 # The host completes a stage's hints with the options of the run, so these stand there as they are or with --force.
 COMPLETED = {"export-onnx", "preprocess", "build-om", "infer", "postprocess", "evaluate", "perf", "report"}
-UNCOMPLETED = {"fetch", "doctor", "acceptance", "verify", "sign"}
+UNCOMPLETED = {"diff", "fetch", "doctor", "acceptance", "verify", "sign"}
 # A stage about many runs says which one, of int8 too; one that makes a key says how to.
 OF_RUN = ["--bs", "--version", "--force"]
 OF_INT8 = ["--bs", "--version", "--precision", "--force"]

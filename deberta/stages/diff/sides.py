@@ -9,19 +9,22 @@ import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import Meta
 
-from deberta.core import files, mnli
+from deberta.core import files, mnli, schema
+from deberta.core.contract import LABELS
 from deberta.core.differences import DiffSide, DiffSource
 from deberta.core.errors import DataError, DebertaError, MissingError, from_os_error
 from deberta.core.job import EvaluationFiles, Job
 from deberta.core.report import EvaluationCell, Report
+from deberta.core.schema import Schema
 from deberta.stages.data import tables
 from deberta.stages.inference import postprocess
-from deberta.stages.inference.logits import Logits, margins, predicted
+from deberta.stages.inference.logits import Logits, finite_rows, margins, predicted
 from deberta.stages.report import assess, render
 
 Numbers = npt.NDArray[np.intp]
@@ -33,6 +36,14 @@ class RunRows(NamedTuple):
     gold: Numbers
     labels: Numbers
     margins: npt.NDArray[np.float64]
+
+
+class PredictionLine(Schema, forbid_unknown_fields=False):
+    """What is taken of a line of a predictions file: label and margin follow from the logits."""
+
+    row: schema.Count
+    gold: schema.Label
+    logits: Annotated[list[float], Meta(min_length=len(LABELS), max_length=len(LABELS))]
 
 
 class Pairs(NamedTuple):
@@ -70,7 +81,7 @@ class Side:
     def rows(self, cell: EvaluationCell) -> RunRows:
         """The rows of an evaluation. Raises DebertaError where the tree has none that are the report's."""
         entry = self._entry(cell)
-        logits, gold = self._outputs(entry)
+        logits, gold = self._logits(entry)
         run = RunRows(gold, predicted(logits), margins(logits))
         correct = int((run.gold == run.labels).sum())
         if (len(gold), correct) != (cell.rows, cell.correct):
@@ -111,8 +122,10 @@ class Side:
                 return entry
         raise DataError(f"{self.source.name}: its job has no evaluation {cell.key}")
 
-    def _outputs(self, entry: EvaluationFiles) -> tuple[Logits, Numbers]:
-        """The logits of an evaluation's outputs, and the gold labels of their rows."""
+    def _logits(self, entry: EvaluationFiles) -> tuple[Logits, Numbers]:
+        """The logits of an evaluation, and the gold labels of their rows: its predictions', or else its outputs'."""
+        if entry.predictions and (path := self._inside(entry.predictions)).exists():
+            return _predictions(path)
         gold = np.array([row.label for row in self.table(entry.version)], np.intp)
         outputs, bins = self._folders(entry.outputs), self._folders(entry.bins)
         data = self._inside(self._needed_job().data[entry.version])
@@ -131,6 +144,23 @@ class Side:
             if not files.inside(root, path, follow):
                 raise DataError(f"{self.source.name}: {path} leads out of the tree")
         return root / name
+
+
+def _predictions(path: Path) -> tuple[Logits, Numbers]:
+    """The logits and gold labels of a predictions file, whose rows are those of the tsv in order. Raises DataError."""
+    lines = files.read_bytes(path).splitlines()
+    logits, gold = np.empty((len(lines), len(LABELS)), np.float32), np.empty(len(lines), np.intp)
+    for row, line in enumerate(lines):
+        try:
+            content = schema.decode(line, PredictionLine)
+        except ValueError as error:
+            raise DataError(f"{path} line {row + 1} {error}") from None
+        if content.row != row:
+            raise DataError(f"{path} line {row + 1} is of row {content.row}")
+        logits[row], gold[row] = content.logits, LABELS.index(content.gold)
+    if not finite_rows(logits).all():
+        raise DataError(f"{path} holds logits that are no float32")
+    return logits, gold
 
 
 def read(source: DiffSource) -> Side:

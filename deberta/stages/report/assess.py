@@ -193,7 +193,7 @@ def baseline(job: Job, body: Body, root: Path) -> ReportDifference | None:
     """What differs from the job's baseline, None if it names none. Raises DataError if it is of another report."""
     if not job.baseline:
         return None
-    again = "Run: invoke report --baseline NAME"
+    again = "Run: invoke report"
     difference = schema.read(root / job.baseline, ReportDifference, again)
     if difference.b.body_sha256 != canonical.digest(body):
         raise DataError(f"{job.baseline} is of another report: its body is {difference.b.body_sha256}. {again}")
