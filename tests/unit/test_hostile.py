@@ -322,7 +322,7 @@ INT_ELSEWHERE = {
     "host/workflows/doctor.py": "the kernel's files",
     "host/workflows/evaluation.py": "the summary of a stage of ours",
     "stages/data/token_counts.py": "an array's number",
-    "stages/diff/accuracy.py": "an array\'s number",
+    "stages/diff/accuracy.py": "an array's number",
     "stages/fp16/emulation.py": "protobuf's number",
     "stages/inference/openvino_engine.py": "the kernel's file",
     "stages/inference/postprocess.py": "an array's number",

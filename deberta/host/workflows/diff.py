@@ -93,7 +93,7 @@ def target(option: str) -> Optional[Path]:
     """The file that --output names, None without. Raises ConfigError for one that no diff wrote."""
     if not option:
         return None
-    path = Path(os.path.abspath(Path(option).expanduser()))
+    path = Path(option)
     if os.path.lexists(path):
         with contextlib.suppress(OSError), files.open_regular(path) as file:
             if file.read(_FIRST_BYTES).startswith(tuple(map(str.encode, _HEADS))):

@@ -15,12 +15,11 @@ from deberta.core.differences import HIGHER, LOWER, SAME, AccuracyDifference, Ch
 from deberta.core.errors import DebertaError
 from deberta.core.report import LISTED, EvaluationCell
 from deberta.stages.diff import sides
-from deberta.stages.diff.sides import Pairs, RunRows, Side
+from deberta.stages.diff.sides import Pairs, ReportSide, RunRows
 from deberta.stages.report import intervals
-from deberta.stages.report.cells import MARGIN_DIGITS
+from deberta.stages.report.cells import MARGIN_DIGITS, cut
 
 SIGNIFICANT = 0.05
-LONGEST_TEXT = 300  # characters of a sentence that is shown
 
 
 class Pairing(NamedTuple):
@@ -43,7 +42,7 @@ class Comparison(NamedTuple):
     no_text: str
 
 
-def compare(a: Side, b: Side) -> Comparison:
+def compare(a: ReportSide, b: ReportSide) -> Comparison:
     """All evaluations that both have. Reads what the trees have of their rows; raises OSError for a disk's faults."""
     accuracy: list[AccuracyDifference] = []
     changed: dict[tuple[str, str, int, int, int, int], list[tuple[EvaluationCell, Pairing, int]]] = {}
@@ -79,7 +78,9 @@ def common(
                 yield of_a[min(of_a)], of_b[min(of_b)]
 
 
-def _pairing(a: Side, b: Side, cell_a: EvaluationCell, cell_b: EvaluationCell) -> tuple[Pairing | None, str]:
+def _pairing(
+    a: ReportSide, b: ReportSide, cell_a: EvaluationCell, cell_b: EvaluationCell
+) -> tuple[Pairing | None, str]:
     """The paired rows, or why there are none."""
     try:
         rows_a, rows_b = a.rows(cell_a), b.rows(cell_b)
@@ -162,7 +163,7 @@ def _row(key: tuple[str, str, int, int, int, int], runs: Sequence[tuple[Evaluati
     )
 
 
-def _with_text(a: Side, b: Side, rows: Sequence[ChangedRow]) -> tuple[list[ChangedRow], str]:
+def _with_text(a: ReportSide, b: ReportSide, rows: Sequence[ChangedRow]) -> tuple[list[ChangedRow], str]:
     """The rows with their sentences, of B's tsv or, if the rows are the same, of A's; or why there are none."""
     reasons, with_text = [], []
     for version in dict.fromkeys(row.version for row in rows):
@@ -175,7 +176,7 @@ def _with_text(a: Side, b: Side, rows: Sequence[ChangedRow]) -> tuple[list[Chang
                 continue
             texts = [table[line - 2] for line in lines]
             of_version = [
-                structs.replace(row, premise=_short(text.premise), hypothesis=_short(text.hypothesis))
+                structs.replace(row, premise=cut(text.premise), hypothesis=cut(text.hypothesis))
                 for row, text in zip(of_version, texts, strict=True)
             ]
             break
@@ -183,7 +184,3 @@ def _with_text(a: Side, b: Side, rows: Sequence[ChangedRow]) -> tuple[list[Chang
             reasons.append(reason)
         with_text += of_version
     return with_text, next(iter(reasons), "")
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]}..."

@@ -31,7 +31,7 @@ from deberta.core.report import PerformanceRun, Report
 from deberta.stages import arguments
 from deberta.stages.diff import accuracy, facts, sides, speed
 from deberta.stages.diff.accuracy import Comparison
-from deberta.stages.diff.sides import Side
+from deberta.stages.diff.sides import ReportSide
 from deberta.stages.report import changes, markdown
 from deberta.stages.report.tables import Section, Table
 
@@ -122,7 +122,7 @@ def _of_run(run: FpsDifference | PerformanceRun) -> str:
     return f"{run.version}, bs {run.batch_size}, length {run.length}, {run.precision}, {run.runner}"
 
 
-def _notes(a: Side, b: Side, compared: Comparison) -> Iterator[str]:
+def _notes(a: ReportSide, b: ReportSide, compared: Comparison) -> Iterator[str]:
     """What a reader has to know beside the tables."""
     if unverified := [side.source.name for side in (a, b) if side.source.verification == UNVERIFIED]:
         yield f"Not verified, so this is what the files say: {', '.join(unverified)}. See: invoke verify."

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from deberta.core.differences import FactDifference, GateDifference
 from deberta.core.report import GateCheck, Report
-from deberta.stages.diff.sides import Side
+from deberta.stages.diff.sides import ReportSide
 from deberta.stages.report.gates import FAILED, PASSED
 
 SHOWN = 12  # characters of a SHA-256
@@ -46,7 +46,7 @@ def no_longer_judged(entry: GateDifference) -> bool:
     return entry.a == PASSED and entry.b not in (PASSED, FAILED)
 
 
-def facts(a: Side, b: Side) -> list[FactDifference]:
+def facts(a: ReportSide, b: ReportSide) -> list[FactDifference]:
     """All of which the two say something else, or one alone says something."""
     told_a, told_b = dict(_told(a)), dict(_told(b))
     return [
@@ -59,7 +59,7 @@ def facts(a: Side, b: Side) -> list[FactDifference]:
 _KINDS = ("report", "input", "artifact", "code", "pins", "tool", "machine")
 
 
-def _told(side: Side) -> Iterator[tuple[tuple[str, str], str]]:
+def _told(side: ReportSide) -> Iterator[tuple[tuple[str, str], str]]:
     """(kind, what) and its text."""
     body, measured, host = side.report.body, side.report.measured, side.report.measured.host
     yield ("report", "profile"), body.profile

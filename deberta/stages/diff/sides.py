@@ -54,7 +54,7 @@ class Pairs(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Side:
+class ReportSide:
     """A report, and its job if it stands in a tree; `why_no_rows`: why nothing but the report can be read."""
 
     source: DiffSource
@@ -163,19 +163,19 @@ def _predictions(path: Path) -> tuple[Logits, Numbers]:
     return logits, gold
 
 
-def read(source: DiffSource) -> Side:
+def read(source: DiffSource) -> ReportSide:
     """Raises MissingError and DataError for a report that cannot be read, or contradicts itself."""
     report = render.read(Path(source.report))
     for cell in report.body.cells:
         if cell.correct > cell.rows:
             raise DataError(f"{source.report} says that {cell.correct} of {cell.rows} rows are right")
     if not source.root or not source.job:
-        return Side(source, report, None, f"{source.name} is a report without its tree: it holds no rows")
+        return ReportSide(source, report, None, f"{source.name} is a report without its tree: it holds no rows")
     try:
         job = assess.read_job(Path(source.root, source.job))
     except DebertaError as error:
-        return Side(source, report, None, f"{source.name}: {error}")
-    return Side(source, report, job, "")
+        return ReportSide(source, report, None, f"{source.name}: {error}")
+    return ReportSide(source, report, job, "")
 
 
 def why_not(error: Exception) -> str:
@@ -184,7 +184,7 @@ def why_not(error: Exception) -> str:
     return str(known).partition(". Run: ")[0]
 
 
-def pair(a: Side, b: Side, version: str, rows_a: int, rows_b: int) -> Pairs:
+def pair(a: ReportSide, b: ReportSide, version: str, rows_a: int, rows_b: int) -> Pairs:
     """The rows of one version that both have; of the first rows only where a side was limited.
 
     Rows of one tsv are paired by their place, those of two by what they hold: a row that occurs twice in one of them

@@ -188,15 +188,15 @@ def wrong_rows(recounts: Sequence[Recount], version: Version, data: Path) -> Wro
                 gold=contract.LABELS[gold[row]],
                 label=contract.LABELS[labels[row]],
                 margin=float(margin[row]),
-                premise=_cut(texts[row].premise),
-                hypothesis=_cut(texts[row].hypothesis),
+                premise=cut(texts[row].premise),
+                hypothesis=cut(texts[row].hypothesis),
             )
             for row in listed
         ],
     )
 
 
-def _cut(text: str) -> str:
+def cut(text: str) -> str:
     return text if len(text) <= TEXT_LISTED else f"{text[:TEXT_LISTED]}{CUT}"
 
 
