@@ -25,6 +25,7 @@ LINES: dict[str, tuple[tuple[str, ...], int]] = {
     "acceptance": (("--backend", "cpu", "--bs", "8", "--loops", "2", "--require", "accepted"), 6),
     "check-fp16": (ROWS, 0),
     "compare": (("onnx", "cpu", *ROWS), 0),
+    "diff": (("latest", "latest", "--backend", "cpu", "--require", "no-worse"), 6),  # of two loops
     "doctor": (("--backend", "cpu"), 0),
     "evaluate": (CASE, 0),
     "explain": (("evaluate", *CASE), 0),
