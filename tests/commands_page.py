@@ -21,6 +21,10 @@ prints `{"error": {"message": ..., "exit_code": ...}}`. On a terminal there are 
 time, unless `NO_COLOR` or `CI` is set or `TERM` is `dumb`. In the logs of GitHub (`GITHUB_ACTIONS`) and GitLab
 (`GITLAB_CI`) each step is folded.
 
+The shell can complete tasks and options: `eval "$(./inv --print-completion-script bash)"` in `~/.bashrc`; in
+`~/.zshrc` the same with `zsh`; for fish `./inv --print-completion-script fish | source`. `inv` works from any
+folder, and paths of options are relative to where you stand.
+
 This page is made by `.venv/bin/python -m tests.commands_page`, of the table in `deberta/host/cli/options.py`.
 """
 

@@ -6,6 +6,7 @@ import atexit
 import errno
 import functools
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -52,7 +53,7 @@ class Command(Task[Callable[..., None]]):
         @functools.wraps(body)
         def run(c: Context, **typed: Any) -> None:
             around, document = surroundings(os.environ), Document() if typed.get("json") else None
-            with exit_codes(around, document):
+            with exit_codes(around, document, functools.partial(self.another_way, typed)):
                 values = replace(self.read(c, typed), surroundings=around, document=document)
                 if document and values.dry and "dry" in self.options:
                     raise ConfigError("--json and --dry: a dry run has no result. Give one of them")
@@ -62,6 +63,22 @@ class Command(Task[Callable[..., None]]):
         self.options, self.unread, self.run = options, unread, body
         super().__init__(run, positional=())
         COMMANDS[body.__name__.replace("_", "-")] = self
+
+    def another_way(self, typed: Mapping[str, Any], message: str) -> str:
+        """The message of this command's error, whose hint is never the command that has just failed.
+
+        In its place stands the same command with --force, if it takes that, or nothing.
+        """
+        task = self.name.replace("_", "-")
+        words = {f"--{name}" for name, value in typed.items() if value not in (None, False, [])}
+
+        def way(match: re.Match[str]) -> str:
+            if not words.issuperset(re.findall(r"(?<= )--[a-z-]+", match[1])):
+                return match[0]
+            takes_force = "force" in self.options and "--force" not in words
+            return ". Run the same command with --force" if takes_force else ""
+
+        return re.sub(rf"\. Run: invoke {task}((?: --[a-z-]+(?: (?!--)[^\s.,;]+)?)*)(?=$|\. )", way, message)
 
     @property
     def all_options(self) -> list[Option]:
@@ -112,10 +129,12 @@ def _only_document(document: Optional[Document]) -> Iterator[None]:
 
 
 @contextmanager
-def exit_codes(around: Surroundings = PLAIN, document: Optional[Document] = None) -> Iterator[None]:
+def exit_codes(
+    around: Surroundings = PLAIN, document: Optional[Document] = None, edit: Callable[[str], str] = str
+) -> Iterator[None]:
     """Our errors end a task with one line and their exit code; a bug keeps its traceback.
 
-    An error is the document, if one was to be printed and is not yet.
+    An error is the document, if one was to be printed and is not yet. `edit` changes the message.
     """
     # Being terminated cleans up as Ctrl-C does; and a shell's background job, which ignores SIGINT, can be stopped.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -128,7 +147,7 @@ def exit_codes(around: Surroundings = PLAIN, document: Optional[Document] = None
         return
     except (DebertaError, OSError) as error:
         known = from_os_error(error) if isinstance(error, OSError) else error
-        message, code = f"{ERROR_PREFIX}{one_line(str(known))}", known.exit_code
+        message, code = f"{ERROR_PREFIX}{one_line(edit(str(known)))}", known.exit_code
         if isinstance(error, OSError) and (error.errno, error.filename) == (errno.EIO, OUTPUT_STREAM):
             code = INTERRUPTED  # the terminal was closed
     except KeyboardInterrupt:

@@ -159,7 +159,10 @@ def doctor(c: Context, options: Options) -> None:
 
 @command("profile", "json")
 def status(c: Context, options: Options) -> None:
-    """Say what is there of each profile, what is stale and why, and what an acceptance would take now."""
+    """Say what is there of each profile, and what is stale and why.
+
+    Also what an acceptance would take now.
+    """
     plans, wrong = ([settings.cpu_plan(c, options)], []) if options.profile else _plans(c)
     session = settings.session_of(c, replace(options, dry=True), executor=_executor_of(c))
     session = recorded.read_only(session, recorded.BoundedDigests(session.workspace))
