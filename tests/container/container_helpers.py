@@ -90,7 +90,7 @@ def invoke(project: Path, build_settings: dict[str, str], *arguments: str) -> st
     environment = {**os.environ, **variables, "PYTHONPATH": str(project)}
     done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    return done.stderr + done.stdout
 
 
 def own(folder: Path, user: tuple[int, int]) -> None:

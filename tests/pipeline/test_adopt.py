@@ -199,5 +199,5 @@ def test_outputs_are_named_from_where_the_user_is(adopted: tuple[Workspace, str]
     )
     run = folder / f"result/outputs_bs8_om/match/{guide_folder_helpers.RUN}"
     assert done.returncode == 0, done.stderr
-    assert f"--outputs outputs_bs8_om: {run} is taken\n" in done.stdout
+    assert f"--outputs outputs_bs8_om: {run} is taken\n" in done.stderr
     assert f"accuracy match bs=8 of {run}: 0.9583333333333334 = 23/24" in done.stdout
