@@ -50,11 +50,16 @@ ROOMS = {
             *("host.report", "host.user_files"),
         ),
     ),
+    "host.prediction": Room(
+        "Texts of the user's, labelled by the compiled model.",
+        ("core", "host.plan", "host.run", "host.workflows"),
+    ),
     "host.cli": Room(
         "The tasks' options, as data, and their bodies.",
         (
             *("core", "ascend", "host.fetch", "host.environments", "host.plan", "host.engine", "host.images"),
             *("host.run", "host.report", "host.user_files", "host.workflows"),
+            "host.prediction",
         ),
     ),
     "host.program": Room(

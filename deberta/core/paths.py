@@ -29,6 +29,7 @@ class Artifacts:
     `bucketed`: rows run at several lengths, or at one below 256; these are the paths of `length`. Its rows and figures
     are not those of the padded run, so their names have the length also at 256; models of 256 are the padded run's own.
     The cpu backend's one model for all lengths has none in its name. `precision` int8: of that model and its runs.
+    `scratch`: a folder in which all but models lies, and which is removed at the end.
     """
 
     profile: str
@@ -37,6 +38,7 @@ class Artifacts:
     length: int = SEQUENCE_LENGTH
     bucketed: bool = False
     precision: str = FP32
+    scratch: str = ""
 
     @property
     def models(self) -> Path:
@@ -44,11 +46,11 @@ class Artifacts:
 
     @property
     def data(self) -> Path:
-        return Path("data", self.profile)
+        return Path(self.scratch, "data") if self.scratch else Path("data", self.profile)
 
     @property
     def results(self) -> Path:
-        return Path("results", self.profile, self.backend)
+        return Path(self.scratch, "results") if self.scratch else Path("results", self.profile, self.backend)
 
     @property
     def onnx(self) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 from invoke.context import Context
 
@@ -10,9 +11,10 @@ from deberta.core.errors import ConfigError
 from deberta.host.cli import output
 from deberta.host.cli.command import DEVICE, RUN, command
 from deberta.host.cli.options import Options
-from deberta.host.cli.settings import buckets_of, case_of, cpu_plan, plan_of, session_of
+from deberta.host.cli.settings import buckets_of, case_of, cpu_plan, plan_of, read, session_of
 from deberta.host.plan import evaluation as steps
 from deberta.host.plan.plan import Case
+from deberta.host.prediction import prediction
 from deberta.host.run import runner
 from deberta.host.run.session import exclusive
 from deberta.host.workflows import evaluation, making
@@ -96,6 +98,30 @@ def perf(c: Context, options: Options) -> None:
     with exclusive(session):
         result = evaluation.perf(session, case, options.loops, options.buckets)
     output.add(options, result)
+
+
+@command("premise", "hypothesis", "table", "columns", "rows_output", "bs", *MODEL, *DEVICE, "json", *RUN)
+def predict(c: Context, options: Options) -> None:
+    """Label a premise and a hypothesis, or a file of them.
+
+    Through infer's compiled model; nothing is left but the file of --output.
+    """
+    request = prediction.PredictionRequest(
+        plan=plan_of(c, options),
+        choice=buckets_of(c, options),
+        data=Path(options.table) if options.table else None,
+        pair=(options.premise, options.hypothesis),
+        columns=options.columns,
+        batch_size=options.bs if "bs" in options.typed else 0,
+        usual_sizes=read(c).batch_sizes,
+        output=Path(options.rows_output) if options.rows_output else None,
+    )
+    prediction.check(request, options.force)
+    session = session_of(c, options)
+    with exclusive(session):
+        document = prediction.predict(session, request)
+    if document is not None:
+        output.show(options, document, prediction.text(document))
 
 
 @command("init", "epochs", "steps", "batch_size", "learning_rate", "warmup", "seed", "profile", *RUN)

@@ -144,6 +144,11 @@ class Options:
     seed: Optional[int] = text(None, whole("--seed", 0, 2**32 - 1))
     images: bool = False
     key: str = text("", user_path)
+    # predict
+    premise: str = ""
+    hypothesis: str = ""
+    table: str = text(read=user_path)
+    rows_output: str = text(read=user_path)
     # export-onnx, build-om
     relative: str = text("shift", choices=("shift", "gather"))
     no_lint: bool = False

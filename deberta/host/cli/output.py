@@ -14,6 +14,7 @@ from deberta.core.differences import ReportDifference
 from deberta.core.progress import GREEN, RED, YELLOW, write
 from deberta.core.schema import Schema
 from deberta.host.cli.options import Options
+from deberta.host.prediction import prediction
 from deberta.host.report import figures, findings, verification
 from deberta.host.run.messages import as_started
 from deberta.host.workflows import conclusion, explain, readiness, status
@@ -51,6 +52,7 @@ DOCUMENTS: Mapping[str, type[Schema]] = {
     "explain": explain.ExplainDocument,
     "lint-onnx": findings.LintDocument,
     "perf": figures.PerfDocument,
+    "predict": prediction.PredictDocument,
     "status": status.Status,
     "verify": verification.VerifyDocument,
 }

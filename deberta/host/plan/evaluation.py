@@ -212,17 +212,17 @@ def postprocess(case: Case, outputs: Sequence[Path]) -> Step:
     """`outputs`: of each length the folder of input_<i>_output_0.bin, as infer's record has it or as the user says."""
     counts = case.evaluation.with_suffix(".json")
     writes = {"--output": case.evaluation, "--predictions": case.predictions}
-    return _of_outputs(case, "postprocess", {"--outputs": outputs}, writes, [counts])
+    return of_outputs(case, "postprocess", {"--outputs": outputs}, writes, [counts])
 
 
 def label_changes(case: Case, fp32: Sequence[Path], int8: Sequence[Path]) -> Step:
     """An int8 run beside the float32 one, each with a folder of outputs for each length."""
     title = f"int8 beside fp32 bs={case.batch_size} {case.version}"
     writes = {"--output": case.label_changes}
-    return _of_outputs(case, "label-changes", {"--fp32": fp32, "--int8": int8}, writes, title=title)
+    return of_outputs(case, "label-changes", {"--fp32": fp32, "--int8": int8}, writes, title=title)
 
 
-def _of_outputs(
+def of_outputs(
     case: Case,
     stage_id: str,
     folders: Mapping[str, Sequence[Path]],
@@ -230,7 +230,7 @@ def _of_outputs(
     also_writes: Sequence[Path] = (),
     title: str = "",
 ) -> Step:
-    """A stage that reads what the model gave: `folders` by flag, one for each length."""
+    """A stage that reads what the model gave, to write files by flag: `folders` by flag, one for each length."""
     infer = case.command("infer")
     name, usual = case.padded.named(stage_id)  # one evaluation of a case, whatever its lengths
     return stage(

@@ -26,6 +26,7 @@ STAGES = {  # the id of a stage, which records name, and the module that is it n
     "compare": "deberta.stages.compare.compare",
     "compile-cpu": "deberta.stages.compile.compile_cpu",
     "convert-data": "deberta.stages.data.convert_data",
+    "convert-pairs": "deberta.stages.data.convert_pairs",
     "demo-data": "deberta.stages.demo.demo_data",
     "describe-model": "deberta.stages.inference.describe_model",
     "export-onnx": "deberta.stages.compile.export_onnx",
@@ -33,6 +34,7 @@ STAGES = {  # the id of a stage, which records name, and the module that is it n
     "label-changes": "deberta.stages.inference.label_changes",
     "lint-onnx": "deberta.stages.lint.lint_onnx",
     "postprocess": "deberta.stages.inference.postprocess",
+    "predict": "deberta.stages.inference.predict",
     "preprocess": "deberta.stages.data.preprocess",
     "pytorch-reference": "deberta.stages.inference.pytorch_reference",
     "render": "deberta.stages.report.render",
@@ -153,7 +155,7 @@ class Plan:
     """Everything that names a run: paths, profile and options. The five from `soc_version` are the ascend backend's.
 
     `lengths`: the sequence lengths that rows run at, 256 alone for the padded run; `length` is the one that a step is
-    about, if it is about one.
+    about, if it is about one. `scratch`: as of Artifacts.
     """
 
     profile: Profile
@@ -167,6 +169,7 @@ class Plan:
     lengths: Lengths = buckets.PADDED
     length: int = SEQUENCE_LENGTH
     precision: str = FP32
+    scratch: str = ""
 
     @property
     def tool(self) -> str:
@@ -181,7 +184,7 @@ class Plan:
     @property
     def artifacts(self) -> Artifacts:
         name, bucketed = self.profile.name, not self.is_padded
-        return Artifacts(name, self.backend, self.limit, self.length, bucketed, self.precision)
+        return Artifacts(name, self.backend, self.limit, self.length, bucketed, self.precision, self.scratch)
 
     @property
     def any_length(self) -> bool:

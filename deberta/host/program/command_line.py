@@ -46,6 +46,17 @@ GROUPS: Mapping[str, Sequence[str]] = {
 }
 
 
+def with_file(words: Sequence[str]) -> list[str]:
+    """`predict FILE` as `predict --file FILE`: a positional argument cannot be left out."""
+    if words[:1] == ["predict"]:
+        valued = [option for option in COMMANDS["predict"].all_options if option.kind is not bool]
+        flags = {flag for option in valued for flag in (f"--{option.name}", f"-{option.short}")}
+        for at in range(1, len(words)):
+            if not words[at].startswith("-") and words[at - 1] not in flags and words[at] not in COMMANDS:
+                return [*words[:at], "--file", *words[at:]]
+    return list(words)
+
+
 class CommandProgram(Program):
     """What the command line says around our tasks."""
 
@@ -83,6 +94,7 @@ class CommandProgram(Program):
         if words and words[0] in COMMANDS and {"-h", "--help"} & {*words[1:]}:  # a positional argument would take it
             self.args.help.value = words[0]
             words.clear()
+        words[:] = with_file(words)
         try:
             with _refusals():
                 super().parse_tasks()

@@ -121,7 +121,7 @@ def _infer(session: Session, case: Case) -> list[PurePosixPath]:
         if result.ran and case.plan.any_length:
             seconds, rows = result.summary["inference_ms"] / 1000, results[-1].summary["rows"]
             session.say(f"inference of {rows} rows: {seconds:.2f} s, {rows / seconds:.3f} rows per s")
-    return _run_folders(steps, [result.record for result in inferred])
+    return run_folders(steps, [result.record for result in inferred])
 
 
 def postprocess(session: Session, case: Case, outputs: str = "", choice: Choice = ()) -> None:
@@ -316,7 +316,7 @@ def known_outputs(session: Session, case: Case) -> list[PurePosixPath]:
     steps = evaluation.infer(case, {})
     known = [records.read(session.workspace / record_of(step.outputs[0])) for step in steps]
     if session.dry and None in known:
-        return _run_folders(steps, [None] * len(steps))
+        return run_folders(steps, [None] * len(steps))
     if all(record is not None for record in known):
         if reason := outdated(session, case):
             where = f"in {case.outputs}" if case.plan.is_padded else f"of {buckets.text(case.plan.lengths)}"
@@ -324,14 +324,14 @@ def known_outputs(session: Session, case: Case) -> list[PurePosixPath]:
                 f"the outputs {where} are not of the present inputs ({reason}). Run: "
                 f"{case.command('evaluate')}, or name outputs to be counted as they are: --outputs DIR"
             )
-        return _run_folders(steps, known)
+        return run_folders(steps, known)
     folder = supplied_outputs(session, case)
     if folder is None:
         raise MissingError(f"there are no outputs in {case.outputs}. Run: {case.command('infer')}")
     return [folder]
 
 
-def _run_folders(steps: Sequence[Step], known: Sequence[Optional[Record]]) -> list[PurePosixPath]:
+def run_folders(steps: Sequence[Step], known: Sequence[Optional[Record]]) -> list[PurePosixPath]:
     """The folder of each run of some steps, by their records; its placeholder where there is none, in a dry run."""
     folders = []
     for step, record in zip(steps, known):

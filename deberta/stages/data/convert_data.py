@@ -22,7 +22,8 @@ from deberta.stages.data import tables
 from deberta.stages.data.tables import ForeignTable
 from deberta.stages.model import checkpoint
 
-NEEDED, OPTIONAL = ("premise", "hypothesis", "label"), ("genre", "id")
+TEXTS = ("premise", "hypothesis")
+NEEDED, OPTIONAL = (*TEXTS, "label"), ("genre", "id")
 USUAL = {  # the names that a column is looked for by
     "premise": ("premise", "sentence1", "text_a"),
     "hypothesis": ("hypothesis", "sentence2", "text_b"),
@@ -34,7 +35,7 @@ LEFT_OUT = "none"  # of a label word: rows that have it are left out
 GENRE = "all"
 # What the original MultiNLI and SNLI have for rows on whose label nobody agreed; GLUE's files have no such rows.
 _ORIGINALS, _NO_LABEL = {"sentence1_binary_parse", "annotator_labels"}, "-"
-_BREAKS = re.compile(r"\r\n|[\t\n\r]")
+BREAKS = re.compile(r"\r\n|[\t\n\r]")
 _SHOWN = 5  # bad rows quoted in one message; the others are counted
 
 
@@ -49,27 +50,34 @@ class Conversion:
     with_breaks: int = 0  # rows in which a tab or line end became a blank
 
 
-def columns_of(table: ForeignTable, mapping: Mapping[str, str], path: Path) -> dict[str, str]:
-    """The table's column for each of ours: by `mapping`, else by its usual name. Raises DataError naming all faults."""
+def columns_of(
+    table: ForeignTable, mapping: Mapping[str, str], path: Path, needed: Sequence[str] = NEEDED
+) -> dict[str, str]:
+    """The table's column for each of ours: by `mapping`, else by its usual name. Raises DataError naming all faults.
+
+    Without a label among those `needed`, no others are looked for.
+    """
     problems, columns = [], {}
-    for role in (*NEEDED, *OPTIONAL):
+    for role in (*needed, *(OPTIONAL if "label" in needed else ())):
         wanted = [mapping[role]] if role in mapping else [name for name in USUAL[role] if name in table.columns]
         present = [name for name in wanted if name in table.columns]
         if role in mapping and not present:
             problems.append(f"no column {mapping[role]!r}")
         elif len(wanted) > 1:
             problems.append(f"{role} may be {' or '.join(wanted)}")
-        elif not wanted and role in NEEDED:
+        elif not wanted and role in needed:
             problems.append(f"no column for {role} (looked for {', '.join(USUAL[role])})")
         elif present and table.columns.count(present[0]) > 1:
             problems.append(f"{table.columns.count(present[0])} columns called {present[0]!r}")
         elif present:
             columns[role] = present[0]
     if problems:
-        no_labels = "; is it a test file, which has none" if "label" not in columns and len(columns) > 1 else ""
+        lacks_labels = "label" in needed and "label" not in columns and len(columns) > 1
+        no_labels = "; is it a test file, which has none" if lacks_labels else ""
+        more = ", with genre=NAME and id=NAME if there are any" if "label" in needed else ""
         raise DataError(
             f"{path} ({table.kind}): {'; '.join(problems)}{no_labels}. Its columns: {some(table.columns, 20)}. Say "
-            "which: --columns premise=NAME,hypothesis=NAME,label=NAME, with genre=NAME and id=NAME if there are any"
+            f"which: --columns {','.join(f'{role}=NAME' for role in needed)}{more}"
         )
     return columns
 
@@ -86,7 +94,7 @@ def convert(table: ForeignTable, columns: Mapping[str, str], words: Mapping[str,
     for number, row in table.rows:
         try:
             label = _label(row.get(columns["label"]), words, has_original_form)
-            texts = [_cell(role, row.get(columns[role])) for role in ("premise", "hypothesis")]
+            texts = [text_cell(role, row.get(columns[role])) for role in TEXTS]
         except ValueError as problem:
             bad_count += 1
             if len(bad) < _SHOWN:
@@ -100,7 +108,7 @@ def convert(table: ForeignTable, columns: Mapping[str, str], words: Mapping[str,
         genre = str(row.get(columns.get("genre", "")) or GENRE)
         genre = "".join(character if character.isprintable() else " " for character in genre)
         cells = [str(index), str(index), pair_id, genre, "", "", "", "", *texts, label, "", "", "", "", label]
-        plain = [_BREAKS.sub(" ", cell) for cell in cells]
+        plain = [BREAKS.sub(" ", cell) for cell in cells]
         line = "\t".join(plain)
         if len(line.encode()) + 1 >= mnli.LONGEST_LINE:
             raise DataError(f"{path} ({table.kind}): row {number} has more than {mnli.LONGEST_LINE} bytes")
@@ -135,7 +143,7 @@ def _label(value: Any, words: Mapping[str, str], has_original_form: bool) -> str
     raise ValueError(f"unknown label {text[:40]!r}. Say what it means: --label-words {meaning}")
 
 
-def _cell(role: str, value: Any) -> str:
+def text_cell(role: str, value: Any) -> str:
     if not isinstance(value, str):
         raise ValueError(f"its {role} is {'missing' if value is None else 'no text'}")
     return value
@@ -152,7 +160,7 @@ def pairs(option: str, text: str) -> dict[str, str]:
     return entries
 
 
-def _columns(option: str, text: str) -> dict[str, str]:
+def columns(option: str, text: str) -> dict[str, str]:
     mapping = pairs(option, text)
     if unknown := sorted(set(mapping) - {*NEEDED, *OPTIONAL}):
         raise ConfigError(f"{option} names {unknown[0]!r}, which is none of {', '.join((*NEEDED, *OPTIONAL))}")
@@ -174,7 +182,7 @@ def main(argv: Sequence[str]) -> None:
         argv,
         __doc__,
         "data output summary",
-        columns=Argument("premise=NAME,hypothesis=NAME,label=NAME,genre=NAME,id=NAME", _columns, default={}),
+        columns=Argument("premise=NAME,hypothesis=NAME,label=NAME,genre=NAME,id=NAME", columns, default={}),
         label_words=Argument("what labels of the file mean: WORD=entailment,...", _words, default={}),
         model_words=Argument("the same of the model's own labels, which the file may have", _words, default={}),
     )
