@@ -23,7 +23,7 @@ from tests.pipeline_helpers import copy_demo
 
 ROOT = Path(__file__).resolve().parents[2]
 # Options that two fields read in two ways; no task takes both.
-READ_TWICE = {"bs", "executor", "model", "output", "path"}
+READ_TWICE = {"bs", "executor", "format", "model", "output", "path", "require"}
 
 
 ON_ASCEND = [

@@ -164,6 +164,9 @@ def _leave_unchecked(request: VerificationRequest, tree: Evidence, signature: st
     if not request.rows:
         tree.unchecked[f"that {request.artifacts.onnx} gives these logits: --replay N runs N rows"] = evidence.OPEN
     onnx, job = request.artifacts.onnx, tree.job
+    if job and job.baseline:
+        text = f"that {job.baseline} is what differs from the baseline: its files are not here. See invoke diff"
+        tree.unchecked[text] = evidence.ASIDE
     texts = [
         "that times, machine, tools and settings were what report, logs and records say, and that nothing was left out",
         f"that {onnx} is the checkpoint's graph: invoke export-onnx makes the same bytes again",

@@ -19,6 +19,7 @@ from deberta.core.differences import (
     SLOWER,
     UNKNOWN,
     UNVERIFIED,
+    VERIFIED,
     WORSE,
     AccuracyDifference,
     DiffJob,
@@ -45,7 +46,8 @@ def difference(job: DiffJob) -> ReportDifference:
     throughputs = speed.compare(a.report, b.report)
     gates, alike = facts.gates(a.report, b.report)
     worse = list(_worse(compared.accuracy, throughputs, gates))
-    not_compared = list(_not_compared(a.report, b.report, compared.accuracy, throughputs, gates))
+    not_compared = list(_wrong(a, b))
+    not_compared += _not_compared(a.report, b.report, compared.accuracy, throughputs, gates)
     return ReportDifference(
         format=1,
         a=a.facts,
@@ -82,6 +84,13 @@ def _worse(
     for gate in gates:
         if facts.newly_failing(gate):
             yield f"gate {gate.gate} ({gate.of}) fails: found {gate.actual_b or 'nothing'}, required {gate.required_b}"
+
+
+def _wrong(*both: ReportSide) -> Iterator[str]:
+    """The sides that do not verify."""
+    for side in both:
+        if not side.source.verification.startswith((VERIFIED, UNVERIFIED)):
+            yield f"{side.source.name} {side.source.verification}"
 
 
 def _not_compared(

@@ -15,8 +15,10 @@ from deberta.core.differences import (
     GateDifference,
     ReportDifference,
 )
-from deberta.core.errors import many, some
+from deberta.core.errors import many
 from deberta.stages.report.tables import ABSENT, Cell, Section, Table, between, table
+
+SHOWN = 12  # reasons of a kind
 
 
 def section(difference: ReportDifference) -> Section:
@@ -57,11 +59,11 @@ def _counts(conclusions: Sequence[str]) -> str:
 
 
 def reasons(difference: ReportDifference) -> Iterator[str]:
-    """Why it is worse, and what was not compared."""
-    if difference.worse:
-        yield f"Worse: {'; '.join(difference.worse)}."
-    if difference.not_compared:
-        yield f"Not compared: {some(difference.not_compared, 10)}."
+    """Why it is worse, and what was not compared; the first SHOWN of each."""
+    for lead, texts in (("Worse", difference.worse), ("Not compared", difference.not_compared)):
+        yield from (f"{lead}: {text}" for text in texts[:SHOWN])
+        if len(texts) > SHOWN:
+            yield f"{lead}: {len(texts) - SHOWN} more"
 
 
 def tables(difference: ReportDifference) -> list[Table]:

@@ -13,12 +13,14 @@ from markupsafe import Markup
 
 from deberta.ascend import ais_bench
 from deberta.core.contract import FP32, PERFORMANCE_LOOPS, SEQUENCE_LENGTH, VERSIONS, is_supplied
+from deberta.core.differences import ReportDifference
 from deberta.core.errors import many, some
 from deberta.core.job import PublishedRow
 from deberta.core.report import EvaluationCell, GateCheck, PerformanceRun, Proportion, Report, is_padded
 
 Cell = str | tuple[str, ...]  # text, or several lines of it
 ABSENT = "-"
+BASELINE_HEADS = ("baseline fps (published)", "baseline fps (A, see the changes)")
 SHORT = dict(zip(VERSIONS, ("M", "MM"), strict=True))
 TEXTS = tomllib.loads(Path(__file__).with_name("tables.toml").read_text(encoding="utf-8"))
 NOTES: Mapping[str, str] = TEXTS["notes"]
@@ -227,7 +229,26 @@ def guide(report: Report) -> Table:
     body, measured = report.body, report.measured
     published = {row.batch_size: row for row in measured.published}
     sizes = {*body.batch_sizes, *(c.batch_size for c in body.cells), *(r.batch_size for r in measured.performances)}
-    return table("guide", (_guide_row(report, size, published.get(size)) for size in sorted(sizes)))
+    result = table("guide", (_guide_row(report, size, published.get(size)) for size in sorted(sizes)))
+    if not _replacement(report):
+        return result
+    return result._replace(heads=[head.replace(*BASELINE_HEADS) for head in result.heads])
+
+
+def _replacement(report: Report) -> ReportDifference | None:
+    """What has the fps of a baseline that stand in the place of the published ones, None if none do."""
+    baseline = report.measured.baseline
+    return baseline if baseline and baseline.replaces_published else None
+
+
+def _baseline_fps(report: Report, size: int, row: PublishedRow | None) -> Cell:
+    """The published figure, or those of the baseline's padded float32 runs in its place."""
+    if not (baseline := _replacement(report)):
+        return f"{row.baseline_fps:.3f}" if row else ABSENT
+    runs = [run for run in baseline.fps if (run.batch_size, run.length, run.precision) == (size, SEQUENCE_LENGTH, FP32)]
+    several = len(runs) > 1
+    texts = [f"{SHORT[run.version] + '=' if several else ''}{rounded(run.fps_a)}" for run in runs]
+    return tuple(texts) or ABSENT
 
 
 def _guide_row(report: Report, size: int, row: PublishedRow | None) -> tuple[Cell, ...]:
@@ -244,7 +265,7 @@ def _guide_row(report: Report, size: int, row: PublishedRow | None) -> tuple[Cel
         f"M={row.official_match}/MM={row.official_mismatch}" if row else ABSENT,
         f"M={row.ascend_match}/MM={row.ascend_mismatch}" if row else ABSENT,
         tuple(accuracies) or ABSENT,
-        f"{row.baseline_fps:.3f}" if row else ABSENT,
+        _baseline_fps(report, size, row),
         f"{row.ascend_fps:.3f}" if row else ABSENT,
         tuple(fps) or ABSENT,
     )
