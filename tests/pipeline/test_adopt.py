@@ -66,7 +66,7 @@ def test_one_line_for_each_file(adopted: tuple[Workspace, str], bare: Workspace)
 
 def test_each_figure_says_whose_it_is(adopted: tuple[Workspace, str], tmp_path: Path) -> None:
     workspace = adopted[0].copy(tmp_path / "copy")
-    said = workspace.succeed("report", *ASCEND)
+    said = workspace.succeed("report", *ASCEND, "-v")
     [row] = [line for line in said.splitlines() if "| demo bs8 |" in line]
     assert row.count("(user-supplied outputs)") == row.count("(user-supplied log)") == 2 and "on ascend" not in row
     assert re.findall(r"^\| 8[^|]*\|.* \d+\.\d\d \|", said, re.MULTILINE)

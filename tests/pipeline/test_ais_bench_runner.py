@@ -93,7 +93,7 @@ def test_both_runners_agree_and_stand_side_by_side(workspace: Workspace) -> None
         and "(5 loops only, the guide's run has more, average " in said
     )
     assert f"{RESULTS}/ais_bench_bs4_match.json" in said
-    text = workspace.succeed("report", "--backend", "ascend")
+    text = workspace.succeed("report", "--backend", "ascend", "-v")
     [row] = [line for line in text.splitlines() if "| tiny bs4 |" in line]
     assert (
         " on ascend, not pinned, " in row and " on ascend (ais_bench), not pinned, 5 loops only |" in row

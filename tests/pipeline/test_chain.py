@@ -109,7 +109,7 @@ def test_performance_run_and_report(workspace: Workspace) -> None:
     said = workspace.succeed("perf", "--bs", "4", "--loops", "3", "-v")
     assert "up to date: " in said and "(5 loops, more than 3 and measured before: --force measures again" in said
     assert log.read_bytes() == kept
-    table = workspace.succeed("report")
+    table = workspace.succeed("report", "-v")
     report = (workspace.root / "results/tiny/cpu/report.md").read_text()
     assert report in table
     correct = json.loads((workspace.root / "results/tiny/cpu/eval_bs4_match.json").read_text())["correct"]

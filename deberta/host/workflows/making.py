@@ -142,7 +142,7 @@ def write_report(
     language: str = LANGUAGES[0],
     baseline: Optional[Baseline] = None,
 ) -> None:
-    """results/.../report.{json,md,html} of what has been measured so far; the text is printed too.
+    """results/.../report.{json,md,html} of what has been measured so far; the table by batch size is printed too.
 
     `gates`: a file in the place of ours, for what counts as a near tie. `language`: of the pages. `baseline`: what it
     is held against.
@@ -154,6 +154,8 @@ def write_report(
     add_baseline = baseline.add if baseline else None
     request.publish(session, plan, request.make(session, plan, of_report), add_baseline)
     text = (session.workspace / plan.artifacts.report()).read_text(encoding="utf-8")
+    if not session.verbose:  # up to the first section, which is the table
+        text = "\n## ".join(text.split("\n## ")[:2]).rstrip() + "\n"
     print("\n".join([text, *(str(plan.artifacts.report(kind)) for kind in ("json", "md", "html"))]))
 
 
