@@ -17,7 +17,7 @@ from deberta.core.errors import visible
 
 _Item = TypeVar("_Item")
 _LINE = re.compile(r"\[progress\] (.+: \d+/\d+(?: .+)?)")
-_COUNTED = re.compile(r"(.+): (\d{1,18})/(\d{1,18})(.*)")
+_COUNTED = re.compile(r"(.+): ([0-9]{1,18})/([0-9]{1,18})(.*)")
 BAR, SHORTEST_BAR = 20, 5  # characters
 BOLD, GREEN, RED, YELLOW = "1", "32", "31", "33"  # of a terminal (SGR)
 

@@ -310,6 +310,7 @@ INT_ELSEWHERE = {
     "core/contract.py": "the door",
     "core/machine.py": "the kernel's cgroup files",
     "ascend/runs.py": "its expression: at most 18 ASCII digits",
+    "core/progress.py": "its expression: at most 18 ASCII digits",
     "core/files.py": "a process number in a temporary name",
     "host/engine/engine.py": "the engine's exit code",
     "host/fetch/download.py": "its expression",

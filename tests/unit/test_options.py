@@ -52,7 +52,7 @@ def test_a_short_flag_belongs_to_one_option_and_none_of_the_programs_own() -> No
             for short in flags:
                 names.setdefault(short, set()).add(argument.names[0])
     assert {short: len(options) for short, options in names.items()} == dict.fromkeys(names, 1)
-    assert names["b"] == {"bs"} and names["v"] == {"version"}
+    assert names["b"] == {"bs"} and names["s"] == {"version"} and names["v"] == {"verbose"}
 
 
 def test_an_option_has_one_meaning_in_every_task() -> None:
@@ -80,7 +80,7 @@ def test_help_gives_choices_and_defaults(name: str) -> None:
 def test_a_task_looks_only_at_options_that_it_takes(name: str) -> None:
     nodes = ast.walk(ast.parse(inspect.getsource(COMMANDS[name].run)))
     uses = {node.attr for node in nodes if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "options"}
-    assert uses <= {*COMMANDS[name].options, "typed"}
+    assert uses <= {*COMMANDS[name].options, "typed", "surroundings"}
 
 
 def test_values_are_read_once() -> None:

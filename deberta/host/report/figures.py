@@ -24,7 +24,7 @@ class Share(Schema):
     accuracy: schema.Share
 
 
-class Evaluation(Share):
+class EvaluationFigures(Share):
     """One batch size, version and precision. `place`: where the model ran, or whose outputs they are.
 
     `limit`: above 0 the first rows alone were run, which is never a result. `text`, `file` and `predictions`: paths
@@ -52,7 +52,7 @@ class LabelChanges(LabelChangeCounts):
 
 
 class EvaluateDocument(Schema):
-    evaluations: list[Evaluation]
+    evaluations: list[EvaluationFigures]
     label_changes: list[LabelChanges]
 
 
@@ -94,10 +94,10 @@ class PerfDocument(Schema):
     over_the_data: Optional[DataThroughput]
 
 
-def evaluation(case: Case, place: str, counts: Mapping[str, Any]) -> Evaluation:
+def evaluation(case: Case, place: str, counts: Mapping[str, Any]) -> EvaluationFigures:
     """`counts`: what the postprocess stage wrote."""
     text = case.evaluation
-    return Evaluation(
+    return EvaluationFigures(
         **_share(counts),
         batch_size=case.batch_size,
         version=case.version,
@@ -116,7 +116,7 @@ def _share(counts: Mapping[str, Any]) -> dict[str, Any]:
     return {name: counts[name] for name in ("correct", "rows", "accuracy")}
 
 
-def print_evaluation(result: Evaluation) -> None:
+def print_evaluation(result: EvaluationFigures) -> None:
     partial = _partial(result.limit)
     print(f"accuracy {result.version} bs={result.batch_size} {result.place}: {_text(result)}{partial}")
     for genre, share in result.genres.items():
@@ -124,7 +124,7 @@ def print_evaluation(result: Evaluation) -> None:
     print(f"  {result.text}\n  {result.file}\n  {result.predictions}", flush=True)
 
 
-def print_evaluations(results: Sequence[Evaluation]) -> None:
+def print_evaluations(results: Sequence[EvaluationFigures]) -> None:
     """A table with a line for each, if there are any."""
     rows = [("bs", "version", "precision", "accuracy", "right")]
     for result in results:

@@ -18,7 +18,7 @@ class Findings(Schema, kw_only=True, forbid_unknown_fields=False):
     report: str = ""
 
 
-class LintFinding(Schema, forbid_unknown_fields=False):
+class ReportedFinding(Schema, forbid_unknown_fields=False):
     """All places that break one rule in the same way; `nodes` are the first of `count`."""
 
     rule: str
@@ -41,7 +41,7 @@ class LintDocument(Findings, kw_only=True, forbid_unknown_fields=False):
     bytes: schema.Count
     batch_sizes: list[schema.BatchSize]
     counts: dict[str, schema.Count]
-    findings: list[LintFinding]
+    findings: list[ReportedFinding]
     opset: dict[str, int] = field(default_factory=dict)
 
 

@@ -342,7 +342,9 @@ def run_folders(steps: Sequence[Step], known: Sequence[Optional[Record]]) -> lis
     return folders
 
 
-def _count(session: Session, case: Case, outputs: Sequence[PurePosixPath], place: str = "") -> list[figures.Evaluation]:
+def _count(
+    session: Session, case: Case, outputs: Sequence[PurePosixPath], place: str = ""
+) -> list[figures.EvaluationFigures]:
     """Count what is right, and print it; nothing is returned in a dry run.
 
     `place`: where it was measured, if not on the plan's backend.
