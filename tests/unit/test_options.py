@@ -47,7 +47,7 @@ def test_a_short_flag_belongs_to_one_option_and_none_of_the_programs_own() -> No
     names: dict[str, set[str]] = {}
     for command in COMMANDS.values():
         for argument in command.get_arguments():
-            flags = [name for name in argument.names if len(name) == 1]
+            flags = [name for name in argument.names if len(name) == 1 and not argument.positional]
             assert len(argument.names) <= 2 and not own.intersection(flags)
             for short in flags:
                 names.setdefault(short, set()).add(argument.names[0])

@@ -24,7 +24,7 @@ from invoke.parser.context import ParserContext
 from invoke.program import Program
 
 from deberta import PROJECT, __version__
-from deberta.core.errors import ERROR_PREFIX, DebertaError, one_line, visible
+from deberta.core.errors import ERROR_PREFIX, DebertaError, MissingError, one_line, visible
 from deberta.host.cli import preparation
 from deberta.host.cli.command import COMMANDS, Command
 from deberta.host.program import completion
@@ -73,7 +73,14 @@ class CommandProgram(Program):
             words += ["--search-root", shlex.quote(root)]
         if settings := self.args.config.value:
             words += ["-f", shlex.quote(settings)]
-        return " ".join(words)
+        return visible(" ".join(words))
+
+    def update_config(self, merge: bool = True) -> None:
+        settings = self.args.config.value
+        if settings and not os.path.exists(settings):  # invoke goes on without it
+            message = f"{ERROR_PREFIX}{one_line(settings)} is missing: the settings file of -f"
+            raise Exit(message, code=MissingError.exit_code)
+        super().update_config(merge)
 
     def print_version(self) -> None:
         print(f"{self.name} {__version__} (invoke {invoke.__version__}, Python {platform.python_version()})")

@@ -84,7 +84,7 @@ def compare(own: VerificationRequest, a: DiffSource, b: DiffSource, replaces_pub
         files.write_text(job, schema.text(DiffJob(a=a, b=b, replaces_published=replaces_published)))
         arguments = ["--job", job, "--output", document, "--text", pages[0], "--markdown", pages[1]]
         printed = verification.run_stage(replace(own, root=scratch), STAGE, arguments, scratch)
-        difference = schema.read(document, ReportDifference, "Run: invoke diff")
+        difference = schema.read(document, ReportDifference, "Run the same command again")
         texts = dict(zip(FORMATS, map(files.read_text, (*pages, document))))
         return DiffResult(difference, texts, printed.strip())
 

@@ -50,7 +50,8 @@ def at_lengths(session: Session, case: Case, choice: Choice) -> Case:
     left_out = f"; no row needs {buckets.text(unused)}" if unused else ""
     padded = batch_count(sum(rows.values()), case.batch_size) * case.batch_size * buckets.PADDED[0]
     session.say(
-        f"buckets: {buckets.text(list(rows))}{by_length}{left_out}; {run} tokens to run for {tokens}, padded {padded}"
+        f"buckets: {buckets.text(list(rows))}{by_length}{left_out}; {run} tokens to run for {tokens}, padded {padded} "
+        f"(bs={case.batch_size} {version})"
     )
     return case.of_lengths(rows)
 

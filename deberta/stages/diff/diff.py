@@ -193,7 +193,7 @@ def main(argv: Sequence[str]) -> None:
         text=arguments.file("the same as text", required=False),
         markdown=arguments.file("the same as Markdown", required=False),
     )
-    result = difference(schema.read(options.job, DiffJob, "Run: invoke diff"))
+    result = difference(schema.read(options.job, DiffJob, "Run the same command again"))
     pages = {options.output: schema.text(result)}
     if options.text:
         pages[options.text] = visible(plain_text(result))
