@@ -68,9 +68,10 @@ def reasons(difference: ReportDifference) -> Iterator[str]:
 
 def tables(difference: ReportDifference) -> list[Table]:
     """All tables, with and without rows."""
+    rows = f"{many(len(difference.changed_rows), 'row')} with another label"
     return [
         table("changes-accuracy", map(_accuracy, difference.accuracy)),
-        table("changes-rows", map(_row, difference.changed_rows)),
+        table("changes-rows", map(_row, difference.changed_rows))._replace(folded=rows),
         table("changes-fps", map(_fps, difference.fps)),
         table("changes-gates", map(_gate, difference.gates)),
         table(

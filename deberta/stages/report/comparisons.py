@@ -20,8 +20,8 @@ def sections(report: Report) -> list[Section]:
     """What follows the performance runs, on the page and in report.md."""
     return [
         Section("wrong", "Wrong rows with the largest margin", wrong(report)),
-        Section("lengths", "Other lengths and int8", [lengths(report), int8(report)], [tables.NOTES["lengths"]]),
         *([changes.section(report.measured.baseline)] if report.measured.baseline else []),
+        Section("lengths", "Other lengths and int8", [lengths(report), int8(report)], [tables.NOTES["lengths"]]),
         Section("agreement", "Agreement between batch sizes", agreement(report)),
         Section("reference", "Comparison with the reference", reference(report)),
         Section("data", "Checks of data and labels", [data_checks(report), orders(report)]),

@@ -12,6 +12,7 @@ from pathlib import Path
 import jinja2
 
 from deberta.core.contract import VERSIONS
+from deberta.core.differences import FpsDifference
 from deberta.core.errors import many
 from deberta.core.report import PerformanceRun, Report
 from deberta.stages.report import charts, comparisons, tables
@@ -175,20 +176,32 @@ def _throughput(report: Report, say: Say) -> Iterator[Figure]:
     if not runs:
         return
     published = {row.batch_size: row for row in report.measured.published}
+    own_baseline = tables.replacement(report)
     rows = []
     for run, label in zip(runs, _labels(runs, say), strict=True):
         low, high = _fps_interval(run)
         row = published.get(run.batch_size)
-        others = (("published", row.ascend_fps), ("baseline", row.baseline_fps)) if row else ()
+        others = [("published", row.ascend_fps)] if row else []
+        if own_baseline:
+            same = (run.batch_size, run.version, run.length, run.precision, run.runner)
+            others += [("baseline", entry.fps_a) for entry in own_baseline.fps if _run_of(entry) == same]
+        elif row:
+            others.append(("baseline", row.baseline_fps))
         rows.append(ChartRow(label, run.fps, low, high, tables.rounded(run.fps), others=others))
     most = max(value for row in rows for value in (row.value, *(value for _, value in row.others)))
     highest = min(max([most, *(row.high for row in rows)]), 1.5 * most)
     keys = [Key("bar", say("measured")), Key("whisker", say("95 % interval"))]
-    if any(row.others for row in rows):
-        keys += [Key("published", say("310P, published")), Key("baseline", say("baseline (T4), published"))]
+    styles = {style for row in rows for style, _ in row.others}
+    keys += [Key("published", say("310P, published"))] if "published" in styles else []
+    if "baseline" in styles:
+        keys.append(Key("baseline", say("baseline A" if own_baseline else "baseline (T4), published")))
     caption = say("Throughput")
     axis = Axis(say("samples per second"), charts.ticks(0, highest))
     yield Figure(caption, charts.rows("throughput-1", caption, rows, axis, "fps", keys=keys, with_bars=True))
+
+
+def _run_of(entry: FpsDifference) -> tuple[int, str, int, str, str]:
+    return entry.batch_size, entry.version, entry.length, entry.precision, entry.runner
 
 
 def _fps_interval(run: PerformanceRun) -> tuple[float, float]:

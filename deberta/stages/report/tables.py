@@ -230,12 +230,12 @@ def guide(report: Report) -> Table:
     published = {row.batch_size: row for row in measured.published}
     sizes = {*body.batch_sizes, *(c.batch_size for c in body.cells), *(r.batch_size for r in measured.performances)}
     result = table("guide", (_guide_row(report, size, published.get(size)) for size in sorted(sizes)))
-    if not _replacement(report):
+    if not replacement(report):
         return result
     return result._replace(heads=[head.replace(*BASELINE_HEADS) for head in result.heads])
 
 
-def _replacement(report: Report) -> ReportDifference | None:
+def replacement(report: Report) -> ReportDifference | None:
     """What has the fps of a baseline that stand in the place of the published ones, None if none do."""
     baseline = report.measured.baseline
     return baseline if baseline and baseline.replaces_published else None
@@ -243,7 +243,7 @@ def _replacement(report: Report) -> ReportDifference | None:
 
 def _baseline_fps(report: Report, size: int, row: PublishedRow | None) -> Cell:
     """The published figure, or those of the baseline's padded float32 runs in its place."""
-    if not (baseline := _replacement(report)):
+    if not (baseline := replacement(report)):
         return f"{row.baseline_fps:.3f}" if row else ABSENT
     runs = [run for run in baseline.fps if (run.batch_size, run.length, run.precision) == (size, SEQUENCE_LENGTH, FP32)]
     several = len(runs) > 1
