@@ -103,9 +103,9 @@ def test_two_places_are_equal_and_all_hashes_are_said(made: tuple[Workspace, Pat
     assert ["same", "dirHash", files.folder_digest(bins), "data/tiny/pre_mnli_bs4_limit6/match"] in table
     report = json.loads((folder / FIRST / "results/tiny/cpu/report_limit6.json").read_text())
     assert ["same", "sha256", report["body_sha256"], "results/tiny/cpu/report_limit6.json:", "body"] in table
-    # 4 inputs, the ONNX, two files of the model, bins, outputs, two evaluations, data check, reference, and the body
+    # 4 inputs, the ONNX, two files of the model, bins, outputs, three evaluations, data check, reference, the body
     assert "dev_mismatched.tsv is missing, so mismatch is left out" in said
-    assert len(table) == 4 + 3 + 6 + 1 and f"identical: {len(table)} of {len(table)} artifacts" in said
+    assert len(table) == 4 + 3 + 7 + 1 and f"identical: {len(table)} of {len(table)} artifacts" in said
 
 
 def test_another_model_in_one_place_is_named(made: tuple[Workspace, Path, str], tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_a_missing_artifact_and_a_missing_report_differ(made: tuple[Workspace, P
     command = ("reproduce", *OPTIONS, "--bs", "4", "--compare", f"{folder / FIRST},{other}")
     shutil.rmtree(other / "data/tiny/pre_mnli_bs4_limit6/match")
     said = workspace.fail(6, *command)
-    assert "1 of 14 artifacts differ: data/tiny/pre_mnli_bs4_limit6/match (dirHash " in said and ", not there)" in said
+    assert "1 of 15 artifacts differ: data/tiny/pre_mnli_bs4_limit6/match (dirHash " in said and ", not there)" in said
     (other / "results/tiny/cpu/report_limit6.json").write_text("[]")
     assert "does not fit its schema" in workspace.fail(5, *command)
     (other / "results/tiny/cpu/report_limit6.json").unlink()
