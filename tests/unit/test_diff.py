@@ -16,7 +16,7 @@ import pytest
 from msgspec import structs
 
 from deberta.core import files, schema
-from deberta.core.contract import DEV_FILES
+from deberta.core.contract import DEV_FILES, LABELS
 from deberta.core.differences import NO_WORSE, UNKNOWN, WORSE, DiffJob, ReportDifference
 from deberta.core.errors import DataError, MissingError, run_stage
 from deberta.core.paths import Artifacts
@@ -218,6 +218,44 @@ def test_rows_that_are_not_the_report_s_are_not_paired(damage: str, first: Path,
     change(tree / path)
     entry = [entry for entry in compare(first, tree).accuracy if entry.version == "match"][-1]
     assert entry.paired is None and reason in entry.why_not_paired and entry.conclusion == "no difference"
+
+
+def _predictions(folder: Path) -> None:
+    """The predictions of the padded runs of match, in the place of their outputs."""
+    logits = report_helpers.compiled(report_helpers.pytorch([row % 3 for row in range(120)], "match"), "match", 1)
+    lines = [
+        {"row": row, "line": row + 2, "gold": LABELS[row % 3], "label": "", "logits": values, "margin": 0.0}
+        for row, values in enumerate(roll(logits, [4]).tolist())
+    ]
+    path = folder / "results/demo/cpu/predictions_bs8_match.jsonl"
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    job = json.loads((folder / ARTIFACTS.job()).read_bytes())
+    for cell in job["cells"]:
+        if cell["version"] == "match":
+            cell["predictions"] = str(path.relative_to(folder))
+    report_helpers.edit(folder / ARTIFACTS.job(), cells=job["cells"])
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        ("", "", ""),
+        ('{"row": 3,', '{"row": 4,', "line 4 is of row 4"),
+        ('"gold": "neutral"', '"gold": "maybe"', "does not fit its schema, at $.gold"),
+        ('"logits": [', '"logits": [1e39, ', "does not fit its schema, at $.logits"),
+        ('"logits": [-', '"logits": [-' + 40 * "9", "no float32"),
+        ('"gold": "entailment"', '"gold": "neutral"', "of 120 rows right, and its report says"),
+    ],
+)
+def test_rows_come_from_predictions(old: str, new: str, reason: str, first: Path, tmp_path: Path) -> None:
+    """Those that an evaluation keeps, if they say what its report says."""
+    tree = make_tree(tmp_path / "tree", [4], edit=_predictions)
+    shutil.rmtree(tree / ARTIFACTS.outputs(8, "match"))
+    path = tree / "results/demo/cpu/predictions_bs8_match.jsonl"
+    path.write_text(path.read_text().replace(old, new, 1))
+    entries = [entry for entry in compare(first, tree).accuracy if entry.version == "match"]
+    assert all((reason in entry.why_not_paired) and bool(entry.paired) is not bool(reason) for entry in entries)
+    assert reason or [entry.paired and entry.paired.changed for entry in entries] == [1, 1]
 
 
 def _edited(**changes: Any) -> Callable[[Path], object]:

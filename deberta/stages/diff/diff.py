@@ -83,7 +83,7 @@ def _worse(
             yield f"fps of {_of_run(run)}: {100 * run.change:+.1f} %, and the noise is {noise}"
     for gate in gates:
         if facts.newly_failing(gate):
-            yield f"gate {gate.gate} ({gate.of}) fails: found {gate.actual_b or 'nothing'}, required {gate.required_b}"
+            yield f"gate {gate.gate} ({gate.of}) fails with {gate.actual_b or 'nothing'} (required: {gate.required_b})"
 
 
 def _wrong(*both: ReportSide) -> Iterator[str]:

@@ -145,6 +145,6 @@ def _gate(entry: GateDifference) -> tuple[Cell, ...]:
         entry.of,
         entry.a or ABSENT,
         entry.b or ABSENT,
-        f"{entry.actual_a or ABSENT}, {entry.required_a or ABSENT}",
-        f"{entry.actual_b or ABSENT}, {entry.required_b or ABSENT}",
+        (entry.actual_a or ABSENT, entry.required_a or ABSENT),
+        (entry.actual_b or ABSENT, entry.required_b or ABSENT),
     )
