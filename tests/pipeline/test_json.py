@@ -32,6 +32,7 @@ LINES: dict[str, tuple[tuple[str, ...], int]] = {
     "lint-onnx": ((), 0),
     "perf": (("--bs", "8", "--loops", "2", "--backend", "cpu"), 0),
     "predict": (("--premise", "A boat.", "--hypothesis", "A ship.", "--backend", "cpu"), 0),
+    "status": ((), 0),
     "verify": (("--backend", "cpu"), 0),
 }
 
