@@ -73,7 +73,7 @@ def test_each_figure_says_whose_it_is(adopted: tuple[Workspace, str], tmp_path: 
     assert all("user-supplied" in line for line in said.splitlines() if line.startswith("| 8 | match | 100 |"))
     page = (workspace.root / ARTIFACTS.report("html")).read_text(encoding="utf-8")
     assert "用户提供" in page and "用户提供" in said
-    assert "measured, match" not in page and "match, (user-supplied log)" in page
+    assert ">measured</text>" not in page and ">user-supplied</text>" in page
     report = json.loads((workspace.root / ARTIFACTS.report("json")).read_text(encoding="utf-8"))
     assert [cell["origin"] for cell in report["body"]["cells"]] == ["user-supplied outputs"] * 2
     runs, places = report["measured"]["performances"], [*report["measured"]["places"].values()]

@@ -99,6 +99,9 @@ def test_texts_of_the_data_and_long_texts_stay(tmp_path: Path) -> None:
         book.say(filling * (phrases.LONGEST // len(filling)))
         assert book.say(filling * phrases.LONGEST) == filling * phrases.LONGEST
     assert time.monotonic() - started < 2
+    for number in range(phrases.MOST):
+        book.say(f"{number} of x")
+    assert book.say("8 of 9") == "8 of 9"  # the report has too many texts
 
 
 @pytest.mark.parametrize("gate", report_format.GATES)

@@ -11,6 +11,7 @@ from deberta.host.report import evidence, gates
 from deberta.stages.data import tables
 from deberta.stages.lint import graph
 from deberta.stages.model import config, tokenizer
+from deberta.stages.report import phrases
 from deberta.stages.verify import sign
 from tests.mnli_helpers import REPOSITORY
 
@@ -42,6 +43,8 @@ BOUNDS = {
     "a file or a folder of a tree that `verify --path` reads": evidence.LARGEST,
     "a gates file": gates.LARGEST,
     "characters of an error message": errors.LONGEST_MESSAGE,
+    "characters of a text that a Chinese report translates by a phrase with placeholders": phrases.LONGEST,
+    "texts of a report that such phrases are tried on": phrases.MOST,
 }
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import jinja2
 
-from deberta.core.contract import VERSIONS
+from deberta.core.contract import VERSIONS, is_supplied
 from deberta.core.differences import FpsDifference
 from deberta.core.errors import many
 from deberta.core.report import PerformanceRun, Report
@@ -190,7 +190,12 @@ def _throughput(report: Report, say: Say) -> Iterator[Figure]:
         rows.append(ChartRow(label, run.fps, low, high, tables.rounded(run.fps), others=others))
     most = max(value for row in rows for value in (row.value, *(value for _, value in row.others)))
     highest = min(max([most, *(row.high for row in rows)]), 1.5 * most)
-    keys = [Key("bar", say("measured")), Key("whisker", say("95 % interval"))]
+    supplied = {is_supplied(run.origin) for run in runs}
+    kinds = {False: "measured", True: "user-supplied"}
+    keys = [
+        Key("bar", say(" or ".join(kinds[kind] for kind in sorted(supplied)))),
+        Key("whisker", say("95 % interval")),
+    ]
     styles = {style for row in rows for style, _ in row.others}
     keys += [Key("published", say("310P, published"))] if "published" in styles else []
     if "baseline" in styles:

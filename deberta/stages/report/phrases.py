@@ -17,7 +17,8 @@ from deberta.core.contract import LANGUAGES
 from deberta.stages.report.tables import NOTES, Cell, Section, Tile
 
 BOOKS = {"zh": "zh.toml"}
-LONGEST = 600  # characters of a text that is compared with phrases that have placeholders
+LONGEST = 320  # characters of a text that is compared with phrases that have placeholders
+MOST = 2000  # such texts of a report: what else a stranger's report has stays English, so that it takes no time
 UNTRANSLATED = ("hash", "data")  # kinds of columns whose texts are not ours
 Say = Callable[[str], str]
 _NUMBER = r"-?[0-9][0-9.,]*"
@@ -55,7 +56,7 @@ class Phrases:
     def _translate(self, text: str) -> str:
         if text in self._fixed:
             return self._fixed[text]
-        if len(text) <= LONGEST:
+        if len(text) <= LONGEST and len(self._known) < MOST:
             for expression, translation in self._patterns:
                 if match := expression.fullmatch(text):
                     parts = {name: self.say(part) for name, part in match.groupdict().items()}

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from markupsafe import Markup
 
 from deberta.ascend import ais_bench
-from deberta.core.contract import FP32, PERFORMANCE_LOOPS, SEQUENCE_LENGTH, VERSIONS, is_supplied
+from deberta.core.contract import FP32, PERFORMANCE_LOOPS, SEQUENCE_LENGTH, SUPPLIED, VERSIONS, is_supplied
 from deberta.core.differences import ReportDifference
 from deberta.core.errors import many, some
 from deberta.core.job import PublishedRow
@@ -152,6 +152,7 @@ def tiles(report: Report) -> list[Tile]:
         of = f"bs {best.batch_size}, {best.version}"
         checks = [check for check in _checks(report, "fps") if check.of == f"{of}, {best.runner}"]
         required = [f"gate: {check.required}" for check in checks]
+        required += [SUPPLIED] if is_supplied(best.origin) else []
         shown.append(Tile("best throughput", rounded(best.fps), "fps", (of, *required), _worst(checks)))
         ranks = best.percentiles_ms
         last, times = rounded(ranks.p99), many(len(counted_times(best)), "time")
@@ -169,11 +170,13 @@ def _accuracy_tile(report: Report, version: str) -> Iterator[Tile]:
     cells = [cell for cell in report.body.cells if (cell.version, cell.precision) == (version, FP32)]
     if not cells:
         return
+    cells = [cell for cell in cells if not is_supplied(cell.origin)] or cells
     lowest, highest = (choose(cells, key=lambda cell: cell.accuracy) for choose in (min, max))
     values = dict.fromkeys(percent(cell.accuracy) for cell in (lowest, highest))
     checks = [check for check in _checks(report, "correct_rows") if check.of in {_of(cell) for cell in cells}]
     required = dict.fromkeys(f"gate: {check.required}" for check in checks if check.required)
     lines = (f"{lowest.correct} of {lowest.rows}, bs {', '.join(str(cell.batch_size) for cell in cells)}", *required)
+    lines += (SUPPLIED,) if is_supplied(lowest.origin) else ()
     yield Tile(f"accuracy {SHORT[version]} ({version})", " – ".join(values), "%", lines, _worst(checks))
 
 
