@@ -100,7 +100,7 @@ def test_links_lead_to_chinese_pages_or_say_that_they_do_not(page: str) -> None:
         in_english = file.endswith(".md") and not file.endswith(SUFFIX) and file != pair
         assert said == in_english, f"{link}: say （英文） after a link to an English page, and of no other"
         assert not in_english or not (REPOSITORY / (file[:-3] + SUFFIX)).exists(), f"{link} has a Chinese page"
-    own, their = ({file.replace(SUFFIX, ".md") for _, file, _ in links(name)} for name in (page, pair))
+    own, their = ({file.replace(".zh-CN", "") for _, file, _ in links(name)} for name in (page, pair))
     assert own == their
 
 
