@@ -17,7 +17,7 @@ SCREEN = {"width": 1280, "height": 800}  # px
 
 
 def take(report: Path, folder: Path) -> None:
-    """Write a picture of the first screen of a report.json's page in each language. Raises ValueError for a large one."""
+    """Write a picture of the first screen of a report's page in each language. Raises ValueError for a large one."""
     with tempfile.TemporaryDirectory() as scratch, browser_helpers.browser() as browser:
         for language, name in NAMES.items():
             page = Path(scratch) / f"{language}.html"

@@ -93,7 +93,7 @@ def test_texts_of_the_data_and_long_texts_stay(tmp_path: Path) -> None:
     assert '<td class="data">not judged</td><td class="data">{n} of {m} &lt;b&gt;</td>' in page
     book = Phrases("zh")
     assert book.say("bs 8: 7 of 9") == "bs 8: 7 of 9" and book.say("7 of 9") == "7 / 9"
-    assert book.say("gate: {x} of {0.__class__}") == "门槛：{x} of {0.__class__}"
+    assert book.say("gate: {x} of {0.__class__}") == "门禁：{x} of {0.__class__}"
     started = time.monotonic()
     for filling in (", 1 of 2, ", "; ", " ({x}) ", "a: b, found c, required d"):
         book.say(filling * (phrases.LONGEST // len(filling)))
