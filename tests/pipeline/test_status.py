@@ -34,9 +34,9 @@ def contents(folder: Path) -> dict[str, int]:
 def test_nothing_is_there(tmp_path: Path, tiny: Workspace) -> None:
     workspace = tiny.copy(tmp_path / "copy")
     workspace.configure(workspace=str(tmp_path / "not" / "made"))
-    found = status(workspace)
-    assert (found["artifacts"], found["bytes"], found["running"]) == ([], 0, "")
-    assert found["next"]["problem"] == "models/tiny/pytorch.model-tiny.bin is missing"
+    content = status(workspace)
+    assert (content["artifacts"], content["bytes"], content["running"]) == ([], 0, "")
+    assert content["next"]["problem"] == "models/tiny/pytorch.model-tiny.bin is missing"
     assert not (tmp_path / "not").exists()
     assert "  missing       models/tiny/pytorch.model-tiny.bin, models/tiny" in workspace.succeed(
         "status", "--profile", "tiny"
@@ -46,15 +46,15 @@ def test_nothing_is_there(tmp_path: Path, tiny: Workspace) -> None:
 def test_what_was_evaluated_is_there_and_stays_as_it_is(evaluated: Workspace, tmp_path: Path) -> None:
     workspace = evaluated.copy(tmp_path / "copy")
     before = contents(workspace.root)
-    found, text = status(workspace), workspace.succeed("status", "--profile", "tiny")
+    content, text = status(workspace), workspace.succeed("status", "--profile", "tiny")
     assert contents(workspace.root) == before
-    assert {state for state, _ in found["states"].values()} == {"up to date"} and not found["problems"]
-    [evaluation] = [artifact for artifact in found["artifacts"] if artifact["kind"] == "evaluation"]
+    assert {state for state, _ in content["states"].values()} == {"up to date"} and not content["problems"]
+    [evaluation] = [artifact for artifact in content["artifacts"] if artifact["kind"] == "evaluation"]
     assert evaluation["path"] == EVALUATION and evaluation["figure"].endswith("/10)") and evaluation["backend"] == "cpu"
     assert f"eval_bs4_match.txt {evaluation['figure']}\n" in text
-    assert f"  steps         {len(found['states'])} up to date\n" in text
-    assert found["next"]["command"] == "invoke acceptance --profile tiny" and found["next"]["up_to_date"]
-    assert found["next"]["never_ran"] and " never ran here)" in text
+    assert f"  steps         {len(content['states'])} up to date\n" in text
+    assert content["next"]["command"] == "invoke acceptance --profile tiny" and content["next"]["up_to_date"]
+    assert content["next"]["never_ran"] and " never ran here)" in text
 
 
 def test_what_is_stale_and_why(evaluated: Workspace, tmp_path: Path) -> None:
@@ -83,12 +83,12 @@ def test_damage_is_named_and_ends_nothing(evaluated: Workspace, tmp_path: Path) 
     kept = workspace.root / "results/tiny/cpu/acceptances/20260101T000000Z_00000000"
     kept.mkdir(parents=True)
     (kept / "report_job.json").write_text("{}")
-    found = status(workspace)
-    [record, report] = found["problems"]
+    content = status(workspace)
+    [record, report] = content["problems"]
     assert EVALUATION in record and "is not a record of a step" in record
-    assert "tells no verdict: its report" in report and found["acceptances"][0]["verdict"] == ""
-    assert "is not a record of a step" in found["next"]["problem"] and EVALUATION not in found["states"]
-    assert found["states"]["models/tiny/dynamic.onnx"] == ("up to date", "")
+    assert "tells no verdict: its report" in report and content["acceptances"][0]["verdict"] == ""
+    assert "is not a record of a step" in content["next"]["problem"] and EVALUATION not in content["states"]
+    assert content["states"]["models/tiny/dynamic.onnx"] == ("up to date", "")
 
 
 def test_what_takes_long_to_hash_is_not_known(

@@ -163,7 +163,7 @@ def of_profile(session: Session, plan: Plan, planned: Callable[[], explain.Plann
 
 def _walk(workspace: Path, profile: str) -> Tree:
     sizes: dict[PurePosixPath, int] = {}
-    found: list[PurePosixPath] = []
+    of_steps: list[PurePosixPath] = []
     inodes: set[int] = set()
     total = 0
     for kind in ("models", "data", "results"):
@@ -179,10 +179,10 @@ def _walk(workspace: Path, profile: str) -> Tree:
                     inodes.add(entry.st_ino)
                     sizes[folder / name] = entry.st_size
                     if name.endswith(RECORD_SUFFIX) and not is_kept:
-                        found.append(folder / name)
+                        of_steps.append(folder / name)
             for above in (folder, *folder.parents):
                 sizes[above] = sizes.get(above, 0) + size
-    return Tree(sizes, total, sorted(found))
+    return Tree(sizes, total, sorted(of_steps))
 
 
 def _input(workspace: Path, plan: Plan, path: PurePosixPath) -> InputStatus:
