@@ -51,7 +51,8 @@ def test_two_reports_by_their_names(workspace: Workspace, tmp_path: Path) -> Non
 def test_a_report_with_a_baseline_verifies(workspace: Workspace, tmp_path: Path) -> None:
     tree = workspace.copy(tmp_path / "with")
     [name] = archive.kept(tree.root, "small")
-    text = tree.succeed("report", *ON_CPU, "--baseline", "latest", "--baseline-fps")
+    tree.succeed("report", *ON_CPU, "--baseline", "latest", "--baseline-fps")
+    text = (tree.root / ARTIFACTS.report()).read_text(encoding="utf-8")
     report = json.loads((tree.root / REPORT).read_bytes())
     baseline = report["measured"]["baseline"]
     assert report["body_sha256"] == baseline["b"]["body_sha256"]
