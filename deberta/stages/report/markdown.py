@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from deberta.core.report import Report
 from deberta.stages.report import comparisons, tables
-from deberta.stages.report.phrases import Phrases, translated, translated_tile
+from deberta.stages.report.phrases import Phrases, Say, translated, translated_tile
 from deberta.stages.report.tables import Cell, Section, Table, Tile
 
 OF_RUN = ("environment", "steps")  # sections that hold no figure of a limited run
@@ -19,10 +19,10 @@ def markdown(report: Report, phrases: Phrases) -> str:
         lines += [f"**{text(say(f'{partial[0].upper()}{partial[1:]}.'))}**", ""]
     headline = tables.headline(report)
     if report.verdict is not None:
-        reasons = [f"- {text(say(reason))}" for reason in headline.reasons]
-        statement = text(f"{say(headline.statement)} {say(headline.lead)}".strip())
-        lines += [f"**{say(headline.word)}{say('.')}** {statement}", "", *reasons, *([""] if reasons else [])]
-    lines += [*map(_tile, (translated_tile(tile, say) for tile in tables.tiles(report))), ""]
+        lines += [f"**{say(headline.word)}{say('.')}** {text(say(headline.statement))}", ""]
+    lines += [*(_tile(translated_tile(tile, say), say) for tile in tables.tiles(report)), ""]
+    if headline.reasons:
+        lines += [text(say(headline.lead)), "", *(f"- {text(say(reason))}" for reason in headline.reasons), ""]
     sections = [
         Section("gates", "Gates", [tables.gates(report)]),
         Section("results", "By batch size", [tables.guide(report)], tables.notes(report)),
@@ -36,9 +36,9 @@ def markdown(report: Report, phrases: Phrases) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _tile(tile: Tile) -> str:
-    lines = "; ".join(tile.lines)
-    return f"- {text(tile.name)}: **{text(f'{tile.value} {tile.unit}'.strip())}**{f' ({text(lines)})' if lines else ''}"
+def _tile(tile: Tile, say: Say) -> str:
+    value, lines = text(f"{tile.value} {tile.unit}".strip()), text("; ".join(tile.lines))
+    return f"- {text(tile.name)}{say(': ')}**{value}**{f' ({lines})' if lines else ''}"
 
 
 def _genres(report: Report) -> Table:

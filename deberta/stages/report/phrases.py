@@ -47,7 +47,7 @@ class Phrases:
 
     def say(self, text: str) -> str:
         """The text in this language."""
-        if self.language == LANGUAGES[0] or not any(map(str.isalpha, text)):
+        if self.language == LANGUAGES[0] or not (text in self._fixed or any(map(str.isalpha, text))):
             return text
         if text not in self._known:
             self._known[text] = self._translate(text)
