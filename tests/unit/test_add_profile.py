@@ -103,12 +103,14 @@ class Own:
         return done.returncode, done.stdout, done.stderr
 
     def fail(self, code: int, *arguments: object) -> str:
-        """The command fails with one line, and leaves everything as it was."""
+        """The command fails with one line after its looks at the files, and leaves everything as it was."""
         before = self.files()
         status, output, error = self.run("add-profile", *arguments)
-        assert status == code and error.count("\n") == 1 and "Traceback" not in output, output + error
+        *looks, line = error.splitlines()
+        assert status == code and line.startswith("error: ") and "Traceback" not in output, output + error
+        assert all(look.endswith("] reading") for look in looks), error
         assert self.files() == before and self.settings.read_text() == self.before
-        return error
+        return line
 
     def files(self) -> list[str]:
         kinds = [path for kind in ("models", "data", "results") for path in (self.root / kind).rglob("*")]
@@ -305,7 +307,7 @@ def test_a_name_that_yaml_reads_otherwise_and_files_of_any_name(
     assert "the hub's cache" in own.fail(3, name, "--model", hub.parents[1], "--data", data)
     code, output, error = own.run("add-profile", name, "--model", hub, "--data", data)
     assert code == 0 and list(settings_file.load(str(own.settings))["profiles"]) == ["a", name], output + error
-    assert f"invoke -f {own.settings} evaluate --bs 8 --version match --profile {name}" in output
+    assert f"invoke evaluate --bs 8 --version match --profile {name}" in output
     assert os.readlink(own.root / f"models/{name}/model/config.json") == str(model / "config.json")
 
 
