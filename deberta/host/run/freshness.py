@@ -263,7 +263,9 @@ def settle(session: Session, outputs: Sequence[PurePosixPath]) -> None:
     for path, states in intents:
         for name, contents in states.items():
             folder = session.workspace / name if files.BEFORE in contents else path / name
-            known = record is None or str(folder.relative_to(session.workspace)) in record.subjects
+            # An output that the user named may be outside the workspace, and then has an absolute name.
+            relative = folder.relative_to(session.workspace) if session.workspace in folder.parents else folder
+            known = record is None or str(relative) in record.subjects
             if not known and folder.is_dir() and not folder.is_symlink():
                 files.remove(folder)
     for path, _ in reversed(intents):  # the first has the names of what has to go
