@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import stat
 from collections.abc import Iterator
@@ -153,7 +154,7 @@ def test_what_is_missing_is_named(place: Place, finished: Place, tmp_path: Path)
     assert all(f"{tmp_path}/{name}" in said for name in (*NODES, "lib64")) and "no davinci device" in said
     assert "docker/bin/msame" in place.fail(2, *INFER, "--msame", "/bin/true")
     without = replace(place, project=finished.project)
-    assert "invoke images --base compile=IMAGE" in without.fail(3, *BUILD, "--force")
+    assert re.search("invoke .*images --base compile=IMAGE", without.fail(3, *BUILD, "--force"))
     assert place.files() == before
 
 

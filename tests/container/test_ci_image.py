@@ -109,6 +109,10 @@ def as_caller(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
     (folder / "bin/id").chmod(0o755)
     variables = {**os.environ, "PATH": f"{folder / 'bin'}:{os.environ['PATH']}"}
     variables.update(CI_IMAGE=NAME, WORKSPACE=str(folder / "work"), PROFILE="demo", BACKEND="cpu", OPTIONS=OPTIONS)
+    summary = folder / "summary.md"
+    summary.touch()
+    os.chown(summary, *CALLER)
+    variables.update(REQUIRE="checked", CI="true", GITHUB_ACTIONS="true", GITHUB_STEP_SUMMARY=str(summary))
     return subprocess.run(["sh", "-ec", line], cwd=folder, env=variables, capture_output=True, text=True, check=False)
 
 
@@ -187,6 +191,7 @@ def test_githubs_job(built: Built, workspace: Path) -> None:
     job = YAML.safe_load((REPOSITORY / "docs/ci/github-actions.yml").read_text(encoding="utf-8"))["jobs"]["acceptance"]
     done = as_caller(job["steps"][0]["run"], workspace.parent)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "::group::" in done.stderr and "checked" in (workspace.parent / "summary.md").read_text(encoding="utf-8")
 
 
 def test_gitlabs_job(built: Built, workspace: Path) -> None:
@@ -195,6 +200,8 @@ def test_gitlabs_job(built: Built, workspace: Path) -> None:
     job, variables = settings["acceptance"], {**settings["variables"], "CI_PROJECT_DIR": "/workspace/job"}
     variables.update(PROFILE="demo", BACKEND="cpu", OPTIONS=OPTIONS)
     user = "{}:{}".format(*CALLER)
+    (workspace / "job").mkdir()
+    os.chown(workspace / "job", *CALLER)
     for lines in (job["script"], job["after_script"]):
         given = {"environment": variables, "entrypoint": "/bin/sh", "user": user}
         code, said = built.run(workspace, "-ec", "\n".join(lines), **given)
@@ -211,7 +218,7 @@ def test_without_cann(project: Path, engine_client: Any, build_settings: dict[st
         mounted = {str(demo(tmp_path / "work")): {"bind": "/workspace", "mode": "rw"}}
         line = ["preprocess", "--bs", "8", "--version", "match", "--limit", "8", "--profile", "demo"]
         printed = engine_client.containers.run(
-            name, line, remove=True, network_mode="none", volumes=mounted, user="{}:{}".format(*CALLER)
+            name, line, remove=True, network_mode="none", volumes=mounted, user="{}:{}".format(*CALLER), stderr=True
         )
         assert b"done in" in printed and (tmp_path / "work/data/demo/pre_mnli_bs8_limit8/match").is_dir()
     finally:
