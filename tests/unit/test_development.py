@@ -15,19 +15,16 @@ def test_a_process_for_each_cpu_and_how_long_it_takes(
 ) -> None:
     commands: list[list[str]] = []
     monkeypatch.setattr(development, "_check", lambda _, arguments, *more: commands.append(arguments))
-    for cpus, containers, path, slow, campaign, names in (
-        (2, "", "tests", False, False, None),
-        (2, "required", "tests", False, False, None),
-        (1, "", "tests", True, False, "atc"),
-        (2, "", "a.py", True, True, None),
+    for cpus, path, slow, campaign, names in (
+        (2, "tests", False, False, None),
+        (1, "tests", True, False, "atc"),
+        (2, "a.py", True, True, None),
     ):
-        monkeypatch.setenv("CONTAINER_TESTS", containers)
         monkeypatch.setattr(machine, "effective_cpus", lambda cpus=cpus: cpus)
         development.test(Path(), path, slow, campaign, names, dry=False)
     durations = ["--durations", "10", "--durations-min", "1"]
     assert commands == [
         ["pytest", "tests", *durations, "-m", "not slow and not campaign", "-n", "2"],
-        ["pytest", "tests", *durations, "-m", "not slow and not campaign", "-n", "3"],
         ["pytest", "tests", *durations, "-m", "not campaign", "-k", "atc"],
         ["pytest", "a.py", *durations],
     ]

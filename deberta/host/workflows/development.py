@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import signal
 import subprocess
@@ -22,18 +21,14 @@ DURATION = f"All tests take about {TEST_MINUTES} minutes on two CPUs, the first 
 
 
 def test(project: Path, path: str, slow: bool, campaign: bool, names: Optional[str], dry: bool) -> None:
-    """pytest on a file or folder, `names` as its -k, in a process for each CPU and one more for containers.
-
-    Raises StageError if a test fails.
-    """
+    """pytest on a file or folder, `names` as its -k, in a process for each CPU. Raises StageError if a test fails."""
     options = ["--durations", "10", "--durations-min", "1"]
     left_out = [name for name, wanted in (("slow", slow), ("campaign", campaign)) if not wanted]
     if left_out:
         options += ["-m", " and ".join(f"not {name}" for name in left_out)]
     if names:
         options += ["-k", names]
-    # Container tests wait for disks and the network more than they compute, so one process more has a CPU.
-    processes = machine.effective_cpus() + (1 if os.environ.get("CONTAINER_TESTS") else 0)
+    processes = machine.effective_cpus()
     if processes > 1 and not path.endswith(".py"):
         options += ["-n", str(processes)]
     if not dry:
