@@ -17,7 +17,7 @@ from deberta.host.run.executor import check_exit
 
 BENCH = "benchmarks.bench"
 TEST_MINUTES = 7  # README says so too
-DURATION = f"All tests take about {TEST_MINUTES} minutes on two CPUs, the first installation of the packages included."
+DURATION = f"All tests take about {TEST_MINUTES} minutes on two CPUs, once the packages are installed."
 
 
 def test(project: Path, path: str, slow: bool, campaign: bool, names: Optional[str], dry: bool) -> None:
