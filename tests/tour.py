@@ -109,7 +109,7 @@ _SAME_FORM = (
     (r"\b\d{8}T\d{6}Z_[0-9a-f]{8}", "ACCEPTANCE"),
     (r"\b[0-9a-f]{12,64}\b", "DIGEST"),
     (r".*(fps of match| {2}8 +match +[\d.]+ +[\d.]+ to ).*\n", ""),  # which of two runs of one machine is faster
-    (r"; fps 1 \w+|\(bs \d+, match\)$|; about .* left$", ""),
+    (r"; fps 1 (?:no difference|not compared|\w+)|\(bs \d+, match\)$|; about .* left$", ""),
     (r"\d[\d,.]*(?= ?(s|ms|fps|rows per s|GB|MB|kB|bytes|min|h)\b)", "N"),
     (r"\b\d+\.\d{3,}\b", "N"),  # margins and times, whose last digits are a machine's
     (r"(?<=fps \()\d+ loops[^)]*", "LOOPS"),
