@@ -52,7 +52,7 @@ ROOMS = {
     ),
     "host.prediction": Room(
         "Texts of the user's, labelled by the compiled model.",
-        ("core", "host.plan", "host.run", "host.workflows"),
+        ("core", "ascend", "host.plan", "host.run", "host.workflows"),
     ),
     "host.cli": Room(
         "The tasks' options, as data, and their bodies.",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Iterator, NamedTuple, Optional
+from typing import Annotated, Any, Iterator, NamedTuple, Optional, Sequence
 
 from msgspec import Meta
 
@@ -189,6 +189,11 @@ class FactDifference(Schema):
     b: str
 
 
+def conclude(worse: Sequence[str], not_compared: Sequence[str]) -> str:
+    """Whether B is worse than A."""
+    return WORSE if worse else UNKNOWN if not_compared else NO_WORSE
+
+
 class ReportDifference(Schema):
     """What invoke diff says. changed_rows: those of the largest margins first; changed_total counts all.
 
@@ -213,6 +218,5 @@ class ReportDifference(Schema):
     replaces_published: bool = False
 
     def __post_init__(self) -> None:
-        expected = WORSE if self.worse else UNKNOWN if self.not_compared else NO_WORSE
-        if self.conclusion != expected:
+        if self.conclusion != conclude(self.worse, self.not_compared):
             raise ValueError(f"its conclusion is {self.conclusion}, which its reasons do not say")

@@ -115,6 +115,11 @@ class Record(msgspec.Struct, frozen=True, rename="camel"):
     def finished(self) -> str:
         return self.predicate.run_details.metadata.finished_on
 
+    @property
+    def seconds(self) -> float:
+        """From start to finish."""
+        return (datetime.fromisoformat(self.finished) - datetime.fromisoformat(self.started)).total_seconds()
+
 
 def statement(
     subjects: Sequence[Resource],

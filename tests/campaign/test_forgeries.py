@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from deberta.host.report import archive, evidence, verification
 from deberta.stages.verify import sign
+from tests import pipeline_helpers
 from tests.campaign.forgeries import UNSHOWN, Forgery, kept, other_kept
 from tests.campaign.forgery_table import FORGERIES
 from tests.mnli_helpers import REPOSITORY
@@ -75,6 +76,7 @@ def verify(made: Workspace, tree: Path, *options: str, rows: int) -> tuple[int, 
     done = made.run("verify", "--path", str(tree), "--strict", "--replay", str(rows), "--seed", "4", *options)
     said = done.stdout + done.stderr
     assert "Traceback" not in said, said
+    assert not done.returncode or pipeline_helpers.error_line(done.stderr)
     return done.returncode, said, said.partition("\nnot checked:\n")[2].partition("\nwrong: ")[0]
 
 

@@ -113,7 +113,7 @@ def test_githubs_job_and_a_failed_gate(runner: Runner) -> None:
         "${{ env.WORKSPACE }}/junit.xml",
         *(
             f"${{{{ env.WORKSPACE }}}}/results/${{{{ env.PROFILE }}}}/${{{{ env.BACKEND }}}}/{name}"
-            for name in ("report*.html", "report*.md", "report*.json", "bom*.json", "logs/")
+            for name in ("report*.html", "report*.md", "report*.json", "bom*.json", "baseline*.json", "logs/")
         ),
     ]
     assert 'failures="0"' in (runner.workspace / "junit.xml").read_text(encoding="utf-8")

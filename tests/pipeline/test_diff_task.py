@@ -37,7 +37,7 @@ def test_two_reports_by_their_names(workspace: Workspace, tmp_path: Path) -> Non
     assert f"- B: {tree} (" in markdown and "| match | 8 | 42 |" in markdown
     workspace.succeed(*arguments)  # its own file is replaced, and no other
     target.write_text("mine")
-    assert "no diff wrote it" in workspace.fail(2, *arguments)
+    assert "no diff wrote it" in workspace.fail(5, *arguments)
 
     (tree / verify_helpers.TSV).unlink()
     alone = shutil.copyfile(tree / REPORT, tmp_path / "report.json")
@@ -114,3 +114,12 @@ def test_what_names_no_report(workspace: Workspace, tmp_path: Path, monkeypatch:
     (tree / REPORT).symlink_to(folder / REPORT)
     with pytest.raises(DataError, match="leads out of"):
         find(tree)
+
+
+def test_a_report_that_would_be_compared_with_itself(workspace: Workspace) -> None:
+    """It is replaced by the command that names it; and a home that is nobody's is a path that is missing."""
+    for command in ("report", "acceptance"):
+        line = workspace.fail(2, command, *ON_CPU, "--baseline", str(workspace.root / REPORT))
+        assert "is the report that this command replaces" in line
+    assert "is no report" in workspace.fail(3, "diff", "~nobody-of-this-name/x", "latest", *ON_CPU)
+    assert "say in two ways" in workspace.fail(2, "diff", "latest", "latest", *ON_CPU, "--json", "--format", "markdown")

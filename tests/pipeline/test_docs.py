@@ -17,7 +17,7 @@ from tests.pipeline_helpers import environment, make_small_demo
 
 PAGES = sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md"), REPOSITORY / "docker/README.md"])
 # Not to be run inside the tests: they would fetch, train for minutes, be this very run, or compare two acceptances
-# that differ (tests/pipeline/test_diff_task.py has such).
+# that differ (tests/pipeline/test_diff_task.py has such). Nor is what needs an earlier report (--baseline).
 ROWS = 64
 ONLY_PARSED = ("fetch", "finetune", "test", "lint", "clean", "doctor", "diff")
 

@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import msgspec
 import pytest
 
-from deberta.core.errors import ConfigError, GateError
+from deberta.core.errors import ConfigError, DataError, GateError
 from deberta.core.report import Report
 from deberta.host.plan import profiles
 from deberta.host.plan.plan import Plan
@@ -101,7 +101,7 @@ def test_junit_replaces_an_acceptances_own_file_alone(tmp_path: Path) -> None:
     conclusion.prepare_junit(path)
     assert not path.exists()
     path.write_text("<testsuites/>")
-    with pytest.raises(ConfigError, match="no acceptance wrote it"):
+    with pytest.raises(DataError, match="no acceptance wrote it"):
         conclusion.prepare_junit(path)
     with pytest.raises(ConfigError, match="its folder is not there"):
         conclusion.prepare_junit(tmp_path / "no" / "junit.xml")

@@ -33,7 +33,7 @@ def refused(*arguments: str) -> str:
 
 
 def test_every_task_is_in_one_group_and_fits_a_line() -> None:
-    grouped = [name for names in command_line.listed(COMMANDS).values() for name in names]
+    grouped = [name for names in command_line.GROUPS.values() for name in names]
     assert sorted(grouped) == sorted(COMMANDS)
     assert len(grouped) == len(set(grouped))
     for name in grouped:

@@ -65,8 +65,8 @@ def acceptance(c: Context, options: Options) -> None:
         return
     if page:
         files.write_text(page, conclusion.junit(result))
-    conclusion.append_summary(options.surroundings.step_summary, result)
     output.show(options, result, conclusion.text(result))
+    conclusion.append_summary(options.surroundings.step_summary, result)
     conclusion.check(result, options.required)
 
 
@@ -139,6 +139,8 @@ def diff(c: Context, options: Options) -> None:
 
     Accuracy row by row, changed labels with their text, fps against the noise, gates, inputs, code, tools, machines.
     """
+    if not options.output:
+        output.refuse_two_forms(options)
     own, target = _without_report(c), diffs.target(options.output)
     a, b = (_named(c, options, text) for text in (options.report_a, options.report_b))
     result = diffs.compare(own, diffs.source(own, a, options.verify), diffs.source(own, b, options.verify))

@@ -25,8 +25,7 @@ TOLERANCES = ("tolerance", "layer_tolerance", "all_layers")
 @command("model", "format", "output", "severity", "stats", "batch_sizes", "profile", "json", *RUN)
 def lint_onnx(c: Context, options: Options) -> None:
     """Check an ONNX file against what ATC (5.1.RC2) and the 310P take."""
-    if options.json and "format" in options.typed:
-        raise ConfigError("--json and --format say in two ways what to print. Give one of them")
+    output.refuse_two_forms(options)
     arguments: StageOptions = {
         "--format": "json" if options.json else options.format,
         "--severity": options.severity,

@@ -100,7 +100,7 @@ def perf(c: Context, options: Options) -> None:
     output.add(options, result)
 
 
-@command("premise", "hypothesis", "table", "columns", "rows_output", "bs", *MODEL, *DEVICE, "json", *RUN)
+@command("premise", "hypothesis", "table", "columns", "rows_output", "rows_bs", *MODEL, *DEVICE, "json", *RUN)
 def predict(c: Context, options: Options) -> None:
     """Label a premise and a hypothesis, or a file of them.
 
@@ -112,7 +112,7 @@ def predict(c: Context, options: Options) -> None:
         data=Path(options.table) if options.table else None,
         pair=(options.premise, options.hypothesis),
         columns=options.columns,
-        batch_size=options.bs if "bs" in options.typed else 0,
+        batch_size=options.rows_bs,
         usual_sizes=read(c).batch_sizes,
         output=Path(options.rows_output) if options.rows_output else None,
     )

@@ -49,13 +49,16 @@ class Option:
         return f"{self.meaning}{choices}{note}"
 
     @property
+    def flags(self) -> list[str]:
+        """How the option is spelt: its short form, if it has one, and its name."""
+        return [f"-{name}" if len(name) == 1 else f"--{name}" for name in (self.short, self.name) if name]
+
+    @property
     def usage(self) -> str:
         """How the option is typed."""
         if self.positional:
             return self.name.upper()
-        long = f"-{self.name}" if len(self.name) == 1 else f"--{self.name}"
-        value = "" if self.kind is bool else f" {self.name.upper()}"
-        return f"-{self.short}, {long}{value}" if self.short else f"{long}{value}"
+        return ", ".join(self.flags) + ("" if self.kind is bool else f" {self.name.upper()}")
 
     @property
     def required_usage(self) -> str:
@@ -120,6 +123,7 @@ class Options:
 
     # many tasks
     bs: int = text(1, contract.parse_batch_size)
+    rows_bs: int = text(0, contract.parse_batch_size)
     sizes: tuple[int, ...] = text((), batch_sizes)
     version: str = text(choices=contract.VERSIONS)
     limit: int = text(0, whole("--limit", 1))

@@ -11,6 +11,7 @@ from typing import Any, Optional
 import msgspec
 
 from deberta.core.differences import ReportDifference
+from deberta.core.errors import ConfigError
 from deberta.core.progress import GREEN, RED, YELLOW, write
 from deberta.core.schema import Schema
 from deberta.host.cli.options import Options
@@ -56,6 +57,12 @@ DOCUMENTS: Mapping[str, type[Schema]] = {
     "status": status.Status,
     "verify": verification.VerifyDocument,
 }
+
+
+def refuse_two_forms(options: Options) -> None:
+    """Raise ConfigError for --json together with --format."""
+    if options.json and "format" in options.typed:
+        raise ConfigError("--json and --format say in two ways what to print. Give one of them")
 
 
 def show(options: Options, document: Schema, text: str) -> None:

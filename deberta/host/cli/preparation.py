@@ -21,7 +21,6 @@ from deberta.host.plan import profiles
 from deberta.host.plan.plan import Plan
 from deberta.host.report import request
 from deberta.host.run import recorded
-from deberta.host.run.messages import as_started
 from deberta.host.run.session import Session, exclusive, holder
 from deberta.host.user_files import add_profile as adding
 from deberta.host.workflows import adopt as adoption
@@ -151,8 +150,7 @@ def doctor(c: Context, options: Options) -> None:
         missing=[check.name for check in missing],
         checks=checks,
     )
-    text = as_started(f"{can_run.line}\n\n{checkup.render(checks, surroundings)}")
-    output.show(options, diagnosis, text)
+    output.show(options, diagnosis, f"{can_run.line}\n\n{checkup.render(checks, surroundings)}")
     if missing:
         raise Exit(code=3)
 

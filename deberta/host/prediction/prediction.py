@@ -17,9 +17,10 @@ from typing import IO, Iterator, Optional, Sequence
 import msgspec
 from msgspec import field
 
+from deberta.ascend import programs
 from deberta.core import buckets, contract, files, schema
 from deberta.core.buckets import Choice
-from deberta.core.errors import ConfigError, DataError, MissingError, many
+from deberta.core.errors import ConfigError, DataError, MissingError, aligned, many
 from deberta.core.schema import Schema
 from deberta.host.plan import evaluation as planned
 from deberta.host.plan.plan import Case, Plan
@@ -111,7 +112,6 @@ def check(request: PredictionRequest, force: bool) -> None:
 
 def predict(session: Session, request: PredictionRequest) -> Optional[PredictDocument]:
     """Label the rows; None in a dry run. Raises the errors of the steps."""
-    profile = request.plan.profile
     if request.plan.backend == "cpu":
         runner.check_sources(session, [planned.export_onnx(request.plan)])
     place = session.workspace / request.plan.artifacts.data / PLACE
@@ -123,10 +123,10 @@ def predict(session: Session, request: PredictionRequest) -> Optional[PredictDoc
             folder.mkdir()
             return _predict(session, replace(request, plan=_within(session, request.plan, folder)))
     finally:
-        for left in (session.workspace / ".cache" / "scratch").glob("predict_*"):
+        for left in session.workspace.glob(str(programs.scratch("predict_*"))):
             files.remove(left)
         with contextlib.suppress(OSError):  # it has the profile's data, unless there are none
-            (session.workspace / "data" / profile.name).rmdir()
+            place.parent.rmdir()
 
 
 def _within(session: Session, plan: Plan, folder: Path) -> Plan:
@@ -204,8 +204,7 @@ def _part(
     runner.run_all(session, evaluation.compiling(session, of_models))
     bins = runner.run(session, steps.preprocess(case)).summary
     document.truncated_rows += bins["truncated_rows"]
-    rows = {contract.whole(length): counts["rows"] for length, counts in bins["lengths"].items()}
-    inferring = steps.infer(case, rows)
+    inferring = steps.infer(case, evaluation.rows_by_length(session, case, bins))
     records = [runner.run(session, step).record for step in inferring]
     step = steps.predict(case, evaluation.run_folders(inferring, records), first)
     runner.run(session, step)
@@ -217,8 +216,10 @@ def _part(
 
 def _batch_size(session: Session, request: PredictionRequest, rows: int) -> int:
     """A batch size that is compiled already: the largest that the rows fill, or else the smallest."""
-    auto = request.choice == buckets.AUTO or (not request.choice and request.plan.backend == "cpu")
-    choice = buckets.AUTO if auto and request.plan.backend == "cpu" else () if auto else request.choice
+    is_cpu = request.plan.backend == "cpu"
+    choice = request.choice or (buckets.AUTO if is_cpu else ())
+    if choice == buckets.AUTO and not is_cpu:  # of no data yet
+        choice = ()
     plan = evaluation.plan_of_model(replace(request.plan, scratch=""), choice)
     present = [
         size
@@ -273,8 +274,7 @@ def text(document: PredictDocument) -> str:
     for row in document.predictions:
         shares = [f"{row.probabilities[label]:.4f}" for label in document.labels]
         cells.append([f"{row.row}", row.label, *shares, f"{row.margin:.3f}", _cut(row.premise), _cut(row.hypothesis)])
-    widths = [max(map(len, column)) for column in zip(*cells)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in cells)
+    return "\n".join(aligned(cells))
 
 
 def _cut(text: str) -> str:

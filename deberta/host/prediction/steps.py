@@ -27,7 +27,7 @@ def convert(plan: Plan, data: Path, columns: str) -> Step:
         writes={"--output": files_of(plan)},
         options={"--columns": columns, "--most": PART_ROWS},
     )
-    return of_prediction(step)
+    return _of_prediction(step)
 
 
 def files_of(plan: Plan) -> Path:
@@ -42,16 +42,12 @@ def part(plan: Plan, index: int, rows: Optional[int], batch_size: int) -> Case:
     return Case(replace(plan, profile=profile, limit=0, scratch=str(folder)), batch_size, VERSION)
 
 
-def token_counts(case: Case) -> Step:
-    return of_prediction(evaluation.token_counts(case.plan, case.version))
-
-
 def preprocess(case: Case) -> Step:
-    return of_prediction(evaluation.preprocess(case))
+    return _of_prediction(evaluation.preprocess(case))
 
 
 def infer(case: Case, rows: dict[int, int]) -> list[Step]:
-    return list(map(of_prediction, evaluation.infer(case, rows)))
+    return list(map(_of_prediction, evaluation.infer(case, rows)))
 
 
 def predict(case: Case, outputs: Sequence[Path], first: int) -> Step:
@@ -60,10 +56,10 @@ def predict(case: Case, outputs: Sequence[Path], first: int) -> Step:
         case, "predict", {"--outputs": outputs}, {"--output": Path(case.plan.scratch, "predictions.jsonl")}
     )
     labels = ",".join(case.plan.profile.labels or LABELS)
-    return replace(of_prediction(step), arguments=(*step.arguments, "--labels", labels, "--first", str(first)))
+    return replace(_of_prediction(step), arguments=(*step.arguments, "--labels", labels, "--first", str(first)))
 
 
-def of_prediction(step: Step) -> Step:
+def _of_prediction(step: Step) -> Step:
     """The step under a name of its own, so that nothing of an evaluation's is taken for it; its log is kept."""
     name, title = f"predict_{step.name}", step.title.replace(f" {VERSION}", "")
     title = title if title.startswith("predict") else f"predict: {title}"

@@ -34,14 +34,29 @@ STARTED_AS = "DEBERTA_STARTED_AS"  # the environment variable in which `inv` say
 GROUPS: Mapping[str, Sequence[str]] = {
     "set up": ("doctor", "status", "fetch", "add-profile", "adopt", "images", "clean"),
     "make": (
-        *("export-onnx", "preprocess", "build-om", "infer", "postprocess", "evaluate", "perf", "finetune"),
+        "export-onnx",
+        "preprocess",
+        "build-om",
+        "infer",
+        "postprocess",
+        "evaluate",
+        "perf",
+        "finetune",
         "predict",
     ),
     "judge": (
-        *("lint-onnx", "check-fp16", "compare", "acceptance", "report", "diff", "verify", "sign", "reproduce"),
+        "lint-onnx",
+        "check-fp16",
+        "compare",
+        "acceptance",
+        "report",
+        "diff",
+        "verify",
+        "sign",
+        "reproduce",
         "explain",
     ),
-    "share": ("ci-image", "cluster"),
+    "share": ("ci-image",),
     "try": ("demo", "bench", "test", "lint"),
 }
 
@@ -50,7 +65,7 @@ def with_file(words: Sequence[str]) -> list[str]:
     """`predict FILE` as `predict --file FILE`: a positional argument cannot be left out."""
     if words[:1] == ["predict"]:
         valued = [option for option in COMMANDS["predict"].all_options if option.kind is not bool]
-        flags = {flag for option in valued for flag in (f"--{option.name}", f"-{option.short}")}
+        flags = {flag for option in valued for flag in option.flags}
         for at in range(1, len(words)):
             if not words[at].startswith("-") and words[at - 1] not in flags and words[at] not in COMMANDS:
                 return [*words[:at], "--file", *words[at:]]
@@ -133,7 +148,7 @@ class CommandProgram(Program):
     def list_flat(self) -> None:
         """The tasks in groups, a line each."""
         width = max(map(len, COMMANDS))
-        for group, names in listed(COMMANDS).items():
+        for group, names in GROUPS.items():
             print(f"{group}:")
             for name in names:
                 print(f"  {name.ljust(width)}  {summary(COMMANDS[name])}")
@@ -198,11 +213,6 @@ def typed_name(typed: str) -> str:
         return shlex.quote(name)
     runs = not os.path.isfile(typed) or os.access(typed, os.X_OK)
     return shlex.quote(typed) if runs else f"sh {shlex.quote(typed)}"
-
-
-def listed(commands: Mapping[str, Command]) -> dict[str, list[str]]:
-    """The commands by group, in the groups' order."""
-    return {group: present for group, names in GROUPS.items() if (present := [n for n in names if n in commands])}
 
 
 def summary(command: Command) -> str:

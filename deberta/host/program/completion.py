@@ -69,8 +69,7 @@ def candidates(line: str, core: Sequence[str], profiles: Iterable[str]) -> list[
         known = core if current.startswith("-") else [*COMMANDS]
         return _starting(current, [] if before and before[-1] in ("-f", "--config") else known)
     command = COMMANDS[before[position]]
-    flags = {f"--{entry.name}" if len(entry.name) > 1 else f"-{entry.name}": entry for entry in command.all_options}
-    flags.update({f"-{entry.short}": entry for entry in command.all_options if entry.short})
+    flags = {flag: entry for entry in command.all_options for flag in entry.flags}
     previous = flags.get(before[-1])
     if previous is not None and previous.kind is not bool:
         values = profiles if previous.name == "profile" else previous.choices

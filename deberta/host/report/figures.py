@@ -8,6 +8,7 @@ from typing import Any, Mapping, Optional, Sequence
 from deberta.ascend import timing
 from deberta.core import buckets, schema
 from deberta.core.contract import FP32, PERFORMANCE_LOOPS, SUPPLIED_LOG
+from deberta.core.errors import aligned
 from deberta.core.report import LabelChangeCounts
 from deberta.core.schema import Schema
 from deberta.host.plan.plan import Case, Plan
@@ -130,9 +131,8 @@ def print_evaluations(results: Sequence[EvaluationFigures]) -> None:
     for result in results:
         accuracy, right = f"{100 * result.accuracy:.2f} %", f"{result.correct}/{result.rows}{_partial(result.limit)}"
         rows.append((str(result.batch_size), result.version, result.precision, accuracy, right))
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    for row in rows if results else ():
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip(), flush=True)
+    for line in aligned(rows) if results else ():
+        print(line, flush=True)
 
 
 def _text(share: Share) -> str:

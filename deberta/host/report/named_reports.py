@@ -56,7 +56,7 @@ def find(workspace: Path, text: str, profile: str, backend: str, limit: int) -> 
         return _latest(workspace, kept.values(), contract.whole(match[1] or "0"), Artifacts(profile, backend, limit))
     if text in kept:
         return _in_tree(text, workspace, kept[text])
-    here = Path(os.path.abspath(Path.cwd() / Path(text).expanduser()))
+    here = Path(os.path.abspath(os.path.expanduser(text)))
     path = here if os.path.lexists(here) else Path(os.path.abspath(workspace / text))
     if path.is_dir():
         return _in_tree(text, workspace, path, profile, backend, limit)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from pathlib import Path, PurePosixPath
 from typing import Any, Collection, Iterable, Mapping, Optional, Sequence, TypeVar
 
@@ -191,15 +190,15 @@ def _tool_problem(tool: str, parameters: Json, cann: str, pinned: Collection[str
 
 
 def _step(record: Record) -> StepFacts:
-    parameters, started, finished = record.parameters, record.started, record.finished
+    parameters = record.parameters
     images = list(record.images.values())
     return StepFacts(
         step=str(parameters.get("step", "")),
         executor=str(parameters.get("executor", "")),
         image=f"sha256:{images[0]}" if images else "",
-        started=started,
-        finished=finished,
-        seconds=(datetime.fromisoformat(finished) - datetime.fromisoformat(started)).total_seconds(),
+        started=record.started,
+        finished=record.finished,
+        seconds=record.seconds,
     )
 
 

@@ -101,7 +101,7 @@ class Console:
 
     def _mark(self, kind: str, end: str) -> None:
         if kind == "github":
-            progress.say(f"::group::{self._title}" if end == "start" else "::endgroup::")
+            print(f"::group::{self._title}" if end == "start" else "::endgroup::", file=self._stream, flush=True)
         elif kind == "gitlab":
             section = re.sub(r"\W+", "_", self._title)
             folded = "[collapsed=true]" if end == "start" else ""

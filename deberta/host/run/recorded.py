@@ -27,14 +27,14 @@ class BoundedDigests(records.Digests):
 
     def __init__(self, workspace: Path) -> None:
         super().__init__(workspace)
-        self._workspace_here, self._left = workspace, MOST_HASHED
+        self._left = MOST_HASHED
         self._seen: dict[PurePosixPath, dict[str, str]] = {}
 
     def of(self, path: PurePosixPath) -> dict[str, str]:
         """The digest of a file or folder. Raises FileNotFoundError, NotHashedError."""
         if path not in self._seen:
             if not self.knows(path):
-                size = files.size_of(self._workspace_here / path)
+                size = files.size_of(self._workspace / path)
                 if size > self._left:
                     raise NotHashedError(
                         f"{path} was not hashed again ({size / 1e6:.0f} MB); invoke explain evaluate does it"

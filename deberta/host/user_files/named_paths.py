@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from deberta.core import files, records
@@ -37,7 +38,7 @@ def find_outputs(session: Session, option: str, text: str, case: Case) -> PurePo
     a folder that is absent is let pass.
     """
     workspace = session.workspace
-    for place in dict.fromkeys((Path.cwd() / Path(text).expanduser(), workspace / text)):
+    for place in dict.fromkeys((Path(os.path.abspath(os.path.expanduser(text))), workspace / text)):
         named = Path(os.path.abspath(place))
         folder, runs = _runs_below(named, case)
         if len(runs) > 1:
@@ -58,7 +59,7 @@ def find_outputs(session: Session, option: str, text: str, case: Case) -> PurePo
 
 def of_caller(workspace: Path, text: str) -> str:
     """The path that an option names: relative to the caller's folder, or to the workspace where nothing is there."""
-    place = Path.cwd() / Path(text).expanduser()
+    place = Path(os.path.abspath(os.path.expanduser(text)))
     if not text or os.path.isabs(text) or not place.exists():
         return text
     return str(_in_workspace(workspace, Path(os.path.abspath(place))))
@@ -112,6 +113,21 @@ def check_file(workspace: Path, option: str, text: str, folder_with: str = "") -
         return of_caller(workspace, text)
     kind = f"file, nor a folder with {folder_with}" if folder_with else "regular file"
     raise ConfigError(f"{option} {text} is no {kind}")
+
+
+def is_replaceable(option: str, path: Path, heads: Sequence[str], maker: str) -> bool:
+    """Whether a file of ours is there, which begins with one of `heads`, ASCII; False if none is.
+
+    Raises DataError for a file of the user's, and ConfigError if its folder is not there.
+    """
+    if not os.path.lexists(path):
+        if not path.parent.is_dir():
+            raise ConfigError(f"{option} {path}: its folder is not there. Make it, or name another")
+        return False
+    with contextlib.suppress(OSError), files.open_regular(path) as file:
+        if file.read(max(map(len, heads))).startswith(tuple(map(str.encode, heads))):
+            return True
+    raise DataError(f"{option} {path} is there, and no {maker} wrote it. Name another file")
 
 
 def check_report(workspace: Path, option: str, text: str, step: str) -> None:

@@ -47,6 +47,8 @@ def run(
 
     Raises MissingError, StageError and DataError.
     """
+    if baseline:
+        baseline.check(session, plan)
     looks = [checks.check_data(plan, version) for version in wanted.versions]
     looks += [checks.reference(plan, version) for version in wanted.versions]
     request.gates(session, plan, wanted)  # a bad file is reported before anything slow

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from pathlib import Path
 from typing import Optional, Sequence
 from xml.etree import ElementTree
 
 from deberta.core import contract, files
 from deberta.core.differences import ReportDifference
-from deberta.core.errors import ConfigError, GateError, some, visible
+from deberta.core.errors import GateError, some, visible
 from deberta.core.report import GateCheck, Report
 from deberta.core.schema import Schema
 from deberta.host.plan.plan import Plan
 from deberta.host.report.verification import VERDICTS
+from deberta.host.user_files import named_paths
 from deberta.host.workflows import diff
 
 STATUSES = ("passed", "failed", "not judged")
@@ -222,16 +222,12 @@ def check(result: AcceptanceDocument, require: str = "") -> None:
 
 
 def prepare_junit(path: Path) -> None:
-    """Remove what an earlier acceptance wrote there: it must not be taken for this one's. Raises ConfigError."""
-    if not os.path.lexists(path):
-        if not path.parent.is_dir():
-            raise ConfigError(f"--junit {path}: its folder is not there. Make it, or name another")
-        return
-    with contextlib.suppress(OSError):
-        if files.read_bytes(path).startswith(_HEAD.encode()):
-            files.remove(path)
-            return
-    raise ConfigError(f"--junit {path} is there, and no acceptance wrote it. Name another file")
+    """Remove what an earlier acceptance wrote there: it must not be taken for this one's.
+
+    Raises DataError for what no acceptance wrote, and ConfigError.
+    """
+    if named_paths.is_replaceable("--junit", path, [_HEAD], "acceptance"):
+        files.remove(path)
 
 
 def junit(result: AcceptanceDocument) -> str:

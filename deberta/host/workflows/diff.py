@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import tempfile
 from dataclasses import dataclass, replace
@@ -20,15 +19,14 @@ from deberta.host.report import verification
 from deberta.host.report.named_reports import NamedReport
 from deberta.host.report.verification import VerificationRequest
 from deberta.host.run.session import Session
+from deberta.host.user_files import named_paths
 
 STAGE = "deberta.stages.diff.diff"
 NO_WORSE_REQUIRED = "no-worse"
 FORMATS = ("text", "markdown", "json")
 
-
 # How our texts begin: a file that begins otherwise is not replaced.
 _HEADS = ("A: ", "# What differs between A and B\n", '{\n  "format": 1,\n  "a": {')
-_FIRST_BYTES = 64
 
 
 class DiffResult(NamedTuple):
@@ -49,6 +47,14 @@ class Baseline:
     report: NamedReport
     own: VerificationRequest
     replaces_published: bool = False
+
+    def check(self, session: Session, plan: Plan) -> None:
+        """Raise ConfigError for the report that is about to be replaced: it would be compared with itself."""
+        if os.path.realpath(self.report.path) == os.path.realpath(session.workspace / plan.artifacts.report("json")):
+            raise ConfigError(
+                f"--baseline {self.report.name} is the report that this command replaces. Name an acceptance that is "
+                "kept: --baseline latest"
+            )
 
     def add(self, session: Session, plan: Plan, job: Job) -> Job:
         """Compare the report that is there with the baseline; returns its job, which names the result."""
@@ -90,18 +96,11 @@ def compare(own: VerificationRequest, a: DiffSource, b: DiffSource, replaces_pub
 
 
 def target(option: str) -> Optional[Path]:
-    """The file that --output names, None without. Raises ConfigError for one that no diff wrote."""
+    """The file that --output names, None without. Raises DataError for one that no diff wrote, and ConfigError."""
     if not option:
         return None
-    path = Path(option)
-    if os.path.lexists(path):
-        with contextlib.suppress(OSError), files.open_regular(path) as file:
-            if file.read(_FIRST_BYTES).startswith(tuple(map(str.encode, _HEADS))):
-                return path
-        raise ConfigError(f"--output {option} is there, and no diff wrote it. Name another file")
-    if not path.parent.is_dir():
-        raise ConfigError(f"--output {option}: its folder is not there. Make it, or name another")
-    return path
+    named_paths.is_replaceable("--output", Path(option), _HEADS, "diff")
+    return Path(option)
 
 
 def lines(difference: ReportDifference) -> list[str]:

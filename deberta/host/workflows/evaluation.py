@@ -116,7 +116,7 @@ def _infer(session: Session, case: Case) -> list[PurePosixPath]:
         return [folder]
     models, bins = compiling(session, case), needed(session, [evaluation.preprocess(case)])
     results = runner.run_all(session, [*models, *bins])
-    steps = evaluation.infer(case, _rows_by_length(session, case, results[-1].summary if bins else {}))
+    steps = evaluation.infer(case, rows_by_length(session, case, results[-1].summary if bins else {}))
     inferred = [runner.run(session, step) for step in steps]
     for result in inferred:
         if result.ran and case.plan.any_length:
@@ -244,7 +244,7 @@ def needed(session: Session, steps: Sequence[Step], quiet: bool = False) -> list
     return own
 
 
-def _rows_by_length(session: Session, case: Case, summary: Mapping[str, Any]) -> dict[int, int]:
+def rows_by_length(session: Session, case: Case, summary: Mapping[str, Any]) -> dict[int, int]:
     """What preprocess counted; of the user's bins, which are padded, as many rows as they hold."""
     if summary or session.dry:
         return {int(length): counts["rows"] for length, counts in summary.get("lengths", {}).items()}

@@ -147,6 +147,8 @@ def write_report(
     `gates`: a file in the place of ours, for what counts as a near tie. `language`: of the pages. `baseline`: what it
     is held against.
     """
+    if baseline:
+        baseline.check(session, plan)
     if session.dry:
         request.show(session, plan, language)
         return

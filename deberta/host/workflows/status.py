@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from datetime import datetime
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Callable, Iterator, Mapping, NamedTuple, Optional, Sequence
 
@@ -43,7 +42,7 @@ _KINDS = {  # by the stage or the tool that made it
 }
 _SHOWN = ("ONNX", "compiled", "bins", "evaluation", "performance")
 _STATE_ORDER = (UP_TO_DATE, STALE, MAY_BE, BLOCKED, UNKNOWN, USERS)
-_OF_USERS = {  # where the user's own files are used as they are: pattern below the three roots -> kind
+_OF_USERS = {  # kind of the user's own files that are used as they are -> root, and pattern below it
     "ONNX": ("models", "dynamic*.onnx"),
     "compiled": ("models", "ascend/*.om"),
     "bins": ("data", "pre_mnli_bs*/*"),
@@ -209,7 +208,7 @@ def _recorded(
             state=_STATES.get(verdict.runs, UNKNOWN),
             reason=verdict.reason.rstrip(" ."),
             bytes=sum(tree.sizes.get(PurePosixPath(name), 0) for name in record.subjects),
-            seconds=_seconds(record),
+            seconds=max(0.0, record.seconds),
             finished=record.finished,
             figure=_figure(session.workspace, kind, artifact, problems),
         )
@@ -224,11 +223,6 @@ def _kind(step: Step) -> str:
 
 def _backend(path: PurePosixPath) -> str:
     return next((part for part in path.parts[2:3] if part in contract.BACKENDS), "")
-
-
-def _seconds(record: Record) -> float:
-    begun, ended = map(datetime.fromisoformat, (record.started, record.finished))
-    return max(0.0, (ended - begun).total_seconds())
 
 
 class EvaluationCounts(Schema, forbid_unknown_fields=False):
@@ -329,7 +323,7 @@ def _next(
         for each in (step, step.gate):
             with contextlib.suppress(DebertaError, OSError):
                 if each is not None and (record := records.read(session.workspace / record_of(each.outputs[0]))):
-                    lasted[each.title] = _seconds(record)
+                    lasted[each.title] = max(0.0, record.seconds)
     running = [verdict for verdict in verdicts if verdict.runs == explain.YES]
     maybe = [verdict for verdict in verdicts if verdict.runs == explain.MAYBE]
     return NextCommand(

@@ -14,18 +14,16 @@ from itertools import chain
 from deberta.core import files, schema
 from deberta.core.differences import (
     LOWER,
-    NO_WORSE,
     NOT_COMPARED,
     SLOWER,
-    UNKNOWN,
     UNVERIFIED,
     VERIFIED,
-    WORSE,
     AccuracyDifference,
     DiffJob,
     FpsDifference,
     GateDifference,
     ReportDifference,
+    conclude,
 )
 from deberta.core.errors import run_stage, visible
 from deberta.core.report import PerformanceRun, Report
@@ -52,7 +50,7 @@ def difference(job: DiffJob) -> ReportDifference:
         format=1,
         a=a.facts,
         b=b.facts,
-        conclusion=WORSE if worse else UNKNOWN if not_compared else NO_WORSE,
+        conclusion=conclude(worse, not_compared),
         worse=worse,
         not_compared=not_compared,
         accuracy=compared.accuracy,
