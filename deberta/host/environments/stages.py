@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import sys
 from pathlib import Path
 from typing import Any, Mapping, Optional
 
 from deberta.core import schema
 from deberta.core.errors import ConfigError, MissingError
-from deberta.host.environments import venvs
+from deberta.host.environments import locks, venvs
 
 FOLDER = ".venv-stages"
 STAGES_LOCK = "requirements-stages.lock"
@@ -97,14 +96,9 @@ def misfits(project: Path, versions: Mapping[str, str]) -> list[str]:
     return problems
 
 
-def locked_versions(lock: Path) -> dict[str, str]:
-    """Name and version of each requirement in a lock that applies to every platform, or to Python 3.11."""
-    if not lock.is_file():
-        raise MissingError(f"{lock} is missing. Run: git checkout -- {lock.name}")
-    text = lock.read_text(encoding="utf-8")
-    pinned = re.findall(r"(?m)^([A-Za-z0-9._-]+)==([^\s;]+)(?: ; (.*?))? \\$", text)
-    elsewhere = ("python_full_version >= '3.12'", "win32")
-    return {name: version for name, version, marker in pinned if not any(term in marker for term in elsewhere)}
+def locked_versions(lock: Path, machine: str = "") -> dict[str, str]:
+    """Name and version of each package of a lock for Python 3.11 on a machine; empty: on this one."""
+    return {package.name: package.version for package in locks.read(lock, machine, PYTHON)}
 
 
 def find_python() -> Optional[str]:

@@ -24,6 +24,7 @@ from deberta.core.errors import DataError
 from deberta.core.job import Job
 from deberta.core.paths import Artifacts, record_of
 from deberta.core.report import EvaluationCell, PerformanceRun, Proportion, Report
+from deberta.host.environments import locks
 from deberta.host.environments import stages as stage_env
 from deberta.host.plan import matrix
 from deberta.host.plan.plan import Plan
@@ -37,7 +38,6 @@ from deberta.host.run.session import Session
 STEP = "bom"
 PINS = "docker/pins.toml"
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "urn:deberta-ascend:bom")
-_ENTRY = re.compile(r"(?m)^([A-Za-z0-9._-]+)==([^\s;]+)[^\n]*\\\n((?: +--hash=[^\n]+\n)+)")  # of a lock
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 # Name: version, kind, licence, as the packages of requirements-stages.lock declare it in their metadata, which a test
 # compares; nothing here is our own judgement. An "expression" is of SPDX: License-Expression, or a License that is one.
@@ -271,14 +271,14 @@ def _tools(tree: Evidence, report: Report) -> Iterator[Component]:
 
 
 def _packages(project: Path) -> Iterator[Component]:
-    """The stages' packages. A lock allows several files of each: the hashes are theirs, not of what is installed."""
+    """The stages' packages, of every machine that the lock is for, so that the bill is the same on each.
+
+    A lock allows several files of each: the hashes are theirs, not of what is installed.
+    """
     lock = project / stage_env.STAGES_LOCK
-    versions = stage_env.locked_versions(lock)
-    for name, version, hashes in _ENTRY.findall(lock.read_text(encoding="utf-8")):
-        if versions.get(name) != version:
-            continue  # for another platform
+    for name, version, hashes in locks.of_any(lock):
         purl = f"pkg:pypi/{name}@{quote(version, safe='')}"
-        files_of_lock = _hashes(*re.findall(r"sha256:([0-9a-f]{64})", hashes))
+        files_of_lock = _hashes(*hashes)
         comment = f"one of these files, by {lock.name}"
         distributions = {"type": "distribution", "url": purl, "comment": comment, "hashes": files_of_lock}
         component = _component("library", purl, name, version=version, purl=purl)
