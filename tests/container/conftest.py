@@ -44,6 +44,14 @@ def locks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(locks: Path) -> Iterator[None]:
+    """What our commands keep of images for all workspaces is kept for this run alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(locks / "cache"))
+        yield
+
+
 @pytest.fixture(scope="session")
 def engine_client(locks: Path) -> Iterator[Any]:
     """A client of DOCKER_HOST's engine. The last process of a run that uses it checks that no container of ours is left

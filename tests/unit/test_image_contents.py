@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import itertools
+import os
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -11,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from deberta.core.errors import StageError
-from deberta.host.images import contents
+from deberta.host.images import contents, kept_digests
 from deberta.host.images.contents import Entry
 
 
@@ -144,6 +146,13 @@ class _Engine:
     def containers(self) -> _Engine:
         return self
 
+    @property
+    def api(self) -> _Engine:
+        return self
+
+    def inspect_image(self, image: str) -> dict[str, int]:
+        return {"Size": 500_000_000}
+
     def create(self, image: str, command: list[str], **options: object) -> _Engine:
         assert options["network_mode"] == "none"
         return self
@@ -156,12 +165,73 @@ class _Engine:
         pass
 
 
-def test_an_image_is_read_once_and_a_damaged_memory_is_none(tmp_path: Path) -> None:
+@pytest.fixture
+def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where this user's digest of the image sha256:1 is kept."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    return tmp_path / "home" / kept_digests.NAME / contents.KEPT / "sha256:1"
+
+
+def in_workspace(root: Path) -> Path:
+    return root / ".cache" / contents.KEPT / "sha256:1"
+
+
+def test_an_image_is_read_once_for_all_workspaces(kept: Path, tmp_path: Path) -> None:
+    client = _Engine()
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        assert contents.digest(client, "sha256:1", tmp_path / name) == digest(IMAGE)
+    assert client.asked == 1 and not list(tmp_path.glob("[ab]/*"))
+    assert kept.stat().st_mode & 0o777 == 0o600 and kept.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_kept_digest_that_is_damaged_renamed_or_anybodys_is_none(kept: Path, tmp_path: Path) -> None:
+    client = _Engine()
+    contents.digest(client, "sha256:1", tmp_path)
+    text, forged = kept.read_text(), "0" * 64
+    spoiled = ("", text[1:], f"{text}\n", text.replace(" sha256:1", " sha256:2"), text.partition(" ")[0] + "\n")
+    for content, mode in (*((content, 0o600) for content in spoiled), (f"{forged} sha256:1\n", 0o620), (text, 0o602)):
+        kept.write_text(content)
+        kept.chmod(mode)
+        client.asked = 0
+        assert contents.digest(client, "sha256:1", tmp_path) == digest(IMAGE)
+        assert client.asked == 1 and kept.read_text() == text and kept.stat().st_mode & 0o777 == 0o600
+    kept.unlink()
+    os.mkfifo(kept)
+    assert contents.digest(client, "sha256:1", tmp_path) == digest(IMAGE)
+    owner = [place._replace(owners=(54321,)) for place in kept_digests.places(tmp_path, contents.KEPT)]
+    assert kept_digests.read(owner, "sha256:1") is None
+
+
+@pytest.mark.parametrize("how", ["open to others", "a file", "no home"])
+def test_where_the_home_does_not_do_the_workspace_keeps_it(
+    kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], how: str
+) -> None:
+    if how == "open to others":
+        kept.parent.mkdir(parents=True)
+        kept.parent.chmod(0o777)
+    elif how == "a file":
+        kept.parent.parent.parent.write_text("")
+    else:
+        monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+        monkeypatch.setenv("HOME", str(tmp_path / "nowhere"))
     client = _Engine()
     for _ in range(2):
         assert contents.digest(client, "sha256:1", tmp_path) == digest(IMAGE)
-    assert client.asked == 1
-    for text in ("", digest(IMAGE)[:-1] + "\n", digest(IMAGE) + "0\n"):
-        (tmp_path / contents.MEMORY / "sha256:1").write_text(text)
-        assert contents.digest(client, "sha256:1", tmp_path) == digest(IMAGE)
-    assert client.asked == 4
+    assert client.asked == 1 and in_workspace(tmp_path).is_file() and not kept.exists()
+    assert not capsys.readouterr().err
+    in_workspace(tmp_path).unlink()
+    in_workspace(tmp_path).parent.chmod(0o777)
+    assert contents.digest(client, "sha256:1", tmp_path) == digest(IMAGE)
+    said = capsys.readouterr().err
+    assert "cannot be kept" in said and f"others can write in {in_workspace(tmp_path).parent}" in said
+
+
+def test_reading_a_large_image_is_shown(
+    kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("time.monotonic", itertools.count().__next__)
+    contents.digest(_Engine(), "sha256:1", tmp_path, "the export image")
+    first, *_, last = capsys.readouterr().err.splitlines()
+    assert first.startswith("[progress] hashing what is in the export image: 0/500 MB ")
+    assert last.startswith("[progress] hashing what is in the export image: 500/500 MB ")

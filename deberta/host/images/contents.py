@@ -12,19 +12,19 @@ import json
 import re
 import tarfile
 from pathlib import Path
-from typing import Any, Iterable, Mapping, NamedTuple, Sequence
+from typing import Any, Iterable, Iterator, Mapping, NamedTuple, Sequence
 
 from deberta.core import files
 from deberta.core.errors import StageError
+from deberta.core.progress import Progress
 from deberta.host.engine import engine
 from deberta.host.engine.transcript import Show
-from deberta.host.images import build, definition
+from deberta.host.images import build, definition, kept_digests
 from deberta.host.images.definition import BuildSettings, Image
 
 FORMAT = 1  # version of the digest; a change of what it covers needs another one
-MEMORY = Path(".cache", f"image_contents_{FORMAT}")  # a file with the digest for each image id
-_DIGEST = re.compile(r"[0-9a-f]{64}\n")
-CHUNK = 1 << 20
+KEPT = f"image_contents_{FORMAT}"  # a folder with a file for each image id
+CHUNK, MB = 1 << 20, 10**6
 # What is not covered: compiled Python; logs and caches, which hold times, but for their folders, which programs need;
 # what engines put into containers.
 LEFT_OUT = re.compile(
@@ -84,20 +84,34 @@ def differences(first: Mapping[str, Entry], second: Mapping[str, Entry]) -> list
     return texts
 
 
-def contents(client: Any, image_id: str, workspace: Path) -> dict[str, Entry]:
-    """The file system of an image, exported through a container that is never started."""
+def contents(client: Any, image_id: str, workspace: Path, name: str = "") -> dict[str, Entry]:
+    """The file system of an image, exported through a container that is never started; `name` is for its progress."""
     labels = engine.container_labels(workspace)
-    with engine.explained(f"reading what is in {image_id}"), engine.unstarted(client, image_id, labels) as container:
-        return entries(_Chunks(container.export(chunk_size=CHUNK)))
+    with engine.explained(f"reading what is in {image_id}"):
+        size = int(client.api.inspect_image(image_id)["Size"])
+        progress = Progress(f"hashing what is in {name or image_id}", size // MB, "MB")
+        with engine.unstarted(client, image_id, labels) as container:
+            file_system = entries(_Chunks(_counted(container.export(chunk_size=CHUNK), progress)))
+    progress.update(progress.total)
+    return file_system
 
 
-def digest(client: Any, image_id: str, workspace: Path) -> str:
-    """The digest of an image's file system, remembered in the workspace: the contents of an id never change."""
-    memory = workspace / MEMORY / image_id
-    if memory.is_file() and _DIGEST.fullmatch(text := memory.read_text(encoding="utf-8", errors="replace")):
-        return text.strip()
-    sha256 = digest_of(contents(client, image_id, workspace))
-    files.write_text(memory, f"{sha256}\n")
+def _counted(chunks: Iterable[bytes], progress: Progress) -> Iterator[bytes]:
+    """The chunks, with their progress; a tar has headers beside the files, so the end is not told here."""
+    done = 0
+    for chunk in chunks:
+        done += len(chunk)
+        progress.update(min(done // MB, progress.total - 1))
+        yield chunk
+
+
+def digest(client: Any, image_id: str, workspace: Path, name: str = "") -> str:
+    """The digest of an image's file system, kept for all workspaces of this machine: see `kept_digests`."""
+    places = kept_digests.places(workspace, KEPT)
+    sha256 = kept_digests.read(places, image_id)
+    if sha256 is None:
+        sha256 = digest_of(contents(client, image_id, workspace, name))
+        kept_digests.write(places, image_id, sha256)
     return sha256
 
 
@@ -115,7 +129,7 @@ def rebuild(client: Any, image: Image, settings: BuildSettings, workspace: Path,
     second = first
     try:
         second = build.build(client, image, settings, log, lambda line: None)
-        before, after = (contents(client, image_id, workspace) for image_id in (first, second))
+        before, after = (contents(client, image_id, workspace, image.tag) for image_id in (first, second))
     finally:
         with engine.explained(f"giving {image.tag} back its tag"):
             client.api.tag(first, *image.tag.split(":"))

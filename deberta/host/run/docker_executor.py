@@ -129,7 +129,7 @@ class DockerExecutor:
     @functools.cache  # noqa: B019 - as above
     def _contents(self, stage: str) -> str:
         """The digest of an image's file system."""
-        return contents.digest(self._open().client, self._ids[stage], self._workspace)
+        return contents.digest(self._open().client, self._ids[stage], self._workspace, f"the {stage} image")
 
     def _container(self, step: Step, arguments: Sequence[str], tag: str, user: User, access: Access) -> Container:
         # The one NPU of a container is device 0 in it, whatever its number outside.
