@@ -16,6 +16,10 @@ case "$1 $2" in
 "-m pip")
     case "$*" in
     *--dry-run*) [ ! -e "$folder/no-torch" ] || {{ echo "ERROR: No matching distribution found for torch"; exit 1; }} ;;
+    *--extra-index-url*)
+        [ ! -e "$folder/no-torch-anywhere" ] || {{
+            cat "$folder/no-torch-anywhere"; echo "ERROR: No matching distribution found for torch"; exit 1
+        }} ;;
     *)
         while [ -e "$folder/hold" ]; do touch "$folder/held"; sleep 0.05; done
         echo "Collecting something"
@@ -31,7 +35,8 @@ esac
 def stand_in(folder: Path, name: str = "python3", pretend: str = "import sys") -> Path:
     """A Python that logs its calls to `<folder>/log`; `pretend` is Python code run before each version probe.
 
-    Files in `folder` steer it: `no-torch` (pip knows no torch), `broken` (pip fails), `hold` (pip touches `held` and
+    Files in `folder` steer it: `no-torch` (pip knows no torch), `no-torch-anywhere` (nor does
+    PyTorch's index; pip prints it), `broken` (pip fails), `hold` (pip touches `held` and
     waits until `hold` is gone).
     """
     text = _STAND_IN.format(folder=shlex.quote(str(folder)), real=shlex.quote(_REAL), pretend=pretend)

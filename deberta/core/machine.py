@@ -12,6 +12,7 @@ from typing import Any, Optional, Sequence
 
 from deberta.core import contract, files
 
+MACHINES = ("x86_64", "aarch64")  # that this project is for, as `uname -m` calls them
 CGROUPS = Path("/sys/fs/cgroup")
 OWN_CGROUPS = Path("/proc/self/cgroup")
 CPUINFO = Path("/proc/cpuinfo")

@@ -252,8 +252,8 @@ def test_the_stages_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(stages, "find_python", lambda: None)
     assert doctor.missing(doctor.stage_environment(tmp_path))
     monkeypatch.setattr(stages, "find_python", lambda: "python3.11")
-    [check] = doctor.stage_environment(tmp_path)
-    assert check.state == OK and "will be made" in check.actual
+    system, check = doctor.stage_environment(tmp_path)
+    assert system.state == check.state == OK and "will be made" in check.actual
     monkeypatch.setattr(stages, "DISK_MB", 10**12)
     assert "free where it goes" in doctor.missing(doctor.stage_environment(tmp_path))[0].actual
 

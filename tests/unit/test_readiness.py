@@ -54,7 +54,7 @@ def test_a_laptop(tmp_path: Path) -> None:
 def test_other_machines(tmp_path: Path) -> None:
     put(tmp_path, "mnli")
     npu = line(tmp_path, NPU_HOST._replace(installed=False, engine=True), "mnli")
-    assert npu.startswith("can run now: mnli on cpu and ascend; in containers, too (the first command gets 350 MB of ")
+    assert npu.startswith("can run now: mnli on cpu and ascend; in containers, too (the first command gets 388 MB of ")
     assert npu.endswith("| not here: broken (see invoke doctor --profile broken)")
     build = line(tmp_path, LAPTOP._replace(cann=True), "mnli")
     assert "mnli on cpu | not here: ascend (msame, NPU)," in build

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Optional
 
 import pytest
 
 from deberta.core.errors import ConfigError, MissingError
-from deberta.host.environments import locks, venvs
+from deberta.host.environments import locks, platforms, venvs
 from deberta.host.environments import stages as stage_env
+from deberta.host.workflows import doctor
 from tests.bootstrap_helpers import calls, script, stand_in
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -59,10 +62,69 @@ def test_made_once_then_found(project: Path, python: Path) -> None:
 def test_pytorch_index_is_used_only_where_pip_finds_no_torch(project: Path, python: Path) -> None:
     script(python / "no-torch", "")
     stage_env.ensure(project, dev=True)
-    probe, install, dev = calls(python, "-m pip")
+    probe, torch, install, dev = calls(python, "-m pip")
     assert "--dry-run" in probe and probe.endswith("torch==2.13.0+cpu")
-    assert f"--extra-index-url {stage_env.TORCH_INDEX}" in install
-    assert "--extra-index-url" not in dev
+    assert f"--no-deps --extra-index-url {stage_env.TORCH_INDEX}" in torch and "--require-hashes" in torch
+    assert "--extra-index-url" not in install + dev
+
+
+def test_a_machine_whose_torch_is_on_the_default_index_is_not_sent_elsewhere(
+    project: Path, python: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = project / stage_env.STAGES_LOCK
+    of_x86_64 = lock.read_text().replace("torch==2.13.0+cpu", "torch==2.13.0+cpu ; platform_machine == 'x86_64'")
+    lock.write_text(of_x86_64 + "torch==2.10.0 ; platform_machine == 'aarch64' \\\n    --hash=sha256:00\n")
+    script(python / "no-torch", "")
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    stage_env.ensure(project)
+    [install] = calls(python, "-m pip")
+    assert "--extra-index-url" not in install
+    good = prepared(project, onnx="1.2", torch="2.10.0+cpu")
+    assert stage_env.ensure(project, python=good) == good
+    with pytest.raises(ConfigError, match=r"torch 2\.13\.0\+cpu \(needs 2\.10\.0\)"):
+        stage_env.ensure(project, python=prepared(project, onnx="1.2", torch="2.13.0+cpu"))
+
+
+@pytest.mark.parametrize(
+    ("machine", "library", "reason"),
+    [
+        (
+            "aarch64",
+            "glibc 2.31",
+            "openvino .* needs glibc 2.35 or newer on aarch64, and this system has glibc 2.31. .*docker",
+        ),
+        ("x86_64", "glibc 2.17", "needs glibc 2.28 or newer on x86_64, and this system has glibc 2.17"),
+        ("x86_64", None, "and this system has a C library that is not glibc. Run the stages in containers"),
+        (
+            "riscv64",
+            "glibc 2.39",
+            "is for Linux on x86_64 or aarch64, and this system is Linux on riscv64, glibc 2.39. Take a machine",
+        ),
+    ],
+)
+def test_a_system_without_wheels_is_refused_before_anything_is_fetched(
+    machine: str, library: Optional[str], reason: str, project: Path, python: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    monkeypatch.setattr(os, "confstr", lambda name: library)
+    with pytest.raises(MissingError, match=f"{reason}.*stages_python"):
+        stage_env.ensure(project)
+    assert not calls(python, "") and not (project / stage_env.FOLDER).exists()
+    [check] = doctor.missing(doctor.stage_environment(project), ["cpu", "local"])
+    assert check.name == "system, stages" and re.search(reason.partition(". ")[0], check.actual)
+    good = prepared(project, onnx="1.2", torch="2.13.0")  # the user knows how to get the packages there
+    assert stage_env.ensure(project, python=good) == good
+
+
+@pytest.mark.parametrize(
+    ("machine", "library"), [("aarch64", "glibc 2.35"), ("aarch64", "glibc 2.36"), ("x86_64", "glibc 2.28")]
+)
+def test_systems_that_the_wheels_are_for(machine: str, library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    monkeypatch.setattr(os, "confstr", lambda name: library)
+    assert doctor.stages_system().state == doctor.OK
+    monkeypatch.setattr(os, "confstr", lambda name: None)  # musl: the host's own packages have wheels for it
+    assert platforms.problem(venvs.HOST_LOCK) == ""
 
 
 def test_test_tools_come_on_top_and_follow_their_own_lock(project: Path, python: Path) -> None:
@@ -97,6 +159,44 @@ def test_pip_failing_leaves_nothing_that_looks_finished(
     broken.unlink()
     stage_env.ensure(project)
     assert stage_env.find(project) is not None
+
+
+@pytest.mark.parametrize(
+    ("printed", "message"),
+    [
+        ("", r"has no such wheel\. Fetch its wheel where that index answers"),
+        ("WARNING: Retrying (Retry(total=0\n", r"could not be used \(ERROR: No matching distribution"),
+    ],
+)
+def test_no_index_has_the_build_of_torch(printed: str, message: str, project: Path, python: Path) -> None:
+    script(python / "no-torch", printed)
+    script(python / "no-torch-anywhere", printed)
+    with pytest.raises(MissingError, match=rf"torch==2\.13\.0\+cpu, .*{stage_env.TORCH_INDEX}\) {message}"):
+        stage_env.ensure(project)
+    assert len(calls(python, "-m pip")) == 2  # nothing else was fetched
+
+
+@pytest.mark.parametrize(
+    ("lines", "advice"),
+    [
+        (["WARNING: Retrying (Retry(total=4", "ERROR: No matching distribution found for x"], "did not answer. Check"),
+        (
+            ["ERROR: No matching distribution found for x"],
+            f"answered, and have no wheel of it for {platform.machine()} ",
+        ),
+        (["ERROR: [Errno 28] No space left on device"], "Check the network, the disk and pip's own settings"),
+    ],
+)
+def test_why_pip_failed(
+    lines: list[str], advice: str, project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(folder: Path, arguments: object, on_line: object = None) -> None:
+        raise venvs.PipError(lines)
+
+    monkeypatch.setattr(venvs, "pip", fail)
+    with pytest.raises(MissingError, match=advice):
+        venvs.install(project, project / stage_env.DEV_LOCK)
+    assert capsys.readouterr().err.splitlines() == [f"  {line}" for line in lines]
 
 
 def test_a_python_that_went_away_makes_it_again(project: Path, python: Path) -> None:

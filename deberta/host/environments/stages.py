@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import platform
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any, Mapping, Optional
 
 from deberta.core import schema
 from deberta.core.errors import ConfigError, MissingError
-from deberta.host.environments import locks, venvs
+from deberta.host.environments import locks, platforms, venvs
 
 FOLDER = ".venv-stages"
 STAGES_LOCK = "requirements-stages.lock"
 DEV_LOCK = "requirements-dev.lock"
 PYTHON = (3, 11)  # what the stages' lock was resolved for
-DOWNLOAD_MB, DISK_MB = 350, 1500  # measured on x86_64
+DISK_MB = 1500  # measured on x86_64
 TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
 # The packages that the stages import: a prepared environment needs these.
 IMPORTED = (
@@ -47,7 +49,8 @@ def ensure(project: Path, dev: bool = False, python: Optional[Path] = None) -> P
     """The stages' Python, its environment installed first if need be; with `dev`, including the test tools.
 
     `python` is the interpreter of an environment that the user prepared: it is checked, never changed.
-    Raises MissingError (no Python 3.11, or pip failed) and ConfigError (a prepared environment that does not fit).
+    Raises MissingError (this system is none that the locks are for, no Python 3.11, or pip failed) and ConfigError (a
+    prepared environment that does not fit).
     """
     if python is not None:
         check(project, python)
@@ -82,9 +85,12 @@ def installed(python: Path) -> dict[str, str]:
 def misfits(project: Path, versions: Mapping[str, str]) -> list[str]:
     """Which of these versions (see `installed`) are not the locked ones, one text each.
 
-    torch's local version (+cpu) is not compared: on a machine without such a wheel another build does.
+    Those of x86_64 on a machine that the lock is not for. torch's local version (+cpu) is not compared: other builds of
+    it give the same results.
     """
-    wanted = {name: version for name, version in locked_versions(project / STAGES_LOCK).items() if name in IMPORTED}
+    machine = platform.machine() if platform.machine() in locks.MACHINES else locks.MACHINES[0]
+    locked = locked_versions(project / STAGES_LOCK, machine)
+    wanted = {name: version for name, version in locked.items() if name in IMPORTED}
     problems = [
         f"{name} {versions.get(name, 'is missing')} (needs {version})"
         for name, version in sorted(wanted.items())
@@ -101,6 +107,14 @@ def locked_versions(lock: Path, machine: str = "") -> dict[str, str]:
     return {package.name: package.version for package in locks.read(lock, machine, PYTHON)}
 
 
+def ways_out() -> str:
+    """What to do where the system is none that the stages' wheels are for."""
+    prepared = "or name a Python 3.11 that has the packages: stages_python in invoke.yaml"
+    if platforms.needs(STAGES_LOCK) is None:
+        return f"Take a machine of these, {prepared}"
+    return f"Run the stages in containers (--executor docker), take a newer system, {prepared}"
+
+
 def find_python() -> Optional[str]:
     """A Python 3.11 that runs and has the venv module (a name on PATH may be a shim that fails), or None."""
     for name in (sys.executable, "python3.11", "python3"):
@@ -113,6 +127,7 @@ def find_python() -> Optional[str]:
 def _install(project: Path, folder: Path, dev: bool) -> None:
     stages, *more = _locks(project, dev)
     if not venvs.is_current(folder, [stages]):
+        platforms.require(STAGES_LOCK, ways_out())
         python = find_python()
         if python is None:
             raise MissingError(
@@ -120,31 +135,48 @@ def _install(project: Path, folder: Path, dev: bool) -> None:
                 "Install it (Debian 12, Ubuntu: apt-get install python3.11 python3.11-venv) or put it on PATH, then "
                 "run the same command again"
             )
+        megabytes = platforms.megabytes(STAGES_LOCK)
         venvs.say(
-            f"installing the stages' packages in {folder} (CPU builds; about {DOWNLOAD_MB} MB to fetch, "
+            f"installing the stages' packages in {folder} (CPU builds; about {megabytes} MB to fetch, "
             f"{DISK_MB / 1000:.1f} GB on disk; once, a minute or a few) ..."
         )
         venvs.create(folder, python)
-        torch = f"torch=={locked_versions(stages)['torch']}"
-        venvs.install(folder, stages, _torch_index(folder, torch), show_progress=True)
+        for package in locks.of_own_index(stages):
+            _install_from_own_index(folder, package)
+        venvs.install(folder, stages, show_progress=True)
     for lock in more:
         if not venvs.is_current(folder, [lock]):
             venvs.say(f"installing the test tools in {folder} (about 30 MB, once) ...")
             venvs.install(folder, lock)
 
 
-def _torch_index(folder: Path, torch: str) -> tuple[str, ...]:
-    """pip's option for PyTorch's own index, only if pip does not find the wheel where it is configured to look.
+def _install_from_own_index(folder: Path, package: locks.Locked) -> None:
+    """Install torch's +cpu build from PyTorch's own index if pip does not find it where it is configured to look.
 
-    This fetches only the list of torch's files, or reads the wheel's metadata if it is in a local folder.
+    It alone is looked for there: otherwise pip would ask that index for each of the packages. The first look fetches
+    only the list of torch's files, or reads the wheel's metadata if it is in a local folder.
     """
+    wanted = f"{package.name}=={package.version}"
     try:
-        venvs.pip(folder, ["install", "--dry-run", "--no-deps", "--only-binary", ":all:", torch])
+        venvs.pip(folder, ["install", "--dry-run", "--no-deps", "--only-binary", ":all:", wanted])
+        return
     except venvs.PipError as error:
-        if any("No matching distribution" in line for line in error.lines):
-            return ("--extra-index-url", TORCH_INDEX)
-        # Any other error occurs again in the installation, which reports it.
-    return ()
+        if error.cause != venvs.NOT_LISTED:
+            return  # it occurs again in the installation, which reports it
+    venvs.say(f"fetching {wanted} from {TORCH_INDEX} ...")
+    with tempfile.NamedTemporaryFile("w", suffix=".lock", encoding="utf-8") as own:
+        own.write(locks.text(package))
+        own.flush()
+        options = ["--require-hashes", "--only-binary", ":all:", "--no-deps", "--extra-index-url", TORCH_INDEX]
+        try:
+            venvs.pip(folder, ["install", *options, "-r", own.name])
+        except venvs.PipError as error:
+            missing = "has no such wheel" if error.cause == venvs.NOT_LISTED else f"could not be used ({error})"
+            raise MissingError(
+                f"{wanted}, the build of PyTorch without CUDA, is not where pip is configured to look, and PyTorch's "
+                f"own index ({TORCH_INDEX}) {missing}. Fetch its wheel where that index answers, put it into a folder, "
+                "name that by PIP_FIND_LINKS, and run the same command again"
+            ) from None
 
 
 def _locks(project: Path, dev: bool) -> list[Path]:

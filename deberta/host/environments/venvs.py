@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import platform
 import re
 import subprocess
 import sys
@@ -30,13 +31,24 @@ _TAIL = 15  # lines of pip's output that are shown when it fails
 _LEAKS = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "PIP_USER", "PIP_TARGET", "PIP_PREFIX", "PIP_ROOT")
 
 
+NO_ANSWER, NOT_LISTED, OTHER = "no answer", "not listed", "other"
+_TROUBLE = re.compile(r"Retrying \(Retry\(|Could not fetch URL|Max retries exceeded|ReadTimeoutError|ConnectionError")
+
+
 class PipError(Exception):
-    """pip ended with an error; `lines` are the last ones it printed."""
+    """pip ended with an error; `lines` are the last ones it printed.
+
+    cause: NO_ANSWER (an index could not be reached), NOT_LISTED (the places where pip looks have no such file for this
+    machine and Python) or OTHER.
+    """
 
     def __init__(self, lines: Sequence[str]) -> None:
         self.lines = tuple(lines)
         errors = [line for line in lines if line.startswith("ERROR:")]
-        super().__init__(errors[-1] if errors else (lines[-1] if lines else "no output"))
+        message = errors[-1] if errors else (lines[-1] if lines else "no output")
+        trouble = [line for line in lines if _TROUBLE.search(line)]
+        self.cause = NO_ANSWER if trouble else NOT_LISTED if "No matching distribution" in message else OTHER
+        super().__init__(message)
 
 
 def say(line: str) -> None:
@@ -101,11 +113,22 @@ def install(folder: Path, lock: Path, options: Sequence[str] = (), show_progress
     except PipError as error:
         for line in error.lines:
             say(f"  {line}")
-        raise MissingError(
-            f"pip could not install {lock.name} in {folder}: {error}. Check the network, or pip's own settings "
-            f"(PIP_INDEX_URL, PIP_FIND_LINKS, PIP_CERT), then run the same command again"
-        ) from None
+        raise MissingError(f"pip could not install {lock.name} in {folder}: {error}. {_advice(error)}") from None
     write_text(folder / lock.name, text)
+
+
+def _advice(error: PipError) -> str:
+    again = "then run the same command again"
+    if error.cause == NO_ANSWER:
+        settings = "PIP_INDEX_URL, PIP_CERT, a proxy; without network: PIP_FIND_LINKS and PIP_NO_INDEX"
+        return f"The package index did not answer. Check the network and pip's own settings ({settings}), {again}"
+    if error.cause == NOT_LISTED:
+        return (
+            "The places where pip looks (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, PIP_FIND_LINKS) answered, and have no "
+            f"wheel of it for {platform.machine()} and this Python: name an index or a folder that has it, {again}"
+        )
+    settings = "PIP_INDEX_URL, PIP_FIND_LINKS, PIP_CERT"
+    return f"Check the network, the disk and pip's own settings ({settings}), {again}"
 
 
 def pip(folder: Path, arguments: Sequence[str], on_line: Optional[Callable[[str], None]] = None) -> None:
@@ -149,6 +172,11 @@ def environment() -> dict[str, str]:
 def main(argv: Sequence[str]) -> None:
     """Install the host's environment with the interpreter in argv[0], unless another process just did."""
     folder, lock = PROJECT / HOST_FOLDER, PROJECT / HOST_LOCK
+    if sys.platform == "linux" and platform.machine() not in machine.MACHINES:
+        known = " or ".join(machine.MACHINES)
+        raise MissingError(
+            f"{HOST_LOCK} is for Linux on {known}, and this machine is {platform.machine()}. Take one of these"
+        )
     with one_at_a_time(folder):
         if not is_current(folder, [lock]):
             say(f"installing invoke, docker and what they need in {folder} (about 1 MB, once) ...")

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import IO, Iterator
 from urllib.parse import urlsplit
 
+from packaging.utils import canonicalize_name
+
 from deberta.core.errors import DataError
-from deberta.host.environments import stages
+from deberta.host.environments import locks, platforms, stages
 from deberta.host.images.definition import BuildSettings, Image
 
 NETWORK = "network"  # folder of the context that builder stages copy to /build
@@ -40,9 +42,9 @@ def write_context(target: IO[bytes], image: Image, settings: BuildSettings, labe
             if sha256 != file.sha256:
                 raise DataError(f"{file.path} changed while it was packed. Run the same command again")
         if image.lock:
-            for file_name, content in sorted(_network(settings).items()):
+            for file_name, content in sorted({**_network(settings), **_needs(image)}.items()):
                 _add(archive, f"{NETWORK}/{file_name}", content)
-            for wheel in _wheels(settings.wheelhouse, image.lock):
+            for wheel in _wheels(settings.wheelhouse, image):
                 _add_file(archive, f"{NETWORK}/wheelhouse/{wheel.name}", wheel)
 
 
@@ -67,13 +69,27 @@ def _network(settings: BuildSettings) -> dict[str, bytes]:
     return contents
 
 
-def _wheels(folder: Path | None, lock: Path) -> Iterator[Path]:
-    """The wheels of a folder that a lock names; the folder may be a mirror with many others."""
-    locked = re.findall(r"(?m)^([A-Za-z0-9._-]+)==([^\s;]+)", lock.read_text(encoding="utf-8"))
-    versions = {(re.sub(r"[-_.]+", "-", name).lower(), version) for name, version in locked}
+def _needs(image: Image) -> dict[str, bytes]:
+    """What docker/install-packages is told of the lock: the glibc it needs, and torch if PyTorch alone has it."""
+    assert image.lock is not None
+    needs = platforms.needs(image.lock.name, image.arch)
+    own = locks.of_own_index(image.lock, image.arch)
+    return {
+        "glibc": f"{needs.glibc} {needs.package}\n".encode() if needs else b"",
+        "torch.lock": "".join(map(locks.text, own)).encode(),
+    }
+
+
+def _wheels(folder: Path | None, image: Image) -> Iterator[Path]:
+    """The wheels of a folder that a lock names for the image's machine; it may be a mirror with many others."""
+    assert image.lock is not None
+    versions = {(canonicalize_name(name), version) for name, version, _ in locks.of_any(image.lock, [image.arch])}
     for path in sorted(folder.glob("*.whl")) if folder else ():
         name, _, rest = path.name.partition("-")
-        if (re.sub(r"[-_.]+", "-", name).lower(), rest.partition("-")[0]) in versions:
+        machines = path.stem.rpartition("-")[2].split(".")
+        if (canonicalize_name(name), rest.partition("-")[0]) in versions and any(
+            machine == "any" or machine.endswith(f"_{image.arch}") for machine in machines
+        ):
             yield path
 
 

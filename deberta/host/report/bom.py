@@ -39,8 +39,9 @@ STEP = "bom"
 PINS = "docker/pins.toml"
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "urn:deberta-ascend:bom")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-# Name: version, kind, licence, as the packages of requirements-stages.lock declare it in their metadata, which a test
-# compares; nothing here is our own judgement. An "expression" is of SPDX: License-Expression, or a License that is one.
+# NAME==VERSION: kind, licence, as the packages of requirements-stages.lock, for any machine, declare it in their
+# wheels' metadata, which a test compares where they are installed; nothing here is our own judgement.
+# An "expression" is of SPDX: License-Expression, or a License that is one.
 # A "name" is what else the metadata says, word for word: its classifier, or else its License.
 LICENCES = msgspec.json.decode(Path(__file__).with_name("licences.json").read_bytes())
 _UNKNOWN = {"licence": "unknown"}
@@ -287,8 +288,8 @@ def _packages(project: Path) -> Iterator[Component]:
 
 def licence_of(name: str, version: str) -> Component:
     """A package's licence as entries of its component: unknown for a version whose metadata was not looked at."""
-    known, kind, text = LICENCES.get(name, ("", "", ""))
-    if known != version:
+    kind, text = LICENCES.get(f"{name}=={version}", ("", ""))
+    if not kind:
         return {"properties": _properties(_UNKNOWN)}
     if kind == "expression":
         return {"licenses": [{"expression": text, "acknowledgement": "declared"}]}

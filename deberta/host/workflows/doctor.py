@@ -24,7 +24,7 @@ from deberta.ascend.npu_smi import Device
 from deberta.ascend.programs import MSAME
 from deberta.core import machine
 from deberta.core.errors import DebertaError
-from deberta.host.environments import stages
+from deberta.host.environments import platforms, stages
 from deberta.host.plan.plan import Plan
 
 OK, MISSING, UNKNOWN = "ok", "missing", "unknown"
@@ -141,7 +141,7 @@ def stage_environment(project: Path, prepared: Optional[Path] = None) -> Tuple[H
     """
     python, folder = prepared or stages.find(project), project / stages.FOLDER
     if python is None:
-        return (_new_environment(project),)
+        return tuple(_new_environment(project))
     whose = "-prepared" if prepared else ""
     try:
         versions = stages.installed(python)
@@ -156,16 +156,25 @@ def stage_environment(project: Path, prepared: Optional[Path] = None) -> Tuple[H
     )
 
 
-def _new_environment(project: Path) -> HostCheck:
+def _new_environment(project: Path) -> Iterator[HostCheck]:
     """ok if all is there that makes the environment on first use."""
+    yield stages_system()
     python, needed, free = stages.find_python(), stages.DISK_MB * 10**6, free_bytes(project)
     if python is None:
-        return _check("stages-python-none", "no Python 3.11", False)
-    if free < needed:
+        yield _check("stages-python-none", "no Python 3.11", False)
+    elif free < needed:
         actual = f"not made yet, and {_gib(free)} free where it goes"
-        return _check("stages-python-disk", actual, False, amount=_gib(needed), folder=project)
-    actual = f"{python}; {stages.FOLDER} will be made by the first command that runs a stage"
-    return _check("stages-python", actual, True, folder=project / stages.FOLDER)
+        yield _check("stages-python-disk", actual, False, amount=_gib(needed), folder=project)
+    else:
+        actual = f"{python}; {stages.FOLDER} will be made by the first command that runs a stage"
+        yield _check("stages-python", actual, True, folder=project / stages.FOLDER)
+
+
+def stages_system() -> HostCheck:
+    """Whether the stages' wheels run on this machine and its C library."""
+    problem = platforms.problem(stages.STAGES_LOCK)
+    texts = {"system": platforms.required(stages.STAGES_LOCK), "ways": stages.ways_out()}
+    return _check("stages-system", problem or platforms.here(), not problem, **texts)
 
 
 def writable(workspace: Path) -> HostCheck:

@@ -11,7 +11,7 @@ from deberta.core.contract import BACKENDS
 from deberta.core.errors import DebertaError, some
 from deberta.core.schema import Backend, Executor, Schema
 from deberta.host.engine import ping
-from deberta.host.environments import stages
+from deberta.host.environments import platforms, stages
 from deberta.host.plan.plan import Plan
 from deberta.host.workflows import doctor
 from deberta.host.workflows.doctor import CHECKS, MISSING, OK, HostCheck
@@ -22,7 +22,7 @@ ASCEND, CPU = BACKENDS
 class HostParts(NamedTuple):
     """What this machine has. `stages`: a Python for them, `installed`: and its packages; `engine`: None if not known.
 
-    `images`: the stage images of the ascend backend are here or can be built.
+    `images`: the stage images of the ascend backend are here or can be built. `lacking`: what the stages have not.
     """
 
     stages: bool
@@ -32,6 +32,7 @@ class HostParts(NamedTuple):
     npu: bool
     engine: Optional[bool]
     images: bool
+    lacking: str = "Python 3.11"
 
 
 class Readiness(Schema):
@@ -61,15 +62,17 @@ def look(project: Path, python: Optional[Path], cann_setting: str, msame_path: P
     except DebertaError:
         has_cann = False
     installed = os.access(python, os.X_OK) if python else stages.find(project) is not None
-    engine, npu = ping.answers(), doctor.devices().state == OK
+    engine, npu, system = ping.answers(), doctor.devices().state == OK, doctor.stages_system()
+    is_possible = python is None and system.state == OK and stages.find_python() is not None
     return HostParts(
-        stages=installed or (python is None and stages.find_python() is not None),
+        stages=installed or is_possible,
         installed=installed,
         cann=has_cann,
         msame=doctor.msame(msame_path).state == OK,
         npu=npu,
         engine=engine,
         images=bool(npu and engine) and _has_images(tuple(doctor.stage_images(project))),
+        lacking=_lacking([system]),
     )
 
 
@@ -77,15 +80,23 @@ def of_checks(checks: Sequence[HostCheck]) -> HostParts:
     """The machine as doctor saw it."""
     states = {check.name: check.state for check in checks}
     python, packages = CHECKS["stages-python"].name, CHECKS["stages-packages"].name
+    system = CHECKS["stages-system"].name
     return HostParts(
-        stages=MISSING not in (states.get(python, MISSING), states.get(packages)),
+        stages=MISSING not in (states.get(python, MISSING), states.get(packages), states.get(system)),
         installed=states.get(packages) == OK,
         cann=states.get(CHECKS["cann"].name) == OK,
         msame=states.get(CHECKS["msame"].name) == OK,
         npu=states.get(CHECKS["devices"].name) == OK,
         engine=states.get(CHECKS["engine"].name) == OK,
         images=_has_images(checks),
+        lacking=_lacking(checks),
     )
+
+
+def _lacking(checks: Sequence[HostCheck]) -> str:
+    """What the stages need to run here: a system that their wheels are for, or else a Python."""
+    system = [c.required for c in checks if c.name == CHECKS["stages-system"].name and c.state == MISSING]
+    return system[0] if system else "Python 3.11"
 
 
 def _has_images(checks: Sequence[HostCheck]) -> bool:
@@ -101,9 +112,9 @@ def judge(workspace: Path, plans: Sequence[Plan], wrong: Sequence[str], here: Ho
     if (here.stages and all(parts.values())) or (here.npu and here.engine and here.images):
         backends.append(ASCEND)
     else:
-        absent[ASCEND] = [name for name, is_here in parts.items() if not is_here] or ["Python 3.11"]
+        absent[ASCEND] = [name for name, is_here in parts.items() if not is_here] or [here.lacking]
     if not backends:
-        absent[CPU] = ["Python 3.11"]
+        absent[CPU] = [here.lacking]
     if here.engine is False:
         absent["containers"] = ["Docker"]
     now: list[str] = []
@@ -125,7 +136,7 @@ def judge(workspace: Path, plans: Sequence[Plan], wrong: Sequence[str], here: Ho
             needs.setdefault(action, []).append(name if is_ours else f"{name} ({some(missing, 2)})")
     notes = ["; in containers, too"] if here.engine and here.stages else ["; in containers"] if here.engine else []
     if here.stages and not here.installed:
-        notes.append(f" (the first command gets {stages.DOWNLOAD_MB} MB of packages)")
+        notes.append(f" (the first command gets {platforms.megabytes(stages.STAGES_LOCK)} MB of packages)")
     unknown = ["containers (Docker was not asked, or was slow)"] if here.engine is None else []
     return Readiness(now=now, note="".join(notes) if now else "", needs=needs, absent=absent, unknown=unknown)
 
