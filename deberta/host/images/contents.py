@@ -88,7 +88,7 @@ def contents(client: Any, image_id: str, workspace: Path, name: str = "") -> dic
     """The file system of an image, exported through a container that is never started; `name` is for its progress."""
     labels = engine.container_labels(workspace)
     with engine.explained(f"reading what is in {image_id}"):
-        size = int(client.api.inspect_image(image_id)["Size"])
+        size: int = client.api.inspect_image(image_id)["Size"]
         progress = Progress(f"hashing what is in {name or image_id}", size // MB, "MB")
         with engine.unstarted(client, image_id, labels) as container:
             file_system = entries(_Chunks(_counted(container.export(chunk_size=CHUNK), progress)))
