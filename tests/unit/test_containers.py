@@ -7,16 +7,21 @@ import io
 import os
 import subprocess
 from pathlib import Path, PurePosixPath
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from deberta.ascend import atc
-from deberta.host.engine import containers
+from deberta.core.errors import ConfigError, MissingError
+from deberta.host.engine import containers, traits
 from deberta.host.engine.containers import Access, Container, Mount, User
+from deberta.host.engine.npu_access import NpuSettings
+from deberta.host.images.definition import BuildSettings
 from deberta.host.plan import evaluation, profiles
 from deberta.host.plan.plan import Case, Plan, Step
 from deberta.host.run import docker_executor, local
+from tests.mnli_helpers import REPOSITORY
 
 PROFILE = profiles.load("demo", {"demo": {"checkpoint": "p.bin", "config": "c.json", "tokenizer": "spm.model",
     "dataset": "MNLI", "labels": ["contradiction", "neutral", "entailment"], "rows": {"match": 10}}})  # fmt: skip
@@ -151,6 +156,7 @@ def test_the_line_to_paste_means_what_the_engine_is_asked_for(tmp_path: Path, ru
     assert options["--read-only"] and asked["read_only"] and "privileged" not in asked
     assert options["--tmpfs"] == list(asked["tmpfs"]) == ["/tmp"]
     assert options["--user"] == [asked["user"]] == ["1234:5678"]
+    assert options["--userns"] == [asked["userns_mode"]] == ["host"]
     assert options["--workdir"] == [asked["working_dir"]]
     assert options.get("--group-add", []) == asked["group_add"] == ([] if runtime else ["7", "8"])
     assert options.get("--device", []) == asked["devices"]
@@ -169,8 +175,68 @@ def test_the_line_to_paste_means_what_the_engine_is_asked_for(tmp_path: Path, ru
     assert f"source={workspace}/models" in mounts[0]
     assert set(options) <= {
         *("--rm", "--network", "--cap-drop", "--security-opt", "--read-only", "--tmpfs", "--user", "--workdir"),
-        *("--group-add", "--device", "--runtime", "--env", "--mount"),
+        *("--group-add", "--device", "--runtime", "--env", "--mount", "--userns"),
     }
+
+
+def test_selinux_gets_labels_for_our_own_folders_alone(tmp_path: Path) -> None:
+    """What lies elsewhere keeps its label; a container that needs such, or a device, is not confined by SELinux."""
+    project, workspace, step = Path("/project"), tmp_path / "workspace", evaluation.export_onnx(CPU)
+    (workspace / "models/demo").mkdir(parents=True)
+    ours = containers.for_selinux(of(step, workspace), [project, workspace])
+    asked = containers.create_arguments(ours, "sha256:1", "name", {})
+    options, _ = parsed(containers.command_line(ours))
+    assert options["--volume"] == asked["volumes"] and not {"--mount"} & set(options) and "mounts" not in asked
+    assert f"{workspace}/models:/workspace/models:ro,z" in asked["volumes"]
+    assert f"{workspace}/models/demo:/workspace/models/demo:rw,z" in asked["volumes"]
+    assert "/project/deberta:/opt/deberta-ascend/deberta:ro,z" in asked["volumes"]
+    assert options["--security-opt"] == asked["security_opt"] == ["no-new-privileges"]
+    nodes = Access(((Path("/d/davinci0"), "/dev/davinci0"),))
+    [infer] = evaluation.infer(Case(ASCEND, 1, "match"), {256: 10})
+    (tmp_path / "p.bin").touch()
+    elsewhere = workspace / "models/demo/p.bin"
+    elsewhere.symlink_to(tmp_path / "p.bin")
+    colon = of(step, tmp_path / "a:b")
+    for container in (of(infer, workspace, nodes), of(step, workspace), colon):
+        unconfined = containers.for_selinux(container, [project, workspace, tmp_path / "a:b"])
+        asked = containers.create_arguments(unconfined, "sha256:1", "name", {})
+        options, _ = parsed(containers.command_line(unconfined))
+        assert options["--security-opt"] == asked["security_opt"] == ["no-new-privileges", "label=disable"]
+        assert "--mount" in options and "--volume" not in options and "volumes" not in asked
+
+
+@pytest.mark.parametrize(
+    ("security", "says"),
+    [
+        (["name=seccomp,profile=default", "name=selinux", "name=cgroupns"], ["--user 1234:5678", ":ro,z "]),
+        (["name=seccomp,profile=default", "name=userns"], ["--userns host --", "--user 1234:5678"]),  # Docker
+        (["name=seccomp,profile=default", "name=rootless"], ["--user 0:0", "type=bind"]),  # Podman
+        (None, ["# for an engine of root's without SELinux, since none was asked: no Docker engine answers", "1234:"]),
+    ],
+)
+def test_the_engine_decides_what_a_dry_run_shows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, security: list[str] | None, says: list[str]
+) -> None:
+    def connect(_: float) -> Any:
+        if security is None:
+            raise MissingError("no Docker engine answers")
+        return SimpleNamespace(info=lambda: {"SecurityOptions": security}, close=lambda: None)
+
+    monkeypatch.setattr(docker_executor, "connect", connect)
+    monkeypatch.setattr(docker_executor, "owner", lambda _: USER)
+    settings = BuildSettings(), NpuSettings()
+    docker_executor.DockerExecutor(REPOSITORY, tmp_path, *settings, keep=False).show(evaluation.export_onnx(CPU))
+    shown = capsys.readouterr().out
+    assert all(text in shown for text in says), shown
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_rootless_engine_of_somebody_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "engine.sock").touch()
+    address, user = f"unix://{tmp_path}/engine.sock", os.getuid()
+    traits.check_owner(address, user)
+    with pytest.raises(ConfigError, match=rf"belongs to the user {user}, and .* not to {user + 1}\. Set DOCKER_HOST"):
+        traits.check_owner(address, user + 1)
 
 
 def test_the_folder_that_a_run_names_is_the_shells_to_find(tmp_path: Path) -> None:

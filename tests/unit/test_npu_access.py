@@ -72,6 +72,16 @@ def test_the_groups_of_the_nodes_and_never_roots(wanted: NpuSettings) -> None:
     assert npu_access.access(wanted, 1, lambda: False).groups == (1234, 4321)
 
 
+def test_a_rootless_engine_gives_no_groups(wanted: NpuSettings) -> None:
+    assert npu_access.access(wanted, 1, lambda: False, rootless=True).groups == ()
+    (wanted.nodes / "hisi_hdc").chmod(0o060)
+    with pytest.raises(
+        ConfigError, match=r"hisi_hdc cannot be given to a container of a rootless engine: only members"
+    ):
+        npu_access.access(wanted, 1, lambda: False, rootless=True)
+    npu_access.access(wanted, 1, lambda: False, rootless=True, check=False)
+
+
 @pytest.mark.parametrize("how", ["auto", "runtime"])
 def test_ascends_own_runtime_mounts_everything_itself(tmp_path: Path, how: Literal["auto", "runtime"]) -> None:
     has_runtime = (lambda: True) if how == "auto" else never

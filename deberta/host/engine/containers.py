@@ -1,7 +1,8 @@
 """A step's container as data, as arguments of the docker SDK, and as a `docker run` command to paste.
 
 No network, no capabilities, no new privileges, a read-only root. The workspace's folders are mounted read-only, except
-those of the step's outputs; inputs in these folders stay read-only.
+those of the step's outputs; inputs in these folders stay read-only. Ids in it are those outside, whatever mapping the
+engine has for others: only so can it write to a folder of the caller's.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import csv
 import io
 import os
 from pathlib import Path, PurePosixPath
-from typing import Any, Mapping, NamedTuple, Sequence
+from typing import Any, Literal, Mapping, NamedTuple, Sequence
 
 from deberta.ascend import programs
 from deberta.core import files
@@ -22,7 +23,7 @@ PYTHON = "/opt/stages/bin/python"  # of the export image
 _FLAGS = {  # the SDK's name of an option: that of `docker run`
     "network_mode": "--network", "cap_drop": "--cap-drop", "security_opt": "--security-opt", "tmpfs": "--tmpfs",
     "user": "--user", "group_add": "--group-add", "devices": "--device",
-    "working_dir": "--workdir", "runtime": "--runtime",
+    "working_dir": "--workdir", "runtime": "--runtime", "userns_mode": "--userns",
 }  # fmt: skip
 
 
@@ -62,6 +63,7 @@ class Container(NamedTuple):
     mounts: Sequence[Mount]
     variables: Mapping[str, str]
     access: Access = Access()
+    selinux: Literal["", "relabel", "unconfined"] = ""  # see `for_selinux`
 
 
 def of_step(
@@ -94,6 +96,25 @@ def _input(workspace: Path, path: PurePosixPath, written: Sequence[PurePosixPath
     return [Mount(source.resolve(), ROOT / path), *links]
 
 
+def for_selinux(container: Container, folders: Sequence[Path]) -> Container:
+    """The container for an engine with SELinux, which denies it all files that have no container's label.
+
+    If all that it mounts lies in `folders` and is the caller's, that gets the label which containers share
+    (`docker run --volume SOURCE:TARGET:z`). What lies elsewhere, such as a checkpoint in another folder or the NPU's
+    driver, must keep its label, and device nodes cannot have another: such a container runs without SELinux's
+    confinement. So does one with a colon in a path, which --volume cannot take.
+    """
+    access = container.access
+    ours = not access.nodes and not access.runtime and all(_is_ours(mount, folders) for mount in container.mounts)
+    return container._replace(selinux="relabel" if ours else "unconfined")
+
+
+def _is_ours(mount: Mount, folders: Sequence[Path]) -> bool:
+    if ":" in f"{mount.source}{mount.target}" or not any(folder in mount.source.parents for folder in folders):
+        return False
+    return not os.path.exists(mount.source) or os.getuid() in (0, os.stat(mount.source).st_uid)
+
+
 def passwd(container: Container) -> str:
     """/etc/passwd with a line for the container's user, whose name or home some programs look up."""
     lines, user = ["root:x:0:0:root:/root:/bin/sh"], container.user
@@ -104,11 +125,14 @@ def passwd(container: Container) -> str:
 
 def create_arguments(container: Container, image_id: str, name: str, labels: Mapping[str, str]) -> dict[str, Any]:
     """The arguments of the SDK's containers.create."""
-    mounts = [
-        {"Type": "bind", "Source": str(mount.source), "Target": str(mount.target), "ReadOnly": not mount.writable}
-        for mount in container.mounts
-    ]
-    options = {**_options(container), "labels": dict(labels), "read_only": True, "mounts": mounts}
+    options = {**_options(container), "labels": dict(labels), "read_only": True}
+    if container.selinux == "relabel":
+        options["volumes"] = [_volume(mount) for mount in container.mounts]
+    else:
+        options["mounts"] = [
+            {"Type": "bind", "Source": str(mount.source), "Target": str(mount.target), "ReadOnly": not mount.writable}
+            for mount in container.mounts
+        ]
     command, variables = list(container.command), dict(container.variables)
     return {"image": image_id, "command": command, "name": name, "environment": variables, **options}
 
@@ -120,7 +144,7 @@ def command_line(container: Container) -> list[str]:
         for value in [values] if isinstance(values, str) else values:
             line += [_FLAGS[name], value]
     for mount in container.mounts:
-        line += ["--mount", _csv(mount)]
+        line += ["--volume", _volume(mount)] if container.selinux == "relabel" else ["--mount", _csv(mount)]
     for variable, value in container.variables.items():
         line += ["--env", f"{variable}={value}"]
     return [*line, container.image, *container.command]
@@ -132,7 +156,8 @@ def _options(container: Container) -> dict[str, Any]:
     options: dict[str, Any] = {
         "network_mode": "none",
         "cap_drop": ["ALL"],
-        "security_opt": ["no-new-privileges"],
+        "security_opt": ["no-new-privileges", *(["label=disable"] if container.selinux == "unconfined" else [])],
+        "userns_mode": "host",
         "tmpfs": {"/tmp": ""},
         "user": f"{container.user.uid}:{container.user.gid}",
         "group_add": [str(group) for group in access.groups],
@@ -142,6 +167,11 @@ def _options(container: Container) -> dict[str, Any]:
     if access.runtime:
         options["runtime"] = access.runtime
     return options
+
+
+def _volume(mount: Mount) -> str:
+    """A mount in the only form that can ask for another label."""
+    return f"{mount.source}:{mount.target}:{'rw' if mount.writable else 'ro'},z"
 
 
 def _csv(mount: Mount) -> str:

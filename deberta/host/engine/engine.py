@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import io
 import os
@@ -24,9 +25,10 @@ from docker.context import ContextAPI
 
 from deberta import PROJECT
 from deberta.core.errors import INTERRUPTED, ConfigError, MissingError, StageError, one_line
-from deberta.host.engine import containers
+from deberta.host.engine import containers, traits
 from deberta.host.engine.containers import Container
 from deberta.host.engine.ping import DEFAULT_SOCKET, LOOPBACK, usual_sockets
+from deberta.host.engine.traits import Traits
 from deberta.host.engine.transcript import GRACE_SECONDS, Show, transcript
 
 LABEL = "deberta-ascend"  # =container or =image: only what carries it is ever removed
@@ -143,10 +145,10 @@ class DockerEngine:
                     self._reaper.communicate(b"done")
         self.client.close()
 
-    @property
-    def rootless(self) -> bool:
-        """Whether root in a container is the caller outside: rootless Docker, rootless Podman."""
-        return any("rootless" in str(option) for option in self.client.info().get("SecurityOptions") or ())
+    @functools.cached_property
+    def traits(self) -> Traits:
+        with explained("asking how it runs containers"):
+            return traits.of(self.client.info())
 
     def has_runtime(self, name: str) -> bool:
         return name in (self.client.info().get("Runtimes") or {})

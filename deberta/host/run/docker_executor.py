@@ -13,12 +13,13 @@ from typing import Any, Mapping, Sequence
 
 from deberta.ascend import programs
 from deberta.core import files, progress, schema
-from deberta.core.errors import MissingError
+from deberta.core.errors import ConfigError, MissingError, one_line
 from deberta.core.records import Resource
-from deberta.host.engine import containers, npu_access
+from deberta.host.engine import containers, npu_access, traits
 from deberta.host.engine.containers import Access, Container, User
-from deberta.host.engine.engine import DockerEngine
+from deberta.host.engine.engine import DockerEngine, address, connect
 from deberta.host.engine.npu_access import NpuSettings
+from deberta.host.engine.traits import Traits
 from deberta.host.engine.transcript import Show
 from deberta.host.images import build, contents, definition, pins
 from deberta.host.images.definition import BuildSettings, Image
@@ -30,6 +31,7 @@ from deberta.host.run.messages import as_started
 ABOUT = f"{containers.CODE}/image.json"  # written by docker/check-cann
 STAGES = {"": "export", "atc": "compile", "msame": "runtime", "ais_bench": "compile"}  # tool -> stage image
 OWNED = (*programs.KINDS, ".cache")
+DRY_SECONDS = 2.0  # for the engine to answer a dry run
 
 
 class DockerExecutor:
@@ -43,7 +45,6 @@ class DockerExecutor:
         self._builds, self._npu, self._keep = builds, npu, keep
         self._engine: DockerEngine | None = None
         self._ids: dict[str, str] = {}  # stage -> image id
-        self._user: User | None = None
         self._started = time.time()
 
     def identity(self, step: Step) -> Mapping[str, Any]:
@@ -58,16 +59,16 @@ class DockerExecutor:
 
     def run(self, step: Step, arguments: Sequence[str], show: Show) -> tuple[list[str], int]:
         engine, image = self._open(), self._image(step.tool)
-        assert self._user is not None
-        access = Access()
+        access, user = Access(), owner(self._workspace)
         if step.on_device:
-            access = npu_access.access(self._npu, step.device, lambda: engine.has_runtime("ascend"))
-        container = self._container(step, arguments, image.tag, self._user, access)
+            has_runtime = functools.partial(engine.has_runtime, "ascend")
+            access = npu_access.access(self._npu, step.device, has_runtime, engine.traits.rootless)
+        container = self._container(step, arguments, image.tag, access, engine.traits)
         for folder in step.writes:
-            _make_folder(self._workspace, folder, self._user)
+            _make_folder(self._workspace, folder, user)
         scratch = self._workspace / programs.scratch(step.name)
         files.write_text(scratch / "passwd", containers.passwd(container))
-        _change_owner(scratch, self._user)
+        _change_owner(scratch, user)
         log = self._workspace / step.log
         return engine.run(container, self._ids[image.stage], step.name, log, show, graceful=not step.tool)
 
@@ -90,8 +91,10 @@ class DockerExecutor:
         except MissingError as error:
             tag = f"deberta-ascend/{STAGES[step.tool]}"
             print(as_started(f"# {error}"))
-        access = npu_access.access(self._npu, step.device, lambda: False, check=False) if step.on_device else Access()
-        container = self._container(step, step.arguments, tag, owner(self._workspace), access)
+        access, of = Access(), self._traits_if_there()
+        if step.on_device:
+            access = npu_access.access(self._npu, step.device, lambda: False, of.rootless, check=False)
+        container = self._container(step, step.arguments, tag, access, of)
         scratch = programs.scratch(step.name)
         setup = [f"printf %s {shlex.quote(containers.passwd(container))} > {scratch / 'passwd'}"]
         if step.tool:
@@ -105,17 +108,27 @@ class DockerExecutor:
             if engine is not None:
                 engine.__exit__(None, None, None)
         finally:
-            user = self._user or owner(self._workspace)
+            user = owner(self._workspace)
             for folder in OWNED:  # what root wrote in this session: records, logs
                 _change_owner(self._workspace / folder, user, since=self._started - 1)
 
     def _open(self) -> DockerEngine:
         if self._engine is None:
             self._engine = DockerEngine(self._workspace, self._keep, progress.say).__enter__()
-            self._user = User(0, 0) if self._engine.rootless else owner(self._workspace)
-            if self._user.note:
-                progress.say(self._user.note)
+            for note in _check_ids(self._engine.traits, owner(self._workspace)):
+                progress.say(note)
         return self._engine
+
+    @functools.cache  # noqa: B019 - as below
+    def _traits_if_there(self) -> Traits:
+        """Of the engine that lines of a dry run would be pasted for; of the usual one if none answers."""
+        try:
+            client = connect(DRY_SECONDS)
+        except (ConfigError, MissingError) as error:
+            print(f"# for an engine of root's without SELinux, since none was asked: {one_line(str(error))}")
+            return Traits()
+        with contextlib.closing(client):
+            return traits.of(client.info())
 
     @functools.cache  # noqa: B019 - one executor, a few stages
     def _image(self, tool: str) -> Image:
@@ -131,10 +144,13 @@ class DockerExecutor:
         """The digest of an image's file system."""
         return contents.digest(self._open().client, self._ids[stage], self._workspace, f"the {stage} image")
 
-    def _container(self, step: Step, arguments: Sequence[str], tag: str, user: User, access: Access) -> Container:
+    def _container(self, step: Step, arguments: Sequence[str], tag: str, access: Access, of: Traits) -> Container:
         # The one NPU of a container is device 0 in it, whatever its number outside.
         inside = without_device(arguments) if step.on_device else tuple(arguments)
-        return containers.of_step(step, inside, tag, self._project, self._workspace, user, access)
+        user = User(0, 0) if of.rootless else owner(self._workspace)
+        container = containers.of_step(step, inside, tag, self._project, self._workspace, user, access)
+        folders = [folder for own in (self._project, self._workspace) for folder in (own, own.resolve())]
+        return containers.for_selinux(container, folders) if of.selinux else container
 
 
 def without_device(arguments: Sequence[str]) -> tuple[str, ...]:
@@ -150,6 +166,14 @@ def owner(workspace: Path) -> User:
     status = os.stat(next(folder for folder in (workspace, *workspace.parents) if folder.is_dir()))
     user = "root, who owns" if status.st_uid == 0 else f"{status.st_uid}:{status.st_gid}, the owner of"
     return User(status.st_uid, status.st_gid, f"containers run as {user} {workspace} (you are root)")
+
+
+def _check_ids(of: Traits, user: User) -> list[str]:
+    """What to say about whose files containers write on this engine. Raises ConfigError if they would be another's."""
+    if of.rootless:
+        traits.check_owner(str(address().get("base_url", "")), user.uid)
+    mapped = "the engine maps user ids (userns-remap): our containers run outside of that mapping, to write files here"
+    return [note for note in (user.note, mapped if of.remapped else "") if note]
 
 
 def _make_folder(workspace: Path, folder: PurePosixPath, user: User) -> None:

@@ -1,0 +1,37 @@
+"""What an engine tells of itself that decides how a container runs: whose ids are in it, and whether SELinux is on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Mapping, NamedTuple
+from urllib.parse import urlsplit
+
+from deberta.core.errors import ConfigError
+
+
+class Traits(NamedTuple):
+    """Of one engine. Both Docker and Podman list them among their security options."""
+
+    rootless: bool = False  # root in a container is the engine's own user outside
+    remapped: bool = False  # user-namespace remapping: ids in a container are others outside
+    selinux: bool = False  # containers may only touch files with a container's label
+
+
+def of(info: Mapping[str, Any]) -> Traits:
+    """The traits in the engine's answer to `docker info`."""
+    options = {field for option in info.get("SecurityOptions") or () for field in str(option).split(",")}
+    return Traits("name=rootless" in options, "name=userns" in options, "name=selinux" in options)
+
+
+def check_owner(base_url: str, uid: int) -> None:
+    """Raise ConfigError if a rootless engine is not of this user, who is to own what containers write.
+
+    An engine that does not listen on a socket of this machine is taken to be the user's.
+    """
+    parts = urlsplit(base_url)
+    path = Path(parts.netloc + parts.path)
+    if parts.scheme in ("unix", "http+unix") and path.exists() and path.stat().st_uid != uid:
+        raise ConfigError(
+            f"the rootless engine at {base_url} belongs to the user {path.stat().st_uid}, and so would the files "
+            f"that it writes, not to {uid}. Set DOCKER_HOST to an engine of your own, or use --executor local"
+        )
