@@ -1,14 +1,16 @@
 """Make the five hash-locked files at the top of the repository again, and show what changed for each machine.
 
 requirements/lock.sh [--upgrade] runs this. Without --upgrade, versions that still fit are kept. It needs uv, which the
-test tools have; torch's +cpu wheel is looked for in PIP_FIND_LINKS if that is set, else on PyTorch's CPU index. It also
-writes deberta/host/environments/platforms.json: the glibc that the locked wheels need, and how much there is to fetch.
-docker/pins.toml holds the hashes of the locks that images are built from. Afterwards run: invoke images --lock
+test tools have. Of pip's settings it follows PIP_INDEX_URL, PIP_CERT and PIP_FIND_LINKS: without the last, torch's +cpu
+wheel is looked for on PyTorch's CPU index. It also writes deberta/host/environments/platforms.json: the glibc that the
+locked wheels need, and how much there is to fetch. docker/pins.toml holds the hashes of the locks that images are built
+from. Afterwards run: invoke images --lock
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -42,6 +44,12 @@ PYTHONS = {
 # One Python and one system; the hashes are of every machine's files.
 OPTIONS = {"compile": ("--no-universal", "--python-platform", "linux")}
 TORCH = "https://download.pytorch.org/whl/cpu/torch/"
+
+_NO_ANSWER = r"error sending request|Failed to fetch|Failed to read `--find-links`|[Nn]etwork connectivity is disabled"
+
+
+class NoAnswerError(MissingError):
+    """A package index or PyTorch's own index could not be reached."""
 
 
 class Wheel(NamedTuple):
@@ -90,15 +98,15 @@ def changes(before: Mapping[str, Mapping[str, str]], after: Mapping[str, Mapping
             was, now = old.get(package, "none"), versions.get(package, "none")
             if was != now:
                 by_change.setdefault(f"{package}: {was} -> {now}", []).append(system)
-    return [f"{change} ({', '.join(systems)})" for change, systems in sorted(by_change.items())]
+    return [f"{change} ({'; '.join(systems)})" for change, systems in sorted(by_change.items())]
 
 
 def _versions(name: str) -> dict[str, dict[str, str]]:
-    """The versions of each package by system, as in "aarch64, Python 3.11"."""
+    """The versions of each package by system, as in "aarch64 Python 3.11"."""
     if not lock_of(name).is_file():
         return {}
     return {
-        "{}, Python {}.{}".format(machine, *python): {
+        "{} Python {}.{}".format(machine, *python): {
             package.name: package.version for package in locks.read(lock_of(name), machine, python)
         }
         for machine in locks.MACHINES
@@ -119,7 +127,10 @@ def _lock(name: str, options: Sequence[str]) -> None:
 
 
 def resolve(lock: Path, name: str) -> list[Package]:
-    """What a lock resolves to on the package index, and which wheels are there. Raises MissingError."""
+    """What a lock resolves to on the package index, and which wheels are there.
+
+    Raises NoAnswerError and DataError (it contradicts itself, or a package is not there).
+    """
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder, "pylock.toml")
         options = ("--format", "pylock.toml", "--no-build", *_python(name))
@@ -146,11 +157,16 @@ def _uv(*arguments: str) -> None:
     program = str(beside) if beside.is_file() else shutil.which("uv")
     if program is None:
         raise MissingError("uv is missing. It comes with the test tools. Run: invoke lint")
-    torch = os.environ.get("PIP_FIND_LINKS") or TORCH
-    command = [program, "pip", "compile", "--quiet", "--no-config", "--find-links", torch, *arguments]
-    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+    own = os.environ
+    command = [program, "pip", "compile", "--quiet", "--no-config"]
+    command += ["--find-links", own.get("PIP_FIND_LINKS") or TORCH]
+    command += ["--default-index", own["PIP_INDEX_URL"]] if own.get("PIP_INDEX_URL") else []
+    variables = {"SSL_CERT_FILE": own["PIP_CERT"], **own} if own.get("PIP_CERT") else dict(own)
+    done = subprocess.run([*command, *arguments], cwd=PROJECT, env=variables, capture_output=True, text=True)
+    if done.returncode and re.search(_NO_ANSWER, done.stderr):
+        raise NoAnswerError(f"no package index answered: {done.stderr.strip()}")
     if done.returncode:
-        raise MissingError(f"uv cannot resolve {arguments[-1]}: {done.stderr.strip()}")
+        raise DataError(f"uv cannot resolve {arguments[-1]}: {done.stderr.strip()}")
 
 
 def check(lock: Path, resolved: Sequence[Package], machine: str, python: tuple[int, int]) -> Iterator[str]:

@@ -146,7 +146,7 @@ def _install(project: Path, folder: Path, dev: bool) -> None:
         venvs.install(folder, stages, show_progress=True)
     for lock in more:
         if not venvs.is_current(folder, [lock]):
-            venvs.say(f"installing the test tools in {folder} (about 30 MB, once) ...")
+            venvs.say(f"installing the test tools in {folder} (about {platforms.megabytes(lock.name)} MB, once) ...")
             venvs.install(folder, lock)
 
 
