@@ -214,10 +214,14 @@ def test_only_the_wheels_of_the_lock_are_packed(project: Path, tmp_path: Path) -
         make_wheel(house, name, version=version)
     (project / "requirements-compile.lock").write_text(locked(wheels), encoding="utf-8")
     pins.lock(project, None, ARCH)
+    two = wheels["two"].name
+    for machine in ("manylinux_2_17_x86_64.manylinux2014_x86_64", "manylinux_2_17_aarch64"):
+        shutil.copy2(house / two, house / two.replace("any", machine))
     names = unpacked(context(plan(project, "compile"), BuildSettings(wheelhouse=house)))
     folder = "network/wheelhouse/"
     packed = {name[len(folder) :] for name in names if name.startswith(folder)}
-    assert packed == {wheel.name for wheel in wheels.values()}
+    of_this_machine = two.replace("any", "manylinux_2_17_x86_64.manylinux2014_x86_64")
+    assert packed == {wheel.name for wheel in wheels.values()} | {of_this_machine}
 
 
 def test_what_pip_is_told(project: Path) -> None:
@@ -232,6 +236,19 @@ def test_what_pip_is_told(project: Path) -> None:
     offline = told(BuildSettings(index_url="https://mirror/simple", offline=True))
     assert "no-index = true" in offline["network/pip.conf"] and "mirror" not in offline["network/pip.conf"]
     assert offline["network/torch-index"] == ""
+
+
+def test_what_an_images_build_is_told_of_its_lock(project: Path) -> None:
+    lock = project / "requirements-stages.lock"
+    torch = [f"torch==2+cpu ; platform_machine == 'x86_64' \\\n    --hash=sha256:{'1' * 64}"]
+    torch.append(f"torch==2 ; platform_machine == 'aarch64' \\\n    --hash=sha256:{'2' * 64}")
+    lock.write_text("\n".join([*torch, ""]), encoding="utf-8")
+    pins.lock(project, None, ARCH)
+    for arch, own, glibc in (("x86_64", f"torch==2+cpu --hash=sha256:{'1' * 64}\n", "2.28 "), ("aarch64", "", "2.35 ")):
+        image = definition.plan(project, pins.load(project), "export", arch)
+        network = unpacked(context(image, BuildSettings()))
+        assert network["network/torch.lock"].decode() == own
+        assert network["network/glibc"].decode().startswith(glibc)
 
 
 def test_settings(tmp_path: Path) -> None:
