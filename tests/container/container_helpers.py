@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Callable, TypeVar
 from urllib.parse import urlsplit
 
-from deberta.host.engine import engine, ping
+from deberta.host.engine import address, engine
 from tests.pipeline_helpers import Workspace, copy_demo
 
 CALLER = (12345, 23456)  # a user and a group that nothing here belongs to
@@ -34,7 +34,7 @@ class Place(Workspace):
     project: Path
     caller: tuple[int, int] = (0, 0)
     admitted: bool = True
-    engine: str = os.environ.get("DOCKER_HOST", f"unix://{ping.DEFAULT_SOCKET}")
+    engine: str = os.environ.get("DOCKER_HOST", f"unix://{address.DEFAULT_SOCKET}")
 
     def command(self, *arguments: str) -> list[str]:
         line = ["env", "-C", str(self.project), f"PYTHONPATH={self.project}", f"DOCKER_HOST={self.engine}"]

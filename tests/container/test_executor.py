@@ -67,7 +67,7 @@ def test_an_engine_that_cannot_be_used(place: Place) -> None:
         (f"unix://{place.root}/settings.yaml", 3, "no Docker engine answers"),
     ):
         assert says in replace(place, caller=(0, 0), engine=address).fail(code, *PREPROCESS)
-    assert "Permission denied" in replace(place, admitted=False).fail(3, *PREPROCESS)
+    assert "which user 12345 is not in" in replace(place, admitted=False).fail(3, *PREPROCESS)
 
 
 def test_records_name_the_image_and_that_it_is_not_pinned(finished: Place, engine_client: Any) -> None:

@@ -108,6 +108,6 @@ def test_addresses(tmp_path: Path) -> None:
     for gone in ("tcp://[::1", "tcp://127.0.0.1:1", "unix:///nonexistent/docker.sock", "ssh://elsewhere", "tcp://"):
         assert ping.answers({"DOCKER_HOST": gone}) is False
     assert ping.answers({"DOCKER_HOST": "tcp://127.0.0.1:2376", "DOCKER_TLS_VERIFY": "1"}) is None
-    assert ping.answers({"DOCKER_CONTEXT": "mine"}) is None
+    assert ping.answers({"DOCKER_CONTEXT": "mine"}) is False
     (tmp_path / "config.json").write_text('{"currentContext": "mine"}')
-    assert ping.answers({"DOCKER_CONFIG": str(tmp_path)}) is None
+    assert ping.answers({"DOCKER_CONFIG": str(tmp_path)}) is False

@@ -7,6 +7,7 @@ import functools
 import hashlib
 import io
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -15,7 +16,6 @@ import uuid
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Callable, Iterator, Mapping, Optional, Sequence
-from urllib.parse import urlsplit
 
 import docker
 import docker.errors
@@ -25,68 +25,74 @@ from docker.context import ContextAPI
 
 from deberta import PROJECT
 from deberta.core.errors import INTERRUPTED, ConfigError, MissingError, StageError, one_line
-from deberta.host.engine import containers, traits
+from deberta.host.engine import address as addresses
+from deberta.host.engine import api_version, containers, ping, traits
 from deberta.host.engine.containers import Container
-from deberta.host.engine.ping import DEFAULT_SOCKET, LOOPBACK, usual_sockets
 from deberta.host.engine.traits import Traits
 from deberta.host.engine.transcript import GRACE_SECONDS, Show, transcript
 
 LABEL = "deberta-ascend"  # =container or =image: only what carries it is ever removed
 OF_WORKSPACE, OF_SESSION, KEPT = f"{LABEL}.workspace", f"{LABEL}.session", f"{LABEL}.keep"
 ANSWER_SECONDS = 60  # timeout of a request, except builds and runs
+PING_SECONDS = 5.0  # for a first answer; the SDK then waits as long as it was told to
+# What OpenSSL says of an answer that is no TLS.
+_SPEAKS_PLAIN = re.compile("WRONG_VERSION_NUMBER|RECORD_LAYER_FAILURE|packet length too long", re.IGNORECASE)
 _FAILURES = (docker.errors.DockerException, requests.exceptions.RequestException, OSError, ValueError)
 
 
 def address(variables: Mapping[str, str] = os.environ) -> dict[str, Any]:
-    """The SDK's base_url and tls: DOCKER_HOST, else the docker command's context, else the usual sockets.
-
-    Raises ConfigError for a context or certificates that are not there.
-    """
-    if variables.get("DOCKER_HOST"):
-        try:
-            return dict(docker.utils.kwargs_from_env(environment=dict(variables)))
-        except _FAILURES as error:
-            raise ConfigError(f"DOCKER_TLS_VERIFY and DOCKER_CERT_PATH do not go together: {error}") from None
-    name = variables.get("DOCKER_CONTEXT") or None
+    """The SDK's base_url, and tls where the engine takes certificates. Raises ConfigError."""
+    where = addresses.endpoint(variables)
+    if not where.tls:
+        return {"base_url": where.url}
     try:
-        context = dict(ContextAPI.kwargs_from_context(name, environment=dict(variables)))
+        if where.context:
+            return {"base_url": where.url, "tls": ContextAPI.get_context(where.context).TLSConfig or True}
+        return {
+            "base_url": where.url,
+            "tls": docker.utils.kwargs_from_env(environment=dict(variables)).get("tls", True),
+        }
     except _FAILURES as error:
-        raise ConfigError(f"the docker context {name or 'in use'} cannot be read: {error}. Set DOCKER_HOST") from None
-    if name and name != "default" and not context:
-        raise ConfigError(f"there is no docker context {name!r} (DOCKER_CONTEXT). See: docker context ls")
-    base_url = str(context.get("base_url", ""))
-    if base_url and not base_url.endswith(DEFAULT_SOCKET):
-        return context
-    path = next((path for path in usual_sockets(variables) if os.path.exists(path)), DEFAULT_SOCKET)
-    return {"base_url": f"unix://{path}"}
+        of = f"of {where.source}" if where.context else "that DOCKER_TLS_VERIFY and DOCKER_CERT_PATH name"
+        raise ConfigError(f"the certificates {of} cannot be used: {error}") from None
 
 
 def check_local(base_url: str, machine_name: Optional[Callable[[], str]] = None) -> None:
     """Raise ConfigError for an engine on another machine. `machine_name` asks the engine for its machine's name."""
-    parts = urlsplit(base_url if "://" in base_url else f"tcp://{base_url}")  # as for the docker command
-    if parts.scheme not in ("ssh", "tcp", "http", "https") or not parts.hostname:
-        return  # a socket, or nothing that the SDK takes
+    where = addresses.parse(base_url)
+    if where.path:
+        return
     why = "folders are mounted from the engine's own machine, and the workspace is on this one"
     instead = "Use --executor local, or an engine on this machine (DOCKER_HOST=unix:///var/run/docker.sock)"
-    if parts.scheme == "ssh" or parts.hostname not in LOOPBACK:
+    if where.is_remote:
         raise ConfigError(f"the Docker engine at {base_url} is remote: {why}. {instead}")
     if machine_name and (name := machine_name()) != socket.gethostname():
         raise ConfigError(f"behind {base_url} is the Docker engine of the machine {name!r}: {why}. {instead}")
 
 
 def connect(timeout: float = ANSWER_SECONDS) -> Any:
-    """A client of an engine on this machine that answered. Raises ConfigError and MissingError."""
+    """A client of an engine on this machine that answered, for an API version that it and we know.
+
+    Raises ConfigError and MissingError.
+    """
+    where = addresses.endpoint()
+    check_local(where.url)  # before a request, which may take a minute to fail
+    look = ping.ask(where, min(timeout, PING_SECONDS))
+    if look.answers is False or (look.answers is None and not where.tls and timeout <= PING_SECONDS):
+        raise MissingError(f"{look.problem}, or use --executor local")
     arguments = address()
-    url = str(arguments.get("base_url", ""))
     try:
-        check_local(url)  # before a request, which may take a minute to fail
-        client = docker.DockerClient(**arguments, timeout=timeout, version="auto")
-        check_local(url, lambda: str(client.info().get("Name", "")))
+        least = api_version.text(api_version.LEAST)
+        with contextlib.closing(docker.APIClient(**arguments, timeout=timeout, version=least)) as asked:
+            version = api_version.pick(asked.version(api_version=False), where.text)
+        client = docker.DockerClient(**arguments, timeout=timeout, version=version)
+        check_local(where.url, lambda: str(client.info().get("Name", "")))
     except _FAILURES as error:
-        reason = one_line(str(error))
+        reason, advice = one_line(str(error))[:200], "Start one, set DOCKER_HOST"
+        if where.tls and _SPEAKS_PLAIN.search(reason):
+            reason, advice = "it speaks no TLS", "Unset DOCKER_TLS_VERIFY and DOCKER_CERT_PATH, or correct the context"
         raise MissingError(
-            f"no Docker engine answers at {url} ({reason[:200]}). Start one, set DOCKER_HOST, see that this user may "
-            "use it, or use --executor local"
+            f"no Docker engine answers at {where.text}: {reason}. {advice}, or use --executor local"
         ) from None
     return client
 

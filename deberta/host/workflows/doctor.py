@@ -225,9 +225,9 @@ def engine() -> HostCheck:
     try:
         with contextlib.closing(engines.connect(ENGINE_TIMEOUT)) as client:
             version = client.version().get("Version", "version not told")
-            return _check("engine", f"{version} at {client.api.base_url}", True)
+            return _check("engine", f"{version} at {engines.address()['base_url']}", True)
     except DebertaError as error:
-        return _check("engine", textwrap.shorten(str(error), 200, placeholder="..."), False)
+        return _check("engine", textwrap.shorten(str(error), 400, placeholder="..."), False)
 
 
 def stage_images(project: Path) -> Iterator[HostCheck]:

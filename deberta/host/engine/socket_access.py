@@ -1,0 +1,74 @@
+"""Why a user may not connect to an engine's socket that is there, and what to do about it."""
+
+from __future__ import annotations
+
+import contextlib
+import grp
+import os
+import pwd
+import stat
+from typing import NamedTuple
+
+OWN_ENGINE = "use an engine of your own (rootless Docker or Podman, and DOCKER_HOST)"
+
+
+class Refusal(NamedTuple):
+    reason: str
+    advice: str
+
+
+class Caller(NamedTuple):
+    """A user: name, the groups of this session, and those that the system's tables give, which a new session has."""
+
+    name: str
+    groups: frozenset[int]
+    granted: frozenset[int]
+
+
+def caller() -> Caller:
+    """The user of this process."""
+    groups, name, granted = frozenset((os.getegid(), *os.getgroups())), f"user {os.geteuid()}", frozenset[int]()
+    with contextlib.suppress(KeyError):  # a number without a name
+        entry = pwd.getpwuid(os.geteuid())
+        name, granted = entry.pw_name, frozenset(os.getgrouplist(entry.pw_name, entry.pw_gid))
+    return Caller(name, groups, granted)
+
+
+def refusal(path: str, user: Caller) -> Refusal:
+    """The rights of the socket and its folders, and the user's groups, decide."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return Refusal(f"a folder above it is closed to {user.name}", f"Correct the path, or {OWN_ENGINE}")
+    owner, group = _user_name(status.st_uid), _group_name(status.st_gid)
+    if status.st_gid in user.groups and status.st_mode & stat.S_IWGRP:
+        return Refusal(
+            f"the system refuses it, though {user.name} is in its group {group}",
+            "See whether SELinux or AppArmor does (ausearch -m avc, dmesg)",
+        )
+    if status.st_gid == 0 or not status.st_mode & stat.S_IWGRP:
+        mode = f"{stat.S_IMODE(status.st_mode):o}"
+        return Refusal(
+            f"it is {owner}'s alone (mode {mode}, group {group})", f"Run this command as {owner}, or {OWN_ENGINE}"
+        )
+    if status.st_gid in user.granted:
+        return Refusal(
+            f"{user.name} was put into its group {group} after this session began",
+            f"Log in again, or run in this terminal: newgrp {group}",
+        )
+    return Refusal(
+        f"it is for the group {group}, which {user.name} is not in",
+        f"Run: sudo usermod -aG {group} {user.name}, and log in again; or {OWN_ENGINE}",
+    )
+
+
+def _user_name(number: int) -> str:
+    with contextlib.suppress(KeyError):
+        return pwd.getpwuid(number).pw_name
+    return f"user {number}"
+
+
+def _group_name(number: int) -> str:
+    with contextlib.suppress(KeyError):
+        return grp.getgrgid(number).gr_name
+    return str(number)
