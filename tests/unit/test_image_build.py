@@ -13,6 +13,7 @@ from deberta.core.errors import StageError
 from deberta.host.engine import engine
 from deberta.host.images import build, definition, manage, pins
 from deberta.host.images.definition import BuildSettings, Image
+from deberta.host.images.failure import explain
 from tests.image_helpers import ARCH, make_project
 
 
@@ -105,18 +106,55 @@ def test_an_image_is_built_once_and_again_by_force(
     assert (tmp_path / build.LOGS / "export.log").read_text().startswith(f"{image.tag}\n")
 
 
-def test_a_failed_build_is_explained_by_its_last_error(image: Image, tmp_path: Path) -> None:
+def test_a_failed_build_is_explained(image: Image, tmp_path: Path) -> None:
     client = _Engine()
     client.messages = [
         {"stream": "Step 2/3 : RUN ./install-packages\n"},
-        {"stream": "ERROR: no such package.\nbye\n"},
-        {"error": "returned a non-zero code: 1"},
+        {"stream": "\x1b[31mERROR: no such package.\x1b[0m\nbye\n"},
+        {"errorDetail": {"code": 1, "message": "The command '/bin/sh -c x' returned a non-zero code: 1"}},
     ]
-    with pytest.raises(
-        StageError, match=r"failed: no such package\. Packages come from where `images`.*output is in .*/log"
-    ):
+    says = r"failed: no such package \(step 2/3, RUN \./install-packages, exit code 1\)\. Packages come from .*/log"
+    with pytest.raises(StageError, match=says):
         build.build(client, image, BuildSettings(), tmp_path / "log", lambda line: None)
     assert client.entries == []
+
+
+X, AT = "Step 2/4 : RUN x", "step 2/4, RUN x"
+FULL = "The engine's disk is full: docker system df shows what fills it, docker system prune frees some"
+RUN, CODE = "Step 5/9 : RUN ./install-packages x", "The command '/bin/sh -c x' returned a non-zero code: "
+
+
+@pytest.mark.parametrize(
+    ("step", "printed", "failure", "reason"),
+    [
+        (  # pip's last error, in place of the warning after it
+            RUN,
+            ["WARNING: Retrying (total=0): connection error", "\x1b[31mERROR: No versions of torch\x1b[0m",
+             "ERROR: No matching distribution found for torch", "\x1b[33mWARNING: error: pip is old\x1b[0m", "\x1b[0m"],
+            f"{CODE}1",
+            "No matching distribution found for torch (step 5/9, RUN ./install-packages x, exit code 1)",
+        ),
+        (  # apt's first
+            "Step 2/4 : RUN apt-get update",
+            ["W: Failed", "E: Unable to locate package x", "E: Some index files failed"], f"{CODE}100",
+            "Unable to locate package x (step 2/4, RUN apt-get update, exit code 100)",
+        ),
+        (X, ["[Toolkit] [ERROR]: bad", "bye"], f"{CODE}1", f"[Toolkit] [ERROR]: bad ({AT}, exit code 1)"),
+        (X, ["first", "last"], f"{CODE}2", f"last ({AT}, exit code 2)"),
+        (X, ["10%\r20%\r90%"], f"{CODE}2", f"90% ({AT}, exit code 2)"),
+        (X, ["\x1b[0m", " "], f"{CODE}2", f"{CODE}2 ({AT})"),
+        (X, [], f"{CODE}137", f"{CODE}137 ({AT}). It was killed, most likely because memory ran out"),
+        # The engine's own error, whatever was printed before.
+        (X, ["Using cache"], "COPY failed: stat a: no such file", f"COPY failed: stat a: no such file ({AT})"),
+        ("", [], "dockerfile parse error line 3: unknown: X", "dockerfile parse error line 3: unknown: X"),
+        ("", [], "", "the engine ended it without a message"),
+        (X, ["tar: write error: No space left on device", "ERROR: failed"], f"{CODE}1",
+         f"tar: write error: No space left on device ({AT}, exit code 1). {FULL}"),
+        (f"{X}{' word' * 30}", ["y"], f"{CODE}1", f"y ({AT}{' word' * 11} ..., exit code 1)"),
+    ],
+)  # fmt: skip
+def test_the_reason_of_a_failed_step(step: str, printed: list[str], failure: str, reason: str) -> None:
+    assert explain(step, printed, failure) == reason
 
 
 def test_images_of_one_second_are_removed_in_rounds(monkeypatch: pytest.MonkeyPatch) -> None:

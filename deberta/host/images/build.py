@@ -7,7 +7,6 @@ builder stages get it, and their images, which carry a label of their own, are r
 from __future__ import annotations
 
 import contextlib
-import re
 import tempfile
 import time
 import uuid
@@ -23,6 +22,7 @@ from deberta.host.engine.transcript import Show
 from deberta.host.images import definition, pins
 from deberta.host.images.context import write_context
 from deberta.host.images.definition import BuildSettings, Image
+from deberta.host.images.failure import explain, of_message
 
 BUILD = f"{definition.REPOSITORY}.build"  # label of everything that a build creates, the image itself included
 LOGS = Path(".cache", "images")  # in the workspace
@@ -178,10 +178,10 @@ def _run(
         )
         with contextlib.closing(stream):  # closing the connection is what stops the engine
             for message in stream:
-                text = str(message.get("stream", message.get("error", "")))
+                failure = of_message(message) or failure
+                text = str(message.get("stream", of_message(message)))
                 copy.write(text if text.endswith("\n") or "stream" in message else f"{text}\n")
                 built = str(message.get("aux", {}).get("ID", built))
-                failure = str(message.get("error", failure))
                 for line in text.splitlines():
                     if line.startswith("Step "):
                         step = line
@@ -191,17 +191,10 @@ def _run(
                     elif line.strip() and not line.startswith((" --->", "Removing intermediate")):
                         printed.append(line.strip())
     if failure or not built:
-        raise StageError(_failure_message(image, step, [line for line in printed if line != failure], failure, log))
+        hint = ". Packages come from where `images` in invoke.yaml says" if "install-packages" in step else ""
+        reason = explain(step, printed, failure)
+        raise StageError(f"building {image.tag} failed: {reason}{hint}. The whole output is in {log}")
     return built
-
-
-def _failure_message(image: Image, step: str, printed: list[str], failure: str, log: Path) -> str:
-    """With the last line about an error, else the last line, else the engine's own reason."""
-    errors = [line for line in printed if "error" in line.lower()]
-    reason = (errors or printed or [failure or "the engine ended it without a message"])[-1]
-    reason = re.sub(r"^error: ", "", one_line(reason), flags=re.IGNORECASE).rstrip(".")
-    hint = ". Packages come from where `images` in invoke.yaml says" if "install-packages" in step else ""
-    return f"building {image.tag} failed: {reason}{hint}. The whole output is in {log}"
 
 
 def _base(client: Any, image: Image, settings: BuildSettings, show: Show) -> str:
@@ -238,8 +231,8 @@ def _pull(client: Any, image: Image, reference: str, show: Show) -> Any:
     shown_at = time.monotonic()
     try:
         for message in client.api.pull(reference, stream=True, decode=True):
-            if "error" in message:
-                raise docker.errors.APIError(str(message["error"]))
+            if error := of_message(message):
+                raise docker.errors.APIError(error)
             detail = message.get("progressDetail") or {}
             if message.get("status") == "Downloading" and detail.get("total"):
                 layers[str(message["id"])] = detail
