@@ -244,7 +244,10 @@ def test_what_an_images_build_is_told_of_its_lock(project: Path) -> None:
     torch.append(f"torch==2 ; platform_machine == 'aarch64' \\\n    --hash=sha256:{'2' * 64}")
     lock.write_text("\n".join([*torch, ""]), encoding="utf-8")
     pins.lock(project, None, ARCH)
-    for arch, own, glibc in (("x86_64", f"torch==2+cpu --hash=sha256:{'1' * 64}\n", "2.28 "), ("aarch64", "", "2.35 ")):
+    for arch, own, glibc in (
+        ("x86_64", f"torch==2+cpu \\\n    --hash=sha256:{'1' * 64}\n", "2.28 "),
+        ("aarch64", "", "2.35 "),
+    ):
         image = definition.plan(project, pins.load(project), "export", arch)
         network = unpacked(context(image, BuildSettings()))
         assert network["network/torch.lock"].decode() == own

@@ -92,6 +92,24 @@ def test_what_changed_is_said_for_each_machine() -> None:
     ]
 
 
+def test_forms_of_a_lock(tmp_path: Path) -> None:
+    path = tmp_path / "a.lock"
+    one, two = f"--hash=sha256:{HASHES[0]}", f"--hash=sha256:{HASHES[1]}"
+    forms = (
+        f"one==1 \\\n    {one} \\\n    {two}\n    # via other==1\nnone==2\n# end",
+        f"one==1 ; python_version > '3' {one} {two}\nnone==2",
+    )
+    for text in forms:
+        path.write_text(text, encoding="utf-8")
+        assert locks.read(path) == [("one", "1", tuple(HASHES[:2])), ("none", "2", ())]
+    path.write_text(locks.text(locks.read(path)[0]), encoding="utf-8")
+    assert locks.read(path) == [("one", "1", tuple(HASHES[:2]))]
+    for text in ("one>=1,<2\n", "one\n", "one = 1\n", "one==1 ; nothing\n"):
+        path.write_text(text, encoding="utf-8")
+        with pytest.raises(DataError, match=r"is no entry of a lock\. Run: git checkout -- a\.lock"):
+            locks.read(path)
+
+
 @pytest.mark.parametrize(
     ("wheel", "glibc", "musl"),
     [

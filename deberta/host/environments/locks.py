@@ -19,12 +19,12 @@ from packaging.utils import parse_wheel_filename
 
 from deberta.core import contract
 from deberta.core import machine as machines
-from deberta.core.errors import MissingError
+from deberta.core.errors import DataError, MissingError
 
 MACHINES = machines.MACHINES
 _LEGACY = {"manylinux2014": (2, 17), "manylinux2010": (2, 12), "manylinux1": (2, 5)}  # PEP 600: aliases
 _OLDEST = {"x86_64": 5, "aarch64": 17}  # glibc 2.x: the oldest tag that each machine has
-_ENTRY = re.compile(r"(?m)^([A-Za-z0-9][^\\\n]*?) *(?:\\\n((?: +--hash=[^\n]+\n)+)|$)")
+_ENTRY = re.compile(r"(?m)^([A-Za-z0-9].*?)[ \\]*((?:\s+--hash=\S+[ \\]*)*)$")
 
 
 class Locked(NamedTuple):
@@ -38,16 +38,19 @@ class Locked(NamedTuple):
 def read(lock: Path, machine: str = "", python: tuple[int, int] = (3, 11)) -> list[Locked]:
     """The packages that a lock has for Linux on this machine (empty: the present one) and this Python.
 
-    Raises MissingError if there is no such file.
+    Raises MissingError if there is no such file, and DataError if it is no lock.
     """
     if not lock.is_file():
         raise MissingError(f"{lock} is missing. Run: git checkout -- {lock.name}")
     variables = environment(machine or platform.machine(), python)
     packages = []
     for line, hashes in _ENTRY.findall(lock.read_text(encoding="utf-8")):
-        requirement = Requirement(line)
-        if requirement.marker is None or requirement.marker.evaluate(variables):
+        try:
+            requirement = Requirement(line)
             [specifier] = requirement.specifier
+        except ValueError:  # packaging's own is one, too
+            raise DataError(f"{lock}: {line!r} is no entry of a lock. Run: git checkout -- {lock.name}") from None
+        if requirement.marker is None or requirement.marker.evaluate(variables):
             packages.append(
                 Locked(requirement.name, specifier.version, tuple(re.findall(r"sha256:([0-9a-f]{64})", hashes)))
             )
@@ -56,7 +59,9 @@ def read(lock: Path, machine: str = "", python: tuple[int, int] = (3, 11)) -> li
 
 def text(package: Locked) -> str:
     """A package as an entry of a lock."""
-    return f"{package.name}=={package.version}" + "".join(f" --hash=sha256:{one}" for one in package.sha256) + "\n"
+    return (
+        " \\\n    ".join([f"{package.name}=={package.version}", *(f"--hash=sha256:{h}" for h in package.sha256)]) + "\n"
+    )
 
 
 def of_own_index(lock: Path, machine: str = "") -> list[Locked]:
