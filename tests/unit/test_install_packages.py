@@ -8,7 +8,7 @@ import sysconfig
 from importlib import metadata
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -63,3 +63,59 @@ def test_the_licences_that_packages_name_stay(program: ModuleType) -> None:
                 assert not any(program.is_unneeded(str(place.relative_to(site))) for place in places), name
                 known += 1
     assert known > 40
+
+
+@pytest.mark.parametrize(
+    ("library", "error"),
+    [
+        ("glibc 2.36", ""),
+        ("glibc 2.35", ""),
+        ("glibc 2.9", "error: openvino 1 needs glibc 2.35 or newer, and the base has glibc 2.9. Use a newer base"),
+        (None, "error: openvino 1 needs glibc 2.35 or newer, and the base has a C library that is not glibc. Use a"),
+    ],
+)
+def test_a_base_with_another_c_library_is_refused_before_pip_runs(
+    library: str | None, error: str, program: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "glibc").write_text("2.35 openvino 1\n", encoding="utf-8")
+    monkeypatch.setattr(program, "NETWORK", str(tmp_path))
+    monkeypatch.setattr(program.os, "confstr", lambda name: library)
+    monkeypatch.setattr(program.subprocess, "call", lambda *arguments, **options: 0)
+    ran: list[list[str]] = []
+    monkeypatch.setattr(program, "run", lambda command, variables: ran.append(command))
+    if error:
+        with pytest.raises(SystemExit, match=error):
+            program.install("python", [], [])
+    else:
+        program.install("python", [], [])
+    assert len(ran) == (not error)
+
+
+def test_torch_comes_first_and_alone_from_its_own_index(
+    program: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(program, "NETWORK", str(tmp_path))
+    monkeypatch.setattr(program, "TORCH_LOCK", str(tmp_path / "torch.lock"))
+    (tmp_path / "torch-index").write_text("https://own.invalid/cpu", encoding="utf-8")
+    calls: list[list[str]] = []
+    code = 0
+
+    def call(command: list[str], **options: object) -> object:
+        calls.append(command)
+        return code
+
+    monkeypatch.setattr(program, "run", lambda command, variables: calls.append(command))
+    monkeypatch.setattr(program.subprocess, "call", call)
+    not_found = SimpleNamespace(stdout=b"ERROR: No matching distribution found for torch")
+    monkeypatch.setattr(program.subprocess, "run", lambda command, **options: not_found)
+    program.install("python", [], [])
+    assert ["own.invalid" in " ".join(command) for command in calls] == [
+        False
+    ]  # this machine's is on the default index
+    (tmp_path / "torch.lock").write_text("torch==2+cpu \\\n    --hash=sha256:00\n", encoding="utf-8")
+    program.install("python", [], [])
+    assert ["https://own.invalid/cpu" in command for command in calls[1:]] == [True, False]
+    assert "--no-deps" in calls[1] and "--require-hashes" in calls[1]
+    code = 1
+    with pytest.raises(SystemExit, match=r"torch==2\+cpu, the build .* cannot be had from https://own.invalid/cpu"):
+        program.install("python", [], [])

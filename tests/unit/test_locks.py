@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from deberta import PROJECT
 from deberta.core.errors import DataError
-from deberta.host.environments import locks, platforms
+from deberta.host.environments import locks, platforms, stages
 from requirements import lock
 from requirements.lock import Package, Wheel
 
@@ -126,6 +127,12 @@ def test_forms_of_a_lock(tmp_path: Path) -> None:
 def test_which_wheels_a_machine_takes(wheel: str, glibc: tuple[int, int] | None, musl: bool) -> None:
     assert locks.glibc_of(wheel, "aarch64") == glibc
     assert locks.is_for_musl(wheel, "aarch64") == musl
+
+
+def test_the_page_says_what_the_table_does() -> None:
+    page = (PROJECT / "docs" / "hosts.md").read_text(encoding="utf-8")
+    for machine, needs in platforms.NEEDS[stages.STAGES_LOCK].items():
+        assert f"| {machine} | {needs.glibc} or newer | {needs.package} | {needs.megabytes} MB |" in page
 
 
 def test_platform_tags_are_pips_own() -> None:

@@ -171,7 +171,8 @@ def _install_from_own_index(folder: Path, package: locks.Locked) -> None:
         try:
             venvs.pip(folder, ["install", *options, "-r", own.name])
         except venvs.PipError as error:
-            missing = "has no such wheel" if error.cause == venvs.NOT_LISTED else f"could not be used ({error})"
+            causes = {venvs.NOT_LISTED: "has no such wheel", venvs.NO_ANSWER: "did not answer"}
+            missing = causes.get(error.cause, f"could not be used ({error})")
             raise MissingError(
                 f"{wanted}, the build of PyTorch without CUDA, is not where pip is configured to look, and PyTorch's "
                 f"own index ({TORCH_INDEX}) {missing}. Fetch its wheel where that index answers, put it into a folder, "
