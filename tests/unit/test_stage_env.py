@@ -116,6 +116,15 @@ def test_a_system_without_wheels_is_refused_before_anything_is_fetched(
     assert stage_env.ensure(project, python=good) == good
 
 
+def test_the_hosts_own_environment_is_not_begun_on_an_unknown_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "armv7l")
+    monkeypatch.setattr(venvs, "one_at_a_time", pytest.fail)
+    with pytest.raises(
+        MissingError, match=r"-host\.lock is for Linux on x86_64 or aarch64, and this machine is armv7l"
+    ):
+        venvs.main(["python3"])
+
+
 @pytest.mark.parametrize(
     ("machine", "library"), [("aarch64", "glibc 2.35"), ("aarch64", "glibc 2.36"), ("x86_64", "glibc 2.28")]
 )
