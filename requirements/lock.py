@@ -159,7 +159,8 @@ def _uv(*arguments: str) -> None:
         raise MissingError("uv is missing. It comes with the test tools. Run: invoke lint")
     own = os.environ
     command = [program, "pip", "compile", "--quiet", "--no-config"]
-    command += ["--find-links", own.get("PIP_FIND_LINKS") or TORCH]
+    for place in (own.get("PIP_FIND_LINKS") or TORCH).split():
+        command += ["--find-links", place]
     command += ["--default-index", own["PIP_INDEX_URL"]] if own.get("PIP_INDEX_URL") else []
     variables = {"SSL_CERT_FILE": own["PIP_CERT"], **own} if own.get("PIP_CERT") else dict(own)
     done = subprocess.run([*command, *arguments], cwd=PROJECT, env=variables, capture_output=True, text=True)

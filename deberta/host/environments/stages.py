@@ -128,7 +128,7 @@ def _install(project: Path, folder: Path, dev: bool) -> None:
     stages, *more = _locks(project, dev)
     if not venvs.is_current(folder, [stages]):
         platforms.require(STAGES_LOCK, ways_out())
-        python = find_python()
+        python, of_own_index = find_python(), locks.of_own_index(stages)
         if python is None:
             raise MissingError(
                 "no Python 3.11 with its venv module was found for the stages (python3.11 and python3 were tried). "
@@ -141,7 +141,7 @@ def _install(project: Path, folder: Path, dev: bool) -> None:
             f"{DISK_MB / 1000:.1f} GB on disk; once, a minute or a few) ..."
         )
         venvs.create(folder, python)
-        for package in locks.of_own_index(stages):
+        for package in of_own_index:
             _install_from_own_index(folder, package)
         venvs.install(folder, stages, show_progress=True)
     for lock in more:
