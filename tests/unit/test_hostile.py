@@ -342,7 +342,6 @@ OPEN_ELSEWHERE = {
     "host/fetch/archives.py": "regular files of an old cache",
     "host/fetch/fetch.py": "what was just copied",
     "host/images/ci.py": "the user's invoke.yaml",
-    "host/images/contents.py": "our own memory",
     "host/images/context.py": "this checkout",
     "host/images/definition.py": "this checkout",
     "host/images/pins.py": "this checkout",
