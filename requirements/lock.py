@@ -1,4 +1,4 @@
-"""Make the five hash-locked files at the top of the repository again, and show what changed for each machine.
+"""Make the six hash-locked files at the top of the repository again, and show what changed for each machine.
 
 requirements/lock.sh [--upgrade] runs this. Without --upgrade, versions that still fit are kept. It needs uv, which the
 test tools have. Of pip's settings it follows PIP_INDEX_URL, PIP_CERT and PIP_FIND_LINKS: without the last, torch's +cpu
@@ -37,6 +37,7 @@ from deberta.host.environments.platforms import Needs
 PYTHONS = {
     "host": ((3, 9), (3, 11)),
     "stages": ((3, 11),),
+    "runtime-cpu": ((3, 11),),  # the part of the stages' that needs no PyTorch
     "compile": ((3, 9),),
     "dev": ((3, 11),),
     "bench": ((3, 11),),  # peers of `invoke bench`, in an environment of their own
@@ -76,7 +77,7 @@ def main(argv: Sequence[str]) -> None:
     before = {name: _versions(name) for name in PYTHONS}
     with ThreadPoolExecutor() as pool:
         list(pool.map(lambda name: _lock(name, argv), ("host", "stages", "compile", "bench")))
-        _lock("dev", argv)  # its constraints are two of the others
+        list(pool.map(lambda name: _lock(name, argv), ("runtime-cpu", "dev")))  # their constraints are of the others
         table = {lock_of(name).name: needs for name, needs in zip(PYTHONS, pool.map(needs_of, PYTHONS), strict=True)}
     write_text(Path(platforms.__file__).with_name(platforms.TABLE), table_text(table))
     for name in PYTHONS:

@@ -32,7 +32,7 @@ def make_project(folder: Path) -> Path:
     for path in (REPOSITORY / "docker").iterdir():
         if path.is_file() and path.name != pins.OVERRIDES.name:
             shutil.copy2(path, folder / "docker")
-    for name in ("requirements-stages.lock", "requirements-compile.lock"):
+    for name in ("requirements-stages.lock", "requirements-runtime-cpu.lock", "requirements-compile.lock"):
         (folder / name).write_text(f"one==1 \\\n    --hash=sha256:{'0' * 64}\n", encoding="utf-8")
     pins.lock(folder, None, ARCH)
     return folder

@@ -156,3 +156,30 @@ def test_a_link_out_of_the_workspace_and_a_folder_elsewhere(finished: Place, pla
     said = place.succeed(*command, str(tmp_path / "outputs, of others"))
     assert "= 1189/1200" in said
     assert "is missing" in place.fail(3, *command, str(tmp_path / "nowhere"))
+
+
+@pytest.mark.slow
+def test_the_image_without_torch_writes_the_same_files(
+    finished: Place, engine_client: Any, build_settings: dict[str, str], tmp_path: Path
+) -> None:
+    """It is built first. Nothing runs in the export image, since the graph is there."""
+    place = finished.copy(tmp_path / "demo", images={**build_settings, "runtime_cpu": True})
+    said = place.succeed("evaluate", "--bs", "8", "--version", "match", "--backend", "cpu")
+    assert {"build-om bs=8", "infer bs=8 match", "postprocess bs=8 match"} < set(helpers.ran(said))
+    assert "export-onnx" not in "".join(helpers.ran(said))
+    model = [f"models/demo/cpu/deberta_bs8.{kind}" for kind in ("xml", "bin")]
+    evaluated = [
+        f"{RESULTS}/{name}" for name in ("eval_bs8_match.txt", "eval_bs8_match.json", "predictions_bs8_match.jsonl")
+    ]
+    assert same(place, finished, [*model, *evaluated])
+    record = records.read(place.root / f"{RESULTS}/eval_bs8_match.txt.record.json")
+    assert record is not None and record.parameters["image"].startswith("deberta-ascend/runtime-cpu:")
+    small, whole = (
+        engine_client.images.get(name).attrs["Size"] for name in (record.parameters["image"], *_exports(place))
+    )
+    assert small < whole / 2
+
+
+def _exports(place: Place) -> list[str]:
+    record = records.read(place.root / "models/demo/dynamic.onnx.record.json")
+    return [record.parameters["image"]] if record else []

@@ -217,6 +217,7 @@ class Options:
     mirror: tuple[str, ...] = ()
     accept_new: bool = False
     base: tuple[str, ...] = ()
+    stage: tuple[str, ...] = ()
     lock: bool = False
     tag: str = ""
     environments: bool = False

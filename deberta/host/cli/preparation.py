@@ -67,19 +67,19 @@ def adopt(c: Context, options: Options) -> None:
         adoption.run(session, plan, folder, options.copy, known.inputs or {})
 
 
-@command("base", "lock", "force", "dry")
+@command("base", "stage", "lock", "force", "dry")
 def images(c: Context, options: Options) -> None:
     """Build the stage images that are missing, from docker/pins.toml."""
     from deberta.host.images import manage
 
     builds = settings.image_builds(c)
     if options.lock:
-        if options.base or options.dry:
+        if options.base or options.stage or options.dry:
             raise ConfigError("--lock is given alone, and writes docker/pins.toml")
         return manage.lock(PROJECT)
     if options.base:
         manage.replace_bases(PROJECT, options.base, options.dry)
-    manage.make(PROJECT, settings.workspace(c), builds, options.force, options.dry)
+    manage.make(PROJECT, settings.workspace(c), builds, options.stage, options.force, options.dry)
 
 
 @command("tag", "force", "dry")

@@ -201,7 +201,7 @@ def _base(client: Any, image: Image, settings: BuildSettings, show: Show) -> str
     """The id of the base on the engine, pulled if need be."""
     name, _, digest = image.base.rpartition("@")
     reference = f"{pins.without_tag(name)}@{digest}" if name else digest
-    replace = f"or name another base: invoke images --base {image.stage}=IMAGE"
+    replace = f"or name another base: invoke images --base {pins.base_of(image.stage)}=IMAGE"
     base = _get(client, reference)
     if base is None:
         if not name:
@@ -245,7 +245,7 @@ def _pull(client: Any, image: Image, reference: str, show: Show) -> Any:
         raise MissingError(
             f"the base {image.base} could not be pulled: {one_line(str(error.explanation or error))}. Check the "
             "network, and the proxies in the settings of the Docker engine, or name an image that the engine has: "
-            f"invoke images --base {image.stage}=IMAGE"
+            f"invoke images --base {pins.base_of(image.stage)}=IMAGE"
         ) from None
 
 

@@ -32,6 +32,7 @@ TOOLKIT = "Ascend-cann-toolkit_5.1.RC2_linux-{}.run"  # named in messages; other
 # Scripts of docker/ in the context of a stage, beside the user's files.
 SCRIPTS = {
     "export": ("install-packages",),
+    pins.RUNTIME_CPU: ("install-packages",),
     "compile": ("install-cann", "install-packages", "with-cann", "check-cann"),
     "runtime": ("install-cann", "with-cann", "check-cann"),
 }
@@ -43,6 +44,7 @@ class BuildSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     `wheelhouse`: a folder of wheels that is searched first. `offline`: the only one, and the build has no network.
     `ca`: a file of PEM certificates to trust. `network`: Docker's network for the build.
+    `runtime_cpu`: whether the steps that need no PyTorch run in the image without it.
     """
 
     wheelhouse: Optional[Path] = None
@@ -53,6 +55,12 @@ class BuildSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     no_proxy: Line = ""
     ca: Optional[Path] = None
     network: Line = ""
+    runtime_cpu: bool = False
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The stage images that steps run in."""
+        return pins.IMAGES if self.runtime_cpu else pins.STAGES
 
 
 @dataclass(frozen=True)
@@ -111,13 +119,13 @@ def plan(project: Path, pinned: ImagePins, stage: str, arch: str) -> Image:
         raise ConfigError(f"there are no stage images for {arch}; they are for {' and '.join(DOCKER_ARCHITECTURES)}")
     base, entry, supplied = pinned.bases[stage], pinned.locks.get(stage), UserFiles(project, pinned, arch)
     files = [
-        own_file(project, Path("docker", f"{stage}.Dockerfile"), "Dockerfile"),
+        own_file(project, Path("docker", f"{pins.base_of(stage)}.Dockerfile"), "Dockerfile"),
         *(own_file(project, Path("docker", script), script) for script in SCRIPTS[stage]),
     ]
     folders: list[str] = []
     if entry:
         files.append(_checked(own_file(project, Path(entry.file), "requirements.lock"), entry.sha256))
-    if stage != "export":
+    if stage in ("compile", "runtime"):
         files += supplied.cann(stage) + supplied.all(pins.DEBS / stage, ".deb", "debs", pinned.debs.get(stage, {}))
         folders += ["cann", "debs"]
     if stage == "compile":

@@ -8,7 +8,7 @@ from typing import Any, Sequence
 
 import docker.errors
 
-from deberta.core import progress
+from deberta.core import contract, progress
 from deberta.core.errors import ConfigError, DebertaError, MissingError, StageError
 from deberta.host.engine import engine
 from deberta.host.images import build, definition, pins
@@ -42,10 +42,17 @@ def replace_bases(project: Path, assignments: Sequence[str], dry: bool) -> None:
             pins.set_base(project, stage, reference, value)
 
 
-def make(project: Path, workspace: Path, settings: BuildSettings, force: bool, dry: bool) -> None:
-    """Build every stage image that is missing; an image whose files are not here is left out with the reason."""
+def make(
+    project: Path, workspace: Path, settings: BuildSettings, stages: Sequence[str], force: bool, dry: bool
+) -> None:
+    """Build the images of these stages (none: of all that steps run in) that are missing.
+
+    An image whose files are not here is left out with the reason; the only one that is wanted is an error.
+    """
+    for stage in stages:
+        contract.one_of("--stage", stage, pins.IMAGES)
     client, failures = engine.connect(), []
-    for image in definition.plans(project, pins.STAGES, progress.say):
+    for image in definition.plans(project, stages or settings.stages, progress.say):
         try:
             build.update(client, image, settings, workspace, f"{image.stage}: ", force, dry)
         except DebertaError as error:  # the other stages do not depend on this one

@@ -20,7 +20,9 @@ from deberta.core import files
 from deberta.core.errors import ConfigError, DebertaError, MissingError, one_line
 from deberta.core.schema import Sha256, Text, convert
 
-STAGES = ("export", "compile", "runtime")
+STAGES = ("export", "compile", "runtime")  # the stage images with a base of their own
+RUNTIME_CPU = "runtime-cpu"  # the export image without PyTorch: on the same base
+IMAGES = (*STAGES, RUNTIME_CPU)
 PINS, OVERRIDES = Path("docker", "pins.toml"), Path("docker", "overrides.toml")
 CANN, MSAME, WHEELS = Path("docker", "cann"), Path("docker", "bin", "msame"), Path("docker", "ais_bench")
 DEBS = Path("docker", "debs")  # a folder for each stage below it
@@ -82,6 +84,7 @@ class _Bases(msgspec.Struct, forbid_unknown_fields=True):
 class _Locks(msgspec.Struct, forbid_unknown_fields=True):
     export: Lock
     compile: Lock
+    runtime_cpu: Lock = msgspec.field(name=RUNTIME_CPU)
 
 
 class _PinnedFile(msgspec.Struct, forbid_unknown_fields=True):
@@ -110,17 +113,23 @@ def load(project: Path) -> ImagePins:
         raise MissingError(f"{project / PINS} is missing. Run: git checkout -- {PINS}")
     tables = convert(document.unwrap(), _Pins, str(PINS), _HINT)
     overrides = _overrides(project)
+    bases = {
+        stage: Base(base.image, base.digest, overrides.get(stage, ""))
+        for stage, base in msgspec.structs.asdict(tables.base).items()
+    }
     return ImagePins(
-        bases={
-            stage: Base(base.image, base.digest, overrides.get(stage, ""))
-            for stage, base in msgspec.structs.asdict(tables.base).items()
-        },
-        locks=msgspec.structs.asdict(tables.lock),
+        bases={**bases, RUNTIME_CPU: bases[base_of(RUNTIME_CPU)]},
+        locks={"export": tables.lock.export, "compile": tables.lock.compile, RUNTIME_CPU: tables.lock.runtime_cpu},
         cann=_hashes("cann", tables.cann),
         msame=_hashes("msame", tables.msame),
         debs={stage: _hashes(f"deb.{stage}", entries) for stage, entries in tables.deb.items() if entries},
         wheels=_hashes("wheel.compile", tables.wheel.get("compile", {})),
     )
+
+
+def base_of(stage: str) -> str:
+    """The stage whose base, in pins.toml and by `--base`, an image stands on."""
+    return "export" if stage == RUNTIME_CPU else stage
 
 
 def lock(project: Path, resolve: Callable[[str], str] | None, architecture: str) -> list[str]:
@@ -170,7 +179,8 @@ def set_base(project: Path, stage: str, reference: str, name: str = "") -> None:
     `name`: how the user calls the image, kept as a comment. Raises ConfigError.
     """
     if stage not in STAGES:
-        raise ConfigError(f"{stage!r} is no stage image: {', '.join(STAGES)}. Run: invoke images --base STAGE=IMAGE")
+        what = f"stands on the base of {base_of(stage)}" if stage in IMAGES else "is no stage image"
+        raise ConfigError(f"{stage!r} {what}: {', '.join(STAGES)}. Run: invoke images --base STAGE=IMAGE")
     overrides = {key: value for key, value in _overrides(project).items() if key != stage}
     path = project / OVERRIDES
     document = _parse(path) or tomlkit.parse("# Set by invoke images --base STAGE=IMAGE; removed by STAGE=pinned.\n")

@@ -42,6 +42,13 @@ STAGES = {  # the id of a stage, which records name, and the module that is it n
     "throughput": "deberta.stages.inference.throughput",
     "token-counts": "deberta.stages.data.token_counts",
 }
+# The stages that import PyTorch, themselves or by another module of ours; the image runtime-cpu does for all others.
+TORCH = frozenset(
+    [
+        "check-fp16", "compare", "convert-data", "convert-pairs", "describe-model", "export-onnx", "finetune",
+        "pytorch-reference",
+    ]
+)  # fmt: skip
 LATEST = "/$T"  # stands for the folder that a run names after its time, where the run has not been yet
 _OF_PRECISION = ("infer", "perf", "postprocess", "throughput")  # steps that a model of another precision has of its own
 _UNLIMITED = ("export-onnx", "build-om", "perf", "report")  # tasks that know no --limit
@@ -133,6 +140,10 @@ class Step:
     def program(self) -> tuple[str, ...]:
         """What a tool's command line begins with."""
         return ("python3", "-m", self.tool) if self.tool == ais_bench.MODULE else (self.tool,)
+
+    @property
+    def needs_torch(self) -> bool:
+        return self.stage in TORCH
 
     @property
     def on_device(self) -> bool:

@@ -29,7 +29,7 @@ from deberta.host.run.local import script
 from deberta.host.run.messages import as_started
 
 ABOUT = f"{containers.CODE}/image.json"  # written by docker/check-cann
-STAGES = {"": "export", "atc": "compile", "msame": "runtime", "ais_bench": "compile"}  # tool -> stage image
+TOOLS = {"atc": "compile", "msame": "runtime", "ais_bench": "compile"}  # tool -> stage image
 OWNED = (*programs.KINDS, ".cache")
 DRY_SECONDS = 2.0  # for the engine to answer a dry run
 
@@ -48,17 +48,17 @@ class DockerExecutor:
         self._started = time.time()
 
     def identity(self, step: Step) -> Mapping[str, Any]:
-        return {"image": self._image(step.tool).tag}
+        return {"image": self._image(self._stage(step)).tag}
 
     def prepare(self, step: Step) -> None:
-        engine, image = self._open(), self._image(step.tool)
+        engine, image = self._open(), self._image(self._stage(step))
         if image.stage not in self._ids:
             self._ids[image.stage] = build.ensure(engine.client, image, self._builds, self._workspace)
             if image.unpinned:
                 progress.say(f"image {image.tag} is not pinned: {'; '.join(image.unpinned)}")
 
     def run(self, step: Step, arguments: Sequence[str], show: Show) -> tuple[list[str], int]:
-        engine, image = self._open(), self._image(step.tool)
+        engine, image = self._open(), self._image(self._stage(step))
         access, user = Access(), owner(self._workspace)
         if step.on_device:
             has_runtime = functools.partial(engine.has_runtime, "ascend")
@@ -73,7 +73,7 @@ class DockerExecutor:
         return engine.run(container, self._ids[image.stage], step.name, log, show, graceful=not step.tool)
 
     def provenance(self, step: Step) -> Provenance:
-        image = self._image(step.tool)
+        image = self._image(self._stage(step))
         resource = Resource(f"image {image.tag}", {"sha256": self._ids[image.stage].partition(":")[2]})
         internal: dict[str, Any] = {
             "pins": f"not pinned: {'; '.join(image.unpinned)}" if image.unpinned else "pinned",
@@ -86,10 +86,10 @@ class DockerExecutor:
 
     def show(self, step: Step) -> None:
         try:
-            tag = self._image(step.tool).tag
+            tag = self._image(self._stage(step)).tag
             print(as_started(f"# {tag} is built by: invoke images"))
         except MissingError as error:
-            tag = f"deberta-ascend/{STAGES[step.tool]}"
+            tag = f"{definition.REPOSITORY}/{self._stage(step)}"
             print(as_started(f"# {error}"))
         access, of = Access(), self._traits_if_there()
         if step.on_device:
@@ -131,8 +131,14 @@ class DockerExecutor:
             return traits.of(client.info())
 
     @functools.cache  # noqa: B019 - one executor, a few stages
-    def _image(self, tool: str) -> Image:
-        return definition.plan(self._project, pins.load(self._project), STAGES[tool], platform.machine())
+    def _image(self, stage: str) -> Image:
+        return definition.plan(self._project, pins.load(self._project), stage, platform.machine())
+
+    def _stage(self, step: Step) -> str:
+        """The stage image that a step runs in."""
+        if step.tool:
+            return TOOLS[step.tool]
+        return pins.RUNTIME_CPU if self._builds.runtime_cpu and not step.needs_torch else "export"
 
     @functools.cache  # noqa: B019 - as above
     def _cann(self, stage: str) -> str:

@@ -63,7 +63,7 @@ def _change(session: Session, step: Step, record: Record, key: str, now: Any) ->
     values = f"{_short(before)} -> {_short(now)}"
     if key == "packages":
         return f": {STAGES_LOCK} is another one, {values}"
-    if key == "image" and (parts := _image_changes(session, step, record)):
+    if key == "image" and (parts := _image_changes(session, str(now), record)):
         return f": {values}: {', '.join(parts)}"
     return f": {values}"
 
@@ -95,15 +95,15 @@ def _options(arguments: Sequence[str]) -> dict[str, str]:
     return options
 
 
-def _image_changes(session: Session, step: Step, record: Record) -> list[str]:
-    """What the image was made of when the step ran, compared with now; no engine is needed."""
+def _image_changes(session: Session, tag: str, record: Record) -> list[str]:
+    """What the image was made of when the step ran, compared with the one of this tag; no engine is needed."""
     from deberta.host.images import definition, pins  # tomlkit is not loaded for the list of tasks
-    from deberta.host.run.docker_executor import STAGES
 
     before = record.internal.get("image_inputs")
     if not isinstance(before, dict):
         return []
-    now = definition.plan(session.project, pins.load(session.project), STAGES[step.tool], platform.machine())
+    stage = PurePosixPath(tag).name.partition(":")[0]
+    now = definition.plan(session.project, pins.load(session.project), stage, platform.machine())
     return definition.changes(before, now.inputs)
 
 

@@ -138,7 +138,9 @@ def _rebuild_images(session: Session, planned: ReproductionRun, builds: BuildSet
     """Build the image of each stage of the run anew; returns what differs from the one that is there."""
     from deberta.host.images import contents  # it needs the SDK, which the list of tasks must not load
 
-    stages = ("export", "compile", "runtime") if planned.plan.backend == "ascend" else ("export",)
+    stages = [
+        stage for stage in builds.stages if planned.plan.backend == "ascend" or stage not in ("compile", "runtime")
+    ]
     by_tag = contents.rebuild_all(session.project, session.workspace, builds, stages, progress.say)
     for tag, paths in by_tag.items():
         print(f"image {tag}: {len(paths)} differences between two builds", *paths, sep="\n  ")
