@@ -102,6 +102,7 @@ SECTIONS = {
     "profiles": ("tiny",),
     "atc": ("precision_mode", "extra", "dynamic_dims", "keep_dtype", "no_such"),
     "images": ("wheelhouse", "offline", "ca"),
+    "containers": ("memory", "pids", "tmp"),
     "npu": ("access", "nodes"),
     "run": ("echo",),
     "tasks": ("auto_dash_names", "dedupe"),

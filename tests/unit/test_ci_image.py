@@ -144,7 +144,14 @@ def test_a_tag_follows_from_what_goes_in(project: Path, scratch: Path, file: str
 
 def test_settings_go_in_without_what_is_of_this_machine(project: Path, scratch: Path) -> None:
     plain = plan(bring_all(project), scratch)
-    change(project, images=PLANTED, npu={"nodes": "/planted"}, stages_python="/planted", workspace="/planted")
+    change(
+        project,
+        images=PLANTED,
+        containers={"tmp": "3g"},
+        npu={"nodes": "/planted"},
+        stages_python="/planted",
+        workspace="/planted",
+    )
     image = plan(project, scratch)
     assert image.tag == plain.tag, "how a machine reaches packages is no part of an image"
     assert not [name for name, (_, data) in packed(image).items() if b"planted" in data]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import re
 import subprocess
 from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
@@ -14,8 +15,9 @@ import pytest
 
 from deberta.ascend import atc
 from deberta.core.errors import ConfigError, MissingError
-from deberta.host.engine import containers, traits
+from deberta.host.engine import containers, limits, traits
 from deberta.host.engine.containers import Access, Container, Mount, User
+from deberta.host.engine.limits import ContainerLimits
 from deberta.host.engine.npu_access import NpuSettings
 from deberta.host.images.definition import BuildSettings
 from deberta.host.plan import evaluation, profiles
@@ -147,6 +149,7 @@ def test_the_line_to_paste_means_what_the_engine_is_asked_for(tmp_path: Path, ru
     )
     workspace = tmp_path / 'a, b "c"'
     made = of(evaluation.infer(Case(ASCEND, 1, "match"), {256: 10})[0], workspace, access)
+    made = made._replace(limits=ContainerLimits(memory="8g", pids=512, tmp="1g"))
     asked: dict[str, Any] = containers.create_arguments(made, "sha256:1", "name", {"label": "x"})
     options, command = parsed(containers.command_line(made))
     assert command == ["image:tag", *asked["command"]]
@@ -154,7 +157,11 @@ def test_the_line_to_paste_means_what_the_engine_is_asked_for(tmp_path: Path, ru
     assert (options["--cap-drop"], asked["cap_drop"]) == (["ALL"], ["ALL"])
     assert options["--security-opt"] == asked["security_opt"] == ["no-new-privileges"]
     assert options["--read-only"] and asked["read_only"] and "privileged" not in asked
-    assert options["--tmpfs"] == list(asked["tmpfs"]) == ["/tmp"]
+    assert options["--tmpfs"] == [":".join(*asked["tmpfs"].items())] == ["/tmp:size=1g"]
+    assert (options["--pids-limit"], asked["pids_limit"]) == (["512"], 512)
+    assert (options["--memory"], asked["mem_limit"]) == (["8g"], "8g")
+    assert options["--log-driver"] == [asked["log_config"]["Type"]] == ["json-file"]
+    assert dict(pair.split("=") for pair in options["--log-opt"]) == asked["log_config"]["Config"]
     assert options["--user"] == [asked["user"]] == ["1234:5678"]
     assert options["--userns"] == [asked["userns_mode"]] == ["host"]
     assert options["--workdir"] == [asked["working_dir"]]
@@ -175,8 +182,50 @@ def test_the_line_to_paste_means_what_the_engine_is_asked_for(tmp_path: Path, ru
     assert f"source={workspace}/models" in mounts[0]
     assert set(options) <= {
         *("--rm", "--network", "--cap-drop", "--security-opt", "--read-only", "--tmpfs", "--user", "--workdir"),
+        *("--pids-limit", "--memory", "--log-driver", "--log-opt"),
         *("--group-add", "--device", "--runtime", "--env", "--mount", "--userns"),
     }
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"memory": "255m"}, "containers in invoke.yaml: memory: 255m is less than 256m, the least that is taken"),
+        ({"memory": "8 GB"}, "containers in invoke.yaml: memory: Expected `str` matching regex"),
+        ({"memory": 8}, "memory: Expected `str`"),
+        ({"pids": 7}, "pids: 7 is neither 0, no limit, nor 64 or more"),
+        ({"tmp": "1m"}, "tmp: 1m is less than 16m"),
+        ({"cpus": 2}, "unknown field `cpus`, which is not one of: memory, pids, tmp"),
+    ],
+)
+def test_limits_that_cannot_be(settings: dict[str, object], says: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        limits.settings(settings)
+
+
+def test_limits_that_the_engine_cannot_set_are_said_and_not_asked_for(tmp_path: Path) -> None:
+    most = limits.settings({"memory": "8g"})
+    assert most == ContainerLimits("8g", 4096, "2g") and limits.settings(None) == ContainerLimits() == ContainerLimits(
+        "", 4096, "2g"
+    )
+    capable = {"MemoryLimit": True, "PidsLimit": True, "CgroupDriver": "systemd", "CgroupVersion": "2"}
+    rootless = {"SecurityOptions": ["name=rootless"]}
+    for info, kept in (
+        (capable, most),
+        ({}, most),  # API 1.39 does not say
+        ({**capable, **rootless}, most),
+        ({**capable, "PidsLimit": False}, ContainerLimits("8g", 0, "2g")),
+        ({**capable, **rootless, "CgroupVersion": "1"}, ContainerLimits("", 0, "2g")),
+        ({**capable, "CgroupDriver": "none"}, ContainerLimits("", 0, "2g")),
+    ):
+        assert limits.possible(most, traits.of(info)) == kept
+        assert len(limits.notes(most, traits.of(info))) == (kept != most)
+    [note] = limits.notes(most, traits.of({"CgroupDriver": "none"}))
+    assert "containers.memory and containers.pids of invoke.yaml has no effect" in note
+    asked = containers.create_arguments(of(evaluation.export_onnx(CPU), tmp_path)._replace(limits=kept), "x", "y", {})
+    assert not {"mem_limit", "pids_limit"} & set(asked)
+    assert "more memory than 8g, which is containers.memory in invoke.yaml" in limits.out_of_memory("c", most, "log")
+    assert "containers.memory in invoke.yaml sets no limit" in limits.out_of_memory("c", ContainerLimits(), "log")
 
 
 def test_selinux_gets_labels_for_our_own_folders_alone(tmp_path: Path) -> None:

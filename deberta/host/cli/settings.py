@@ -21,7 +21,7 @@ from deberta.core.buckets import Choice
 from deberta.core.errors import ConfigError
 from deberta.host.cli import auto, settings_file  # noqa: F401  # how invoke reads them
 from deberta.host.cli.options import Options
-from deberta.host.engine import containers
+from deberta.host.engine import containers, limits
 from deberta.host.engine.npu_access import NpuSettings
 from deberta.host.environments import stages
 from deberta.host.plan import profiles
@@ -47,6 +47,7 @@ class InvokeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     runner: schema.Runner = contract.RUNNERS[0]
     atc: Any = None
     images: Any = None
+    containers: Any = None
     npu: Any = None
     buckets: Union[str, int] = ""
     gates: str = ""
@@ -222,4 +223,4 @@ def _docker(c: Context, folder: Path, options: Options) -> Executor:
             "run: invoke images --lock"
         )
     npu = schema.setting(read(c).npu, NpuSettings, "npu")
-    return DockerExecutor(PROJECT, folder, image_builds(c), npu, options.keep)
+    return DockerExecutor(PROJECT, folder, image_builds(c), npu, options.keep, limits.settings(read(c).containers))

@@ -1,8 +1,8 @@
 """A step's container as data, as arguments of the docker SDK, and as a `docker run` command to paste.
 
-No network, no capabilities, no new privileges, a read-only root. The workspace's folders are mounted read-only, except
-those of the step's outputs; inputs in these folders stay read-only. Ids in it are those outside, whatever mapping the
-engine has for others: only so can it write to a folder of the caller's.
+No network, no capabilities, no new privileges, a read-only root, bounded memory, processes and output. The workspace's
+folders are mounted read-only, except those of the step's outputs; inputs in these folders stay read-only. Ids in it are
+those outside, whatever mapping the engine has for others: only so can it write to a folder of the caller's.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any, Literal, Mapping, NamedTuple, Sequence
 
 from deberta.ascend import programs
 from deberta.core import files
+from deberta.host.engine.limits import LOG_DRIVER, LOG_OPTIONS, ContainerLimits
 from deberta.host.plan.plan import Step
 
 ROOT = PurePosixPath("/workspace")  # the workspace in a container
@@ -23,7 +24,8 @@ PYTHON = "/opt/stages/bin/python"  # of the export image
 _FLAGS = {  # the SDK's name of an option: that of `docker run`
     "network_mode": "--network", "cap_drop": "--cap-drop", "security_opt": "--security-opt", "tmpfs": "--tmpfs",
     "user": "--user", "group_add": "--group-add", "devices": "--device",
-    "working_dir": "--workdir", "runtime": "--runtime", "userns_mode": "--userns",
+    "working_dir": "--workdir", "runtime": "--runtime", "userns_mode": "--userns", "pids_limit": "--pids-limit",
+    "mem_limit": "--memory",
 }  # fmt: skip
 
 
@@ -64,6 +66,7 @@ class Container(NamedTuple):
     variables: Mapping[str, str]
     access: Access = Access()
     selinux: Literal["", "relabel", "unconfined"] = ""  # see `for_selinux`
+    limits: ContainerLimits = ContainerLimits()
 
 
 def of_step(
@@ -133,6 +136,7 @@ def create_arguments(container: Container, image_id: str, name: str, labels: Map
             {"Type": "bind", "Source": str(mount.source), "Target": str(mount.target), "ReadOnly": not mount.writable}
             for mount in container.mounts
         ]
+    options["log_config"] = {"Type": LOG_DRIVER, "Config": LOG_OPTIONS}
     command, variables = list(container.command), dict(container.variables)
     return {"image": image_id, "command": command, "name": name, "environment": variables, **options}
 
@@ -141,8 +145,13 @@ def command_line(container: Container) -> list[str]:
     """The same as a `docker run` command."""
     line = ["docker", "run", "--rm", "--read-only"]
     for name, values in _options(container).items():
-        for value in [values] if isinstance(values, str) else values:
+        if isinstance(values, dict):
+            values = [f"{place}:{option}" if option else place for place, option in values.items()]
+        for value in values if isinstance(values, list) else [str(values)]:
             line += [_FLAGS[name], value]
+    line += ["--log-driver", LOG_DRIVER]
+    for name, value in LOG_OPTIONS.items():
+        line += ["--log-opt", f"{name}={value}"]
     for mount in container.mounts:
         line += ["--volume", _volume(mount)] if container.selinux == "relabel" else ["--mount", _csv(mount)]
     for variable, value in container.variables.items():
@@ -158,12 +167,16 @@ def _options(container: Container) -> dict[str, Any]:
         "cap_drop": ["ALL"],
         "security_opt": ["no-new-privileges", *(["label=disable"] if container.selinux == "unconfined" else [])],
         "userns_mode": "host",
-        "tmpfs": {"/tmp": ""},
+        "tmpfs": {"/tmp": f"size={container.limits.tmp}" if container.limits.tmp else ""},
         "user": f"{container.user.uid}:{container.user.gid}",
         "group_add": [str(group) for group in access.groups],
         "devices": [f"{source}:{target}:rwm" for source, target in access.nodes],
         "working_dir": str(container.folder),
     }
+    if container.limits.pids:
+        options["pids_limit"] = container.limits.pids
+    if container.limits.memory:
+        options["mem_limit"] = container.limits.memory
     if access.runtime:
         options["runtime"] = access.runtime
     return options

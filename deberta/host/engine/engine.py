@@ -26,7 +26,7 @@ from docker.context import ContextAPI
 from deberta import PROJECT
 from deberta.core.errors import INTERRUPTED, ConfigError, MissingError, StageError, one_line
 from deberta.host.engine import address as addresses
-from deberta.host.engine import api_version, containers, ping, traits
+from deberta.host.engine import api_version, containers, limits, ping, traits
 from deberta.host.engine.containers import Container
 from deberta.host.engine.traits import Traits
 from deberta.host.engine.transcript import GRACE_SECONDS, Show, transcript
@@ -218,7 +218,7 @@ class DockerEngine:
                     f"container {container.name} was removed while it ran. Run the command again"
                 ) from None
             if container.attrs.get("State", {}).get("OOMKilled"):
-                raise StageError(f"container {container.name} was killed: memory ran out. Its output is in {log}")
+                raise StageError(limits.out_of_memory(f"container {container.name}", plan.limits, log))
         return lines, code
 
 

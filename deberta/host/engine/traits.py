@@ -1,4 +1,4 @@
-"""What an engine tells of itself that decides how a container runs: whose ids are in it, and whether SELinux is on."""
+"""What an engine tells of itself that decides how a container runs: whose ids are in it, SELinux, and its cgroups."""
 
 from __future__ import annotations
 
@@ -15,12 +15,24 @@ class Traits(NamedTuple):
     rootless: bool = False  # root in a container is the engine's own user outside
     remapped: bool = False  # user-namespace remapping: ids in a container are others outside
     selinux: bool = False  # containers may only touch files with a container's label
+    no_memory_limit: bool = (
+        False  # the engine has no cgroups for it: rootless without version 2 or systemd, old kernels
+    )
+    no_pids_limit: bool = False
 
 
 def of(info: Mapping[str, Any]) -> Traits:
     """The traits in the engine's answer to `docker info`."""
     options = {field for option in info.get("SecurityOptions") or () for field in str(option).split(",")}
-    return Traits("name=rootless" in options, "name=userns" in options, "name=selinux" in options)
+    rootless = "name=rootless" in options
+    no_limits = info.get("CgroupDriver") == "none" or (rootless and str(info.get("CgroupVersion")) == "1")
+    return Traits(
+        rootless=rootless,
+        remapped="name=userns" in options,
+        selinux="name=selinux" in options,
+        no_memory_limit=no_limits or info.get("MemoryLimit") is False,
+        no_pids_limit=no_limits or info.get("PidsLimit") is False,
+    )
 
 
 def check_owner(base_url: str, uid: int) -> None:

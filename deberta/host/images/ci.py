@@ -36,7 +36,7 @@ TOP, PACKAGE = "project/", "project/deberta/"  # of the context
 SETTINGS, GATES = Path("invoke.yaml"), Path("gates.toml")
 UNPINNED = "image_unpinned"  # a setting of the image alone: how it differs from what is pinned
 SET_ENV = containers.CODE / "docker" / "ci-set-env"  # the setting `cann` in the image
-_LEFT_OUT = ("images", "npu", "stages_python", "msame")  # settings of one machine, or of its network
+_LEFT_OUT = ("images", "containers", "npu", "stages_python", "msame")  # settings of one machine, or of its network
 _NAME = re.compile(r"(?:[\w.-]+(?::\d+)?/)?[a-z0-9]+(?:[._/-]+[a-z0-9]+)*(?::\w[\w.-]{0,127})?", re.ASCII)
 
 

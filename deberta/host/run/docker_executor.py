@@ -15,9 +15,10 @@ from deberta.ascend import programs
 from deberta.core import files, progress, schema
 from deberta.core.errors import ConfigError, MissingError, one_line
 from deberta.core.records import Resource
-from deberta.host.engine import containers, npu_access, traits
+from deberta.host.engine import containers, limits, npu_access, traits
 from deberta.host.engine.containers import Access, Container, User
 from deberta.host.engine.engine import DockerEngine, address, connect
+from deberta.host.engine.limits import ContainerLimits
 from deberta.host.engine.npu_access import NpuSettings
 from deberta.host.engine.traits import Traits
 from deberta.host.engine.transcript import Show
@@ -40,9 +41,17 @@ class DockerExecutor:
     name = "docker"
     root = Path(containers.ROOT)
 
-    def __init__(self, project: Path, workspace: Path, builds: BuildSettings, npu: NpuSettings, keep: bool) -> None:
+    def __init__(
+        self,
+        project: Path,
+        workspace: Path,
+        builds: BuildSettings,
+        npu: NpuSettings,
+        keep: bool,
+        most: ContainerLimits = ContainerLimits(),  # noqa: B008 - it cannot be changed
+    ) -> None:
         self._project, self._workspace = project, workspace
-        self._builds, self._npu, self._keep = builds, npu, keep
+        self._builds, self._npu, self._keep, self._limits = builds, npu, keep, most
         self._engine: DockerEngine | None = None
         self._ids: dict[str, str] = {}  # stage -> image id
         self._started = time.time()
@@ -115,7 +124,8 @@ class DockerExecutor:
     def _open(self) -> DockerEngine:
         if self._engine is None:
             self._engine = DockerEngine(self._workspace, self._keep, progress.say).__enter__()
-            for note in _check_ids(self._engine.traits, owner(self._workspace)):
+            of = self._engine.traits
+            for note in (*_check_ids(of, owner(self._workspace)), *limits.notes(self._limits, of)):
                 progress.say(note)
         return self._engine
 
@@ -155,6 +165,7 @@ class DockerExecutor:
         inside = without_device(arguments) if step.on_device else tuple(arguments)
         user = User(0, 0) if of.rootless else owner(self._workspace)
         container = containers.of_step(step, inside, tag, self._project, self._workspace, user, access)
+        container = container._replace(limits=limits.possible(self._limits, of))
         folders = [folder for own in (self._project, self._workspace) for folder in (own, own.resolve())]
         return containers.for_selinux(container, folders) if of.selinux else container
 
