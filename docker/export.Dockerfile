@@ -4,15 +4,15 @@
 ARG BASE
 
 FROM ${BASE} AS packages
+ARG SOURCE_DATE_EPOCH
 USER root
 COPY network/ /build/network/
-COPY install-packages requirements.lock /build/
-RUN python3 /build/install-packages venv /opt/stages 3.11
-RUN mkdir -p /opt/deberta-ascend/deberta
+COPY install-packages settle requirements.lock /build/
+RUN python3 /build/install-packages venv /opt/stages 3.11 && mkdir -p /opt/deberta-ascend/deberta && \
+    bash /build/settle out /opt/stages /opt/deberta-ascend
 
 FROM ${BASE}
-COPY --from=packages /opt/stages/ /opt/stages/
-COPY --from=packages /opt/deberta-ascend/ /opt/deberta-ascend/
+COPY --from=packages /out/ /
 # A user without a home of its own; the executor names the caller's.
 ENV HOME=/tmp
 USER 1000:1000

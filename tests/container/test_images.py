@@ -105,12 +105,17 @@ def shop(shop_of: Workshop, tmp_path: Path) -> Workshop:
     return Workshop(shop_of.client, project, shop_of.settings, shop_of.built)
 
 
-def nothing_left(shop: Workshop, image: Image) -> None:
-    """No tag, and nothing that carries the label of the build whose log it is."""
-    assert building.find(shop.client, image) is None
+def of_build(shop: Workshop) -> dict[str, str]:
+    """The filter for what carries the label of the build whose log is here."""
     found = re.search(rf'LABEL ({building.BUILD})="(\w+)"', shop.log.read_text(encoding="utf-8"))
     assert found, "the build never began"
-    carry = {"label": f"{found[1]}={found[2]}"}
+    return {"label": f"{found[1]}={found[2]}"}
+
+
+def nothing_left(shop: Workshop, image: Image) -> None:
+    """No tag, and nothing that carries the label of the build whose log is here."""
+    assert building.find(shop.client, image) is None
+    carry = of_build(shop)
     assert shop.client.api.images(all=True, filters=carry) == []
     assert shop.client.api.containers(all=True, filters=carry) == []
 
@@ -156,9 +161,8 @@ def test_how_packages_were_reached_is_in_no_layer(
     secrets = (PLANTED, address[len("http://") :].encode(), wheels["one"].name.encode(), str(tmp_path).encode())
     assert [secret for secret in secrets if any(secret in chunk for chunk in kept)] == []
     assert PLANTED.decode() not in json.dumps(shop.client.images.get(image.tag).history())
-    label = shop.client.images.get(image.tag).labels[building.BUILD]
-    dangling = {"dangling": True, "label": f"{building.BUILD}={label}"}
-    assert shop.client.api.images(filters=dangling) == [], "builder stages are left"
+    assert building.BUILD not in shop.client.images.get(image.tag).labels
+    assert shop.client.api.images(all=True, filters=of_build(shop)) == [], "builder stages are left"
 
 
 def test_the_compile_image_from_a_package(shop: Workshop) -> None:

@@ -192,7 +192,7 @@ def test_the_context_is_what_runs_and_no_more(project: Path, scratch: Path) -> N
     assert {name: mode for name, (mode, _) in content.items() if mode == 0o755} == dict.fromkeys(
         (
             *("project/inv", "project/docker/bin/msame", "ci-collect", "install-packages"),
-            *(f"project/docker/{name}" for name in ("check-cann", "ci-finish", "ci-inv")),
+            *(f"project/docker/{name}" for name in ("check-cann", "ci-finish", "ci-inv", "settle")),
         ),
         0o755,
     )

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
+import json
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import docker.errors
 import pytest
@@ -18,12 +22,16 @@ from tests.image_helpers import ARCH, make_project
 
 
 class _Engine:
-    """The client and its low-level API. Builds succeed, or stream `messages`; an image with children is not removed."""
+    """The client and its low-level API. Builds succeed, or stream `messages`; an image with children is not removed.
+
+    `loaded`: the configuration of the image that was loaded last. `wants_layers`: an archive has to have its layers.
+    """
 
     def __init__(self) -> None:
         self.entries: list[dict[str, Any]] = []
         self.messages: list[dict[str, Any]] = []
         self.parents: dict[str, str] = {}
+        self.loaded, self.wants_layers = b"", False
         self.api = self
 
     @property
@@ -41,7 +49,33 @@ class _Engine:
 
     def inspect_image(self, number: str) -> dict[str, Any]:
         (entry,) = (entry for entry in self.entries if entry["Id"] == number)
-        return {"Id": number, "Config": {"Labels": entry["Labels"]}, "Architecture": "amd64"}
+        config = {"Labels": entry["Labels"], "Env": ["HOME=/tmp"], "Image": f"sha256:{len(self.entries)}", "Cmd": None}
+        root = {"Type": "layers", "Layers": ["sha256:base", "sha256:packages"]}
+        return {"Id": number, "Config": config, "Architecture": "amd64", "Os": "linux", "RootFS": root}
+
+    def load_image(self, data: IO[bytes]) -> list[dict[str, Any]]:
+        with tarfile.open(fileobj=data) as archive:
+            contents = {member.name: archive.extractfile(member) for member in archive}
+        (manifest,) = json.loads((contents["manifest.json"] or io.BytesIO()).read())
+        self.loaded = (contents[manifest["Config"]] or io.BytesIO()).read()
+        values, number = json.loads(self.loaded), f"sha256:{hashlib.sha256(self.loaded).hexdigest()}"
+        assert manifest["Config"] == f"{number[7:]}.json"
+        if self.wants_layers and not all(layer in contents for layer in manifest["Layers"]):
+            return [{"error": "no such layer"}]
+        assert len(manifest["Layers"]) == len(values["rootfs"]["diff_ids"]) == len(values["history"]) == 2
+        self.entries = [entry for entry in self.entries if entry["Id"] != number]
+        self.entries.append({"Id": number, "Created": 7, "Labels": values["config"]["Labels"], "RepoTags": []})
+        return [{"stream": f"Loaded image ID: {number}"}]
+
+    def get_image(self, number: str) -> Iterator[bytes]:
+        target = io.BytesIO()
+        with tarfile.open(fileobj=target, mode="w") as archive:
+            manifest = json.dumps([{"Config": "own.json", "RepoTags": [], "Layers": ["a.tar", "b.tar"]}]).encode()
+            for name, data in (("own.json", b"{}"), ("a.tar", b"a"), ("b.tar", b"b"), ("manifest.json", manifest)):
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                archive.addfile(member, io.BytesIO(data))
+        yield target.getvalue()
 
     def tag(self, number: str, repository: str, version: str) -> None:
         for entry in self.entries:
@@ -97,13 +131,34 @@ def test_an_image_is_built_once_and_again_by_force(
         return number, printed.err + printed.out
 
     assert update(dry=True) == ("", f"export: would build {image.tag}: not built yet\n")
-    lines = f"export: building {image.tag}: not built yet\n  Step 1/1 : FROM x\nexport: done: {image.tag}, sha256:0\n"
-    assert update() == ("sha256:0", lines)
-    assert update() == ("sha256:0", f"export: up to date: {image.tag}, sha256:0\n")
-    assert build.ensure(client, image, settings, tmp_path) == "sha256:0" and capsys.readouterr() == ("", "")
+    number, said = update()
+    assert (
+        said
+        == f"export: building {image.tag}: not built yet\n  Step 1/1 : FROM x\nexport: done: {image.tag}, {number}\n"
+    )
+    assert update() == (number, f"export: up to date: {image.tag}, {number}\n")
+    assert build.ensure(client, image, settings, tmp_path) == number and capsys.readouterr() == ("", "")
     assert update(force=True, dry=True)[1] == f"export: would build {image.tag}: --force\n"
-    assert update(force=True)[0] == "sha256:1"
+    assert "Step 1/1" in update(force=True)[1]
+    assert build.find(client, image) == number, "what differs between two builds is in the image"
     assert (tmp_path / build.LOGS / "export.log").read_text().startswith(f"{image.tag}\n")
+
+
+@pytest.mark.parametrize("wants_layers", [False, True])
+def test_a_finished_image_says_nothing_of_its_build(image: Image, tmp_path: Path, wants_layers: bool) -> None:
+    client = _Engine()
+    client.wants_layers = wants_layers
+    build.build(client, image, BuildSettings(), tmp_path / "log", lambda line: None)
+    values = json.loads(client.loaded)
+    labels = values["config"].pop("Labels")
+    assert values == {
+        "architecture": "amd64", "os": "linux", "created": "2026-01-01T00:00:00Z", "config": {"Env": ["HOME=/tmp"]},
+        "rootfs": {"type": "layers", "diff_ids": ["sha256:base", "sha256:packages"]}, "history": values["history"],
+    }  # fmt: skip
+    assert labels == definition.labels(image) and build.BUILD not in labels
+    assert labels["org.opencontainers.image.created"] == values["created"]
+    assert labels["org.opencontainers.image.base.name"] == "python:3.11-slim-bookworm"
+    assert labels["org.opencontainers.image.base.digest"] == image.base.partition("@")[2]
 
 
 def test_a_failed_build_is_explained(image: Image, tmp_path: Path) -> None:

@@ -58,6 +58,7 @@ def test_the_committed_export_image_can_be_planned() -> None:
     assert image.tag.startswith("deberta-ascend/export:") and len(image.tag.partition(":")[2]) == 20
     assert set(image.inputs) == {
         "base", "architecture", "docker/export.Dockerfile", "docker/install-packages", "requirements-stages.lock",
+        "docker/settle", "SOURCE_DATE_EPOCH",
     }  # fmt: skip
 
 
@@ -76,6 +77,7 @@ CHANGES: list[tuple[str, str, set[str]]] = [
     (str(TOOLKIT), "#!/bin/sh\necho other\n", {"compile", "runtime"}),
     ("docker/with-cann", "#!/bin/bash\n", {"compile", "runtime"}),
     ("docker/install-packages", "#!/usr/bin/env python3\n", {"export", "compile"}),
+    ("docker/settle", "#!/bin/bash\n", {"export", "compile", "runtime"}),
     ("docker/debs/runtime/x.deb", "deb", {"runtime"}),
     ("docker/ais_bench/x-1-py3-none-any.whl", "wheel", {"compile"}),
     ("docker/README.md", "text", set()),

@@ -35,10 +35,15 @@ def test_the_committed_pins_are_of_the_committed_locks() -> None:
     ("old", "new", "says"),
     [
         ("[base.export]", "[base.extra]", "base: Object contains unknown field `extra`"),
-        ("[lock.export]", "[locks.export]", "field `locks`, which is not one of: base, lock, cann, msame, deb, wheel"),
+        (
+            "[lock.export]",
+            "[locks.export]",
+            "field `locks`, which is not one of: source_date_epoch, base, lock, cann, msame, deb, wheel",
+        ),
         ('image = "debian', 'tag = "1"\nimage = "debian', "base.runtime: Object contains unknown field `tag`"),
         ('digest = "sha256:', 'digest = "sha1:', r"base.export.digest: Expected .*\^sha256:\[0-9a-f\]\{64\}"),
         ('digest = "sha256:', '# digest = "', "base.export: Object missing required field `digest`"),
+        ("source_date_epoch = ", "source_date_epoch = 1", "source_date_epoch: Expected `int` <= "),
         ('sha256 = "', 'sha256 = "z', r"lock.export.sha256: Expected .*\[0-9a-f\]\{64\}"),
         ("[base.export]", "[base.export", "is not TOML"),
         ("[lock.export]", '[cann."x.run"]\n[lock.export]', 'cann."x.run": Object missing required field `sha256`'),

@@ -23,8 +23,9 @@ from deberta.host.images import definition, pins
 from deberta.host.images.context import write_context
 from deberta.host.images.definition import BuildSettings, Image
 from deberta.host.images.failure import explain, of_message
+from deberta.host.images.finish import finish
 
-BUILD = f"{definition.REPOSITORY}.build"  # label of everything that a build creates, the image itself included
+BUILD = f"{definition.REPOSITORY}.build"  # label of everything that a build creates but the finished image
 LOGS = Path(".cache", "images")  # in the workspace
 _INTERRUPT_SECONDS = 20.0  # for the engine to notice the closed connection and to end its containers
 _PULL_SECONDS = 5.0  # between two progress lines of a pull
@@ -88,11 +89,19 @@ def why(client: Any, image: Image) -> str:
     if not entries:
         return "not built yet"
     try:
-        labelled = (newest_first(entries)[0].get("Labels") or {}).get(definition.INPUTS, "")
+        labelled = (max(entries, key=lambda entry: _tagged_at(client, entry)).get("Labels") or {}).get(
+            definition.INPUTS, ""
+        )
         inputs = schema.decode(labelled, dict[str, str])
     except ValueError:
         inputs = {}
     return ", ".join(definition.changes(inputs, image.inputs)) or "its tag is gone"
+
+
+def _tagged_at(client: Any, entry: Any) -> str:
+    """When an image got its tag, as the engine says it: all finished images have one time of creation."""
+    with explained(f"looking at {entry['Id']}"):
+        return str((client.api.inspect_image(entry["Id"]).get("Metadata") or {}).get("LastTagTime", ""))
 
 
 def build(client: Any, image: Image, settings: BuildSettings, log: Path, show: Show) -> str:
@@ -117,8 +126,9 @@ def build(client: Any, image: Image, settings: BuildSettings, log: Path, show: S
                 attributes = client.api.inspect_image(built)
                 if mismatch := _mismatch(attributes, image):
                     raise StageError(f"the built {image.tag} is not what was planned: {mismatch}. The log is {log}")
-                client.api.tag(built, *image.tag.split(":"))
-                return str(attributes["Id"])
+                finished = finish(client, attributes, image, log.parent)
+                client.api.tag(finished, *image.tag.split(":"))
+                return finished
         except BaseException as error:
             interrupted = not isinstance(error, StageError)
             raise
@@ -168,7 +178,7 @@ def _run(
         stream = client.api.build(
             fileobj=context,
             custom_context=True,
-            buildargs={"BASE": base, **image.arguments},
+            buildargs={"BASE": base, definition.EPOCH: str(image.epoch), **image.arguments},
             labels=definition.labels(image),
             network_mode="none" if settings.offline else settings.network or None,
             rm=True,

@@ -30,7 +30,7 @@ HOLDS, NOTICE, PARTS = (f"{definition.REPOSITORY}.{name}" for name in ("holds", 
 FREE = "holds this project and open-source packages only"
 NOT_FREE = "not for redistribution: holds {}, whose licence does not allow it"
 SCRIPTS = ("ci-collect", "install-packages")  # of docker/, used by the build only
-INSIDE = ("check-cann", "ci-finish", "ci-inv", "ci-set-env", pins.PINS.name)  # of docker/, kept in the image
+INSIDE = ("check-cann", "ci-finish", "ci-inv", "ci-set-env", "settle", pins.PINS.name)  # of docker/, kept in the image
 OURS = ("inv", "tasks.py", "LICENSE", venvs.HOST_LOCK, stage_env.STAGES_LOCK)
 TOP, PACKAGE = "project/", "project/deberta/"  # of the context
 SETTINGS, GATES = Path("invoke.yaml"), Path("gates.toml")
@@ -106,7 +106,7 @@ def plan(project: Path, contents: Parts, scratch: Path) -> Image:
         PARTS: definition.canonical({image.stage: dict(image.inputs) for image in contents.stages}),
     }
     export, content, lock = contents.export, tuple(for_build + inside), project / venvs.HOST_LOCK
-    return Image(STAGE, export.arch, export.tag, inputs, unpinned, content, lock=lock, notes=notes)
+    return Image(STAGE, export.arch, export.tag, inputs, unpinned, content, export.epoch, lock=lock, notes=notes)
 
 
 def notice(contents: Parts) -> str:

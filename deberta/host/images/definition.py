@@ -12,6 +12,7 @@ import hashlib
 import json
 import platform
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Callable, Iterator, Mapping, Optional, Sequence
 
@@ -27,14 +28,22 @@ from deberta.host.images.pins import ImagePins
 REPOSITORY = "deberta-ascend"
 LABEL = REPOSITORY
 STAGE, INPUTS, UNPINNED = f"{REPOSITORY}.stage", f"{REPOSITORY}.inputs", f"{REPOSITORY}.unpinned"
+ANNOTATION = "org.opencontainers.image."  # what such labels begin with
+EPOCH = "SOURCE_DATE_EPOCH"  # a build argument, as tools for reproducible builds call it
 DOCKER_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 TOOLKIT = "Ascend-cann-toolkit_5.1.RC2_linux-{}.run"  # named in messages; other versions are accepted
 # Scripts of docker/ in the context of a stage, beside the user's files.
 SCRIPTS = {
-    "export": ("install-packages",),
-    pins.RUNTIME_CPU: ("install-packages",),
-    "compile": ("install-cann", "install-packages", "with-cann", "check-cann"),
-    "runtime": ("install-cann", "with-cann", "check-cann"),
+    "export": ("install-packages", "settle"),
+    pins.RUNTIME_CPU: ("install-packages", "settle"),
+    "compile": ("install-cann", "install-packages", "settle", "with-cann", "check-cann"),
+    "runtime": ("install-cann", "settle", "with-cann", "check-cann"),
+}
+DESCRIPTIONS = {
+    "export": "Python packages that export, tokenize, judge, and run the cpu backend",
+    "compile": "ATC, with the Python packages that it imports",
+    "runtime": "msame, with the run-time libraries of CANN",
+    "ci": "all of an acceptance run but the checkpoint and the data",
 }
 Line = Annotated[str, Meta(pattern=r"^[^\x00-\x1f]*\Z")]  # without line breaks and other control characters
 
@@ -77,6 +86,7 @@ class File:
 class Image:
     """A stage's image. `base`: NAME@sha256:DIGEST, or sha256:ID. `unpinned`: how it differs from what is pinned.
 
+    `base_name`: NAME:TAG of a pinned base, else empty. `epoch`: the time of its files and of itself, in seconds.
     `inputs`: name to digest. `lock` is the requirements file, None without Python packages. `arguments`: build
     arguments beside BASE. `notes`: labels beside those of every image.
     """
@@ -87,6 +97,8 @@ class Image:
     inputs: Mapping[str, str]
     unpinned: tuple[str, ...]
     files: tuple[File, ...]
+    epoch: int
+    base_name: str = ""
     folders: tuple[str, ...] = ()  # of the context, added even if empty
     lock: Path | None = None
     arguments: Mapping[str, str] = field(default_factory=dict)
@@ -135,11 +147,13 @@ def plan(project: Path, pinned: ImagePins, stage: str, arch: str) -> Image:
         files.append(supplied.msame())
     with contextlib.suppress(OSError):  # it only saves time, and the project may be read-only
         supplied.digests.save()
-    inputs = {"base": base.reference, "architecture": arch}
+    epoch = pinned.source_date_epoch
+    inputs = {"base": base.reference, "architecture": arch, EPOCH: str(epoch)}
     inputs.update({file.path.relative_to(project).as_posix(): file.sha256 for file in files})
     unpinned = (f"base {base.override} in place of {base.image}",) if base.override else ()
     lock = project / entry.file if entry else None
-    return Image(stage, arch, base.reference, inputs, unpinned, tuple(files), tuple(folders), lock)
+    name = "" if base.override else base.image
+    return Image(stage, arch, base.reference, inputs, unpinned, tuple(files), epoch, name, tuple(folders), lock)
 
 
 def plans(project: Path, stages: Sequence[str], show: Callable[[str], None]) -> Iterator[Image]:
@@ -170,7 +184,30 @@ def digest_of(content: Mapping[str, str]) -> str:
 def labels(image: Image) -> dict[str, str]:
     """The labels that the built image carries."""
     inputs, unpinned = canonical(dict(image.inputs)), canonical(list(image.unpinned))
-    return {LABEL: "image", STAGE: image.stage, INPUTS: inputs, UNPINNED: unpinned, **image.notes}
+    ours = {LABEL: "image", STAGE: image.stage, INPUTS: inputs, UNPINNED: unpinned}
+    return {**ours, **_annotations(image), **image.notes}
+
+
+def created(image: Image) -> str:
+    """The time of the image, as RFC 3339 writes it: never that of its build."""
+    return datetime.fromtimestamp(image.epoch, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _annotations(image: Image) -> dict[str, str]:
+    """The labels that the Open Container Initiative names. All follow from the inputs, so that two builds agree.
+
+    No revision, therefore: two commits may have the same inputs. `licenses` is for what is the project's own.
+    """
+    values = {
+        "title": f"{REPOSITORY} {image.stage}",
+        "description": DESCRIPTIONS[image.stage],
+        "version": image.tag.rpartition(":")[2],
+        "created": created(image),
+        "licenses": "Apache-2.0",
+    }
+    if image.base_name:
+        values.update({"base.name": image.base_name, "base.digest": image.base.rpartition("@")[2]})
+    return {f"{ANNOTATION}{name}": value for name, value in values.items()}
 
 
 def changes(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:

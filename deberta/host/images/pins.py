@@ -32,6 +32,8 @@ PINNED = "pinned"  # `--base STAGE=pinned` removes a replacement
 Stage = Literal["export", "compile", "runtime"]
 Architecture = Literal["x86_64", "aarch64"]
 Digest = Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}\Z")]
+# From 1980 on: a zip holds no earlier time.
+Seconds = Annotated[int, Meta(ge=315532800, le=4102444800)]
 Reference = Annotated[str, Meta(pattern=r"^(?:[a-z0-9][A-Za-z0-9._:/-]*@)?sha256:[0-9a-f]{64}\Z")]
 
 _HINT = f". Correct it, or run: git checkout -- {PINS}"
@@ -65,8 +67,12 @@ class Base(PinnedBase, frozen=True):
 
 @dataclass(frozen=True)
 class ImagePins:
-    """All pins. The mappings are from file name (msame: from architecture) to SHA-256; debs by stage first."""
+    """All pins. The mappings are from file name (msame: from architecture) to SHA-256; debs by stage first.
 
+    `source_date_epoch`: the time of everything that a build makes, in seconds since 1970.
+    """
+
+    source_date_epoch: int
     bases: Mapping[str, Base]
     locks: Mapping[str, Lock]
     cann: Mapping[str, str]
@@ -94,6 +100,7 @@ class _PinnedFile(msgspec.Struct, forbid_unknown_fields=True):
 class _Pins(msgspec.Struct, forbid_unknown_fields=True):
     """pins.toml, but for the entries that are named after files: `_hashes` reads them, so that errors name them."""
 
+    source_date_epoch: Seconds
     base: _Bases
     lock: _Locks
     cann: Dict[str, Any] = {}
@@ -118,6 +125,7 @@ def load(project: Path) -> ImagePins:
         for stage, base in msgspec.structs.asdict(tables.base).items()
     }
     return ImagePins(
+        source_date_epoch=tables.source_date_epoch,
         bases={**bases, RUNTIME_CPU: bases[base_of(RUNTIME_CPU)]},
         locks={"export": tables.lock.export, "compile": tables.lock.compile, RUNTIME_CPU: tables.lock.runtime_cpu},
         cann=_hashes("cann", tables.cann),
