@@ -7,6 +7,7 @@ show how images are put together, and nothing about CANN.
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import json
 import os
@@ -15,6 +16,7 @@ import shutil
 import signal
 import tarfile
 import threading
+import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +24,12 @@ from typing import Any
 
 import certifi
 import pytest
+from docker.errors import APIError
 
-from deberta.core.errors import ConfigError, MissingError, StageError
+from deberta.core.errors import ConfigError, DataError, MissingError, StageError
 from deberta.host.images import build as building
-from deberta.host.images import definition, pins
+from deberta.host.images import contents, definition, manage, pins
+from deberta.host.images import registry as registries
 from deberta.host.images.definition import BuildSettings, Image
 from tests import fake_cann
 from tests.container.bases import BOOKWORM, BULLSEYE
@@ -342,6 +346,96 @@ def test_digests_come_from_the_registry_and_bases_by_digest(shop: Workshop, regi
         shop.build("export", BuildSettings())
 
 
+def push_tiny(shop: Workshop, name: str, tag: str) -> tuple[str, str]:
+    """The id of an image with one file, and the digest that its manifest has in the registry."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as archive:
+        archive.addfile(tarfile.TarInfo(tag))
+    shop.client.api.import_image_from_data(packed.getvalue(), repository=name, tag=tag)
+    pushed = list(shop.client.api.push(name, tag, stream=True, decode=True))
+    (digest,) = [line["aux"]["Digest"] for line in pushed if "aux" in line]
+    number = str(shop.client.images.get(f"{name}:{tag}").id)
+    shop.client.images.remove(f"{name}:{tag}")
+    return number, digest
+
+
+def push_list(registry: str, name: str, tag: str, digests: dict[str, str]) -> None:
+    """A manifest list: platform to digest."""
+    kind, entries = "application/vnd.docker.distribution.manifest", []
+    for platform, digest in digests.items():
+        system, _, architecture = platform.partition("/")
+        with urllib.request.urlopen(
+            urllib.request.Request(
+                f"http://{registry}/v2/{name}/manifests/{digest}", headers={"Accept": f"{kind}.v2+json"}
+            )
+        ) as answer:
+            size = len(answer.read())
+        where = {"os": system, "architecture": architecture}
+        entries.append({"mediaType": f"{kind}.v2+json", "digest": digest, "size": size, "platform": where})
+    content = {"schemaVersion": 2, "mediaType": f"{kind}.list.v2+json", "manifests": entries}
+    headers = {"Content-Type": f"{kind}.list.v2+json"}
+    address = f"http://{registry}/v2/{name}/manifests/{tag}"
+    with urllib.request.urlopen(
+        urllib.request.Request(address, json.dumps(content).encode(), headers, method="PUT")
+    ) as answer:
+        assert answer.status == 201
+
+
+def test_the_image_of_this_platform_is_held_against_its_pin(shop: Workshop, registry: str) -> None:
+    """What `--lock` records of a list in a registry, and what an engine pulled by it."""
+    (ours, amd64), (_, arm64) = (push_tiny(shop, f"{registry}/tiny", tag) for tag in ("one", "two"))
+    push_list(registry, "tiny", "1", {"linux/amd64": amd64, "linux/arm64": arm64})
+    path = shop.project / pins.PINS
+    path.write_text(path.read_text().replace("python:3.11-slim-bookworm", f"{registry}/tiny:1"), encoding="utf-8")
+
+    def digest(tag: str) -> str:
+        if not tag.startswith(registry):
+            raise MissingError("not asked")
+        return building.resolve(shop.client, tag)
+
+    def platforms(image: str, listed: str) -> Mapping[str, str] | None:
+        return registries.platforms(image, listed) if image.startswith(registry) else {}
+
+    pins.set_base(shop.project, "export", pins.PINNED)
+    assert f"base.export.linux/arm64: {arm64}" in pins.lock(shop.project, pins.Registries(digest, platforms), ARCH)
+    image = shop.plan("export")
+    assert (image.base_digest, image.base_name) == (amd64, f"{registry}/tiny:1")
+    assert building._base(shop.client, image, BuildSettings(), shop.said.append) == ours
+    assert shop.said == [f"pulling {registry}/tiny@{image.base.rpartition('@')[2]}", f"pulling {registry}/tiny@{amd64}"]
+    assert building._base(shop.client, image, BuildSettings(), shop.said.append) == ours and len(shop.said) == 2
+
+    path.write_text(path.read_text().replace(amd64, arm64), encoding="utf-8")
+    for _ in range(2):  # the second finds what the first has pulled
+        with pytest.raises(DataError, match=rf"is not {registry}/tiny@{arm64} on linux/amd64"):
+            building._base(shop.client, shop.plan("export"), BuildSettings(), shop.said.append)
+    offline = BuildSettings(offline=True)
+    assert building._base(shop.client, shop.plan("export"), offline, shop.said.append) == ours
+    assert shop.said[-1] == "the base is not checked against its pin for linux/amd64: images.offline is set"
+    for reference in (image.base, f"{registry}/tiny@{amd64}", f"{registry}/tiny@{arm64}"):
+        shop.client.images.remove(reference)
+
+
+def test_the_same_image_again_and_by_docker_build(shop: Workshop, tmp_path: Path) -> None:
+    """With a .deb in it, which changes the system's own files."""
+    make_deb(shop.project / pins.DEBS / "runtime")
+    pins.lock(shop.project, None, ARCH)
+    image = shop.build("runtime")
+    first = building.find(shop.client, image)
+    shop.build("runtime")
+    assert first and building.find(shop.client, image) == first
+    manage.write_contexts(shop.project, shop.settings, tmp_path / "contexts", ["runtime"], "", dry=False)
+    built, said = shop.client.images.build(path=str(tmp_path / "contexts/runtime"), rm=True)
+    try:
+        assert not building._mismatch(built.attrs, image)
+        one, two = (contents.contents(shop.client, number, tmp_path) for number in (first, built.id))
+        assert contents.differences(one, two) == [] and "brought" in one
+    finally:
+        steps = re.findall(r"^ ---> (\w+)$", "".join(line.get("stream", "") for line in said), re.MULTILINE)
+        for number in (built.id, *reversed(steps)):
+            with contextlib.suppress(APIError):  # a base, or gone with its child
+                shop.client.images.remove(number, force=number == built.id)
+
+
 def test_a_base_is_one_that_the_engine_has_and_for_this_machine(shop: Workshop) -> None:
     with pytest.raises(MissingError, match="docker pull deberta-ascend-test/absent"):
         building.resolve_base(shop.client, "deberta-ascend-test/absent")
@@ -350,7 +444,7 @@ def test_a_base_is_one_that_the_engine_has_and_for_this_machine(shop: Workshop) 
         shop.build("export")
     pins.set_base(shop.project, "export", building.resolve_base(shop.client, BOOKWORM))
     other = definition.plan(shop.project, pins.load(shop.project), "export", "aarch64")
-    with pytest.raises(ConfigError, match="is for amd64, and this machine needs arm64"):
+    with pytest.raises(ConfigError, match="is for amd64, and arm64 is needed"):
         building.build(shop.client, other, shop.settings, shop.log, shop.said.append)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import socket
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import IO, Any
 import docker.errors
 import pytest
 
-from deberta.core.errors import StageError
+from deberta.core.errors import ConfigError, MissingError, StageError
 from deberta.host.engine import engine
 from deberta.host.images import build, definition, manage, pins
 from deberta.host.images.definition import BuildSettings, Image
@@ -46,6 +47,9 @@ class _Engine:
         number = f"sha256:{len(self.entries)}"
         self.entries.append({"Id": number, "Created": 7, "Labels": labels, "RepoTags": []})
         yield from self.messages or [{"stream": "Step 1/1 : FROM x\n"}, {"aux": {"ID": number}}]
+
+    def info(self) -> dict[str, str]:
+        return {"Architecture": "x86_64", "Name": socket.gethostname()}
 
     def inspect_image(self, number: str) -> dict[str, Any]:
         (entry,) = (entry for entry in self.entries if entry["Id"] == number)
@@ -159,6 +163,24 @@ def test_a_finished_image_says_nothing_of_its_build(image: Image, tmp_path: Path
     assert labels["org.opencontainers.image.created"] == values["created"]
     assert labels["org.opencontainers.image.base.name"] == "python:3.11-slim-bookworm"
     assert labels["org.opencontainers.image.base.digest"] == image.base.partition("@")[2]
+
+
+def test_an_image_for_another_machine_takes_an_emulator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Known before the base is looked for; where it cannot be known, the engine's own reason gets the same way out."""
+    project = make_project(tmp_path / "project")
+    other = definition.plan(project, pins.load(project), "export", "aarch64")
+    monkeypatch.setattr(build, "BINFMT", tmp_path)
+    (tmp_path / "register").touch()
+    instead = r"or build it on such a machine: invoke images --platform linux/arm64 --context DIR"
+    with pytest.raises(MissingError, match=rf"this machine is x86_64, and its kernel runs no.* aarch64\. .*{instead}"):
+        build.build(_Engine(), other, BuildSettings(), tmp_path / "log", lambda line: None)
+    (tmp_path / "qemu-aarch64").touch()
+    with pytest.raises(ConfigError, match="is for amd64, and arm64 is needed"):
+        build.build(_Engine(), other, BuildSettings(offline=True), tmp_path / "log", lambda line: None)
+    image, client = definition.plan(project, pins.load(project), "export", ARCH), _Engine()
+    client.messages = [{"stream": "Step 2/3 : RUN x\n"}, {"error": "exec /bin/sh: exec format error"}]
+    with pytest.raises(StageError, match=r"exec format error .*\. Install an emulator"):
+        build.build(client, image, BuildSettings(), tmp_path / "log", lambda line: None)
 
 
 def test_a_failed_build_is_explained(image: Image, tmp_path: Path) -> None:

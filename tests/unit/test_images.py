@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import shutil
 import tarfile
 from dataclasses import replace
@@ -13,7 +14,8 @@ import pytest
 
 from deberta.core.errors import ConfigError, DataError, MissingError
 from deberta.host.environments import stages as stage_env
-from deberta.host.images import definition, pins
+from deberta.host.images import context as context_of
+from deberta.host.images import definition, manage, pins
 from deberta.host.images.context import write_context
 from deberta.host.images.definition import BuildSettings, Image
 from tests.image_helpers import ARCH, bring, elf, locked, make_project, make_wheel
@@ -146,7 +148,7 @@ def test_two_packages_of_a_kind_are_not_chosen_between(project: Path) -> None:
 
 def test_msame_has_to_be_there_and_for_this_machine(project: Path) -> None:
     bring(project, pins.MSAME, elf(0xB7))
-    with pytest.raises(ConfigError, match="built for aarch64, and this machine is x86_64"):
+    with pytest.raises(ConfigError, match="built for aarch64, and the image is for x86_64"):
         plan(project, "runtime")
     bring(project, pins.MSAME, b"#!/bin/sh\n")
     assert "docker/bin/msame" in plan(project, "runtime").inputs
@@ -199,6 +201,55 @@ def test_every_stage_of_a_dockerfile_begins_with_the_builds_label(project: Path)
         lines = unpacked(context(plan(project, stage), BuildSettings()))["Dockerfile"].decode().splitlines()
         after = [lines[at + 1] for at, line in enumerate(lines) if line.startswith("FROM ")]
         assert set(after) == {'LABEL deberta-ascend.build="1"'} and len(after) >= 2
+
+
+SECRET = "planted"
+
+
+def test_a_written_context_is_whole_and_says_nothing_of_this_machine(
+    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    house = tmp_path / "wheelhouse"
+    (project / "requirements-compile.lock").write_text(locked({"two": make_wheel(house, "two")}), encoding="utf-8")
+    pins.lock(project, None, ARCH)
+    (tmp_path / "ca.pem").write_text(f"{SECRET} -----BEGIN CERTIFICATE-----\n")
+    settings = BuildSettings(
+        house, f"https://u:{SECRET}@host/simple", https_proxy=f"http://{SECRET}", ca=tmp_path / "ca.pem", network=SECRET
+    )
+    folder = tmp_path / "contexts"
+    folder.mkdir()
+    manage.write_contexts(project, settings, folder, (), "x86_64", dry=True)
+    assert not any(folder.iterdir())
+    manage.write_contexts(project, settings, folder, (), "x86_64", dry=False)
+    said = capsys.readouterr().out
+    assert "left out, as they are of this machine: index_url, https_proxy, ca, network" in said
+    image = plan(project, "compile")
+    dockerfile = (folder / "compile/Dockerfile").read_text(encoding="utf-8")
+    assert f"ARG BASE={image.base}\n" in dockerfile and "ARG SOURCE_DATE_EPOCH\n" not in dockerfile
+    assert r'LABEL deberta-ascend.inputs="{\"SOURCE_DATE_EPOCH\":\"1767225600\",' in dockerfile
+    assert os.access(folder / "compile/with-cann", os.X_OK) and (folder / "compile/debs").is_dir()
+    assert [path.name for path in (folder / "compile/network/wheelhouse").iterdir()] == ["two-1-py3-none-any.whl"]
+    readme = (folder / "README.md").read_text(encoding="utf-8")
+    assert f"--platform linux/amd64 --build-arg SOURCE_DATE_EPOCH=1767225600 --tag {image.tag} compile\n" in readme
+    written = [path for path in folder.rglob("*") if path.is_file()]
+    assert {path.relative_to(folder).parts[0] for path in written} == {*pins.STAGES, "README.md"}
+    assert not [path for path in written if SECRET.encode() in path.read_bytes()]
+    with pytest.raises(ConfigError, match="is not a new or empty folder"):
+        manage.write_contexts(project, settings, folder, (), "x86_64", dry=False)
+
+
+def test_a_context_that_fails_is_not_there(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (project / TOOLKIT).unlink()
+    arm = pins.CANN / TOOLKIT.name.replace("x86_64", "aarch64")
+    bring(project, arm)
+    bring(project, pins.MSAME, elf(0xB7))
+    assert {stage: str(arm) in plan(project, stage, "aarch64").inputs for stage in pins.STAGES} == {
+        "export": False, "compile": True, "runtime": True,
+    }  # fmt: skip
+    monkeypatch.setattr(context_of, "_wheels", lambda *ignored: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        manage.write_contexts(project, BuildSettings(), tmp_path / "a/contexts", (), "aarch64", dry=False)
+    assert list((tmp_path / "a").iterdir()) == []
 
 
 def test_a_file_that_changes_while_it_is_packed_is_refused(project: Path) -> None:

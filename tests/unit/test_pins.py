@@ -9,7 +9,7 @@ import pytest
 
 from deberta.core import files
 from deberta.core.errors import ConfigError, MissingError
-from deberta.host.images import pins
+from deberta.host.images import definition, pins
 from tests.image_helpers import ARCH, bring, elf, make_project
 from tests.mnli_helpers import REPOSITORY
 
@@ -74,13 +74,23 @@ def test_a_missing_table_or_file(project: Path) -> None:
         pins.load(project)
 
 
+def registries(digest: str = DIGEST, arm: bool = True) -> pins.Registries:
+    """A tag's list is `digest`, and its images have the digests of these platforms' names, some of them."""
+    known = {"linux/amd64": named("amd64"), **({"linux/arm64": named("arm64")} if arm else {})}
+    return pins.Registries(lambda tag: digest, lambda tag, listed: known)
+
+
+def named(name: str) -> str:
+    return f"sha256:{hashlib.sha256(name.encode()).hexdigest()}"
+
+
 def test_lock_changes_values_alone(project: Path) -> None:
     before = text_of(project)
     lock = project / "requirements-stages.lock"
     old, new = files.sha256_of(lock), hashlib.sha256(b"two==2\n").hexdigest()
     lock.write_text("two==2\n", encoding="utf-8")
-    said = pins.lock(project, lambda tag: DIGEST, ARCH)
-    assert len(said) == 4 and any(line.startswith("lock.export: ") for line in said)
+    said = pins.lock(project, pins.Registries(lambda tag: DIGEST, refuse), ARCH)  # type: ignore[arg-type]
+    assert [line for line in said if "platforms" not in line][-1].startswith("lock.export: ") and len(said) == 7
     expected = before.replace(old, new, 1)  # both locks were alike
     for base in pins.load(project).bases.values():
         assert base.digest == DIGEST
@@ -88,18 +98,50 @@ def test_lock_changes_values_alone(project: Path) -> None:
         if line.startswith("digest = "):
             expected = expected.replace(line.split('"')[1], DIGEST)
     assert text_of(project) == expected
-    assert pins.lock(project, lambda tag: DIGEST, ARCH) == []
+    assert not [line for line in pins.lock(project, registries(), ARCH) if "linux/" not in line]
+    assert pins.lock(project, registries(), ARCH) == []
+
+
+def refuse(*asked: str) -> str:
+    raise MissingError(f"no network for {asked[0]}")
 
 
 def test_lock_without_a_registry_keeps_the_digests_and_says_so(project: Path) -> None:
     before = text_of(project)
+    said = pins.lock(project, pins.Registries(refuse, refuse), ARCH)  # type: ignore[arg-type]
+    assert said[:2] == [
+        "base.export: digest kept: no network for python:3.11-slim-bookworm",
+        "base.export: digests of its platforms not recorded: no network for python:3.11-slim-bookworm",
+    ]
+    assert len(said) == 6 and text_of(project) == before
 
-    def resolve(tag: str) -> str:
-        raise MissingError(f"no network for {tag}")
 
-    said = pins.lock(project, resolve, ARCH)
-    assert said[0] == "base.export: digest kept: no network for python:3.11-slim-bookworm"
-    assert len(said) == 3 and text_of(project) == before
+def test_lock_records_the_image_of_each_platform_and_forgets_those_of_another_list(project: Path) -> None:
+    digest = pins.load(project).bases["runtime"].digest
+    said = pins.lock(project, registries(digest), ARCH)
+    assert f"base.runtime.linux/arm64: {named('arm64')}" in said
+    bases = pins.load(project).bases
+    assert bases["runtime"].platforms == {"linux/amd64": named("amd64"), "linux/arm64": named("arm64")}
+    kept = pins.lock(project, pins.Registries(lambda tag: digest, refuse), ARCH)  # type: ignore[arg-type]
+    assert kept[-1] == "base.runtime: digests of its platforms kept: no network for debian:bullseye-slim"
+    assert pins.load(project).bases == bases
+    said = pins.lock(project, registries(digest, arm=False), ARCH)
+    assert said[-1] == f"base.runtime.linux/arm64: dropped, {digest} has no image for it"
+    pins.lock(project, pins.Registries(lambda tag: DIGEST, refuse), ARCH)  # type: ignore[arg-type]
+    assert {stage: dict(base.platforms) for stage, base in pins.load(project).bases.items()} == {
+        key: {} for key in bases
+    }
+
+
+def test_an_image_has_the_digest_of_its_machine(project: Path) -> None:
+    assert definition.plan(project, pins.load(project), "export", ARCH).base_digest == ""
+    before = definition.plan(project, pins.load(project), "export", ARCH).tag
+    pins.lock(project, registries(pins.load(project).bases["export"].digest), ARCH)
+    for machine, name in (("x86_64", "amd64"), ("aarch64", "arm64")):
+        assert definition.plan(project, pins.load(project), "export", machine).base_digest == named(name)
+    assert definition.plan(project, pins.load(project), "export", ARCH).tag == before, "the list's digest covers it"
+    pins.set_base(project, "export", DIGEST)
+    assert definition.plan(project, pins.load(project), "export", ARCH).base_digest == ""
 
 
 def test_lock_records_what_the_user_brought_and_forgets_what_cannot_be_elsewhere(project: Path) -> None:

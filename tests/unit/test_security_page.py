@@ -7,6 +7,7 @@ import re
 from deberta.core import contract, errors, files, mnli, schema
 from deberta.host.cli import settings_file
 from deberta.host.fetch import archives, download
+from deberta.host.images import registry
 from deberta.host.report import evidence, gates
 from deberta.stages.data import tables
 from deberta.stages.lint import graph
@@ -42,6 +43,8 @@ BOUNDS = {
     "time of an answer": int(download.SETTINGS.most_seconds),
     "a file or a folder of a tree that `verify --path` reads": evidence.LARGEST,
     "a gates file": gates.LARGEST,
+    "what a registry answers to `images --lock`": registry.MAXIMUM_BYTES,
+    "the time for that answer": int(registry.SECONDS),
     "characters of an error message": errors.LONGEST_MESSAGE,
     "characters of a text that a Chinese report translates by a phrase with placeholders": phrases.LONGEST,
     "texts of a report that such phrases are tried on": phrases.MOST,

@@ -218,6 +218,8 @@ class Options:
     accept_new: bool = False
     base: tuple[str, ...] = ()
     stage: tuple[str, ...] = ()
+    platform: str = text(choices=("linux/amd64", "linux/arm64"))
+    context: str = text("", user_path)
     lock: bool = False
     tag: str = ""
     environments: bool = False

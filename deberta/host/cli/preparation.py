@@ -67,19 +67,24 @@ def adopt(c: Context, options: Options) -> None:
         adoption.run(session, plan, folder, options.copy, known.inputs or {})
 
 
-@command("base", "stage", "lock", "force", "dry")
+@command("base", "stage", "platform", "context", "lock", "force", "dry")
 def images(c: Context, options: Options) -> None:
     """Build the stage images that are missing, from docker/pins.toml."""
-    from deberta.host.images import manage
+    from deberta.host.images import manage, pins
 
     builds = settings.image_builds(c)
     if options.lock:
-        if options.base or options.stage or options.dry:
+        if options.base or options.stage or options.platform or options.context or options.dry:
             raise ConfigError("--lock is given alone, and writes docker/pins.toml")
         return manage.lock(PROJECT)
     if options.base:
         manage.replace_bases(PROJECT, options.base, options.dry)
-    manage.make(PROJECT, settings.workspace(c), builds, options.stage, options.force, options.dry)
+    machine = pins.machine_of(options.platform) if options.platform else ""
+    if options.context:
+        if options.force:
+            raise ConfigError("--context goes without --force: it builds nothing, and takes a new or empty folder")
+        return manage.write_contexts(PROJECT, builds, Path(options.context), options.stage, machine, options.dry)
+    manage.make(PROJECT, settings.workspace(c), builds, options.stage, machine, options.force, options.dry)
 
 
 @command("tag", "force", "dry")

@@ -7,6 +7,7 @@ builder stages get it, and their images, which carry a label of their own, are r
 from __future__ import annotations
 
 import contextlib
+import socket
 import tempfile
 import time
 import uuid
@@ -16,7 +17,7 @@ from typing import IO, Any
 import docker.errors
 
 from deberta.core import progress, schema
-from deberta.core.errors import ConfigError, MissingError, StageError, one_line
+from deberta.core.errors import ConfigError, DataError, MissingError, StageError, one_line
 from deberta.host.engine.engine import explained
 from deberta.host.engine.transcript import Show
 from deberta.host.images import definition, pins
@@ -26,6 +27,7 @@ from deberta.host.images.failure import explain, of_message
 from deberta.host.images.finish import finish
 
 BUILD = f"{definition.REPOSITORY}.build"  # label of everything that a build creates but the finished image
+BINFMT = Path("/proc/sys/fs/binfmt_misc")  # a file for each kind of program that the kernel runs by an interpreter
 LOGS = Path(".cache", "images")  # in the workspace
 _INTERRUPT_SECONDS = 20.0  # for the engine to notice the closed connection and to end its containers
 _PULL_SECONDS = 5.0  # between two progress lines of a pull
@@ -110,6 +112,7 @@ def build(client: Any, image: Image, settings: BuildSettings, log: Path, show: S
     Raises MissingError (no base), ConfigError (a base for another machine), DataError (a file changed meanwhile) and
     StageError. A failed or interrupted build leaves no tag, no container and no image.
     """
+    _check_emulation(client, image)
     log.parent.mkdir(parents=True, exist_ok=True)
     base = _base(client, image, settings, show)
     with contextlib.suppress(docker.errors.DockerException):  # left by builds that were killed
@@ -185,6 +188,7 @@ def _run(
             forcerm=True,
             decode=True,
             use_config_proxy=False,  # the SDK's own proxies would stay in the image's history
+            platform=pins.PLATFORMS[image.arch] if image.arch != client.info().get("Architecture") else None,
         )
         with contextlib.closing(stream):  # closing the connection is what stops the engine
             for message in stream:
@@ -203,17 +207,47 @@ def _run(
     if failure or not built:
         hint = ". Packages come from where `images` in invoke.yaml says" if "install-packages" in step else ""
         reason = explain(step, printed, failure)
+        if "exec format error" in reason:
+            hint = f". {_elsewhere(image)}"
         raise StageError(f"building {image.tag} failed: {reason}{hint}. The whole output is in {log}")
     return built
 
 
+def _check_emulation(client: Any, image: Image) -> None:
+    """Raise MissingError if the engine's machine is another than the image's, and is known not to emulate that."""
+    information = client.info()
+    machine = information.get("Architecture", "")
+    if machine in ("", image.arch) or information.get("Name") != socket.gethostname():
+        return  # of a virtual machine's kernel the engine itself has to say it
+    with contextlib.suppress(OSError):
+        handlers = [path.name for path in BINFMT.iterdir()]
+        if "register" in handlers and not any(image.arch in name for name in handlers):
+            raise MissingError(
+                f"this machine is {machine}, and its kernel runs no programs for {image.arch}. {_elsewhere(image)}"
+            )
+
+
+def _elsewhere(image: Image) -> str:
+    return (
+        "Install an emulator (Debian: qemu-user-static and binfmt-support), or build it on such a machine: invoke "
+        f"images --platform {pins.PLATFORMS[image.arch]} --context DIR writes all that it takes"
+    )
+
+
 def _base(client: Any, image: Image, settings: BuildSettings, show: Show) -> str:
-    """The id of the base on the engine, pulled if need be."""
+    """The id of the base on the engine, pulled if need be.
+
+    Raises MissingError, ConfigError (it is for another machine) and DataError (not what is pinned for this one).
+    """
     name, _, digest = image.base.rpartition("@")
     reference = f"{pins.without_tag(name)}@{digest}" if name else digest
+    own = f"{pins.without_tag(name)}@{image.base_digest}" if image.base_digest else ""
     replace = f"or name another base: invoke images --base {pins.base_of(image.stage)}=IMAGE"
+    wanted = definition.DOCKER_ARCHITECTURES[image.arch]
     base = _get(client, reference)
-    if base is None:
+    if own and (base is None or base.attrs.get("Architecture") != wanted):
+        base = _get(client, own) or base
+    if base is None or (name and base.attrs.get("Architecture") != wanted and not settings.offline):
         if not name:
             raise MissingError(
                 f"the base of {image.stage}, {image.base}, is not on this engine any more. Load it again, {replace}"
@@ -224,23 +258,41 @@ def _base(client: Any, image: Image, settings: BuildSettings, show: Show) -> str
                 f"{replace}"
             )
         with explained(f"pulling {image.base}"):
-            base = _pull(client, image, reference, show)
-    architecture = definition.DOCKER_ARCHITECTURES[image.arch]
-    if base.attrs.get("Architecture") != architecture:
+            base = _pull(client, image, reference, image.base, show)
+    if base.attrs.get("Architecture") != wanted:
         raise ConfigError(
-            f"the base {image.base} is for {base.attrs.get('Architecture')}, and this machine needs {architecture}. "
-            f"Load one that is, {replace}"
+            f"the base {image.base} is for {base.attrs.get('Architecture')}, and {wanted} is needed. Load one that is, "
+            f"{replace}"
         )
+    if own and own not in (base.attrs.get("RepoDigests") or ()):
+        _check_platform(client, image, base, own, settings, show)
     return str(base.id)
 
 
-def _pull(client: Any, image: Image, reference: str, show: Show) -> Any:
-    """The image of a reference that the engine gets from its registry. Raises MissingError."""
-    show(f"pulling {image.base}")
+def _check_platform(client: Any, image: Image, base: Any, own: str, settings: BuildSettings, show: Show) -> None:
+    """Raise DataError if the base from the list of all platforms is not the image that is pinned for this one."""
+    try:
+        if settings.offline:
+            raise MissingError("images.offline is set")
+        with explained(f"pulling {own}"):
+            alone = _pull(client, image, own, own, show)
+    except MissingError as error:
+        return show(f"the base is not checked against its pin for {pins.PLATFORMS[image.arch]}: {error}")
+    if alone.attrs["RootFS"] != base.attrs["RootFS"]:
+        raise DataError(
+            f"{image.base} is not {own} on {pins.PLATFORMS[image.arch]}, and {pins.PINS} says that it is. Ask the "
+            "registry: invoke images --lock"
+        )
+
+
+def _pull(client: Any, image: Image, reference: str, title: str, show: Show) -> Any:
+    """The image of a reference that the engine gets from its registry, for the image's machine. Raises MissingError."""
+    show(f"pulling {title}")
+    platform = pins.PLATFORMS[image.arch]
     layers: dict[str, dict[str, int]] = {}
     shown_at = time.monotonic()
     try:
-        for message in client.api.pull(reference, stream=True, decode=True):
+        for message in client.api.pull(reference, stream=True, decode=True, platform=platform):
             if error := of_message(message):
                 raise docker.errors.APIError(error)
             detail = message.get("progressDetail") or {}
@@ -249,7 +301,7 @@ def _pull(client: Any, image: Image, reference: str, show: Show) -> Any:
             if layers and time.monotonic() - shown_at > _PULL_SECONDS:
                 shown_at = time.monotonic()
                 done, total = (sum(layer[key] for layer in layers.values()) / 1e6 for key in ("current", "total"))
-                show(f"pulling {image.base}: {done:.0f} of {total:.0f} MB")
+                show(f"pulling {title}: {done:.0f} of {total:.0f} MB")
         return client.images.get(reference)
     except docker.errors.APIError as error:
         raise MissingError(

@@ -1,6 +1,6 @@
 """A digest of an image's file system, which is the same whenever and wherever the image is built.
 
-An image's id covers how the engine cuts a file system into layers and how it writes them, besides all times. This digest
+An image's id covers how the engine cuts a file system into layers and how it writes them, and all times. This digest
 covers what a program in the image can read: every path with its type, mode, owner, link target and bytes. The image is
 exported as a tar by a container that is never started, and read as a stream.
 """

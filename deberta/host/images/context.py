@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import re
 import tarfile
+import tempfile
 from pathlib import Path
-from typing import IO, Iterator
+from typing import IO, Callable, Iterator
 from urllib.parse import urlsplit
 
 from packaging.utils import canonicalize_name
 
 from deberta.core.errors import DataError
 from deberta.host.environments import locks, platforms, stages
-from deberta.host.images.definition import BuildSettings, Image
+from deberta.host.images.definition import EPOCH, BuildSettings, Image, labels
 
 NETWORK = "network"  # folder of the context that builder stages copy to /build
 
@@ -25,6 +27,36 @@ def write_context(target: IO[bytes], image: Image, settings: BuildSettings, labe
     `label`: NAME=VALUE, which becomes the first instruction of every stage in the Dockerfile.
     """
     name, _, value = label.partition("=")
+    _write(target, image, settings, lambda text: re.sub(r"(?m)^FROM .*$", rf'\g<0>\nLABEL {name}="{value}"', text))
+
+
+def write_folder(folder: Path, image: Image, settings: BuildSettings) -> None:
+    """Write the build context as a new folder, for any program that builds Dockerfiles. Raises DataError.
+
+    Base, time and labels are in its Dockerfile. Of the settings it has the wheels, and whether there is nothing else.
+    """
+    settings = BuildSettings(wheelhouse=settings.wheelhouse, offline=settings.offline)
+    with tempfile.TemporaryFile(dir=folder.parent) as packed:
+        _write(packed, image, settings, lambda text: _whole_dockerfile(text, image))
+        packed.seek(0)
+        with tarfile.open(fileobj=packed) as archive:
+            folder.mkdir()
+            for member in archive:  # of ours alone
+                archive.extract(member, folder)
+    for path in (*folder.rglob("*"), folder):
+        os.utime(path, (image.epoch, image.epoch))
+
+
+def _whole_dockerfile(text: str, image: Image) -> str:
+    """A Dockerfile that needs no build arguments, and labels the image."""
+    for name, value in (("BASE", image.base), (EPOCH, str(image.epoch))):
+        text = re.sub(rf"(?m)^ARG {name}$", f"ARG {name}={value}", text)
+    escaped = {name: re.sub(r'(["$\\])', r"\\\1", value) for name, value in labels(image).items()}
+    return text + "".join(f'LABEL {name}="{value}"\n' for name, value in escaped.items())
+
+
+def _write(target: IO[bytes], image: Image, settings: BuildSettings, dockerfile: Callable[[str], str]) -> None:
+    """Write the context as a tar. `dockerfile`: its Dockerfile's text from the project's. Raises DataError."""
     folders = [*image.folders, *([NETWORK, f"{NETWORK}/wheelhouse"] if image.lock else [])]
     with tarfile.open(fileobj=target, mode="w", format=tarfile.GNU_FORMAT) as archive:
         for folder in sorted(folders):
@@ -35,8 +67,7 @@ def write_context(target: IO[bytes], image: Image, settings: BuildSettings, labe
             if file.name == "Dockerfile":
                 content = file.path.read_bytes()
                 sha256 = hashlib.sha256(content).hexdigest()
-                labelled = re.sub(r"(?m)^FROM .*$", rf'\g<0>\nLABEL {name}="{value}"', content.decode())  # each stage
-                _add(archive, file.name, labelled.encode())
+                _add(archive, file.name, dockerfile(content.decode()).encode())
             else:
                 sha256 = _add_file(archive, file.name, file.path, file.executable)
             if sha256 != file.sha256:

@@ -30,17 +30,19 @@ LABEL = REPOSITORY
 STAGE, INPUTS, UNPINNED = f"{REPOSITORY}.stage", f"{REPOSITORY}.inputs", f"{REPOSITORY}.unpinned"
 ANNOTATION = "org.opencontainers.image."  # what such labels begin with
 EPOCH = "SOURCE_DATE_EPOCH"  # a build argument, as tools for reproducible builds call it
-DOCKER_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
+DOCKER_ARCHITECTURES = {machine: platform.partition("/")[2] for machine, platform in pins.PLATFORMS.items()}
 TOOLKIT = "Ascend-cann-toolkit_5.1.RC2_linux-{}.run"  # named in messages; other versions are accepted
 # Scripts of docker/ in the context of a stage, beside the user's files.
 SCRIPTS = {
-    "export": ("install-packages", "settle"),
-    pins.RUNTIME_CPU: ("install-packages", "settle"),
-    "compile": ("install-cann", "install-packages", "settle", "with-cann", "check-cann"),
-    "runtime": ("install-cann", "settle", "with-cann", "check-cann"),
+    "export": ("install-packages",),
+    pins.RUNTIME_CPU: ("install-packages",),
+    "compile": ("install-cann", "install-packages", "with-cann", "check-cann"),
+    "runtime": ("install-cann", "with-cann", "check-cann"),
 }
+SETTLE = "settle"  # beside them in every stage
 DESCRIPTIONS = {
     "export": "Python packages that export, tokenize, judge, and run the cpu backend",
+    pins.RUNTIME_CPU: "Python packages that judge, and run the cpu backend: the export image without PyTorch",
     "compile": "ATC, with the Python packages that it imports",
     "runtime": "msame, with the run-time libraries of CANN",
     "ci": "all of an acceptance run but the checkpoint and the data",
@@ -86,9 +88,9 @@ class File:
 class Image:
     """A stage's image. `base`: NAME@sha256:DIGEST, or sha256:ID. `unpinned`: how it differs from what is pinned.
 
-    `base_name`: NAME:TAG of a pinned base, else empty. `epoch`: the time of its files and of itself, in seconds.
-    `inputs`: name to digest. `lock` is the requirements file, None without Python packages. `arguments`: build
-    arguments beside BASE. `notes`: labels beside those of every image.
+    `base_name`: NAME:TAG of a pinned base, else empty; `base_digest`: its digest for this machine, if it is recorded.
+    `epoch`: the time of its files and of itself, in seconds. `inputs`: name to digest. `lock` is the requirements file,
+    None without Python packages. `arguments`: build arguments beside BASE. `notes`: labels beside those of every image.
     """
 
     stage: str
@@ -99,6 +101,7 @@ class Image:
     files: tuple[File, ...]
     epoch: int
     base_name: str = ""
+    base_digest: str = ""
     folders: tuple[str, ...] = ()  # of the context, added even if empty
     lock: Path | None = None
     arguments: Mapping[str, str] = field(default_factory=dict)
@@ -132,7 +135,7 @@ def plan(project: Path, pinned: ImagePins, stage: str, arch: str) -> Image:
     base, entry, supplied = pinned.bases[stage], pinned.locks.get(stage), UserFiles(project, pinned, arch)
     files = [
         own_file(project, Path("docker", f"{pins.base_of(stage)}.Dockerfile"), "Dockerfile"),
-        *(own_file(project, Path("docker", script), script) for script in SCRIPTS[stage]),
+        *(own_file(project, Path("docker", script), script) for script in (*SCRIPTS[stage], SETTLE)),
     ]
     folders: list[str] = []
     if entry:
@@ -153,18 +156,19 @@ def plan(project: Path, pinned: ImagePins, stage: str, arch: str) -> Image:
     unpinned = (f"base {base.override} in place of {base.image}",) if base.override else ()
     lock = project / entry.file if entry else None
     name = "" if base.override else base.image
-    return Image(stage, arch, base.reference, inputs, unpinned, tuple(files), epoch, name, tuple(folders), lock)
+    own = base.platforms.get(pins.PLATFORMS[arch], "") if name else ""
+    return Image(stage, arch, base.reference, inputs, unpinned, tuple(files), epoch, name, own, tuple(folders), lock)
 
 
-def plans(project: Path, stages: Sequence[str], show: Callable[[str], None]) -> Iterator[Image]:
-    """The images of these stages for this machine; one whose files are not here is left out with the reason.
+def plans(project: Path, stages: Sequence[str], show: Callable[[str], None], machine: str = "") -> Iterator[Image]:
+    """The images of these stages for a machine (empty: this one); one whose files are not here is left out, and said.
 
     Raises the errors of `plan`, and MissingError too if there is one stage only.
     """
     loaded = pins.load(project)
     for stage in stages:
         try:
-            yield plan(project, loaded, stage, platform.machine())
+            yield plan(project, loaded, stage, machine or platform.machine())
         except MissingError as error:
             if len(stages) == 1:
                 raise
@@ -246,7 +250,7 @@ class UserFiles:
         machine = pins.architecture_of(self.project / pins.MSAME)
         if machine not in (None, self.arch):
             raise ConfigError(
-                f"{pins.MSAME} is built for {machine}, and this machine is {self.arch}. Build it for {self.arch}"
+                f"{pins.MSAME} is built for {machine}, and the image is for {self.arch}. Build it for {self.arch}"
             )
         return self._file(pins.MSAME, "msame", self.pinned.msame.get(self.arch), executable=True)
 

@@ -2,17 +2,38 @@
 
 from __future__ import annotations
 
+import os
 import platform
+import tempfile
 from pathlib import Path
 from typing import Any, Sequence
 
 import docker.errors
 
-from deberta.core import contract, progress
+from deberta.core import contract, files, progress
 from deberta.core.errors import ConfigError, DebertaError, MissingError, StageError
 from deberta.host.engine import engine
-from deberta.host.images import build, definition, pins
-from deberta.host.images.definition import BuildSettings
+from deberta.host.images import build, context, definition, pins, registry
+from deberta.host.images.definition import BuildSettings, Image
+
+_NOT_WRITTEN = ("index_url", "http_proxy", "https_proxy", "no_proxy", "ca", "network")  # into a context
+_README = """# Build contexts of deberta-ascend's stage images
+
+Each folder is a context with all that its image is made of, its base by digest, and its labels. From this folder:
+
+```sh
+{commands}
+```
+
+The tags are those that deberta-ascend looks for: an image of such a tag, brought to its engine, is not built again.
+`buildah build` takes the same options, and `--timestamp` with the same number. For kaniko: `--context dir://PWD/STAGE`,
+`--custom-platform` in the place of `--platform`, and `--reproducible`. Contents are the same with each of them, ids are
+not.
+
+Nothing here is of the machine that wrote it, but wheels. Where packages come from is said in a context's `network/`,
+which ends in no layer: `pip.conf` (pip's settings), `environment` (NAME=VALUE lines), `ca.pem` (certificates to trust),
+`wheelhouse/` (wheels). Proxies may be build arguments too: `--build-arg https_proxy=...`.
+"""
 
 
 def lock(project: Path) -> None:
@@ -22,7 +43,8 @@ def lock(project: Path) -> None:
         client = engine.connect()
     except MissingError as error:
         progress.say(f"digests of base images are kept: {error}")
-    changes = pins.lock(project, (lambda name: build.resolve(client, name)) if client else None, platform.machine())
+    registries = pins.Registries(lambda name: build.resolve(client, name), registry.platforms) if client else None
+    changes = pins.lock(project, registries, platform.machine())
     print("\n".join(changes) or f"{pins.PINS}: nothing changed")
 
 
@@ -43,16 +65,20 @@ def replace_bases(project: Path, assignments: Sequence[str], dry: bool) -> None:
 
 
 def make(
-    project: Path, workspace: Path, settings: BuildSettings, stages: Sequence[str], force: bool, dry: bool
+    project: Path,
+    workspace: Path,
+    settings: BuildSettings,
+    stages: Sequence[str],
+    machine: str,
+    force: bool,
+    dry: bool,
 ) -> None:
-    """Build the images of these stages (none: of all that steps run in) that are missing.
+    """Build the images of these stages (none: of all that steps run in) for a machine (empty: this one) if missing.
 
     An image whose files are not here is left out with the reason; the only one that is wanted is an error.
     """
-    for stage in stages:
-        contract.one_of("--stage", stage, pins.IMAGES)
     client, failures = engine.connect(), []
-    for image in definition.plans(project, stages or settings.stages, progress.say):
+    for image in definition.plans(project, _wanted(stages, settings), progress.say, machine):
         try:
             build.update(client, image, settings, workspace, f"{image.stage}: ", force, dry)
         except DebertaError as error:  # the other stages do not depend on this one
@@ -60,6 +86,47 @@ def make(
             print(f"{image.stage}: {error}")
     if failures:
         raise type(failures[0])(f"{len(failures)} of the images could not be built. First: {failures[0]}")
+
+
+def _wanted(stages: Sequence[str], settings: BuildSettings) -> Sequence[str]:
+    for stage in stages:
+        contract.one_of("--stage", stage, pins.IMAGES)
+    return stages or settings.stages
+
+
+def write_contexts(
+    project: Path, settings: BuildSettings, folder: Path, stages: Sequence[str], machine: str, dry: bool
+) -> None:
+    """Write the build contexts of these stages' images below a new or empty folder; stages and machine as of `make`.
+
+    It appears whole or not at all. Raises ConfigError (it holds something) and MissingError (no files for any image).
+    """
+    if os.path.lexists(folder) and not (folder.is_dir() and not any(folder.iterdir())):
+        raise ConfigError(f"{folder} is not a new or empty folder. Name another one")
+    images = list(definition.plans(project, _wanted(stages, settings), progress.say, machine))
+    if not images:
+        raise MissingError("there are files for none of these images. Run: invoke doctor")
+    for image in images:
+        note = f" (not pinned: {'; '.join(image.unpinned)})" if image.unpinned else ""
+        print(f"{image.stage}: {'would write' if dry else 'writing'} {folder / image.stage} for {image.tag}{note}")
+    if left_out := [name for name in _NOT_WRITTEN if getattr(settings, name)]:
+        print(f"of `images` in invoke.yaml these are left out, as they are of this machine: {', '.join(left_out)}")
+    if dry:
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.tmp-") as scratch:
+        unfinished = Path(scratch, folder.name)
+        unfinished.mkdir()
+        for image in images:
+            context.write_folder(unfinished / image.stage, image, settings)
+        files.write_text(unfinished / "README.md", _README.format(commands="\n".join(map(_build_command, images))))
+        unfinished.rename(folder)
+    print(f"{folder / 'README.md'} says how to build them")
+
+
+def _build_command(image: Image) -> str:
+    arguments = f"--platform {pins.PLATFORMS[image.arch]} --build-arg {definition.EPOCH}={image.epoch}"
+    return f"docker build {arguments} --tag {image.tag} {image.stage}"
 
 
 def remove_containers(workspace: Path, dry: bool) -> None:

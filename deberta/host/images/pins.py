@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Callable, Dict, Literal, Mapping
+from typing import Annotated, Any, Callable, Dict, Literal, Mapping, NamedTuple
 
 import msgspec
 import tomlkit
@@ -31,6 +31,8 @@ PINNED = "pinned"  # `--base STAGE=pinned` removes a replacement
 
 Stage = Literal["export", "compile", "runtime"]
 Architecture = Literal["x86_64", "aarch64"]
+Platform = Literal["linux/amd64", "linux/arm64"]
+PLATFORMS: Mapping[str, Platform] = {"x86_64": "linux/amd64", "aarch64": "linux/arm64"}
 Digest = Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}\Z")]
 # From 1980 on: a zip holds no earlier time.
 Seconds = Annotated[int, Meta(ge=315532800, le=4102444800)]
@@ -48,10 +50,14 @@ class Lock(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class PinnedBase(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A base image: its tag, which is only shown to people, and the digest that is used."""
+    """A base image: its tag, which is only shown to people, and the digest that is used.
+
+    `platforms`: linux/amd64 and linux/arm64, as far as they are known, to the digest of the image in the list `digest`.
+    """
 
     image: Text
     digest: Digest
+    platforms: Dict[Platform, Digest] = {}
 
 
 class Base(PinnedBase, frozen=True):
@@ -121,7 +127,7 @@ def load(project: Path) -> ImagePins:
     tables = convert(document.unwrap(), _Pins, str(PINS), _HINT)
     overrides = _overrides(project)
     bases = {
-        stage: Base(base.image, base.digest, overrides.get(stage, ""))
+        stage: Base(base.image, base.digest, base.platforms, overrides.get(stage, ""))
         for stage, base in msgspec.structs.asdict(tables.base).items()
     }
     return ImagePins(
@@ -140,11 +146,21 @@ def base_of(stage: str) -> str:
     return "export" if stage == RUNTIME_CPU else stage
 
 
-def lock(project: Path, resolve: Callable[[str], str] | None, architecture: str) -> list[str]:
+class Registries(NamedTuple):
+    """What is asked of registries: the present digest of a tag, and the images of such a digest by platform.
+
+    `platforms`: None for a digest that is no list. Both raise errors of ours.
+    """
+
+    digest: Callable[[str], str]
+    platforms: Callable[[str, str], Mapping[str, str] | None]
+
+
+def lock(project: Path, registries: Registries | None, architecture: str) -> list[str]:
     """Rewrite pins.toml for the files and tags of now; returns what changed, one line each.
 
-    `resolve` maps a tag to its present digest; None keeps all digests, and an error of ours keeps that one and becomes
-    a line. `architecture` is used for an msame that is no ELF file. Pins of .deb files and wheels that are gone are
+    `registries`: None keeps all digests, and an error of ours keeps those of that base and becomes a line.
+    `architecture` is used for an msame that is no ELF file. Pins of .deb files and wheels that are gone are
     dropped; those of CANN packages and msame stay, since another machine may have them.
     """
     load(project)  # a file with mistakes is not rewritten
@@ -152,11 +168,8 @@ def lock(project: Path, resolve: Callable[[str], str] | None, architecture: str)
     document = tomlkit.parse(path.read_text(encoding="utf-8"))
     changes: list[str] = []
     for stage, entry in document["base"].items():
-        if resolve is not None:
-            try:
-                _set(entry, "digest", resolve(str(entry["image"])), f"base.{stage}", changes, str(entry["image"]))
-            except DebertaError as error:
-                changes.append(f"base.{stage}: digest kept: {error}")
+        if registries is not None:
+            _lock_base(entry, f"base.{stage}", registries, changes)
     for stage, entry in document["lock"].items():
         file = project / str(entry["file"])
         if not file.is_file():
@@ -179,6 +192,35 @@ def lock(project: Path, resolve: Callable[[str], str] | None, architecture: str)
     if text != path.read_text(encoding="utf-8"):
         files.write_text(path, text)
     return changes
+
+
+def _lock_base(entry: Any, name: str, registries: Registries, changes: list[str]) -> None:
+    """Set the digests of a base: of its tag, and of each platform in that list. An unknown one is not in the file."""
+    image, before = str(entry["image"]), str(entry["digest"])
+    try:
+        _set(entry, "digest", registries.digest(image), name, changes, image)
+    except DebertaError as error:
+        changes.append(f"{name}: digest kept: {error}")
+    digest = str(entry["digest"])
+    if digest != before and entry.pop("platforms", None):
+        changes.append(f"{name}: digests of its platforms dropped: they were of the digest before")
+    try:
+        known = registries.platforms(image, digest)
+    except DebertaError as error:
+        kept = "kept" if entry.get("platforms") else "not recorded"
+        changes.append(f"{name}: digests of its platforms {kept}: {error}")
+        return
+    for platform in PLATFORMS.values():
+        recorded = entry.get("platforms", {})
+        if known is not None and platform in known:
+            _set(_table(entry, ("platforms",)), platform, known[platform], f"{name}.{platform}", changes)
+        elif platform in recorded:
+            del recorded[platform]
+            changes.append(f"{name}.{platform}: dropped, {digest} has no image for it")
+        elif known is not None:
+            changes.append(f"{name}.{platform}: not recorded, {digest} has no image for it")
+    if known is None:
+        changes.append(f"{name}: {digest} is of one platform")
 
 
 def set_base(project: Path, stage: str, reference: str, name: str = "") -> None:
@@ -225,6 +267,11 @@ def architecture_of(path: Path) -> str | None:
 def user_files(folder: Path, suffix: str) -> list[Path]:
     """The regular files with this suffix in a folder, sorted; none if there is no such folder."""
     return sorted(path for path in folder.glob(f"*{suffix}") if path.is_file())
+
+
+def machine_of(platform: str) -> str:
+    """x86_64 for linux/amd64: the machine of a platform that PLATFORMS has."""
+    return next(machine for machine, name in PLATFORMS.items() if name == platform)
 
 
 def without_tag(image: str) -> str:
