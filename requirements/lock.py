@@ -29,7 +29,7 @@ from packaging.markers import Marker
 from deberta import PROJECT
 from deberta.core.errors import ConfigError, DataError, MissingError, run_stage
 from deberta.core.files import write_text
-from deberta.host.environments import locks, platforms
+from deberta.host.environments import locks, platforms, stages
 from deberta.host.environments.locks import Locked
 from deberta.host.environments.platforms import Needs
 
@@ -44,7 +44,7 @@ PYTHONS = {
 }
 # One Python and one system; the hashes are of every machine's files.
 OPTIONS = {"compile": ("--no-universal", "--python-platform", "linux")}
-TORCH = "https://download.pytorch.org/whl/cpu/torch/"
+TORCH = f"{stages.TORCH_INDEX}/torch/"
 
 _NO_ANSWER = r"error sending request|Failed to fetch|Failed to read `--find-links`|[Nn]etwork connectivity is disabled"
 
