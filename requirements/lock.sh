@@ -1,5 +1,5 @@
 #!/bin/sh
-# Make the six hash-locked files at the top of the repository again, and show what changed for each machine:
+# Make the hash-locked files at the top of the repository again, and show what changed for each machine:
 # requirements/lock.sh [--upgrade]. See lock.py. It runs in .venv-stages with the test tools, as `invoke lint` makes it.
 set -eu
 
