@@ -35,11 +35,11 @@ TOOLKIT = "Ascend-cann-toolkit_5.1.RC2_linux-{}.run"  # named in messages; other
 # Scripts of docker/ in the context of a stage, beside the user's files.
 SCRIPTS = {
     "export": ("install-packages",),
-    pins.RUNTIME_CPU: ("install-packages",),
     "compile": ("install-cann", "install-packages", "with-cann", "check-cann"),
     "runtime": ("install-cann", "with-cann", "check-cann"),
 }
 SETTLE = "settle"  # beside them in every stage
+SCRIPTS[pins.RUNTIME_CPU] = SCRIPTS[pins.base_of(pins.RUNTIME_CPU)]
 DESCRIPTIONS = {
     "export": "Python packages that export, tokenize, judge, and run the cpu backend",
     pins.RUNTIME_CPU: "Python packages that judge, and run the cpu backend: the export image without PyTorch",
