@@ -223,6 +223,10 @@ RUN, CODE = "Step 5/9 : RUN ./install-packages x", "The command '/bin/sh -c x' r
         (X, [], f"{CODE}137", f"{CODE}137 ({AT}). It was killed, most likely because memory ran out"),
         # The engine's own error, whatever was printed before.
         (X, ["Using cache"], "COPY failed: stat a: no such file", f"COPY failed: stat a: no such file ({AT})"),
+        (  # Podman
+            "[1/2] STEP 5/9: RUN x", ["ERROR: bad"], 'building at STEP "RUN x": while running runtime: exit status 3\n',
+            "bad (step 5/9, RUN x, exit code 3)",
+        ),
         ("", [], "dockerfile parse error line 3: unknown: X", "dockerfile parse error line 3: unknown: X"),
         ("", [], "", "the engine ended it without a message"),
         (X, ["tar: write error: No space left on device", "ERROR: failed"], f"{CODE}1",

@@ -23,7 +23,7 @@ from deberta.host.engine.transcript import Show
 from deberta.host.images import definition, pins
 from deberta.host.images.context import write_context
 from deberta.host.images.definition import BuildSettings, Image
-from deberta.host.images.failure import explain, of_message
+from deberta.host.images.failure import STEP, explain, of_message
 from deberta.host.images.finish import finish
 
 BUILD = f"{definition.REPOSITORY}.build"  # label of everything that a build creates but the finished image
@@ -85,9 +85,8 @@ def _get(client: Any, reference: str) -> Any:
 
 def why(client: Any, image: Image) -> str:
     """Why an image is missing: the inputs that changed since the newest one of its stage, or that none was built."""
-    labels = [f"{definition.LABEL}=image", f"{definition.STAGE}={image.stage}"]
-    with explained("listing images"):
-        entries = client.api.images(filters={"label": labels})
+    with explained("listing images"):  # by one label: Podman 4.3 lists nothing for two
+        entries = client.api.images(filters={"label": f"{definition.STAGE}={image.stage}"})
     if not entries:
         return "not built yet"
     try:
@@ -197,12 +196,12 @@ def _run(
                 copy.write(text if text.endswith("\n") or "stream" in message else f"{text}\n")
                 built = str(message.get("aux", {}).get("ID", built))
                 for line in text.splitlines():
-                    if line.startswith("Step "):
+                    if STEP.match(line):
                         step = line
                         printed.clear()
                         if f"LABEL {definition.REPOSITORY}" not in line:  # long, and the same each time
                             show(line)
-                    elif line.strip() and not line.startswith((" --->", "Removing intermediate")):
+                    elif line.strip() and not line.startswith((" --->", "--> ", "Removing intermediate")):
                         printed.append(line.strip())
     if failure or not built:
         hint = ". Packages come from where `images` in invoke.yaml says" if "install-packages" in step else ""

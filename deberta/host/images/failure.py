@@ -9,8 +9,9 @@ from deberta.core.errors import one_line
 
 # Sequences that turn colours on, move the cursor or set a title: ECMA-48's CSI and OSC, and those of two characters.
 _ESCAPE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[ -/]*[0-~])")
-_CODE = re.compile(r"returned a non-zero code: ([0-9]{1,9})")
-_STEP = re.compile(r"Step ([0-9]+/[0-9]+) : (.*)", re.DOTALL)
+# As Docker's classic builder prints them, and Podman's, which counts the steps of each stage: [1/2] STEP 3/7: RUN x
+_CODE = re.compile(r"(?:returned a non-zero code:|while running runtime: exit status) ([0-9]{1,9})")
+STEP = re.compile(r"(?:\[[0-9]+/[0-9]+\] )?S(?:tep|TEP) ([0-9]+/[0-9]+) ?: (.*)", re.DOTALL)
 _FULL = re.compile("no space left on device|disk quota exceeded", re.IGNORECASE)
 _NO_REASON = re.compile(r"\[?(?:warning|warn|notice|note|hint)\b", re.IGNORECASE)
 _LONGEST_COMMAND = 60  # characters of a step's command that are shown
@@ -68,7 +69,7 @@ def _of_lines(lines: Sequence[str]) -> str:
 def _place(step: str, code: str) -> str:
     """As in: step 5/9, RUN ./install-packages, exit code 1."""
     parts = []
-    if match := _STEP.fullmatch(plain(step)):
+    if match := STEP.fullmatch(plain(step)):
         command = " ".join(match[2].split())
         short = command if len(command) <= _LONGEST_COMMAND else f"{command[:_LONGEST_COMMAND].rstrip()} ..."
         parts += [f"step {match[1]}", short]

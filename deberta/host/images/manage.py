@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import tempfile
 from pathlib import Path
 from typing import Any, Sequence
@@ -189,4 +190,5 @@ def names(timeout: float) -> list[str]:
 
 def _name(entry: Any) -> str:
     tags: Sequence[str] = entry.get("RepoTags") or ()
-    return tags[0] if tags and "<none>" not in tags[0] else str(entry["Id"])
+    # Podman writes the registry before each name that has none.
+    return re.sub("^(docker.io|localhost)/", "", tags[0]) if tags and "<none>" not in tags[0] else str(entry["Id"])
