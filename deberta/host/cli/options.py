@@ -209,6 +209,10 @@ class Options:
     label_words: str = ""
     tokenizer: str = text("", user_path)
     copy: bool = False
+    # wheelhouse
+    dir: str = text("", user_path)
+    for_: tuple[str, ...] = ()
+    dev: bool = False
     # adopt, fetch, images, ci-image, clean, demo
     folder: str = text("", user_path)
     only: str = "checkpoint,tokenizer,mnli"

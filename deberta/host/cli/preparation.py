@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import platform
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Callable
@@ -11,12 +12,14 @@ from invoke.context import Context
 from invoke.exceptions import Exit
 
 from deberta import PROJECT
+from deberta.core import contract
 from deberta.core.errors import ConfigError, DebertaError, MissingError
 from deberta.host.cli import auto, output, settings, settings_file
 from deberta.host.cli.auto import AUTO
 from deberta.host.cli.command import COMMANDS, command
 from deberta.host.cli.options import Options, user_path, user_paths
 from deberta.host.engine import ping
+from deberta.host.environments import fetch_wheels, locks, offline
 from deberta.host.plan import profiles
 from deberta.host.plan.plan import Plan
 from deberta.host.report import request
@@ -85,6 +88,27 @@ def images(c: Context, options: Options) -> None:
             raise ConfigError("--context goes without --force: it builds nothing, and takes a new or empty folder")
         return manage.write_contexts(PROJECT, builds, Path(options.context), options.stage, machine, options.dry)
     manage.make(PROJECT, settings.workspace(c), builds, options.stage, machine, options.force, options.dry)
+
+
+@command("dir", "for_", "dev", "dry")
+def wheelhouse(c: Context, options: Options) -> None:
+    """Fetch every package that machines without network need.
+
+    Each is checked by the hashes of the locks. The setting wheelhouse installs from the folder alone.
+    """
+    from deberta.host.images import pins
+
+    machines = [contract.one_of("--for", name, locks.MACHINES) for name in options.for_] or [platform.machine()]
+    if machines[0] not in locks.MACHINES:
+        raise ConfigError(
+            f"the locks are not for {machines[0]}. Name a machine: --for {' or --for '.join(locks.MACHINES)}"
+        )
+    if options.dry:
+        for target in fetch_wheels.targets(PROJECT, machines, options.dev):
+            print(f"would fetch what {options.dir} lacks of {fetch_wheels.describe(target)}")
+        return
+    fetch_wheels.fill(PROJECT, Path(options.dir), machines, options.dev, pins.load(PROJECT).debs)
+    print(f"Without network, name the folder: wheelhouse: DIR in {offline.SETTINGS}, or {offline.VARIABLE}=DIR")
 
 
 @command("tag", "force", "dry")

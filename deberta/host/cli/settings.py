@@ -23,7 +23,7 @@ from deberta.host.cli import auto, settings_file  # noqa: F401  # how invoke rea
 from deberta.host.cli.options import Options
 from deberta.host.engine import containers, limits
 from deberta.host.engine.npu_access import NpuSettings
-from deberta.host.environments import stages
+from deberta.host.environments import offline, stages
 from deberta.host.plan import profiles
 from deberta.host.plan.plan import Case, Plan
 from deberta.host.run.executor import Executor
@@ -54,6 +54,7 @@ class InvokeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     batch_sizes: Annotated[tuple[schema.BatchSize, ...], Meta(min_length=1)] = (1, 4, 8, 16, 32, 64)
     workspace: str = ""
     stages_python: str = ""
+    wheelhouse: str = ""
     profiles: Any = None
     image_unpinned: Optional[list[str]] = None  # the CI image's alone
 
@@ -98,14 +99,29 @@ def prepared_python(c: Context) -> Optional[Path]:
 def stages_environment(c: Context) -> Callable[[], Path]:
     """What makes sure of the stages' environment when a step first needs it, and returns its Python."""
     prepared = prepared_python(c)
-    return functools.cache(lambda: stages.ensure(PROJECT, python=prepared))
+    wheels = wheelhouse(c)
+    return functools.cache(lambda: stages.ensure(PROJECT, python=prepared, wheels=wheels))
+
+
+def wheelhouse(c: Context) -> Optional[Path]:
+    """The only place to install packages from; None: the network. Raises ConfigError if YAML says another one.
+
+    `inv` has to know it before YAML can be read, so the rule is offline.setting's.
+    """
+    folder, in_yaml = offline.setting(PROJECT), path_of(read(c).wheelhouse)
+    if in_yaml and Path(os.path.abspath(in_yaml)) != folder:
+        raise ConfigError(
+            f"wheelhouse is {in_yaml} by YAML, and {folder or 'empty'} as ./inv reads it. Write wheelhouse: DIR on a "
+            f"line of its own in the project's {offline.SETTINGS}, not indented, or set {offline.VARIABLE}"
+        )
+    return folder
 
 
 def image_builds(c: Context) -> BuildSettings:
     """How images are built. Raises ConfigError."""
     from deberta.host.images import definition  # tomlkit is not loaded for the list of tasks
 
-    return definition.settings(read(c).images, PROJECT)
+    return definition.settings(read(c).images, PROJECT, wheelhouse(c))
 
 
 def file_of(c: Context) -> Path:

@@ -11,7 +11,7 @@ from typing import Any, Mapping, Optional
 
 from deberta.core import schema
 from deberta.core.errors import ConfigError, MissingError
-from deberta.host.environments import locks, platforms, venvs
+from deberta.host.environments import locks, platforms, venvs, wheelhouse
 
 FOLDER = ".venv-stages"
 STAGES_LOCK = "requirements-stages.lock"
@@ -45,12 +45,13 @@ def find(project: Path, dev: bool = False) -> Optional[Path]:
     return venvs.python_of(folder) if venvs.is_current(folder, _locks(project, dev)) else None
 
 
-def ensure(project: Path, dev: bool = False, python: Optional[Path] = None) -> Path:
+def ensure(project: Path, dev: bool = False, python: Optional[Path] = None, wheels: Optional[Path] = None) -> Path:
     """The stages' Python, its environment installed first if need be; with `dev`, including the test tools.
 
-    `python` is the interpreter of an environment that the user prepared: it is checked, never changed.
-    Raises MissingError (this system is none that the locks are for, no Python 3.11, or pip failed) and ConfigError (a
-    prepared environment that does not fit).
+    `python` is the interpreter of an environment that the user prepared: it is checked, never changed. `wheels`: the
+    wheelhouse that is then the only place to install from. Raises MissingError (this system is none that the locks are
+    for, no Python 3.11, not in the wheelhouse, or pip failed), ConfigError (a prepared environment that does not fit)
+    and DataError (a file of the wheelhouse is not the right one).
     """
     if python is not None:
         check(project, python)
@@ -58,7 +59,7 @@ def ensure(project: Path, dev: bool = False, python: Optional[Path] = None) -> P
     folder = project / FOLDER
     if find(project, dev) is None:
         with venvs.one_at_a_time(folder):
-            _install(project, folder, dev)  # nothing to do if another process just did it
+            _install(project, folder, dev, wheels)  # nothing to do if another process just did it
     return venvs.python_of(folder)
 
 
@@ -124,8 +125,12 @@ def find_python() -> Optional[str]:
     return None
 
 
-def _install(project: Path, folder: Path, dev: bool) -> None:
+def _install(project: Path, folder: Path, dev: bool, wheels: Optional[Path]) -> None:
     stages, *more = _locks(project, dev)
+    if wheels:
+        for lock in (stages, *more):
+            if not venvs.is_current(folder, [lock]):
+                wheelhouse.check(wheels, lock, platform.machine())
     if not venvs.is_current(folder, [stages]):
         platforms.require(STAGES_LOCK, ways_out())
         python, of_own_index = find_python(), locks.of_own_index(stages)
@@ -136,18 +141,19 @@ def _install(project: Path, folder: Path, dev: bool) -> None:
                 "run the same command again"
             )
         megabytes = platforms.megabytes(STAGES_LOCK)
+        size = f"from {wheels}" if wheels else f"CPU builds; about {megabytes} MB to fetch"
         venvs.say(
-            f"installing the stages' packages in {folder} (CPU builds; about {megabytes} MB to fetch, "
-            f"{DISK_MB / 1000:.1f} GB on disk; once, a minute or a few) ..."
+            f"installing the stages' packages in {folder} ({size}, {DISK_MB / 1000:.1f} GB on disk; once, a minute or "
+            "a few) ..."
         )
         venvs.create(folder, python)
-        for package in of_own_index:
+        for package in of_own_index if wheels is None else ():
             _install_from_own_index(folder, package)
-        venvs.install(folder, stages, show_progress=True)
+        venvs.install(folder, stages, show_progress=True, wheelhouse=wheels)
     for lock in more:
         if not venvs.is_current(folder, [lock]):
             venvs.say(f"installing the test tools in {folder} (about {platforms.megabytes(lock.name)} MB, once) ...")
-            venvs.install(folder, lock)
+            venvs.install(folder, lock, wheelhouse=wheels)
 
 
 def _install_from_own_index(folder: Path, package: locks.Locked) -> None:

@@ -23,6 +23,7 @@ from deberta.core import machine
 from deberta.core.errors import ConfigError, MissingError, run_stage
 from deberta.core.files import write_text
 from deberta.core.progress import Progress
+from deberta.host.environments import offline
 
 HOST_FOLDER = ".venv"
 HOST_LOCK = "requirements-host.lock"
@@ -98,27 +99,40 @@ def create(folder: Path, python: str) -> None:
         )
 
 
-def install(folder: Path, lock: Path, options: Sequence[str] = (), show_progress: bool = False) -> None:
+def install(folder: Path, lock: Path, show_progress: bool = False, wheelhouse: Optional[Path] = None) -> None:
     """Install the wheels of a hash-locked requirements file, then write its copy to `folder`: that says it is complete.
 
-    Raises MissingError if pip fails, after showing pip's last lines.
+    `wheelhouse`: the only place to take them from. Raises MissingError if it was made for another lock, or if pip
+    fails, after showing pip's last lines.
     """
     text = lock.read_text(encoding="utf-8")
-    arguments = ["install", "--require-hashes", "--only-binary", ":all:", *options, "-r", str(lock)]
+    arguments = ["install", "--require-hashes", "--only-binary", ":all:"]
+    if wheelhouse:
+        offline.require(wheelhouse, lock)
+        arguments += offline.pip_options(wheelhouse)
+    arguments += ["-r", str(lock)]
     try:
         if show_progress:
-            _with_progress(folder, arguments, len(re.findall(r"(?m)^[A-Za-z0-9]", text)))
+            with_progress(folder, arguments, len(re.findall(r"(?m)^[A-Za-z0-9]", text)), wheelhouse is not None)
         else:
-            pip(folder, arguments)
+            pip(folder, arguments, isolated=wheelhouse is not None)
     except PipError as error:
         for line in error.lines:
             say(f"  {line}")
-        raise MissingError(f"pip could not install {lock.name} in {folder}: {error}. {_advice(error)}") from None
+        advice = _advice(error, wheelhouse)
+        raise MissingError(f"pip could not install {lock.name} in {folder}: {error}. {advice}") from None
     write_text(folder / lock.name, text)
 
 
-def _advice(error: PipError) -> str:
+def _advice(error: PipError, wheelhouse: Optional[Path]) -> str:
     again = "then run the same command again"
+    if wheelhouse and error.cause == NOT_LISTED:
+        return (
+            f"The wheelhouse {wheelhouse} has no wheel of it for {platform.machine()} and this Python. "
+            f"{offline.hint(wheelhouse)}"
+        )
+    if wheelhouse:
+        return f"Check the disk. If a file of the wheelhouse is damaged: {offline.hint(wheelhouse)}"
     if error.cause == NO_ANSWER:
         settings = "PIP_INDEX_URL, PIP_CERT, a proxy; without network: PIP_FIND_LINKS and PIP_NO_INDEX"
         return f"The package index did not answer. Check the network and pip's own settings ({settings}), {again}"
@@ -131,12 +145,18 @@ def _advice(error: PipError) -> str:
     return f"Check the network, the disk and pip's own settings ({settings}), {again}"
 
 
-def pip(folder: Path, arguments: Sequence[str], on_line: Optional[Callable[[str], None]] = None) -> None:
-    """Run the environment's pip, with the user's own pip settings. Raises PipError."""
+def pip(
+    folder: Path,
+    arguments: Sequence[str],
+    on_line: Optional[Callable[[str], None]] = None,
+    isolated: bool = False,
+) -> None:
+    """Run the environment's pip, with the user's own pip settings unless it is `isolated`. Raises PipError."""
     command = [str(python_of(folder)), "-m", "pip", "--no-input", "--disable-pip-version-check", *arguments]
     tail: deque[str] = deque(maxlen=_TAIL)
     streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    process = machine.start(command, env=environment(), **streams)
+    variables = offline.without_pip_settings(environment()) if isolated else environment()
+    process = machine.start(command, env=variables, **streams)
     with process:
         assert process.stdout is not None
         try:
@@ -179,12 +199,17 @@ def main(argv: Sequence[str]) -> None:
         )
     with one_at_a_time(folder):
         if not is_current(folder, [lock]):
-            say(f"installing invoke, docker and what they need in {folder} (about 1 MB, once) ...")
+            wheelhouse = offline.setting(PROJECT)
+            if wheelhouse:
+                offline.require(wheelhouse, lock)
+            source = f" from {wheelhouse}" if wheelhouse else ""
+            say(f"installing invoke, docker and what they need in {folder}{source} (about 1 MB, once) ...")
             create(folder, argv[0])
-            install(folder, lock)
+            install(folder, lock, wheelhouse=wheelhouse)
 
 
-def _with_progress(folder: Path, arguments: list[str], packages: int) -> None:
+def with_progress(folder: Path, arguments: Sequence[str], packages: int, isolated: bool = False) -> None:
+    """`pip` with a count of the packages that it has looked at, on standard error. Raises PipError."""
     progress = Progress("fetching", packages, "packages", sys.stderr)
     seen = 0
 
@@ -193,11 +218,13 @@ def _with_progress(folder: Path, arguments: list[str], packages: int) -> None:
         if line.startswith(("Collecting ", "Processing ", "Requirement already satisfied")):
             seen = min(seen + 1, packages - 1)  # a lock names some packages of other platforms too
             progress.update(seen)
+        elif line.startswith("Successfully downloaded"):
+            progress.update(packages)
         elif line.startswith("Installing collected"):
             progress.update(packages)
             say("unpacking (pip says nothing meanwhile; about half a minute) ...")
 
-    pip(folder, arguments, count)
+    pip(folder, arguments, count, isolated)
 
 
 if __name__ == "__main__":

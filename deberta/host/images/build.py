@@ -253,8 +253,8 @@ def _base(client: Any, image: Image, settings: BuildSettings, show: Show) -> str
             )
         if settings.offline:
             raise MissingError(
-                f"the base {image.base} is not on this engine, and images.offline is set. Load it (docker load), "
-                f"{replace}"
+                f"the base {image.base} is not on this engine, and nothing is pulled without network (wheelhouse or "
+                f"images.offline is set). Load it (docker load), {replace}"
             )
         with explained(f"pulling {image.base}"):
             base = _pull(client, image, reference, image.base, show)

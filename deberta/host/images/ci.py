@@ -36,7 +36,8 @@ TOP, PACKAGE = "project/", "project/deberta/"  # of the context
 SETTINGS, GATES = Path("invoke.yaml"), Path("gates.toml")
 UNPINNED = "image_unpinned"  # a setting of the image alone: how it differs from what is pinned
 SET_ENV = containers.CODE / "docker" / "ci-set-env"  # the setting `cann` in the image
-_LEFT_OUT = ("images", "containers", "npu", "stages_python", "msame")  # settings of one machine, or of its network
+# Settings of one machine, or of its network.
+_LEFT_OUT = ("images", "containers", "npu", "stages_python", "msame", "wheelhouse")
 _NAME = re.compile(r"(?:[\w.-]+(?::\d+)?/)?[a-z0-9]+(?:[._/-]+[a-z0-9]+)*(?::\w[\w.-]{0,127})?", re.ASCII)
 
 
@@ -132,7 +133,7 @@ def settings(project: Path, with_cann: bool, unpinned: Sequence[str]) -> tuple[s
         raise ConfigError(f"{path} holds no mapping of settings. Correct it, or run: git checkout -- {SETTINGS}")
     kept = {key: value for key, value in values.items() if key not in _LEFT_OUT}
     kept.update(executor="local", workspace=str(containers.ROOT), cann=str(SET_ENV) if with_cann else "")
-    kept.update(stages_python="", msame="")  # variables can set only keys that exist
+    kept.update(stages_python="", msame="", wheelhouse="")  # variables can set only keys that exist
     kept[UNPINNED] = list(unpinned)
     gates = project / Path(str(kept["gates"])).expanduser() if kept.get("gates") else None
     if gates and not gates.is_file():

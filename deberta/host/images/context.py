@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from packaging.utils import canonicalize_name
 
 from deberta.core.errors import DataError
-from deberta.host.environments import locks, platforms, stages
+from deberta.host.environments import locks, platforms, stages, wheelhouse
 from deberta.host.images.definition import EPOCH, BuildSettings, Image, labels
 
 NETWORK = "network"  # folder of the context that builder stages copy to /build
@@ -112,8 +112,14 @@ def _needs(image: Image) -> dict[str, bytes]:
 
 
 def _wheels(folder: Path | None, image: Image) -> Iterator[Path]:
-    """The wheels of a folder that a lock names for the image's machine; it may be a mirror with many others."""
+    """The wheels of a folder that a lock names for the image's machine; it may be a mirror with many others.
+
+    Those of a folder that `invoke wheelhouse` filled are checked: raises its errors.
+    """
     assert image.lock is not None
+    if folder and (folder / wheelhouse.MANIFEST).is_file():
+        yield from wheelhouse.check(folder, image.lock, image.arch)
+        return
     versions = {(canonicalize_name(name), version) for name, version, _ in locks.of_any(image.lock, [image.arch])}
     for path in sorted(folder.glob("*.whl")) if folder else ():
         name, _, rest = path.name.partition("-")

@@ -112,11 +112,18 @@ class Image:
         return f"{REPOSITORY}/{self.stage}:{digest_of(self.inputs)[:20]}"
 
 
-def settings(values: Any, project: Path) -> BuildSettings:
-    """BuildSettings of the mapping `images` in invoke.yaml; paths are relative to the project. Raises ConfigError."""
+def settings(values: Any, project: Path, only_from: Optional[Path] = None) -> BuildSettings:
+    """BuildSettings of the mapping `images` in invoke.yaml; paths are relative to the project. Raises ConfigError.
+
+    `only_from`: the setting `wheelhouse`, a folder for the whole project, with which builds have no network.
+    """
     images = schema.setting(values, BuildSettings, "images")
     paths = (images.wheelhouse, images.ca)
     wheelhouse, ca = ((project / path.expanduser()).absolute() if path else None for path in paths)
+    if only_from:
+        if wheelhouse and wheelhouse != only_from:
+            raise ConfigError(f"wheelhouse is {only_from}, and images.wheelhouse {wheelhouse}. Leave one of them empty")
+        wheelhouse, images = only_from, msgspec.structs.replace(images, offline=True)
     if wheelhouse and not wheelhouse.is_dir():
         raise ConfigError(f"images in invoke.yaml: wheelhouse: {wheelhouse} is no folder")
     if ca and not (ca.is_file() and b"-----BEGIN CERTIFICATE-----" in ca.read_bytes()):

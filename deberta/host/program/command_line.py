@@ -32,7 +32,7 @@ from deberta.host.run import messages
 
 STARTED_AS = "DEBERTA_STARTED_AS"  # the environment variable in which `inv` says how the user called it
 GROUPS: Mapping[str, Sequence[str]] = {
-    "set up": ("doctor", "status", "fetch", "add-profile", "adopt", "images", "clean"),
+    "set up": ("doctor", "status", "fetch", "add-profile", "adopt", "images", "wheelhouse", "clean"),
     "make": (
         "export-onnx",
         "preprocess",

@@ -11,7 +11,7 @@ from typing import Callable, Optional, Sequence
 
 from deberta.core import machine, progress
 from deberta.core.errors import MissingError, StageError
-from deberta.host.environments import stages
+from deberta.host.environments import offline, stages
 from deberta.host.run import local
 from deberta.host.run.executor import check_exit
 
@@ -68,7 +68,8 @@ def _check(project: Path, arguments: Sequence[str], problem: str, dry: bool) -> 
     if dry:
         print(shlex.join([str(project / stages.FOLDER / "bin" / "python"), "-m", *arguments]))
         return
-    code = subprocess.run([str(stages.ensure(project, dev=True)), "-m", *arguments], cwd=project).returncode
+    python = stages.ensure(project, dev=True, wheels=offline.setting(project))
+    code = subprocess.run([str(python), "-m", *arguments], cwd=project).returncode
     if code in (130, -signal.SIGINT):
         raise KeyboardInterrupt
     if code:
