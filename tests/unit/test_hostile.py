@@ -337,6 +337,7 @@ OPEN_ELSEWHERE = {
     "ascend/cann.py": "the installed toolkit",
     "core/files.py": "what was just written",
     "core/machine.py": "the kernel's files",
+    "host/environments/fetch_wheels.py": "our lock files, and what pip just wrote",
     "host/environments/locks.py": "our lock files",
     "host/environments/venvs.py": "our lock files, by the standard library alone",
     "host/fetch/archives.py": "regular files of an old cache",

@@ -199,7 +199,7 @@ def test_no_index_has_the_build_of_torch(printed: str, message: str, project: Pa
 def test_why_pip_failed(
     lines: list[str], advice: str, project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fail(folder: Path, arguments: object, on_line: object = None) -> None:
+    def fail(folder: Path, arguments: object, on_line: object = None, isolated: bool = False) -> None:
         raise venvs.PipError(lines)
 
     monkeypatch.setattr(venvs, "pip", fail)

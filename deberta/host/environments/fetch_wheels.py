@@ -23,7 +23,7 @@ from deberta.core import contract, files, schema
 from deberta.core.errors import ConfigError, DataError, MissingError, some
 from deberta.host.environments import locks, platforms, stages, venvs, wheelhouse
 from deberta.host.environments.locks import Locked
-from deberta.host.environments.wheelhouse import DEBS, MANIFEST, Entry, Manifest, Need
+from deberta.host.environments.wheelhouse import DEBS, MANIFEST, Manifest, Need, WheelhouseFile
 
 COMPILE_LOCK = "requirements-compile.lock"
 PINS = "docker/pins.toml"  # has the hashes of the user's Debian packages
@@ -270,7 +270,7 @@ def _note(folder: Path, manifest: Manifest, need: Need, names: Iterable[str]) ->
     for name in names:
         size, sha256 = (folder / name).stat().st_size, files.sha256_of(folder / name)
         needed_by = [*(by_file[name].needed_by if name in by_file else []), need]
-        by_file[name] = Entry(
+        by_file[name] = WheelhouseFile(
             file=name, size=size, sha256=sha256, needed_by=sorted(needed_by, key=msgspec.structs.astuple)
         )
     manifest.files = list(by_file.values())

@@ -210,7 +210,7 @@ def main(argv: Sequence[str]) -> None:
 
 def with_progress(folder: Path, arguments: Sequence[str], packages: int, isolated: bool = False) -> None:
     """`pip` with a count of the packages that it has looked at, on standard error. Raises PipError."""
-    progress = Progress("fetching", packages, "packages", sys.stderr)
+    progress = Progress("reading" if isolated else "fetching", packages, "packages", sys.stderr)
     seen = 0
 
     def count(line: str) -> None:

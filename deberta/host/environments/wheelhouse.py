@@ -31,7 +31,7 @@ class Need(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     python: str
 
 
-class Entry(schema.Schema):
+class WheelhouseFile(schema.Schema):
     """A file of the wheelhouse, its size in bytes."""
 
     file: FileName
@@ -44,7 +44,7 @@ class Manifest(schema.Schema):
     """What a wheelhouse holds; a lock that all its machines have wheels for, with its SHA-256."""
 
     locks: Dict[str, schema.Sha256]
-    files: List[Entry]
+    files: List[WheelhouseFile]
 
     def machines(self, lock: str) -> list[str]:
         """The machines for which all wheels of a lock are here, for some Python."""
@@ -56,8 +56,7 @@ def read(folder: Path) -> Optional[Manifest]:
     path = folder / MANIFEST
     if not os.path.lexists(path):
         return None
-    hint = f"Remove it and run: invoke wheelhouse {folder}; files that are right are kept"
-    return schema.read(path, Manifest, hint)
+    return schema.read(path, Manifest, f"Remove it: files that are right are kept. {offline.hint(folder)}")
 
 
 def check(folder: Path, lock: Path, machine: str) -> list[Path]:
@@ -90,7 +89,7 @@ def check(folder: Path, lock: Path, machine: str) -> list[Path]:
     return [folder / entry.file for entry in needed]
 
 
-def is_right(path: Path, entry: Entry) -> bool:
+def is_right(path: Path, entry: WheelhouseFile) -> bool:
     """Whether a file has the size and the SHA-256 of the manifest. Raises OSError if it cannot be read."""
     try:
         return path.stat().st_size == entry.size and files.sha256_of(path) == entry.sha256
