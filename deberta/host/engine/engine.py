@@ -26,7 +26,7 @@ from docker.context import ContextAPI
 from deberta import PROJECT
 from deberta.core.errors import INTERRUPTED, ConfigError, MissingError, StageError, one_line
 from deberta.host.engine import address as addresses
-from deberta.host.engine import api_version, containers, limits, ping, traits
+from deberta.host.engine import api_version, containers, limits, ping, traits, unfinished
 from deberta.host.engine.containers import Container
 from deberta.host.engine.traits import Traits
 from deberta.host.engine.transcript import GRACE_SECONDS, Show, transcript
@@ -124,7 +124,7 @@ class DockerEngine:
     """
 
     def __init__(self, workspace: Path, keep: bool, show: Show) -> None:
-        self._keep, self._show = keep, show
+        self._workspace, self._keep, self._show = workspace, keep, show
         self._session = uuid.uuid4().hex
         self._labels = {**container_labels(workspace, keep), OF_SESSION: self._session}
         self._reaper: subprocess.Popen[bytes] | None = None
@@ -133,11 +133,8 @@ class DockerEngine:
 
     def __enter__(self) -> DockerEngine:
         self.client = connect()
-        with explained("looking for containers of an earlier run"):
-            for left in labelled(self.client, {LABEL: "container", OF_WORKSPACE: self._labels[OF_WORKSPACE]}):
-                if left.status in ("running", "paused", "restarting") or left.labels.get(KEPT) != "yes":
-                    self._show(f"removing container {left.name}, which an earlier run left")
-                    remove(left)
+        unfinished.begin_containers(self._workspace)
+        remove_left(self.client, self._workspace, self._show)
         return self
 
     def __exit__(
@@ -150,6 +147,8 @@ class DockerEngine:
                 else:
                     self._reaper.communicate(b"done")
         self.client.close()
+        if not self._may_leave_container:
+            unfinished.end_containers(self._workspace)
 
     @functools.cached_property
     def traits(self) -> Traits:
@@ -236,6 +235,18 @@ def labelled(client: Any, labels: Mapping[str, str]) -> Sequence[Any]:
     """Every container with all these labels, running or not."""
     filters = {"label": [f"{name}={value}" for name, value in labels.items()]}
     return list(client.containers.list(all=True, filters=filters, ignore_removed=True))
+
+
+def remove_left(client: Any, workspace: Path, show: Show) -> None:
+    """Remove the containers that an earlier run left in a workspace, but for those that it kept and that have ended.
+
+    The workspace's lock must be held.
+    """
+    with explained("looking for containers of an earlier run"):
+        for left in labelled(client, {LABEL: "container", OF_WORKSPACE: workspace_label(workspace)}):
+            if left.status in ("running", "paused", "restarting") or left.labels.get(KEPT) != "yes":
+                show(f"removing container {left.name}, which an earlier run left")
+                remove(left)
 
 
 def remove(container: Any) -> None:

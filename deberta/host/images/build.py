@@ -18,6 +18,7 @@ import docker.errors
 
 from deberta.core import progress, schema
 from deberta.core.errors import ConfigError, DataError, MissingError, StageError, one_line
+from deberta.host.engine import unfinished
 from deberta.host.engine.engine import explained
 from deberta.host.engine.transcript import Show
 from deberta.host.images import definition, pins
@@ -28,8 +29,8 @@ from deberta.host.images.finish import finish
 
 BUILD = f"{definition.REPOSITORY}.build"  # label of everything that a build creates but the finished image
 BINFMT = Path("/proc/sys/fs/binfmt_misc")  # a file for each kind of program that the kernel runs by an interpreter
-LOGS = Path(".cache", "images")  # in the workspace
-_INTERRUPT_SECONDS = 20.0  # for the engine to notice the closed connection and to end its containers
+LOGS = unfinished.BUILDS  # in the workspace
+INTERRUPT_SECONDS = 20.0  # for the engine to notice the closed connection and to end its containers
 _PULL_SECONDS = 5.0  # between two progress lines of a pull
 
 
@@ -122,6 +123,7 @@ def build(client: Any, image: Image, settings: BuildSettings, log: Path, show: S
     with tempfile.TemporaryFile(dir=log.parent) as context:
         write_context(context, image, settings, label)
         context.seek(0)
+        end = unfinished.begin_build(log.parent, label)
         try:
             with explained(f"building {image.tag}"):
                 built = _run(client, image, settings, base, context, log, show)
@@ -135,7 +137,8 @@ def build(client: Any, image: Image, settings: BuildSettings, log: Path, show: S
             interrupted = not isinstance(error, StageError)
             raise
         finally:
-            _clean(client, label, _INTERRUPT_SECONDS if interrupted else 0.0)
+            if clean(client, label, INTERRUPT_SECONDS if interrupted else 0.0) is not None:
+                end()
 
 
 def resolve(client: Any, reference: str) -> str:
@@ -320,15 +323,16 @@ def _mismatch(attributes: Any, image: Image) -> str:
     return "" if architecture == definition.DOCKER_ARCHITECTURES[image.arch] else f"it is for {architecture}"
 
 
-def _clean(client: Any, label: str, seconds: float) -> None:
+def clean(client: Any, label: str, seconds: float) -> int | None:
     """Remove containers and images with a build's label, except tagged images and their parents.
 
-    `seconds`: how long to watch for more of them, if the engine may still be creating some.
+    `seconds`: how long to watch for more of them, if the engine may still be creating some. Returns how many were
+    removed, None if the engine could not be asked to the end.
     """
-    deadline, quiet = time.monotonic() + seconds, 0
+    deadline, quiet, total, answered = time.monotonic() + seconds, 0, 0, True
     while quiet < (4 if seconds else 1):
         removed = 0
-        with contextlib.suppress(docker.errors.DockerException, OSError):  # what stays is known by its label
+        try:
             for container in client.containers.list(all=True, filters={"label": label}, ignore_removed=True):
                 removed += 1
                 with contextlib.suppress(docker.errors.APIError):  # the engine is removing it, too
@@ -338,8 +342,12 @@ def _clean(client: Any, label: str, seconds: float) -> None:
                     with contextlib.suppress(docker.errors.APIError):  # a tagged image needs it
                         client.api.remove_image(entry["Id"], noprune=True)
                         removed += 1
-        quiet = 0 if removed else quiet + 1
+            answered = True
+        except (docker.errors.DockerException, OSError):  # what stays is known by its label
+            answered = False
+        quiet, total = 0 if removed else quiet + 1, total + removed
         if seconds:
             if time.monotonic() > deadline:
-                return
+                break
             time.sleep(0.5)
+    return total if answered else None

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO, Callable, Iterable, Iterator, Optional
 
-from deberta.ascend import programs
 from deberta.core import files, machine, progress, records
 from deberta.core.errors import StageError, many
 from deberta.host.plan.plan import Step
+from deberta.host.run import leftovers
 from deberta.host.run.executor import Executor
 from deberta.host.run.messages import as_started
 
@@ -112,18 +112,12 @@ def _acquire(lock: IO[str], workspace: Path) -> None:
         time.sleep(0.1)
 
 
-def _sweep(workspace: Path) -> None:
-    """Remove what processes that have ended left half-written; deeper folders hold thousands of files, and no such."""
-    for kind in (*programs.KINDS, ".cache"):
-        for depth in range(4):
-            for path in list((workspace / kind).glob(f"{'*/' * depth}.*{files.TEMPORARY}*")):
-                with contextlib.suppress(OSError):  # what cannot be removed is in nobody's way
-                    files.remove_leftover(path)
-
-
 @contextlib.contextmanager
 def exclusive(session: Session) -> Iterator[None]:
-    """Hold the workspace's lock: two invocations never write the same artifacts. Tidy up afterwards."""
+    """Hold the workspace's lock: two invocations never write the same artifacts. Tidy up before and afterwards.
+
+    The lock's file has the holder's number until that ends in good order: what is in it then tells of a kill.
+    """
     if session.dry:
         if session.planned is None:
             print(f"cd {shlex.quote(str(session.workspace))}")
@@ -134,13 +128,19 @@ def exclusive(session: Session) -> Iterator[None]:
     with open(path, "a+", encoding="utf-8") as lock:
         _acquire(lock, session.workspace)
         os.set_inheritable(lock.fileno(), True)  # what a run starts holds the lock too: see `local.execute`
+        lock.seek(0)
+        was_killed = bool(lock.read().strip())
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()
-        _sweep(session.workspace)
-        with contextlib.closing(session.executor):  # last: it hands over what root made, the digests among it
-            try:
-                yield
-            finally:
-                session.say_up_to_date()
-                session.digests.save()
+        try:
+            leftovers.sweep_files(session.workspace, was_killed, session.say)
+            leftovers.sweep_engine(session.workspace, session.say)
+            with contextlib.closing(session.executor):  # last: it hands over what root made, the digests among it
+                try:
+                    yield
+                finally:
+                    session.say_up_to_date()
+                    session.digests.save()
+        finally:
+            lock.truncate(0)
