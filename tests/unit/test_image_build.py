@@ -9,6 +9,7 @@ import socket
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import IO, Any
 
 import docker.errors
@@ -251,3 +252,19 @@ def test_images_of_one_second_are_removed_in_rounds(monkeypatch: pytest.MonkeyPa
     client.entries, client.parents = [{"Id": "sha256:0", "Created": 7, "RepoTags": []}], {"sha256:9": "sha256:0"}
     with pytest.raises(StageError, match="sha256:0: it has children"):
         manage.remove_images(dry=False)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (docker.errors.ImageNotFound("gone"), ""),
+        (docker.errors.APIError("500", None, "failed to find image x: image not known"), ""),  # Podman
+        (docker.errors.APIError("409", None, "x is in use by a container"), "x is in use by a container"),
+    ],
+)
+def test_an_image_that_went_with_its_child_is_no_error(error: Exception, reason: str) -> None:
+    def refuse(_: str) -> None:
+        raise error
+
+    client = SimpleNamespace(api=SimpleNamespace(remove_image=refuse))
+    assert manage._remove_image(client, {"Id": "sha256:1"}) == reason

@@ -202,7 +202,9 @@ def _run(
                     if STEP.match(line):
                         step = line
                         printed.clear()
-                        if f"LABEL {definition.REPOSITORY}" not in line:  # long, and the same each time
+                        if f"LABEL {definition.REPOSITORY}" not in line.replace(
+                            '"', ""
+                        ):  # long, and the same each time
                             show(line)
                     elif line.strip() and not line.startswith((" --->", "--> ", "Removing intermediate")):
                         printed.append(line.strip())

@@ -173,10 +173,10 @@ def _remove_image(client: Any, entry: Any) -> str:
     try:
         for tag in entry.get("RepoTags") or [entry["Id"]]:
             client.api.remove_image(tag if "<none>" not in tag else entry["Id"])
-    except docker.errors.ImageNotFound:
-        return ""  # removed with its child
     except docker.errors.APIError as error:
-        return str(error.explanation)
+        # Removed with its child; Podman then says so with the status of a refusal.
+        is_gone = isinstance(error, docker.errors.ImageNotFound) or "image not known" in str(error.explanation)
+        return "" if is_gone else str(error.explanation)
     return ""
 
 
