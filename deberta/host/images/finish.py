@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 import tarfile
 import tempfile
 from pathlib import Path
@@ -23,12 +24,14 @@ from deberta.core.errors import StageError, one_line
 from deberta.host.engine.engine import explained
 from deberta.host.images import definition
 from deberta.host.images.definition import Image
+from deberta.host.images.failure import of_message
 
 # Of an inspected image's Config, what says how a container of it runs. The rest is of the build.
 _KEPT = (
     "User", "ExposedPorts", "Env", "Entrypoint", "Cmd", "Volumes", "WorkingDir", "StopSignal", "Shell", "OnBuild",
     "Healthcheck",
 )  # fmt: skip
+_LOADED = re.compile("Loaded image ID: (sha256:[0-9a-f]{64})")
 # Labels: of the build (images.build.BUILD), and what the base says of itself.
 _NOT_INHERITED = (f"{definition.REPOSITORY}.build", definition.ANNOTATION)
 
@@ -73,27 +76,35 @@ def finish(client: Any, attributes: Mapping[str, Any], image: Image, scratch: Pa
     with explained(f"loading the configuration of {image.tag}"):
         with tempfile.TemporaryFile(dir=scratch) as packed:
             _pack(packed, content, layers, ())
-            if _load(client, packed):
+            number, reason = _load(client, packed)
+            if reason:
                 with tempfile.TemporaryFile(dir=scratch) as saved:
                     for chunk in client.api.get_image(attributes["Id"]):
                         saved.write(chunk)
                     saved.seek(0)
                     _repack(saved, packed, content)
-                if reason := _load(client, packed):
+                number, reason = _load(client, packed)
+                if reason:
                     raise StageError(f"the engine did not load {image.tag} with its configuration: {reason}")
-        return str(client.api.inspect_image(f"sha256:{sha256}")["Id"])
+        return str(client.api.inspect_image(number or f"sha256:{sha256}")["Id"])
 
 
-def _load(client: Any, packed: IO[bytes]) -> str:
-    """Why the engine did not load an archive; empty if it did."""
+def _load(client: Any, packed: IO[bytes]) -> tuple[str, str]:
+    """The id that the engine says it gave to the image of an archive, and why it did not load it; both may be empty.
+
+    An engine whose images are containerd's, as Docker 29's are, takes a manifest of its own for the id.
+    """
     packed.seek(0)
+    number = ""
     try:
         for message in client.api.load_image(packed) or ():
-            if reason := message.get("error", message.get("message")):
-                return one_line(str(reason))
+            if reason := of_message(message) or message.get("message"):
+                return "", one_line(str(reason))
+            if match := _LOADED.search(str(message.get("stream", ""))):
+                number = match[1]
     except docker.errors.APIError as error:
-        return one_line(str(error.explanation or error))
-    return ""
+        return "", one_line(str(error.explanation or error))
+    return number, ""
 
 
 def _repack(saved: IO[bytes], packed: IO[bytes], content: bytes) -> None:
