@@ -26,6 +26,8 @@ RUNNERS = ("msame", "ais_bench")  # the ascend backend's tools that run the mode
 SHARD_INDEX = ".index.json"  # ends the name of the list that says which shard of a checkpoint holds a tensor
 ONNX_OPSET = 12  # proven by the guide's own ATC run; ATC 5.1.RC2 reads opset 9-13
 ONNX_IR_VERSION = 7
+# Producer name and version. The version is the export's form: raise it when the same weights give other bytes.
+ONNX_PRODUCER = ("deberta-ascend", "1")
 ONNX_MAX_BYTES = 2**31 - 1  # one protobuf file
 LARGEST_WHOLE = 10**18 - 1
 

@@ -14,7 +14,7 @@ from transformers import DebertaV2Config, DebertaV2ForSequenceClassification
 
 from deberta.core.contract import INPUTS, LABELS, SEQUENCE_LENGTH
 from deberta.stages.model import checkpoint, config
-from tests import model_helpers
+from tests import demo_digests, model_helpers
 from tests.mnli_helpers import run_stage
 from tests.pipeline_helpers import copy_demo, invoke
 
@@ -74,6 +74,14 @@ def test_logits_equal_those_of_transformers(demonstrated: Path, tmp_path: Path) 
         inputs = {name: part.numpy() for name, part in zip(INPUTS, batch, strict=True)}
         model_helpers.assert_same(np.asarray(session.run(None, inputs)[0]), expected)
         model_helpers.assert_same(_compiled_logits(tmp_path / str(rows), models, inputs), expected)
+
+
+def test_every_machine_makes_the_same_bytes(demonstrated: Path) -> None:
+    """Graphs, bins, compiled models and eval texts have the committed SHA-256, of all rows and of the first 32."""
+    assert demo_digests.digests(demonstrated) == demo_digests.table(demo_digests.DEMO)
+    invoke(demonstrated, *demo_digests.LIMITED.split())
+    expected = demo_digests.table(demo_digests.DEMO, demo_digests.LIMITED)
+    assert demo_digests.digests(demonstrated) == expected
 
 
 def _compiled_logits(folder: Path, models: Path, inputs: dict[str, npt.NDArray[np.int32]]) -> npt.NDArray[np.float32]:

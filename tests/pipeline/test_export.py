@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from deberta.core import errors
-from deberta.core.contract import LABELS, ONNX_MAX_BYTES
+from deberta.core.contract import LABELS, ONNX_MAX_BYTES, ONNX_PRODUCER
 from deberta.core.errors import StageError
 from deberta.stages.compile import export_onnx
 from deberta.stages.model import checkpoint, exact
@@ -41,6 +41,8 @@ def test_same_bytes_elsewhere_and_on_a_cpu_without_wide_vectors(brought: Path) -
         subprocess.run(command, env={**stage_environment(), **settings}, check=True, capture_output=True)
         made.append(output.read_bytes())
     assert made[0] == made[1]
+    graph = onnx.load_from_string(made[0])
+    assert (graph.producer_name, graph.producer_version) == ONNX_PRODUCER and b"pytorch" not in made[0]
     summary = json.loads((brought / "summary.json").read_text())
     assert summary["extra_tensors"] == [checkpoint.POSITION_EMBEDDINGS]
     assert summary["max_logit_difference"] <= export_onnx.TOLERANCE
@@ -82,7 +84,14 @@ def test_a_graph_that_atc_could_not_take_is_refused(tmp_path: Path) -> None:
         output_names=["logits"],
         dynamic_axes={"input_ids": {0: "batch"}},
     )
-    with pytest.raises(StageError, match=r"1 Shape nodes; 1 Where nodes; opset .* 13.*casts inside the graph"):
+    bad = onnx.load(str(tmp_path / "bad.onnx"))
+    bad.graph.node[0].doc_string = "exported today"
+    onnx.save(bad, str(tmp_path / "bad.onnx"))
+    expected = (
+        r"1 Shape nodes; 1 Where nodes; opset .* 13.*; producer pytorch \S+ instead of deberta-ascend 1; "
+        r"fields that depend on the exporter: doc_string; .*casts inside the graph"
+    )
+    with pytest.raises(StageError, match=expected):
         export_onnx.check_graph(tmp_path / "bad.onnx")
 
     with open(tmp_path / "huge.onnx", "wb") as file:

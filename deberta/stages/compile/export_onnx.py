@@ -16,7 +16,15 @@ from onnx import TensorProto
 from torch.jit._trace import TracerWarning
 
 from deberta.core import files
-from deberta.core.contract import INPUTS, LABELS, ONNX_IR_VERSION, ONNX_MAX_BYTES, ONNX_OPSET, OUTPUT
+from deberta.core.contract import (
+    INPUTS,
+    LABELS,
+    ONNX_IR_VERSION,
+    ONNX_MAX_BYTES,
+    ONNX_OPSET,
+    ONNX_PRODUCER,
+    OUTPUT,
+)
 from deberta.core.errors import ConfigError, StageError, run_stage
 from deberta.core.machine import effective_cpus
 from deberta.stages import arguments, onnx_runtime
@@ -41,6 +49,7 @@ FORBIDDEN = (
 )
 RELATIVE = ("shift", "gather")  # how relative scores are looked up; gather is the guide's form, for comparison
 _GATHERING = ("Shape", "GatherElements", "Expand")  # operators of FORBIDDEN that the gather form has
+_ORIGINS = ("doc_string", "metadata_props", "model_version")  # in which an exporter may say where or when it ran
 # Tokens of the validation batches' rows: MNLI's median, p90 and p99, the full length, a very short and an empty row.
 _BATCHES = ((38,), (67, 105, 256), (0, 3, 256, 38))
 # A graph of any length also runs the rows that fit these lengths, and must give the logits of the padded rows.
@@ -87,6 +96,7 @@ def main(argv: Sequence[str]) -> None:
     summary = {
         "bytes": size,
         "nodes": dict(sorted(nodes.items())),
+        "torch": torch.__version__,
         "relative": relative,
         "max_logit_difference": difference,
         "tolerance": TOLERANCE,
@@ -111,8 +121,9 @@ def cut(batch: Batch, expected: npt.NDArray[np.float32], length: int) -> tuple[B
 
 
 def export(model: Deberta, path: Path, length: int, relative: str = "shift", any_length: bool = False) -> None:
-    """Fold `model` (in place) and write it as ONNX with a dynamic batch. The same weights give the same bytes.
+    """Fold `model` (in place) and write it as ONNX with a dynamic batch.
 
+    The same weights give the same bytes, whichever of the locks' PyTorch versions exports them.
     `any_length`: the length is dynamic too, up to `length`.
     """
     if relative == "gather":
@@ -137,6 +148,7 @@ def export(model: Deberta, path: Path, length: int, relative: str = "shift", any
             dynamic_axes=axes,
         )
     _remove_identities(path)
+    _write_producer(path)
 
 
 def _remove_identities(path: Path) -> None:
@@ -156,6 +168,25 @@ def _remove_identities(path: Path) -> None:
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     onnx.save(model, str(path))
+
+
+def _write_producer(path: Path) -> None:
+    """Name ONNX_PRODUCER in place of PyTorch and its version, which is another one on aarch64.
+
+    Nothing else is serialized again, so the rest stays the exporter's own bytes.
+    """
+    theirs, ours = onnx_runtime.skeleton(path), onnx.ModelProto()
+    for field, _ in theirs.ListFields():
+        if field.name not in ("ir_version", "producer_name", "producer_version"):
+            theirs.ClearField(field.name)
+    ours.ir_version = theirs.ir_version
+    ours.producer_name, ours.producer_version = ONNX_PRODUCER
+    head, content = theirs.SerializeToString(), memoryview(path.read_bytes())
+    if content[: len(head)] != head:  # protobuf writes fields in the order of their numbers
+        raise StageError(f"the exported graph does not begin with its producer, {theirs.producer_name!r}")
+    with path.open("wb") as file:
+        file.write(ours.SerializeToString())
+        file.write(content[len(head) :])
 
 
 def forbidden_in(relative: str, any_length: bool = False) -> Sequence[str]:
@@ -179,6 +210,11 @@ def check_graph(path: Path, forbidden: Sequence[str] = FORBIDDEN) -> Counter[str
     opsets = [(entry.domain, entry.version) for entry in model.opset_import]
     if opsets != [("", ONNX_OPSET)] or model.ir_version != ONNX_IR_VERSION:
         problems.append(f"opset {opsets}, IR {model.ir_version} instead of opset {ONNX_OPSET}, IR {ONNX_IR_VERSION}")
+    if (model.producer_name, model.producer_version) != ONNX_PRODUCER:
+        problems.append(f"producer {model.producer_name} {model.producer_version} instead of {' '.join(ONNX_PRODUCER)}")
+    parts = (model, model.graph, *model.graph.node)
+    if origins := sorted({field.name for part in parts for field, _ in part.ListFields()} & set(_ORIGINS)):
+        problems.append(f"fields that depend on the exporter: {', '.join(origins)}")
     shapes = {value.name: _signature(value) for value in (*model.graph.input, *model.graph.output)}
     if shapes != {**dict.fromkeys(INPUTS, (TensorProto.INT32, 2)), OUTPUT: (TensorProto.FLOAT, 2)}:
         problems.append(f"inputs and outputs are {shapes}")
