@@ -5,15 +5,21 @@ from __future__ import annotations
 from invoke.context import Context
 
 from deberta import PROJECT
+from deberta.core.errors import ConfigError
 from deberta.host.cli.command import command
 from deberta.host.cli.options import Options
 from deberta.host.cli.settings import cpu_plan, stages_environment, workspace
 from deberta.host.workflows import development
 
 
-@command("slow", "campaign", "k", "path", "dry")
+@command("slow", "campaign", "emulated", "k", "path", "dry")
 def test(c: Context, options: Options) -> None:
     """Run the tests."""
+    if options.emulated:
+        if options.path or options.slow or options.campaign:
+            raise ConfigError("--emulated has tests of its own: leave out PATH, --slow and --campaign")
+        development.test_emulated(PROJECT, options.k or None, options.dry)
+        return
     development.test(PROJECT, options.path or "tests", options.slow, options.campaign, options.k or None, options.dry)
 
 

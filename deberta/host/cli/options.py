@@ -240,6 +240,7 @@ class Options:
     publish: bool = False
     slow: bool = False
     campaign: bool = False
+    emulated: bool = False
     k: str = ""
     path: str = text("", user_path)
 

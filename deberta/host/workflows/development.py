@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from deberta.host.run import local
 from deberta.host.run.executor import check_exit
 
 BENCH = "benchmarks.bench"
+EMULATED = "tests/emulated"
 TEST_MINUTES = 7  # README says so too
 DURATION = f"All tests take about {TEST_MINUTES} minutes on two CPUs, once the packages are installed."
 
@@ -23,9 +25,8 @@ DURATION = f"All tests take about {TEST_MINUTES} minutes on two CPUs, once the p
 def test(project: Path, path: str, slow: bool, campaign: bool, names: Optional[str], dry: bool) -> None:
     """pytest on a file or folder, `names` as its -k, in a process for each CPU. Raises StageError if a test fails."""
     options = ["--durations", "10", "--durations-min", "1"]
-    left_out = [name for name, wanted in (("slow", slow), ("campaign", campaign)) if not wanted]
-    if left_out:
-        options += ["-m", " and ".join(f"not {name}" for name in left_out)]
+    left_out = [name for name, wanted in (("slow", slow), ("campaign", campaign), ("emulated", False)) if not wanted]
+    options += ["-m", " and ".join(f"not {name}" for name in left_out)]
     if names:
         options += ["-k", names]
     processes = machine.effective_cpus()
@@ -34,6 +35,15 @@ def test(project: Path, path: str, slow: bool, campaign: bool, names: Optional[s
     if not dry:
         progress.say(DURATION)
     _check(project, ["pytest", path, *options], "the tests failed", dry)
+
+
+def test_emulated(project: Path, names: Optional[str], dry: bool) -> None:
+    """The tests that emulate another machine, their output shown as it comes. Raises StageError if one fails, or can't.
+
+    Without this command such a test is skipped where it cannot run.
+    """
+    options = ["--capture=no", *(["-k", names] if names else [])]
+    _check(project, ["pytest", EMULATED, *options], "the tests failed", dry, "EMULATED_TESTS")
 
 
 def lint(project: Path, dry: bool) -> None:
@@ -64,12 +74,15 @@ def bench(project: Path, workspace: Path, python: Callable[[], Path], arguments:
     check_exit(BENCH, lines, code, log)
 
 
-def _check(project: Path, arguments: Sequence[str], problem: str, dry: bool) -> None:
+def _check(project: Path, arguments: Sequence[str], problem: str, dry: bool, required: str = "") -> None:
+    """Run a module of the development tools. `required`: the variable that makes a skipped test a failed one."""
     if dry:
-        print(shlex.join([str(project / stages.FOLDER / "bin" / "python"), "-m", *arguments]))
+        settings = [f"{required}=required"] if required else []
+        print(shlex.join([*settings, str(project / stages.FOLDER / "bin" / "python"), "-m", *arguments]))
         return
+    variables = {**os.environ, **({required: "required"} if required else {})}
     python = stages.ensure(project, dev=True, wheels=offline.setting(project))
-    code = subprocess.run([str(python), "-m", *arguments], cwd=project).returncode
+    code = subprocess.run([str(python), "-m", *arguments], cwd=project, env=variables).returncode
     if code in (130, -signal.SIGINT):
         raise KeyboardInterrupt
     if code:
