@@ -11,6 +11,7 @@ import errno
 import filecmp
 import importlib.metadata
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -35,6 +36,8 @@ MIN_ROWS = 4  # at batch 1, too, rows of several lengths are compared
 # An int8 model's logits differ from its ONNX's; label_changes.py measures by how much on real data. A difference above
 # this multiple of the reference's largest logit means that the model is broken.
 INT8_TOLERANCE = 0.5
+# A name that OpenVINO generates: a node's type and a counter of the process. A folded constant keeps its node's.
+_GENERATED = re.compile(r"[A-Z]\w*_[0-9]+")
 CUTS = (105, 38, 3)  # lengths at which a model of any length is verified too, on the rows that fit
 
 
@@ -95,7 +98,7 @@ def save(onnx: Path, batch_size: int, xml: Path, longest: int = 0, precision: st
         model.reshape({name: [batch_size, shape[1] if fixed else length] for name, shape in shapes.items()})
         quantized = int8.apply(model) if precision == INT8 else 0
         for index, node in enumerate(model.get_ordered_ops()):
-            if node.get_friendly_name() == node.get_name():  # generated from a counter of the process
+            if _GENERATED.fullmatch(node.get_friendly_name()):
                 node.set_friendly_name(f"unnamed_{index}")
         ov.save_model(model, xml, compress_to_fp16=False)
     except RuntimeError as error:
