@@ -115,7 +115,7 @@ VALUES = {"--bs": "8", "--version": "match", "--profile": "demo", "--backend": "
 CASE = Case(Plan(profiles.load("demo", settings_file.load(str(ROOT / "invoke.yaml"))["profiles"]), "cpu"), 8, "match")
 STARTED = ("./inv", "'/a b/inv'", "invoke --search-root /a -f 'my settings.yaml'", "inv")
 
-SPOKEN_OF = {"add-profile", "diff"}  # as commands that there are; what they need nobody else knows
+SPOKEN_OF = {"add-profile", "diff", "wheelhouse"}  # as commands that there are; what they need nobody else knows
 
 
 class Dispatched(Exception):

@@ -25,12 +25,13 @@ from deberta.host.environments import locks, platforms, stages, venvs, wheelhous
 from deberta.host.environments.locks import Locked
 from deberta.host.environments.wheelhouse import DEBS, MANIFEST, Manifest, Need, WheelhouseFile
 
-COMPILE_LOCK = "requirements-compile.lock"
+COMPILE_LOCK, RUNTIME_CPU_LOCK = "requirements-compile.lock", "requirements-runtime-cpu.lock"
 PINS = "docker/pins.toml"  # has the hashes of the user's Debian packages
 # The Pythons that each lock is fetched for; the host's are those that `inv` tries by name.
 PYTHONS: Mapping[str, Sequence[tuple[int, int]]] = {
     venvs.HOST_LOCK: ((3, 9), (3, 10), (3, 11), (3, 12), (3, 13)),
     stages.STAGES_LOCK: (stages.PYTHON,),
+    RUNTIME_CPU_LOCK: (stages.PYTHON,),
     COMPILE_LOCK: ((3, 9),),
     stages.DEV_LOCK: (stages.PYTHON,),
 }
