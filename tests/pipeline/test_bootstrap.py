@@ -116,6 +116,24 @@ def test_a_changed_lock_is_installed(project: Path, path: Path) -> None:
     assert len(calls(path, "-m venv --clear")) == len(calls(path, "-m pip")) == 2
 
 
+def test_a_wheelhouse_is_the_only_place_to_install_from(project: Path, path: Path, tmp_path: Path) -> None:
+    stand_in(path)
+    house = tmp_path / "my wheels"
+    (project / "invoke.yaml").write_text(f"profile: demo\nwheelhouse: '{house}'  # no network\n", encoding="utf-8")
+    code, _, err = inv(project, path, "-l")
+    assert code == 3 and f"the wheelhouse {house} is no folder" in err and f"./inv wheelhouse '{house}' --for" in err
+    house.mkdir()
+    (house / "requirements-host.lock").write_text("invoke==0\n", encoding="utf-8")
+    code, _, err = inv(project, path, "-l")
+    assert code == 3 and "was made for another requirements-host.lock" in err
+    assert not calls(path, "-m venv") and not (project / ".venv").exists()
+    shutil.copy2(project / "requirements-host.lock", house)
+    code, _, err = inv(project, path, "-l")
+    assert code == 0 and f"from {house}" in err
+    [install] = calls(path, "-m pip")
+    assert f"--no-index --find-links {house} -r " in install
+
+
 def test_a_killed_first_run_is_repaired(project: Path, path: Path) -> None:
     stand_in(path)
     hold = script(path / "hold", "")

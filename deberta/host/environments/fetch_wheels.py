@@ -244,7 +244,7 @@ def _download(scratch: Path, target: Target, packages: Sequence[Locked], own_ind
             venvs.say(f"  {line}")
         where = f", and so was {own_index}" if own_index else ""
         raise MissingError(
-            f"pip could not fetch the wheels of {target}: {error}. The places where pip looks (PIP_INDEX_URL, "
+            f"pip could not fetch the wheels of {target}: {str(error).rstrip('.')}. The places where pip looks (PIP_INDEX_URL, "
             f"PIP_EXTRA_INDEX_URL, PIP_FIND_LINKS) were asked{where}. What is there already is kept: see to them and "
             "the network, then run the same command again"
         ) from None

@@ -134,7 +134,7 @@ def _advice(error: PipError, wheelhouse: Optional[Path]) -> str:
     if wheelhouse:
         return f"Check the disk. If a file of the wheelhouse is damaged: {offline.hint(wheelhouse)}"
     if error.cause == NO_ANSWER:
-        settings = "PIP_INDEX_URL, PIP_CERT, a proxy; without network: PIP_FIND_LINKS and PIP_NO_INDEX"
+        settings = "PIP_INDEX_URL, PIP_CERT, a proxy; for a machine without network: docs/offline.md"
         return f"The package index did not answer. Check the network and pip's own settings ({settings}), {again}"
     if error.cause == NOT_LISTED:
         return (
