@@ -242,9 +242,10 @@ def _download(scratch: Path, target: Target, packages: Sequence[Locked], own_ind
     except venvs.PipError as error:
         for line in error.lines:
             venvs.say(f"  {line}")
+        reason = str(error).rstrip(".")
         where = f", and so was {own_index}" if own_index else ""
         raise MissingError(
-            f"pip could not fetch the wheels of {target}: {str(error).rstrip('.')}. The places where pip looks (PIP_INDEX_URL, "
+            f"pip could not fetch the wheels of {target}: {reason}. The places where pip looks (PIP_INDEX_URL, "
             f"PIP_EXTRA_INDEX_URL, PIP_FIND_LINKS) were asked{where}. What is there already is kept: see to them and "
             "the network, then run the same command again"
         ) from None
