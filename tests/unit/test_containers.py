@@ -259,7 +259,7 @@ def test_selinux_gets_labels_for_our_own_folders_alone(tmp_path: Path) -> None:
     [
         (["name=seccomp,profile=default", "name=selinux", "name=cgroupns"], ["--user 1234:5678", ":ro,z "]),
         (["name=seccomp,profile=default", "name=userns"], ["--userns host --", "--user 1234:5678"]),  # Docker
-        (["name=seccomp,profile=default", "name=rootless"], ["--user 0:0", "type=bind"]),  # Podman
+        (["name=seccomp,profile=default", "name=rootless"], ["--user 0:0", "type=bind"]),
         (None, ["# for an engine of root's without SELinux, since none was asked: no Docker engine answers", "1234:"]),
     ],
 )
@@ -278,6 +278,15 @@ def test_the_engine_decides_what_a_dry_run_shows(
     shown = capsys.readouterr().out
     assert all(text in shown for text in says), shown
     assert not list(tmp_path.iterdir())
+
+
+def test_podman_says_what_it_is_in_its_own_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer: dict[str, Any] = {"SecurityOptions": ["name=seccomp,profile=default"], "BuildahVersion": "1.28.2"}
+    assert not traits.of({**answer, "Rootless": False}).rootless and traits.of({**answer, "Rootless": True}).rootless
+    for exists in (False, True):
+        monkeypatch.setattr(traits, "SELINUX", tmp_path if exists else tmp_path / "none")
+        assert traits.of(answer).selinux == exists
+        assert not traits.of({"SecurityOptions": answer["SecurityOptions"]}).selinux  # Docker without it
 
 
 def test_a_rootless_engine_of_somebody_else_is_refused(tmp_path: Path) -> None:

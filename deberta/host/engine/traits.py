@@ -8,9 +8,11 @@ from urllib.parse import urlsplit
 
 from deberta.core.errors import ConfigError
 
+SELINUX = Path("/sys/fs/selinux/enforce")  # on a machine with SELinux
+
 
 class Traits(NamedTuple):
-    """Of one engine. Both Docker and Podman list them among their security options."""
+    """Of one engine."""
 
     rootless: bool = False  # root in a container is the engine's own user outside
     remapped: bool = False  # user-namespace remapping: ids in a container are others outside
@@ -22,14 +24,18 @@ class Traits(NamedTuple):
 
 
 def of(info: Mapping[str, Any]) -> Traits:
-    """The traits in the engine's answer to `docker info`."""
+    """The traits in the engine's answer to `docker info`.
+
+    Docker lists them as security options. Podman (4.3) does not: it has a field of its own for being rootless, and
+    gives containers labels wherever this machine has SELinux.
+    """
     options = {field for option in info.get("SecurityOptions") or () for field in str(option).split(",")}
-    rootless = "name=rootless" in options
+    rootless = "name=rootless" in options or info.get("Rootless") is True
     no_limits = info.get("CgroupDriver") == "none" or (rootless and str(info.get("CgroupVersion")) == "1")
     return Traits(
         rootless=rootless,
         remapped="name=userns" in options,
-        selinux="name=selinux" in options,
+        selinux="name=selinux" in options or ("BuildahVersion" in info and SELINUX.exists()),
         no_memory_limit=no_limits or info.get("MemoryLimit") is False,
         no_pids_limit=no_limits or info.get("PidsLimit") is False,
     )
