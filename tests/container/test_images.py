@@ -14,6 +14,8 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import tarfile
 import threading
 import urllib.request
@@ -31,8 +33,10 @@ from deberta.host.images import build as building
 from deberta.host.images import contents, definition, manage, pins
 from deberta.host.images import registry as registries
 from deberta.host.images.definition import BuildSettings, Image
+from deberta.host.run import leftovers
 from tests import fake_cann
 from tests.container.bases import BOOKWORM, BULLSEYE
+from tests.container.container_helpers import until
 from tests.image_helpers import ARCH, ATC_MODULES, locked, make_deb, make_project, make_wheel, mirror
 
 pytestmark = pytest.mark.container
@@ -272,6 +276,32 @@ def test_a_failed_build_says_why_and_leaves_nothing(shop: Workshop, breaks: Any)
         shop.build("compile")
     assert str(shop.log) in str(raised.value)
     nothing_left(shop, image)
+
+
+_BUILD = """
+import sys; from pathlib import Path
+from deberta.host.engine import engine; from deberta.host.images import build, definition, pins
+project, house = map(Path, sys.argv[1:])
+image, settings = definition.plan(project, pins.load(project), "compile", "x86_64"), (house, "", True)
+build.build(engine.connect(), image, definition.BuildSettings(*settings), project / build.LOGS / "build.log", print)
+"""
+
+
+@pytest.mark.slow
+def test_what_a_killed_build_leaves_goes_with_the_next_command(shop: Workshop) -> None:
+    fake_cann.make_run(shop.project / pins.CANN, before="echo it goes on and on; sleep 600")
+    pins.lock(shop.project, None, ARCH)
+    command = [sys.executable, "-c", _BUILD, str(shop.project), str(shop.settings.wheelhouse)]
+    building_process = subprocess.Popen(command)
+    until(lambda: shop.log.exists() and "it goes on and on\n" in shop.log.read_text(encoding="utf-8"))
+    building_process.kill()
+    building_process.wait()
+    assert shop.client.api.images(all=True, filters=of_build(shop)), "nothing was left"
+    said: list[str] = []
+    leftovers.sweep_engine(shop.project, said.append)
+    nothing_left(shop, shop.plan("compile"))
+    assert re.fullmatch(r"removed [0-9]+ containers and images of a build that was killed", said[0]) and not said[1:]
+    assert os.listdir(shop.log.parent) == [shop.log.name]
 
 
 def test_an_interrupted_build_leaves_nothing(shop: Workshop) -> None:
