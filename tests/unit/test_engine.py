@@ -23,6 +23,7 @@ import pytest
 import requests
 
 from deberta.core.errors import ConfigError, MissingError, StageError
+from deberta.host.cli import auto
 from deberta.host.engine import address, api_version, engine, ping, reaper, socket_access
 from deberta.host.engine.containers import Container, User
 from tests.pipeline_helpers import Workspace, environment
@@ -120,7 +121,7 @@ def test_a_wrong_address_is_told_with_where_it_comes_from(tmp_path: Path, variab
         (tmp_path / "docker/config.json").write_text(json.dumps({"currentContext": name}))
     with pytest.raises(ConfigError, match=says) as raised:
         engine.address(variables)
-    assert ping.look(variables) == (False, str(raised.value))
+    assert ping.look(variables) == (False, str(raised.value), False)
 
 
 @pytest.mark.parametrize(
@@ -157,14 +158,15 @@ def test_a_socket_that_may_not_be_used(
     path = tmp_path / "docker.sock"
     path.touch()
     status = os.stat_result((mode, 0, 0, 1, 0, group, 0, 0, 0, 0))
-    me = socket_access.Caller("me", *map(frozenset, user))
-    monkeypatch.setattr(os, "stat", lambda _: status)
+    me = socket_access.Caller("me", frozenset(user[0]), frozenset(user[1]))
+    monkeypatch.setattr(socket_access, "status_of", lambda _: status)
     monkeypatch.setattr(socket_access, "caller", lambda: me)
     monkeypatch.setattr(socket, "socket", Refusing)
     monkeypatch.setattr(grp, "getgrgid", lambda number: (_ for _ in ()).throw(KeyError) if number else ROOT)
     monkeypatch.setenv("DOCKER_HOST", f"unix://{path}")
     with pytest.raises(MissingError, match=rf"socket unix://{path} \(DOCKER_HOST\) may not be used: .*{says}"):
         engine.connect()
+    assert auto.pick_executor(auto.AUTO) == ("local", "this user may not use the Docker engine: doctor says why")
 
 
 def test_a_socket_without_an_engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from pathlib import Path
+from typing import Optional
 
 from deberta.ascend import cann, npu_smi, programs
 from deberta.core import progress
@@ -71,14 +72,17 @@ def pick_executor(name: str, script: str = "", usual: str = "") -> tuple[str, st
         return usual, "this task's usual one"
     if location := cann.search(script)[0]:
         return "local", f"CANN is here: {location.text}"
-    if address := _engine():
+    looked = ping.look()
+    if looked.is_closed:
+        return "local", "this user may not use the Docker engine: doctor says why"
+    if address := _engine(looked.answers):
         return "docker", f"an engine answers at {address}"
     return "local", "no Docker engine answers"
 
 
-def _engine() -> str:
-    """The address of an engine that can be used, empty if there is none."""
-    if ping.answers() is False:
+def _engine(answers: Optional[bool]) -> str:
+    """The address of an engine that can be used, empty if there is none. `answers`: as the fast look found."""
+    if answers is False:
         return ""
     from deberta.host.engine import engine  # the SDK is slow to import, and most commands need none
 

@@ -21,10 +21,14 @@ _START = "sudo systemctl start docker (rootless: systemctl --user start docker)"
 
 
 class PingResult(NamedTuple):
-    """`answers`: None if it is not known, or it takes the SDK to ask. `problem`: why not, and what to do."""
+    """`answers`: None if it is not known, or it takes the SDK to ask. `problem`: why not, and what to do.
+
+    `is_closed`: there is an engine, or was, and this user may not use it.
+    """
 
     answers: Optional[bool]
     problem: str = ""
+    is_closed: bool = False
 
 
 def answers(variables: Mapping[str, str] = os.environ) -> Optional[bool]:
@@ -60,7 +64,8 @@ def ask(where: Endpoint, seconds: float = SECONDS) -> PingResult:
         return PingResult(None, f"no Docker engine answers at {where.text} within {seconds:g} s. See the engine's log")
     except PermissionError:
         reason, advice = socket_access.refusal(where.path, socket_access.caller())
-        return PingResult(False, f"the Docker engine's socket {where.text} may not be used: {reason}. {advice}")
+        problem = f"the Docker engine's socket {where.text} may not be used: {reason}. {advice}"
+        return PingResult(False, problem, is_closed=True)
     except ConnectionRefusedError:
         if not where.path:
             return _none(where, "nothing listens there", f"Start the engine, {_correct(where)}")
@@ -68,7 +73,7 @@ def ask(where: Endpoint, seconds: float = SECONDS) -> PingResult:
             return _none(where, "that is no socket", f"Name the engine's socket: {_correct(where)}")
         return _none(where, "the socket is there, and no engine runs behind it", f"Start it: {_START}")
     except (FileNotFoundError, NotADirectoryError):
-        return _none(where, "there is no such socket", f"Start an engine ({_START}), {_correct(where)}")
+        return _none(where, "there is no such socket", f"Start an engine: {_START}, {_correct(where)}")
     except OSError as error:
         return _none(where, error.strerror or str(error), f"Start an engine, {_correct(where)}")
 

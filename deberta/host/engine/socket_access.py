@@ -9,7 +9,7 @@ import pwd
 import stat
 from typing import NamedTuple
 
-OWN_ENGINE = "use an engine of your own (rootless Docker or Podman, and DOCKER_HOST)"
+_OWN_ENGINE = "Use an engine of your own (rootless Docker or Podman, and DOCKER_HOST)"
 
 
 class Refusal(NamedTuple):
@@ -18,28 +18,41 @@ class Refusal(NamedTuple):
 
 
 class Caller(NamedTuple):
-    """A user: name, the groups of this session, and those that the system's tables give, which a new session has."""
+    """A user: name, the groups of this session, and those that the system's tables give, which a new session has.
+
+    `known`: whether the system's tables have the user at all; commands for it need the name.
+    """
 
     name: str
     groups: frozenset[int]
     granted: frozenset[int]
+    known: bool = True
 
 
 def caller() -> Caller:
     """The user of this process."""
-    groups, name, granted = frozenset((os.getegid(), *os.getgroups())), f"user {os.geteuid()}", frozenset[int]()
-    with contextlib.suppress(KeyError):  # a number without a name
+    groups = frozenset((os.getegid(), *os.getgroups()))
+    try:
         entry = pwd.getpwuid(os.geteuid())
-        name, granted = entry.pw_name, frozenset(os.getgrouplist(entry.pw_name, entry.pw_gid))
-    return Caller(name, groups, granted)
+    except KeyError:
+        return Caller(f"user {os.geteuid()}", groups, frozenset(), known=False)
+    return Caller(entry.pw_name, groups, frozenset(os.getgrouplist(entry.pw_name, entry.pw_gid)))
+
+
+def status_of(path: str) -> os.stat_result:
+    """The owner, group and mode of a socket."""
+    return os.stat(path)
 
 
 def refusal(path: str, user: Caller) -> Refusal:
     """The rights of the socket and its folders, and the user's groups, decide."""
     try:
-        status = os.stat(path)
+        status = status_of(path)
     except OSError:
-        return Refusal(f"a folder above it is closed to {user.name}", f"Correct the path, or {OWN_ENGINE}")
+        return Refusal(
+            f"a folder above it is closed to {user.name}",
+            f"Correct the path, or {_OWN_ENGINE[0].lower()}{_OWN_ENGINE[1:]}",
+        )
     owner, group = _user_name(status.st_uid), _group_name(status.st_gid)
     if status.st_gid in user.groups and status.st_mode & stat.S_IWGRP:
         return Refusal(
@@ -49,17 +62,16 @@ def refusal(path: str, user: Caller) -> Refusal:
     if status.st_gid == 0 or not status.st_mode & stat.S_IWGRP:
         mode = f"{stat.S_IMODE(status.st_mode):o}"
         return Refusal(
-            f"it is {owner}'s alone (mode {mode}, group {group})", f"Run this command as {owner}, or {OWN_ENGINE}"
+            f"it is {owner}'s alone (mode {mode}, group {group})",
+            f"Run this command as {owner}, or {_OWN_ENGINE[0].lower()}{_OWN_ENGINE[1:]}",
         )
     if status.st_gid in user.granted:
         return Refusal(
             f"{user.name} was put into its group {group} after this session began",
             f"Log in again, or run in this terminal: newgrp {group}",
         )
-    return Refusal(
-        f"it is for the group {group}, which {user.name} is not in",
-        f"Run: sudo usermod -aG {group} {user.name}, and log in again; or {OWN_ENGINE}",
-    )
+    join = f"Run: sudo usermod -aG {group} {user.name}, and log in again; or {_OWN_ENGINE[0].lower()}{_OWN_ENGINE[1:]}"
+    return Refusal(f"it is for the group {group}, which {user.name} is not in", join if user.known else _OWN_ENGINE)
 
 
 def _user_name(number: int) -> str:
