@@ -110,6 +110,8 @@ def write_contexts(
     for image in images:
         note = f" (not pinned: {'; '.join(image.unpinned)})" if image.unpinned else ""
         print(f"{image.stage}: {'would write' if dry else 'writing'} {folder / image.stage} for {image.tag}{note}")
+        if "@" not in image.base:
+            print(f"{image.stage}: its base is known to this engine alone; elsewhere give --build-arg BASE=IMAGE")
     if left_out := [name for name in _NOT_WRITTEN if getattr(settings, name)]:
         print(f"of `images` in invoke.yaml these are left out, as they are of this machine: {', '.join(left_out)}")
     if dry:
