@@ -93,7 +93,7 @@ def shared_copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     To run its commands: `python -m invoke --search-root COPY TASK`, with PYTHONPATH=COPY.
     """
-    return _copy_project(tmp_path_factory.mktemp("shared") / "project")
+    return copy_project(tmp_path_factory.mktemp("shared") / "project")
 
 
 @pytest.fixture(scope="session")
@@ -116,7 +116,7 @@ def finished(project: Path, engine_client: Any, tmp_path_factory: pytest.TempPat
     return place
 
 
-def _copy_project(copy: Path) -> Path:
+def copy_project(copy: Path) -> Path:
     # The repository may belong to somebody else than root, who runs these tests.
     listing = ["git", "-c", f"safe.directory={REPOSITORY}", "ls-files", "-z", "-co", "--exclude-standard"]
     done = subprocess.run(listing, cwd=REPOSITORY, capture_output=True, text=True, check=False)

@@ -19,6 +19,7 @@ from deberta.core.errors import ConfigError, DataError, MissingError
 from deberta.host.cli import settings
 from deberta.host.environments import fetch_wheels, locks, offline, stages, venvs, wheelhouse
 from deberta.host.images import definition
+from deberta.host.workflows import doctor
 from requirements import lock as locking
 from tests.bootstrap_helpers import calls, stand_in
 from tests.image_helpers import locked, make_wheel
@@ -256,12 +257,18 @@ def test_the_stages_are_installed_from_it_alone(shop: Shop, tmp_path: Path, monk
     with pytest.raises(MissingError, match=r"the wheelhouse .*house is no folder"):
         stages.ensure(shop.project, wheels=shop.house)
     assert not calls(tmp_path / "bin", "")  # nothing was made
+    assert [check.name for check in doctor.missing(tuple(doctor.wheelhouse_folder(shop.project, shop.house)))]
     monkeypatch.setattr(venvs, "with_progress", shop.pip)
     monkeypatch.setattr(fetch_wheels, "_require_pip", lambda: None)
     shop.fill(platform.machine())
     monkeypatch.undo()
     monkeypatch.setattr(stages, "find_python", lambda: str(python))
+    [check] = doctor.wheelhouse_folder(shop.project, shop.house)
+    assert check.state == doctor.OK and "house, 3 files of the stages' packages" in check.actual
     stages.ensure(shop.project, wheels=shop.house)
+    (shop.house / stages.STAGES_LOCK).unlink()
+    [check] = doctor.wheelhouse_folder(shop.project, shop.house)
+    assert check.state == doctor.MISSING and not check.needed  # they are installed
     [install] = calls(tmp_path / "bin", "-m pip")
     assert f"--require-hashes --only-binary :all: --no-index --find-links {shop.house} -r " in install
 

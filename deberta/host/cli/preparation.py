@@ -166,7 +166,8 @@ def doctor(c: Context, options: Options) -> None:
     usual = "local" if plan.profile.name == "demo" else ""
     executor, _ = auto.pick_executor(options.executor or values.executor, script, usual)
     folder, python, msame = settings.workspace(c), settings.prepared_python(c), settings.msame_path(c)
-    checks = checkup.run(PROJECT, folder, plan, python=python, cann_setting=script, msame_path=msame)
+    wheels = settings.wheelhouse(c)
+    checks = checkup.run(PROJECT, folder, plan, python, cann_setting=script, msame_path=msame, wheels=wheels)
     surroundings = (backend, executor, values.runner, *([AUTO] if values.soc_version == AUTO else []))
     missing = checkup.missing(checks, surroundings)
     can_run = readiness.judge(folder, *_plans(c), readiness.of_checks(checks))

@@ -59,10 +59,10 @@ def read(folder: Path) -> Optional[Manifest]:
     return schema.read(path, Manifest, f"Remove it: files that are right are kept. {offline.hint(folder)}")
 
 
-def check(folder: Path, lock: Path, machine: str) -> list[Path]:
-    """The files that a machine needs for a lock, after a look at each: all there, all of the manifest's SHA-256.
+def listed(folder: Path, lock: Path, machine: str) -> list[WheelhouseFile]:
+    """The files that a machine needs for a lock, all of which are there; their content is not read.
 
-    Raises MissingError (made for another lock, not for this machine, or a file is gone) and DataError (another file).
+    Raises MissingError: made for another lock, not for this machine, or a file is gone.
     """
     offline.require(folder, lock)
     manifest = read(folder)
@@ -81,6 +81,12 @@ def check(folder: Path, lock: Path, machine: str) -> list[Path]:
         raise MissingError(
             f"{folder / absent[0]}{_more(absent)} is in {MANIFEST}, and not there. {offline.hint(folder, machine)}"
         )
+    return needed
+
+
+def check(folder: Path, lock: Path, machine: str) -> list[Path]:
+    """The paths of what `listed` gives, each with the SHA-256 of the manifest. Raises its errors, and DataError."""
+    needed = listed(folder, lock, machine)
     if wrong := [entry.file for entry in needed if not is_right(folder / entry.file, entry)]:
         raise DataError(
             f"{folder / wrong[0]}{_more(wrong)} is not the file that {MANIFEST} lists. Remove it. "

@@ -24,7 +24,7 @@ from deberta.ascend.npu_smi import Device
 from deberta.ascend.programs import MSAME
 from deberta.core import machine
 from deberta.core.errors import DebertaError
-from deberta.host.environments import platforms, stages
+from deberta.host.environments import platforms, stages, wheelhouse
 from deberta.host.plan.plan import Plan
 
 OK, MISSING, UNKNOWN = "ok", "missing", "unknown"
@@ -60,16 +60,18 @@ def run(
     python: Optional[Path] = None,
     cann_setting: str = "",
     msame_path: Optional[Path] = None,
+    wheels: Optional[Path] = None,
 ) -> Tuple[HostCheck, ...]:
     """Every check, for the profile of `plan`; the demo needs less disk and memory than the guide's model.
 
     `python` is the interpreter of an environment that the user prepared for the stages (the setting stages_python);
-    `cann_setting` and `msame_path` are the settings of the ascend backend.
+    `cann_setting` and `msame_path` are the settings of the ascend backend; `wheels` is the setting wheelhouse.
     """
     is_demo = plan.profile.name == "demo"
     return (
         host_python(sys.version_info[:3]),
         *stage_environment(project, python),
+        *wheelhouse_folder(project, wheels, python),
         writable(workspace),
         disk(workspace, SMALL_DISK if is_demo else FULL_DISK),
         memory(SMALL_MEMORY if is_demo else FULL_MEMORY),
@@ -168,6 +170,19 @@ def _new_environment(project: Path) -> Iterator[HostCheck]:
     else:
         actual = f"{python}; {stages.FOLDER} will be made by the first command that runs a stage"
         yield _check("stages-python", actual, True, folder=project / stages.FOLDER)
+
+
+def wheelhouse_folder(project: Path, wheels: Optional[Path], prepared: Optional[Path] = None) -> Iterator[HostCheck]:
+    """Whether the stages can be installed from the wheelhouse, if there is to be one; the files are not read."""
+    if wheels is None:
+        return
+    try:
+        entries = wheelhouse.listed(wheels, project / stages.STAGES_LOCK, platform.machine())
+        yield _check("wheelhouse", f"{wheels}, {len(entries)} files of the stages' packages for this machine", True)
+    except DebertaError as error:
+        check = _check("wheelhouse", str(error), False)
+        is_needed = prepared is None and stages.find(project) is None
+        yield check if is_needed else msgspec.structs.replace(check, needed="")
 
 
 def stages_system() -> HostCheck:
