@@ -126,8 +126,12 @@ def test_a_wheelhouse_is_the_only_place_to_install_from(project: Path, path: Pat
     (house / "requirements-host.lock").write_text("invoke==0\n", encoding="utf-8")
     code, _, err = inv(project, path, "-l")
     assert code == 3 and "was made for another requirements-host.lock" in err
-    assert not calls(path, "-m venv") and not (project / ".venv").exists()
     shutil.copy2(project / "requirements-host.lock", house)
+    (house / "invoke-1-py3-none-any.whl").write_text("damaged", encoding="utf-8")
+    code, _, err = inv(project, path, "-l")
+    assert code == 5 and f"{house}/invoke-1-py3-none-any.whl is not a file that requirements-host.lock names" in err
+    assert not calls(path, "-m venv") and not (project / ".venv").exists()
+    (house / "invoke-1-py3-none-any.whl").unlink()
     code, _, err = inv(project, path, "-l")
     assert code == 0 and f"from {house}" in err
     [install] = calls(path, "-m pip")

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Mapping, Optional
 
 from deberta.core import files
-from deberta.core.errors import ConfigError, MissingError
+from deberta.core.errors import ConfigError, DataError, MissingError
 
 VARIABLE = "INVOKE_WHEELHOUSE"
 SETTINGS = "invoke.yaml"
 LARGEST = 64 * 1024  # bytes of invoke.yaml
 _LINE = re.compile(r"^wheelhouse[ \t]*:(?:[ \t]+(.*))?$", re.MULTILINE)
+_PACKAGE = re.compile(r"^([A-Za-z0-9._-]+)==([^\s;\\]+)", re.MULTILINE)
 _QUOTED = re.compile(r"""(?:"([^"\\]*)"|'([^']*)')[ \t]*(?:#.*)?""")
 _NO_PLAIN_TEXT = tuple("\"'|>&*!%@`[]{},?-")  # YAML has other meanings for what begins so
 
@@ -67,6 +68,18 @@ def require(wheelhouse: Path, lock: Path) -> None:
         raise MissingError(f"the wheelhouse {wheelhouse} does not have the wheels of {lock.name}. {hint(wheelhouse)}")
     if files.read_bytes(copy) != files.read_bytes(lock):
         raise MissingError(f"the wheelhouse {wheelhouse} was made for another {lock.name}. {hint(wheelhouse)}")
+
+
+def refuse_wrong(wheelhouse: Path, lock: Path) -> None:
+    """Raise DataError if a file has the name of a wheel of the lock, and none of the lock's SHA-256."""
+    text = files.read_bytes(lock).decode("utf-8", errors="replace")
+    hashes = set(re.findall(r"sha256:([0-9a-f]{64})", text))
+    versions = {(name.lower(), version) for name, version in _PACKAGE.findall(text)}
+    for path in sorted(wheelhouse.glob("*.whl")):
+        name, _, rest = path.name.partition("-")
+        package = re.sub(r"[-_.]+", "-", name).lower(), rest.partition("-")[0]
+        if package in versions and files.sha256_of(path) not in hashes:
+            raise DataError(f"{path} is not a file that {lock.name} names. Remove it. {hint(wheelhouse)}")
 
 
 def hint(wheelhouse: Path, machine: str = "") -> str:

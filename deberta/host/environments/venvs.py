@@ -132,7 +132,7 @@ def _advice(error: PipError, wheelhouse: Optional[Path]) -> str:
             f"{offline.hint(wheelhouse)}"
         )
     if wheelhouse:
-        return f"Check the disk. If a file of the wheelhouse is damaged: {offline.hint(wheelhouse)}"
+        return f"Check the disk and the wheelhouse. {offline.hint(wheelhouse)}"
     if error.cause == NO_ANSWER:
         settings = "PIP_INDEX_URL, PIP_CERT, a proxy; for a machine without network: docs/offline.md"
         return f"The package index did not answer. Check the network and pip's own settings ({settings}), {again}"
@@ -202,6 +202,7 @@ def main(argv: Sequence[str]) -> None:
             wheelhouse = offline.setting(PROJECT)
             if wheelhouse:
                 offline.require(wheelhouse, lock)
+                offline.refuse_wrong(wheelhouse, lock)
             source = f" from {wheelhouse}" if wheelhouse else ""
             say(f"installing invoke, docker and what they need in {folder}{source} (about 1 MB, once) ...")
             create(folder, argv[0])
