@@ -1,9 +1,9 @@
 """An aarch64 Debian 12 in a folder under QEMU's user-mode emulation: a user's Kunpeng host, but for its speed.
 
 debootstrap makes the system once; it stays in the user's cache folder, and each test runs in a copy. Commands run in
-namespaces of their own (users, mounts, processes), where qemu-aarch64-static is registered for aarch64's programs: when
-the last one ends, no mount and no registration is left. Linux gives a user namespace its own binfmt_misc since 6.7;
-before that the package binfmt-support must have registered QEMU for the whole machine.
+namespaces of their own (users, mounts, processes, network: there is none), where qemu-aarch64-static is registered for
+aarch64's programs: when a command ends, no mount and no registration is left. Linux gives a user namespace its own
+binfmt_misc since 6.7; before that the package binfmt-support must have registered QEMU for the whole machine.
 
 QEMU passes x86's /proc/cpuinfo on, by which ONNX Runtime and OpenVINO would go, and OpenVINO needs /sys.
 """
@@ -29,10 +29,8 @@ PACKAGES = ("python3", "python3-venv", "ca-certificates")
 PROGRAMS = ("debootstrap", "qemu-aarch64-static", "unshare", "nsenter", "mount", "chroot")
 INSTALL = "apt-get install debootstrap qemu-user-static"
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "deberta-ascend", "emulated")
+WHEELS = CACHE / "wheels"
 DEVICES = {"null": (1, 3), "zero": (1, 5), "full": (1, 7), "random": (1, 8), "urandom": (1, 9), "tty": (5, 0)}
-# What a shell has here that commands in there need: how packages are reached.
-PASSED = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_DEFAULT_TIMEOUT", "PIP_RETRIES", "http_proxy", "https_proxy")
-CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
 CPUINFO = """\
 processor\t: 0
 BogoMIPS\t: 200.00
@@ -51,7 +49,7 @@ REGISTRATION = (
 )
 ENTER = r"""
 set -eu
-root=$1 cpuinfo=$2 cache=$3 registration=$4
+root=$1 cpuinfo=$2 wheels=$3 registration=$4
 shift 4
 if [ ! -e /proc/sys/fs/binfmt_misc/qemu-aarch64 ]; then
     mount -t binfmt_misc binfmt_misc /proc/sys/fs/binfmt_misc
@@ -60,18 +58,18 @@ fi
 mount -t proc proc "$root/proc"
 mount --bind "$cpuinfo" "$root/proc/cpuinfo"
 mount --rbind /sys "$root/sys"
-mkdir -p "$root/root/.cache/pip"
-mount --bind "$cache" "$root/root/.cache/pip"
+mkdir -p "$root/wheels"
+mount --bind "$wheels" "$root/wheels"
 exec chroot "$root" "$@"
 """
 
 
 @dataclass(frozen=True)
 class Machine:
-    """A system's folder. `pip_cache`: where pip in there keeps what it fetched, from one test to the next."""
+    """A system's folder. `wheels`: a folder here that is /wheels in there."""
 
     root: Path
-    pip_cache: Path
+    wheels: Path
 
     def run(self, line: str, folder: str = "/root", path: str = "") -> subprocess.CompletedProcess[str]:
         """Run a line of sh in there as root; its output, both streams as one, is shown as it comes, and returned."""
@@ -79,8 +77,7 @@ class Machine:
         variables = {
             "HOME": "/root",
             "PATH": f"{path}/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-            **{name: os.environ[name] for name in PASSED if name in os.environ},
-            **dict.fromkeys(("PIP_CERT", "SSL_CERT_FILE"), CERTIFICATES),
+            "INVOKE_WHEELHOUSE": "/wheels",
         }
         settings = [f"{name}={value}" for name, value in variables.items()]
         started, lines = time.monotonic(), []
@@ -96,16 +93,15 @@ class Machine:
 
     @contextmanager
     def _start(self, command: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
-        self.pip_cache.mkdir(parents=True, exist_ok=True)
         cpuinfo = self.root.with_name("cpuinfo")
         cpuinfo.write_text(CPUINFO, encoding="ascii")
         registration = REGISTRATION.format(qemu=shutil.which("qemu-aarch64-static"))
-        enter = ["/bin/sh", "-c", ENTER, "sh", *map(str, (self.root, cpuinfo, self.pip_cache)), registration, *command]
+        enter = ["/bin/sh", "-c", ENTER, "sh", *map(str, (self.root, cpuinfo, self.wheels)), registration, *command]
         # The holder keeps the user namespace until it can be entered, and ends with this process: its input does.
         with subprocess.Popen(["unshare", "--user", "cat"], stdin=subprocess.PIPE) as holder:
             _map_all_users(holder.pid)
             entering = ["nsenter", "--user", "--target", str(holder.pid), "-S", "0", "-G", "0"]
-            spaces = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--propagation", "private"]
+            spaces = ["unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--propagation", "private"]
             with subprocess.Popen(
                 [*entering, *spaces, *enter],
                 stdin=subprocess.DEVNULL,
@@ -151,7 +147,7 @@ def lacking() -> str:
 def booted(folder: Path) -> Iterator[Machine]:
     """A copy in `folder` of the cached system, which is made first if need be; the copy is removed at the end."""
     base = CACHE / f"{SUITE}-arm64"
-    CACHE.mkdir(parents=True, exist_ok=True)
+    WHEELS.mkdir(parents=True, exist_ok=True)
     with open(CACHE / "lock", "w", encoding="ascii") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not base.exists():
@@ -159,8 +155,7 @@ def booted(folder: Path) -> Iterator[Machine]:
     root = folder / "system"
     try:
         subprocess.run(["cp", "-a", "--reflink=auto", str(base), str(root)], check=True)
-        _copy_settings(root)
-        yield Machine(root, CACHE / "pip")
+        yield Machine(root, WHEELS)
     finally:
         shutil.rmtree(root, ignore_errors=True)
 
@@ -182,15 +177,7 @@ def _make(base: Path) -> None:
         stub = root / "debootstrap/stub/mknod"
         stub.parent.mkdir()
         stub.symlink_to("/bin/true")
-        machine = Machine(root, CACHE / "pip")
+        machine = Machine(root, WHEELS)
         done = machine.run("/debootstrap/debootstrap --second-stage", "/", "/debootstrap/stub:")
         assert done.returncode == 0, "debootstrap's second stage failed"
         shutil.rmtree(root / "debootstrap", ignore_errors=True)
-
-
-def _copy_settings(root: Path) -> None:
-    """Name servers, certificates and pip's settings, as this machine has them."""
-    bundle = os.environ.get("PIP_CERT") or os.environ.get("SSL_CERT_FILE") or CERTIFICATES
-    for source, name in (("/etc/resolv.conf", "etc/resolv.conf"), ("/etc/pip.conf", "etc/pip.conf"), (bundle, "")):
-        if Path(source).exists():
-            shutil.copyfile(source, root / (name or CERTIFICATES[1:]))

@@ -1,4 +1,4 @@
-"""The demo's chain on an emulated aarch64: as a new user of such a machine, from a fresh clone and the registry alone.
+"""The demo's chain on an emulated aarch64: as its new user does it, from a clone and a wheelhouse alone.
 
 `./inv test --emulated` runs it, and fails where it cannot run.
 """
@@ -19,8 +19,10 @@ from tests.emulated.machine import Machine
 from tests.mnli_helpers import REPOSITORY
 
 CLONE = "root/deberta-ascend"
-INSTALL = "from tests import fake_cann; from pathlib import Path; fake_cann.install(Path('/opt/Ascend'), python='{}')"
 PYTHON = f"/{CLONE}/.venv-stages/bin/python"
+INSTALL = (
+    f"from pathlib import Path; from tests import fake_cann; fake_cann.install(Path('/opt/Ascend'), python='{PYTHON}')"
+)
 STAND_INS = "INVOKE_CANN=/opt/Ascend/ascend-toolkit INVOKE_MSAME=/opt/Ascend/msame PATH=/opt/Ascend/bin:$PATH"
 # Of the table's commands for all rows, what these commands make too.
 SHARED = (
@@ -44,20 +46,17 @@ def _emulated() -> Iterator[Machine]:
 @pytest.mark.slow
 @pytest.mark.emulated
 def test_a_fresh_clone_makes_the_same_bytes_on_aarch64(emulated: Machine) -> None:
+    """Without network there; the wheels are fetched here, and kept for the next time."""
+    subprocess.run([str(REPOSITORY / "inv"), "wheelhouse", str(emulated.wheels), "--for", "aarch64"], check=True)
     clone = emulated.root / CLONE
     subprocess.run(["git", "clone", "-q", str(REPOSITORY), str(clone)], check=True)
     assert emulated.run("uname -m").stdout == "aarch64\n"
 
     looked = emulated.run("./inv doctor --profile demo", f"/{CLONE}").stdout
     assert "Traceback" not in looked and "can run now: demo" in looked
-    for command in (demo_digests.LIMITED, *demo_digests.ASCEND):
-        variables = ""
-        if command in demo_digests.ASCEND:
-            variables = f"{STAND_INS} "
-            if not (emulated.root / "opt/Ascend").exists():
-                emulated.run(f'mkdir /opt/Ascend && {PYTHON} -c "{INSTALL.format(PYTHON)}"', f"/{CLONE}")
-        done = emulated.run(f"{variables}./inv {command}", f"/{CLONE}")
-        assert done.returncode == 0, command
+    ascend = (f"{STAND_INS} ./inv {command}" for command in demo_digests.ASCEND)
+    for line in (f"./inv {demo_digests.LIMITED}", f'{PYTHON} -c "{INSTALL}"', *ascend):
+        assert emulated.run(line, f"/{CLONE}").returncode == 0, line
 
     expected = demo_digests.table(demo_digests.LIMITED, *demo_digests.ASCEND)
     expected.update({name: demo_digests.table()[name] for name in SHARED})
