@@ -181,10 +181,12 @@ def _write_producer(path: Path) -> None:
             theirs.ClearField(field.name)
     ours.ir_version = theirs.ir_version
     ours.producer_name, ours.producer_version = ONNX_PRODUCER
-    head, content = theirs.SerializeToString(), memoryview(path.read_bytes())
+    head = theirs.SerializeToString()
+    with files.open_regular(path) as file:
+        content = memoryview(file.read())
     if content[: len(head)] != head:  # protobuf writes fields in the order of their numbers
         raise StageError(f"the exported graph does not begin with its producer, {theirs.producer_name!r}")
-    with path.open("wb") as file:
+    with open(path, "wb") as file:
         file.write(ours.SerializeToString())
         file.write(content[len(head) :])
 
