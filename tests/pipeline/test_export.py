@@ -100,6 +100,16 @@ def test_a_graph_that_atc_could_not_take_is_refused(tmp_path: Path) -> None:
         export_onnx.check_graph(tmp_path / "huge.onnx")
 
 
+def test_a_producer_that_cannot_be_replaced_is_an_error(tmp_path: Path) -> None:
+    """Protobuf allows any order of fields; what an exporter writes begins with the producer."""
+    path, graph = tmp_path / "odd.onnx", onnx.ModelProto()
+    graph.graph.name = "main_graph"
+    header = onnx.ModelProto(ir_version=7, producer_name="pytorch", producer_version="9")
+    path.write_bytes(graph.SerializeToString() + header.SerializeToString())
+    with pytest.raises(StageError, match="does not begin with its producer, 'pytorch'"):
+        export_onnx._write_producer(path)
+
+
 def test_batch_is_dynamic_and_length_is_not(brought: Path) -> None:
     output = brought / "dynamic.onnx"
     assert errors.run_stage(export_onnx.main, _arguments(brought, output)) == 0
