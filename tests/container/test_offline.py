@@ -73,7 +73,7 @@ def test_the_demo_needs_no_network(project: Path, house: Path) -> None:
     assert said.count(f"from {house}") == 2 and EXPECTED in said  # .venv and .venv-stages
     with open(project / "requirements-stages.lock", "a", encoding="utf-8") as lock:
         lock.write("# another lock\n")
-    done = run(project, "evaluate", "--profile", "demo", "--bs", "4", alone=True)
+    done = run(project, "evaluate", "--profile", "demo", "--executor", "local", alone=True)
     assert done.returncode == 3 and "was made for another requirements-stages.lock" in done.stderr
 
 
