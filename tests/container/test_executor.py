@@ -16,7 +16,9 @@ from typing import Any
 import pytest
 
 from deberta.core import records
+from deberta.core.contract import VERSIONS
 from deberta.host.images import definition, pins
+from tests import demo_digests
 from tests.container import container_helpers as helpers
 from tests.container.bases import BOOKWORM
 from tests.container.container_helpers import CALLER, Place
@@ -156,6 +158,16 @@ def test_a_link_out_of_the_workspace_and_a_folder_elsewhere(finished: Place, pla
     said = place.succeed(*command, str(tmp_path / "outputs, of others"))
     assert "= 1189/1200" in said
     assert "is missing" in place.fail(3, *command, str(tmp_path / "nowhere"))
+
+
+def test_its_files_are_those_of_the_local_executor(finished: Place) -> None:
+    """By the table of SHA-256 that tests/pipeline/test_demo.py holds the local run to."""
+    made, known = demo_digests.digests(finished.root), demo_digests.table(demo_digests.DEMO)
+    both = {name: digest for name, digest in made.items() if name in known}
+    texts = {f"{RESULTS}/eval_bs8_{version}.txt" for version in VERSIONS}
+    assert {"models/demo/dynamic.onnx", "models/demo/cpu/deberta_bs8.xml", *texts} <= set(both)
+    assert any(name.startswith("data/demo/pre_mnli_bs8") for name in both)
+    assert both == {name: known[name] for name in both}
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ LIMIT = 40
 WITHIN = f"limit{LIMIT}"
 
 
+@pytest.mark.slow  # a minute; test_executor.py compares the bytes of both executors, too
 def test_local_and_docker_give_the_same_bytes(project: Path, engine_client: Any, tmp_path: Path) -> None:
     """The workspaces have other names, and in containers workspace and code are elsewhere again."""
     place = helpers.make_place(tmp_path / "one", project, profile="demo", stages_python=sys.executable)

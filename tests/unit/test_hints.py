@@ -111,7 +111,14 @@ def test_stages_leave_the_options_of_the_run_to_the_host(path: Path) -> None:
 
 
 # What a placeholder stands for, by the option that it follows.
-VALUES = {"--bs": "8", "--version": "match", "--profile": "demo", "--backend": "cpu", "--base": "export=IMAGE"}
+VALUES = {
+    "--bs": "8",
+    "--version": "match",
+    "--profile": "demo",
+    "--backend": "cpu",
+    "--base": "export=IMAGE",
+    "--platform": "linux/arm64",
+}
 CASE = Case(Plan(profiles.load("demo", settings_file.load(str(ROOT / "invoke.yaml"))["profiles"]), "cpu"), 8, "match")
 STARTED = ("./inv", "'/a b/inv'", "invoke --search-root /a -f 'my settings.yaml'", "inv")
 

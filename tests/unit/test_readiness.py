@@ -69,7 +69,7 @@ def test_who_needs_what() -> None:
     names = {"cpu local", "cpu docker", "ascend local msame", "ascend docker auto"}
     needed = {words: {check.name for check in doctor.missing(checks, words.split())} for words in names}
     common = {name for name, check in doctor.CHECKS.items() if check.needed == doctor.ALWAYS}
-    environment = {name for name in doctor.CHECKS if name.startswith("stages-")}
+    environment = {name for name in doctor.CHECKS if name.startswith("stages-")} | {"wheelhouse"}
     assert needed["cpu local"] == common | environment
     assert needed["cpu docker"] == common | {"engine", "image-export"}
     devices = {"devices", "devices-closed"}

@@ -17,11 +17,10 @@ from packaging.requirements import Requirement
 from packaging.tags import Tag
 from packaging.utils import parse_wheel_filename
 
-from deberta.core import contract
-from deberta.core import machine as machines
+from deberta.core import contract, machine
 from deberta.core.errors import DataError, MissingError
 
-MACHINES = machines.MACHINES
+MACHINES = machine.MACHINES
 _LEGACY = {"manylinux2014": (2, 17), "manylinux2010": (2, 12), "manylinux1": (2, 5)}  # PEP 600: aliases
 _OLDEST = {"x86_64": 5, "aarch64": 17}  # glibc 2.x: the oldest tag that each machine has
 _ENTRY = re.compile(r"(?m)^([A-Za-z0-9].*?)[ \\]*((?:\s+--hash=\S+[ \\]*)*)$")
