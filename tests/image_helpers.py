@@ -93,12 +93,18 @@ def make_deb(folder: Path) -> Path:
 def mirror(wheel: Path) -> Iterator[tuple[str, list[tuple[str, str]]]]:
     """A proxy before a package index of one wheel: its address, and what it is asked (URL, Authorization)."""
     asked: list[tuple[str, str]] = []
-    handler = type("OneWheel", (_Mirror,), {"wheel": wheel, "asked": asked})
+    with serving(type("OneWheel", (_Mirror,), {"wheel": wheel, "asked": asked})) as address:
+        yield f"http://{address}", asked
+
+
+@contextlib.contextmanager
+def serving(handler: type[http.server.BaseHTTPRequestHandler]) -> Iterator[str]:
+    """127.0.0.1:PORT of a server on this machine that answers as its handler does."""
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:
-            yield f"http://127.0.0.1:{server.server_port}", asked
+            yield f"127.0.0.1:{server.server_port}"
         finally:
             server.shutdown()
             thread.join()

@@ -12,7 +12,9 @@ from typing import Any, Optional, Sequence
 
 from deberta.core import contract, files
 
-MACHINES = ("x86_64", "aarch64")  # that this project is for, as `uname -m` calls them
+# The machines that this project is for, as `uname -m` calls them, and as images are for them.
+PLATFORMS = {"x86_64": "linux/amd64", "aarch64": "linux/arm64"}
+MACHINES = tuple(PLATFORMS)
 CGROUPS = Path("/sys/fs/cgroup")
 OWN_CGROUPS = Path("/proc/self/cgroup")
 CPUINFO = Path("/proc/cpuinfo")

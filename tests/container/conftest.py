@@ -15,8 +15,14 @@ from typing import Any, Iterator, NoReturn
 
 import pytest
 
+from deberta.host.images import build as building
+from deberta.host.images import pins
+from deberta.host.images.definition import BuildSettings
+from tests import fake_cann
 from tests.container.bases import BOOKWORM, BULLSEYE
 from tests.container.container_helpers import CALLER, Place, invoke, make_place
+from tests.container.workshop import BASES, Workshop
+from tests.image_helpers import ARCH, ATC_MODULES, locked, make_project, make_wheel
 from tests.mnli_helpers import REPOSITORY
 
 HERE = Path(__file__).parent
@@ -135,6 +141,36 @@ def build_settings() -> dict[str, str]:
     """What image builds need to reach the package registries from here: for the setting `images`."""
     wheelhouse = os.environ.get("PIP_FIND_LINKS", "")
     return {"ca": os.environ.get("SSL_CERT_FILE", ""), "wheelhouse": wheelhouse if os.path.isdir(wheelhouse) else ""}
+
+
+@pytest.fixture(scope="session")
+def shop_of(engine_client: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workshop]:
+    folder = tmp_path_factory.mktemp("images")
+    house = folder / "wheelhouse"
+    wheels = {name: make_wheel(house, name, package) for name, package in ATC_MODULES.items()}
+    project = make_project(folder / "project")
+    (project / "requirements-compile.lock").write_text(locked(wheels), encoding="utf-8")
+    wheels = {"one": make_wheel(house, "one")}
+    (project / "requirements-stages.lock").write_text(locked(wheels), encoding="utf-8")
+    fake_cann.make_run(project / pins.CANN)
+    (project / pins.MSAME).parent.mkdir()
+    (project / pins.MSAME).write_text("#!/bin/sh\necho one $LD_LIBRARY_PATH\n", encoding="utf-8")
+    for stage, base in BASES.items():
+        pins.set_base(project, stage, building.resolve_base(engine_client, base), base)
+    pins.lock(project, None, ARCH)
+    shop = Workshop(engine_client, project, BuildSettings(wheelhouse=house, offline=True), [])
+    yield shop
+    for tag in set(shop.built):
+        if any(tag in (entry.get("RepoTags") or ()) for entry in engine_client.api.images()):
+            engine_client.images.remove(tag)
+
+
+@pytest.fixture
+def shop(shop_of: Workshop, tmp_path: Path) -> Workshop:
+    """The shared images in a project of one's own."""
+    project = tmp_path / "shop"
+    shutil.copytree(shop_of.project, project)
+    return Workshop(shop_of.client, project, shop_of.settings, shop_of.built)
 
 
 @pytest.fixture(scope="session")

@@ -18,9 +18,7 @@ import subprocess
 import sys
 import tarfile
 import threading
-import urllib.request
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,89 +26,19 @@ import certifi
 import pytest
 from docker.errors import APIError
 
-from deberta.core.errors import ConfigError, DataError, MissingError, StageError
+from deberta.core.errors import StageError
 from deberta.host.images import build as building
 from deberta.host.images import contents, definition, manage, pins
-from deberta.host.images import registry as registries
 from deberta.host.images.definition import BuildSettings, Image
 from deberta.host.run import leftovers
 from tests import fake_cann
 from tests.container.bases import BOOKWORM, BULLSEYE
 from tests.container.container_helpers import until
-from tests.image_helpers import ARCH, ATC_MODULES, locked, make_deb, make_project, make_wheel, mirror
+from tests.container.workshop import Workshop
+from tests.image_helpers import ARCH, locked, make_deb, make_wheel, mirror
 
 pytestmark = pytest.mark.container
-BASES = {"export": BOOKWORM, "compile": BULLSEYE, "runtime": BULLSEYE}
-CONTAINER = {definition.LABEL: "container"}
 PLANTED = b"planted-"
-
-
-@dataclass
-class Workshop:
-    """A project of stand-ins, and how its images are built without a network. `built`: tags to remove at the end."""
-
-    client: Any
-    project: Path
-    settings: BuildSettings
-    built: list[str]
-
-    def plan(self, stage: str) -> Image:
-        return definition.plan(self.project, pins.load(self.project), stage, ARCH)
-
-    def build(self, stage: str, settings: BuildSettings | None = None) -> Image:
-        image = self.plan(stage)
-        self.built.append(image.tag)
-        building.build(self.client, image, settings or self.settings, self.log, self.said.append)
-        return image
-
-    def ensure(self, stage: str) -> Image:
-        image = self.plan(stage)
-        return image if building.find(self.client, image) else self.build(stage)
-
-    def run(self, image: Image, *command: str, **options: Any) -> str:
-        printed: bytes = self.client.containers.run(
-            image.tag, list(command), remove=True, network_mode="none", labels=CONTAINER, **options
-        )
-        return printed.decode()
-
-    @property
-    def log(self) -> Path:
-        return self.project / ".cache" / "images" / "build.log"
-
-    @property
-    def said(self) -> list[str]:
-        lines: list[str] = self.__dict__.setdefault("_said", [])
-        return lines
-
-
-@pytest.fixture(scope="session")
-def shop_of(engine_client: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workshop]:
-    folder = tmp_path_factory.mktemp("images")
-    house = folder / "wheelhouse"
-    wheels = {name: make_wheel(house, name, package) for name, package in ATC_MODULES.items()}
-    project = make_project(folder / "project")
-    (project / "requirements-compile.lock").write_text(locked(wheels), encoding="utf-8")
-    wheels = {"one": make_wheel(house, "one")}
-    (project / "requirements-stages.lock").write_text(locked(wheels), encoding="utf-8")
-    fake_cann.make_run(project / pins.CANN)
-    (project / pins.MSAME).parent.mkdir()
-    (project / pins.MSAME).write_text("#!/bin/sh\necho one $LD_LIBRARY_PATH\n", encoding="utf-8")
-    for stage, base in BASES.items():
-        pins.set_base(project, stage, building.resolve_base(engine_client, base), base)
-    pins.lock(project, None, ARCH)
-    shop = Workshop(engine_client, project, BuildSettings(wheelhouse=house, offline=True), [])
-    yield shop
-    for tag in set(shop.built):
-        if any(tag in (entry.get("RepoTags") or ()) for entry in engine_client.api.images()):
-            engine_client.images.remove(tag)
-
-
-@pytest.fixture
-def shop(shop_of: Workshop, tmp_path: Path) -> Workshop:
-    """The shared images in a project of one's own."""
-    project = tmp_path / "shop"
-    shutil.copytree(shop_of.project, project)
-    return Workshop(shop_of.client, project, shop_of.settings, shop_of.built)
 
 
 def of_build(shop: Workshop) -> dict[str, str]:
@@ -351,100 +279,6 @@ def test_a_changed_pin_rebuilds_exactly_what_depends_on_it(shop: Workshop) -> No
         assert building.find(shop.client, image), "an older image is still good for the older pins"
 
 
-def test_digests_come_from_the_registry_and_bases_by_digest(shop: Workshop, registry: str, tmp_path: Path) -> None:
-    name = f"{registry}/python"
-    shop.client.images.get(BOOKWORM).tag(name, "3.11")
-    pushed = list(shop.client.api.push(name, "3.11", stream=True, decode=True))
-    (digest,) = [line["aux"]["Digest"] for line in pushed if "aux" in line]
-    assert building.resolve(shop.client, f"{name}:3.11") == digest
-    with pytest.raises(MissingError, match=rf"did not give the digest of {name}:absent"):
-        building.resolve(shop.client, f"{name}:absent")
-
-    shop.client.images.remove(f"{name}:3.11")
-    for reference in shop.client.images.get(BOOKWORM).attrs["RepoDigests"]:
-        if reference.startswith(f"{name}@"):
-            shop.client.images.remove(reference)
-    pins.set_base(shop.project, "export", f"{name}:3.11@{digest}")
-    with pytest.raises(MissingError, match=r"images\.offline is set"):
-        shop.build("export")
-    shop.build("export", BuildSettings(shop.settings.wheelhouse, network="none"))
-    assert shop.said[0] == f"pulling {name}:3.11@{digest}"
-    shop.client.images.remove(f"{name}@{digest}")
-
-    pins.set_base(shop.project, "export", f"{name}@sha256:{'0' * 64}")
-    with pytest.raises(MissingError, match=r"could not be pulled: .* invoke images --base export=IMAGE"):
-        shop.build("export", BuildSettings())
-
-
-def push_tiny(shop: Workshop, name: str, tag: str) -> tuple[str, str]:
-    """The id of an image with one file, and the digest that its manifest has in the registry."""
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w") as archive:
-        archive.addfile(tarfile.TarInfo(tag))
-    shop.client.api.import_image_from_data(packed.getvalue(), repository=name, tag=tag)
-    pushed = list(shop.client.api.push(name, tag, stream=True, decode=True))
-    (digest,) = [line["aux"]["Digest"] for line in pushed if "aux" in line]
-    number = str(shop.client.images.get(f"{name}:{tag}").id)
-    shop.client.images.remove(f"{name}:{tag}")
-    return number, digest
-
-
-def push_list(registry: str, name: str, tag: str, digests: dict[str, str]) -> None:
-    """A manifest list: platform to digest."""
-    kind, entries = "application/vnd.docker.distribution.manifest", []
-    for platform, digest in digests.items():
-        system, _, architecture = platform.partition("/")
-        with urllib.request.urlopen(
-            urllib.request.Request(
-                f"http://{registry}/v2/{name}/manifests/{digest}", headers={"Accept": f"{kind}.v2+json"}
-            )
-        ) as answer:
-            size = len(answer.read())
-        where = {"os": system, "architecture": architecture}
-        entries.append({"mediaType": f"{kind}.v2+json", "digest": digest, "size": size, "platform": where})
-    content = {"schemaVersion": 2, "mediaType": f"{kind}.list.v2+json", "manifests": entries}
-    headers = {"Content-Type": f"{kind}.list.v2+json"}
-    address = f"http://{registry}/v2/{name}/manifests/{tag}"
-    with urllib.request.urlopen(
-        urllib.request.Request(address, json.dumps(content).encode(), headers, method="PUT")
-    ) as answer:
-        assert answer.status == 201
-
-
-def test_the_image_of_this_platform_is_held_against_its_pin(shop: Workshop, registry: str) -> None:
-    """What `--lock` records of a list in a registry, and what an engine pulled by it."""
-    (ours, amd64), (_, arm64) = (push_tiny(shop, f"{registry}/tiny", tag) for tag in ("one", "two"))
-    push_list(registry, "tiny", "1", {"linux/amd64": amd64, "linux/arm64": arm64})
-    path = shop.project / pins.PINS
-    path.write_text(path.read_text().replace("python:3.11-slim-bookworm", f"{registry}/tiny:1"), encoding="utf-8")
-
-    def digest(tag: str) -> str:
-        if not tag.startswith(registry):
-            raise MissingError("not asked")
-        return building.resolve(shop.client, tag)
-
-    def platforms(image: str, listed: str) -> Mapping[str, str] | None:
-        return registries.platforms(image, listed) if image.startswith(registry) else {}
-
-    pins.set_base(shop.project, "export", pins.PINNED)
-    assert f"base.export.linux/arm64: {arm64}" in pins.lock(shop.project, pins.Registries(digest, platforms), ARCH)
-    image = shop.plan("export")
-    assert (image.base_digest, image.base_name) == (amd64, f"{registry}/tiny:1")
-    assert building._base(shop.client, image, BuildSettings(), shop.said.append) == ours
-    assert shop.said == [f"pulling {registry}/tiny@{image.base.rpartition('@')[2]}", f"pulling {registry}/tiny@{amd64}"]
-    assert building._base(shop.client, image, BuildSettings(), shop.said.append) == ours and len(shop.said) == 2
-
-    path.write_text(path.read_text().replace(amd64, arm64), encoding="utf-8")
-    for _ in range(2):  # the second finds what the first has pulled
-        with pytest.raises(DataError, match=rf"is not {registry}/tiny@{arm64} on linux/amd64"):
-            building._base(shop.client, shop.plan("export"), BuildSettings(), shop.said.append)
-    offline = BuildSettings(offline=True)
-    assert building._base(shop.client, shop.plan("export"), offline, shop.said.append) == ours
-    assert shop.said[-1] == "the base is not checked against its pin for linux/amd64: images.offline is set"
-    for reference in (image.base, f"{registry}/tiny@{amd64}", f"{registry}/tiny@{arm64}"):
-        shop.client.images.remove(reference)
-
-
 def test_the_same_image_again_and_by_docker_build(shop: Workshop, tmp_path: Path) -> None:
     """With a .deb in it, which changes the system's own files."""
     make_deb(shop.project / pins.DEBS / "runtime")
@@ -464,18 +298,6 @@ def test_the_same_image_again_and_by_docker_build(shop: Workshop, tmp_path: Path
         for number in (built.id, *reversed(steps)):
             with contextlib.suppress(APIError):  # a base, or gone with its child
                 shop.client.images.remove(number, force=number == built.id)
-
-
-def test_a_base_is_one_that_the_engine_has_and_for_this_machine(shop: Workshop) -> None:
-    with pytest.raises(MissingError, match="docker pull deberta-ascend-test/absent"):
-        building.resolve_base(shop.client, "deberta-ascend-test/absent")
-    pins.set_base(shop.project, "export", f"sha256:{'0' * 64}")
-    with pytest.raises(MissingError, match="is not on this engine any more"):
-        shop.build("export")
-    pins.set_base(shop.project, "export", building.resolve_base(shop.client, BOOKWORM))
-    other = definition.plan(shop.project, pins.load(shop.project), "export", "aarch64")
-    with pytest.raises(ConfigError, match="is for amd64, and arm64 is needed"):
-        building.build(shop.client, other, shop.settings, shop.log, shop.said.append)
 
 
 def test_the_real_export_image(engine_client: Any, project: Path) -> None:

@@ -8,7 +8,6 @@ import os
 import socket
 import subprocess
 import sys
-import threading
 from pathlib import Path
 from typing import Iterator
 
@@ -19,6 +18,7 @@ from deberta.host.plan import profiles
 from deberta.host.plan.plan import Plan
 from deberta.host.workflows import doctor
 from deberta.host.workflows.doctor import GIB, MISSING, OK, UNKNOWN, HostCheck
+from tests.image_helpers import serving
 from tests.mnli_helpers import small_disk
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,12 +43,8 @@ class Engine(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def engine_address() -> Iterator[str]:
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Engine) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"tcp://127.0.0.1:{server.server_address[1]}"
-        server.shutdown()
-        thread.join()
+    with serving(Engine) as address:
+        yield f"tcp://{address}"
 
 
 def test_an_answering_engine(engine_address: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from deberta.core import files
 from deberta.core.errors import ConfigError, MissingError
+from deberta.core.machine import PLATFORMS
 from deberta.host.images import definition, pins
 from tests.image_helpers import ARCH, bring, elf, make_project
 from tests.mnli_helpers import REPOSITORY
@@ -24,6 +26,10 @@ def project(tmp_path: Path) -> Path:
 
 def text_of(project: Path) -> str:
     return (project / pins.PINS).read_text(encoding="utf-8")
+
+
+def test_the_machines_of_pins_are_those_of_the_project() -> None:
+    assert dict(zip(get_args(pins.Architecture), get_args(pins.Platform), strict=True)) == PLATFORMS
 
 
 def test_the_committed_pins_are_of_the_committed_locks() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import http.server
 import json
-import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +12,7 @@ import pytest
 
 from deberta.core.errors import MissingError
 from deberta.host.images import registry
+from tests.image_helpers import serving
 
 DIGESTS = {name: f"sha256:{hashlib.sha256(name.encode()).hexdigest()}" for name in ("amd64", "arm64", "unknown")}
 
@@ -57,15 +57,8 @@ class _Registry(http.server.BaseHTTPRequestHandler):
 def served() -> Iterator[tuple[str, dict[str, bytes]]]:
     """The image's name, and the manifests by digest, which tests fill."""
     contents: dict[str, bytes] = {}
-    handler = type("Served", (_Registry,), {"contents": contents})
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"127.0.0.1:{server.server_port}/python:3.11", contents
-        finally:
-            server.shutdown()
-            thread.join()
+    with serving(type("Served", (_Registry,), {"contents": contents})) as address:
+        yield f"{address}/python:3.11", contents
 
 
 def add(contents: dict[str, bytes], content: bytes) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Callable, Optional, TextIO
 
 from deberta.core import buckets as bucketing
-from deberta.core import contract
+from deberta.core import contract, machine
 from deberta.core.errors import ConfigError
 from deberta.host.cli.auto import AUTO
 from deberta.host.plan import comparison
@@ -222,7 +222,7 @@ class Options:
     accept_new: bool = False
     base: tuple[str, ...] = ()
     stage: tuple[str, ...] = ()
-    platform: str = text(choices=("linux/amd64", "linux/arm64"))
+    platform: str = text(choices=tuple(machine.PLATFORMS.values()))
     context: str = text("", user_path)
     lock: bool = False
     tag: str = ""

@@ -42,10 +42,8 @@ def look(variables: Mapping[str, str] = os.environ) -> PingResult:
         where = address.endpoint(variables)
     except ConfigError as error:
         return PingResult(False, str(error))
-    if where.is_remote:
-        return PingResult(
-            False, f"the Docker engine at {where.text} is remote"
-        )  # its folders would be another machine's
+    if where.is_remote:  # its folders would be another machine's
+        return PingResult(False, f"the Docker engine at {where.text} is remote")
     return ask(where)
 
 

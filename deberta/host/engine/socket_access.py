@@ -9,7 +9,7 @@ import pwd
 import stat
 from typing import NamedTuple
 
-_OWN_ENGINE = "Use an engine of your own (rootless Docker or Podman, and DOCKER_HOST)"
+_OWN_ENGINE = "an engine of your own (rootless Docker or Podman, and DOCKER_HOST)"
 
 
 class Refusal(NamedTuple):
@@ -51,7 +51,7 @@ def refusal(path: str, user: Caller) -> Refusal:
     except OSError:
         return Refusal(
             f"a folder above it is closed to {user.name}",
-            f"Correct the path, or {_OWN_ENGINE[0].lower()}{_OWN_ENGINE[1:]}",
+            f"Correct the path, or use {_OWN_ENGINE}",
         )
     owner, group = _user_name(status.st_uid), _group_name(status.st_gid)
     if status.st_gid in user.groups and status.st_mode & stat.S_IWGRP:
@@ -63,15 +63,17 @@ def refusal(path: str, user: Caller) -> Refusal:
         mode = f"{stat.S_IMODE(status.st_mode):o}"
         return Refusal(
             f"it is {owner}'s alone (mode {mode}, group {group})",
-            f"Run this command as {owner}, or {_OWN_ENGINE[0].lower()}{_OWN_ENGINE[1:]}",
+            f"Run this command as {owner}, or use {_OWN_ENGINE}",
         )
     if status.st_gid in user.granted:
         return Refusal(
             f"{user.name} was put into its group {group} after this session began",
             f"Log in again, or run in this terminal: newgrp {group}",
         )
-    join = f"Run: sudo usermod -aG {group} {user.name}, and log in again; or {_OWN_ENGINE[0].lower()}{_OWN_ENGINE[1:]}"
-    return Refusal(f"it is for the group {group}, which {user.name} is not in", join if user.known else _OWN_ENGINE)
+    advice = f"Use {_OWN_ENGINE}"
+    if user.known:
+        advice = f"Run: sudo usermod -aG {group} {user.name}, and log in again; or use {_OWN_ENGINE}"
+    return Refusal(f"it is for the group {group}, which {user.name} is not in", advice)
 
 
 def _user_name(number: int) -> str:

@@ -17,9 +17,8 @@ class Traits(NamedTuple):
     rootless: bool = False  # root in a container is the engine's own user outside
     remapped: bool = False  # user-namespace remapping: ids in a container are others outside
     selinux: bool = False  # containers may only touch files with a container's label
-    no_memory_limit: bool = (
-        False  # the engine has no cgroups for it: rootless without version 2 or systemd, old kernels
-    )
+    # The engine has no cgroups for a limit: rootless without version 2 or systemd, old kernels.
+    no_memory_limit: bool = False
     no_pids_limit: bool = False
 
 

@@ -13,7 +13,7 @@ import platform
 import re
 import sys
 from pathlib import Path
-from typing import Iterable, Iterator, Mapping, NamedTuple, Sequence
+from typing import Iterator, Mapping, NamedTuple, Sequence
 
 import msgspec
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
@@ -107,7 +107,7 @@ def fill(
             for target in wanted:
                 if target.lock == lock:
                     present += _fetch(folder, target, present)
-                    _note(folder, manifest, target.need, [wheel.path.name for wheel in _right(target, present)])
+                    _note(folder, manifest, target.need, {w.path.name: w.sha256 for w in _right(target, present)})
                     print(f"{target}: {len(locks.read(*target))} wheels")
             _write(folder, manifest)
             files.write_text(folder / lock.name, lock.read_text(encoding="utf-8"))
@@ -197,7 +197,7 @@ def _fetch(folder: Path, target: Target, present: Sequence[Wheel]) -> list[Wheel
         return []
     _require_pip()
     venvs.say(f"{target}: fetching {len(missing)} of {len(locks.read(*target))} wheels ...")
-    own = [package for package in missing if "+" in package.version]
+    own = list(filter(locks.is_of_own_index, missing))
     others = [package for package in missing if package not in own]
     with files.staged(folder / "fetched") as scratch:
         scratch.mkdir()
@@ -264,14 +264,14 @@ def _require_pip() -> None:
         )
 
 
-def _note(folder: Path, manifest: Manifest, need: Need, names: Iterable[str]) -> None:
-    """Write into the manifest which files a need has, in place of what was there of it."""
+def _note(folder: Path, manifest: Manifest, need: Need, digests: Mapping[str, str]) -> None:
+    """Write into the manifest which files a need has, by their SHA-256, in place of what was there of it."""
     by_file = {entry.file: entry for entry in manifest.files}
     for entry in manifest.files:
         entry.needed_by = [known for known in entry.needed_by if known != need]
-    for name in names:
-        size, sha256 = (folder / name).stat().st_size, files.sha256_of(folder / name)
+    for name, sha256 in digests.items():
         needed_by = [*(by_file[name].needed_by if name in by_file else []), need]
+        size = (folder / name).stat().st_size
         by_file[name] = WheelhouseFile(
             file=name, size=size, sha256=sha256, needed_by=sorted(needed_by, key=msgspec.structs.astuple)
         )
@@ -291,9 +291,9 @@ def _remove_unneeded(folder: Path, manifest: Manifest) -> None:
         manifest.files.remove(entry)
 
 
-def _copy_debs(project: Path, folder: Path, debs: Mapping[str, Mapping[str, str]]) -> list[str]:
-    """Copy the Debian packages that the user pinned for images; returns their names in the folder."""
-    names = []
+def _copy_debs(project: Path, folder: Path, debs: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    """Copy the Debian packages that the user pinned for images; returns their names in the folder, and SHA-256."""
+    digests = {}
     for image, packages in debs.items():
         for name, sha256 in packages.items():
             source, target = project / "docker" / DEBS / image / name, f"{DEBS}/{image}/{name}"
@@ -303,5 +303,5 @@ def _copy_debs(project: Path, folder: Path, debs: Mapping[str, Mapping[str, str]
                 raise DataError(f"{source} is not the file of {PINS}. Put that back, or run: invoke images --lock")
             with files.new_file(folder / target) as temporary:
                 files.link_or_copy(source, temporary, copy=True)
-            names.append(target)
-    return names
+            digests[target] = sha256
+    return digests

@@ -68,7 +68,12 @@ def of_own_index(lock: Path, machine: str = "") -> list[Locked]:
 
     That is torch's +cpu build, which is on PyTorch's own index.
     """
-    return [package for package in read(lock, machine) if "+" in package.version]
+    return list(filter(is_of_own_index, read(lock, machine)))
+
+
+def is_of_own_index(package: Locked) -> bool:
+    """Whether it is a build with a local version."""
+    return "+" in package.version
 
 
 def of_any(lock: Path, machines: Sequence[str] = MACHINES) -> list[Locked]:

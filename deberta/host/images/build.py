@@ -202,9 +202,8 @@ def _run(
                     if STEP.match(line):
                         step = line
                         printed.clear()
-                        if f"LABEL {definition.REPOSITORY}" not in line.replace(
-                            '"', ""
-                        ):  # long, and the same each time
+                        # Those of labels are long, and the same each time.
+                        if f"LABEL {definition.REPOSITORY}" not in line.replace('"', ""):
                             show(line)
                     elif line.strip() and not line.startswith((" --->", "--> ", "Removing intermediate")):
                         printed.append(line.strip())

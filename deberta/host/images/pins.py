@@ -9,14 +9,14 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Callable, Dict, Literal, Mapping, NamedTuple
+from typing import Annotated, Any, Callable, Dict, Literal, Mapping, NamedTuple, cast
 
 import msgspec
 import tomlkit
 from msgspec import Meta
 from tomlkit.exceptions import TOMLKitError
 
-from deberta.core import files
+from deberta.core import files, machine
 from deberta.core.errors import ConfigError, DebertaError, MissingError, one_line
 from deberta.core.schema import Sha256, Text, convert
 
@@ -32,7 +32,7 @@ PINNED = "pinned"  # `--base STAGE=pinned` removes a replacement
 Stage = Literal["export", "compile", "runtime"]
 Architecture = Literal["x86_64", "aarch64"]
 Platform = Literal["linux/amd64", "linux/arm64"]
-PLATFORMS: Mapping[str, Platform] = {"x86_64": "linux/amd64", "aarch64": "linux/arm64"}
+PLATFORMS = cast(Mapping[str, Platform], machine.PLATFORMS)  # a test compares the names
 Digest = Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}\Z")]
 # From 1980 on: a zip holds no earlier time.
 Seconds = Annotated[int, Meta(ge=315532800, le=4102444800)]

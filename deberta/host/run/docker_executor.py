@@ -17,7 +17,7 @@ from deberta.core.errors import ConfigError, MissingError, one_line
 from deberta.core.records import Resource
 from deberta.host.engine import containers, limits, npu_access, traits
 from deberta.host.engine.containers import Access, Container, User
-from deberta.host.engine.engine import DockerEngine, address, connect
+from deberta.host.engine.engine import DockerEngine, address, connect, explained
 from deberta.host.engine.limits import ContainerLimits
 from deberta.host.engine.npu_access import NpuSettings
 from deberta.host.engine.traits import Traits
@@ -137,7 +137,7 @@ class DockerExecutor:
         except (ConfigError, MissingError) as error:
             print(f"# for an engine of root's without SELinux, since none was asked: {one_line(str(error))}")
             return Traits()
-        with contextlib.closing(client):
+        with contextlib.closing(client), explained("asking how it runs containers"):
             return traits.of(client.info())
 
     @functools.cache  # noqa: B019 - one executor, a few stages
