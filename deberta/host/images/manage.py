@@ -28,8 +28,8 @@ Each folder is a context with all that its image is made of, its base by digest,
 
 The tags are those that deberta-ascend looks for: an image of such a tag, brought to its engine, is not built again.
 `buildah build` takes the same options, and `--timestamp` with the same number. For kaniko: `--context dir://PWD/STAGE`,
-`--custom-platform` in the place of `--platform`, and `--reproducible`. Contents are the same with each of them, ids are
-not.
+`--custom-platform` in the place of `--platform`, and `--reproducible`. Contents are to be the same with each of them,
+and ids are not; `docker build` alone was tried.
 
 Nothing here is of the machine that wrote it, but wheels. Where packages come from is said in a context's `network/`,
 which ends in no layer: `pip.conf` (pip's settings), `environment` (NAME=VALUE lines), `ca.pem` (certificates to trust),
