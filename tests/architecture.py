@@ -35,6 +35,10 @@ ROOMS = {
         "Planned steps executed: freshness, executors, judgement of what they leave.",
         ("core", "ascend", "host.environments", "host.plan", "host.engine", "host.images"),
     ),
+    "host.shards": Room(
+        "One accuracy run cut into shards: devices, placing, retries, the merged outputs.",
+        ("core", "host.plan"),
+    ),
     "host.report": Room(
         "What is measured, claimed and verified.",
         ("core", "ascend", "host.environments", "host.plan", "host.images", "host.run"),

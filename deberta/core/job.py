@@ -56,6 +56,81 @@ class StepFacts(Schema):
     seconds: schema.NonNegative
 
 
+class DeviceFacts(Schema):
+    """A device that ran shards of an accuracy run. What could not be read is empty, which is equal to nothing.
+
+    device: npu-smi's column Device; on cpu the number of a process. chip: npu-smi's name; on cpu the CPU's model.
+    driver: npu-smi's version. program: what runs the model, as executors identify it (msame's SHA-256, the stages'
+    packages, an image's tag). code: the digest of our own package. machine: as `uname -m` calls it.
+    """
+
+    host: schema.Text
+    device: schema.Count
+    chip: str = ""
+    cann: str = ""
+    driver: str = ""
+    program: dict[str, str] = field(default_factory=dict)
+    code: str = ""
+    machine: str = ""
+
+    @property
+    def name(self) -> str:
+        """HOST/DEVICE, as a device is called everywhere."""
+        return f"{self.host}/{self.device}"
+
+
+class Shard(Schema):
+    """Whole batches of an accuracy run, `first` to `last` by input index, both of them among it, that one device ran.
+
+    device: HOST/DEVICE. digest: SHA-256 over the sorted lines `<sha256>  <name>\\n` of its output files.
+    """
+
+    length: schema.Count
+    first: schema.Count
+    last: schema.Count
+    device: schema.Text
+    digest: schema.Sha256
+    started: Time
+    finished: Time
+    inference_ms: schema.NonNegative = 0.0
+
+
+class LostAttempt(Schema):
+    """A shard that was begun and does not count: its device went, its time ran out, or its run failed."""
+
+    length: schema.Count
+    first: schema.Count
+    last: schema.Count
+    device: schema.Text
+    why: str
+    at: Time
+
+
+class SameBatch(Schema):
+    """A batch that several devices ran, and whether all gave the same bytes."""
+
+    length: schema.Count
+    batch: schema.Count
+    devices: list[schema.Text]
+    same: bool
+
+
+class Sharding(Schema):
+    """An accuracy run's shards. engine: what placed them; empty for this host's own processes.
+
+    different: devices that differ were allowed, which leaves `accepted` out of reach. not_checked: sentences on what
+    could not be compared.
+    """
+
+    devices: list[DeviceFacts]
+    shards: list[Shard]
+    lost: list[LostAttempt] = field(default_factory=list)
+    compared: list[SameBatch] = field(default_factory=list)
+    not_checked: list[str] = field(default_factory=list)
+    different: bool = False
+    engine: str = ""
+
+
 class CellPlace(Schema):
     """pinned: false if a step on the way ran in an image, or with a tool, that docker/pins.toml does not name.
 

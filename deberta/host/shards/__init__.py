@@ -1,0 +1,1 @@
+"""Shards of one accuracy run: devices, placing, retries, the merged outputs."""
