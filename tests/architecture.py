@@ -37,7 +37,7 @@ ROOMS = {
     ),
     "host.shards": Room(
         "One accuracy run cut into shards: devices, placing, retries, the merged outputs.",
-        ("core", "host.plan"),
+        ("core", "ascend", "host.plan", "host.engine", "host.run"),
     ),
     "host.report": Room(
         "What is measured, claimed and verified.",

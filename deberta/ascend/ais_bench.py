@@ -22,7 +22,7 @@ import msgspec
 from deberta.ascend import causes
 from deberta.ascend.causes import Printed
 from deberta.ascend.runs import check_complete
-from deberta.core import contract, files
+from deberta.core import files
 from deberta.core.errors import ConfigError, DataError, DebertaError, MissingError, StageError, some
 from deberta.core.schema import decode
 
@@ -175,5 +175,5 @@ def _incomplete(outputs_folder: Path, expected: Mapping[str, int], expected_time
 
 def settle(folder: Path) -> None:
     """Rename the outputs of a judged run as msame would have named them."""
-    for index in range(len(os.listdir(folder))):
-        os.replace(folder / output_file(index), folder / contract.output_file(index))
+    for name in os.listdir(folder):
+        os.replace(folder / name, folder / f"{name[: -len('_0.bin')]}_output_0.bin")

@@ -51,6 +51,9 @@ _VIRTUAL = re.compile(r"vir\d", re.IGNORECASE)
 _SOC_VERSION = re.compile(r"Ascend\w+(?:-\w+)?")
 
 
+_VERSION = re.compile(r"\bVersion: {0,40}([0-9][0-9A-Za-z._-]{0,40})")
+
+
 class UnreadableError(DataError):
     """npu-smi printed something that is not understood: no more follows from it."""
 
@@ -134,6 +137,12 @@ def parse(stdout: str) -> tuple[Device, ...]:
     rows = [line for line in lines if line.startswith("|")]
     shown = (rows[-1] if rows else lines[0])[:200] if lines else "nothing"
     raise UnreadableError(f"what npu-smi info prints is not understood ({' '.join(shown.split())})")
+
+
+def version(stdout: str) -> str:
+    """The version in the heading of `npu-smi info`, which is the driver's; empty if it has none."""
+    match = _VERSION.search(stdout)
+    return match[1] if match else ""
 
 
 def _tables(lines: Sequence[str]) -> list[_Table]:

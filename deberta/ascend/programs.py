@@ -93,12 +93,14 @@ def new_scratch(workspace: Path, name: str) -> Path:
     return folder
 
 
-def check_bins(workspace: Path, bins: Sequence[PurePosixPath], size: int, count: int) -> None:
+def check_bins(workspace: Path, bins: Sequence[PurePosixPath], size: int, count: int, first: int = 0) -> None:
     """Raise DataError unless each folder holds `count` bins of `size` bytes and nothing else; a file is checked alone.
+
+    `first`: the index of the first bin.
 
     msame runs whatever is in the first folder, and its runtime accepts a file that is too large.
     """
-    bins_of_folder = {contract.input_file(index): size for index in range(count)}
+    bins_of_folder = {contract.input_file(index): size for index in range(first, first + count)}
     for path in (workspace / relative for relative in bins):
         if path.is_file():
             paths, expected = [path], {path.name: size}
@@ -115,6 +117,11 @@ def npu_devices() -> Optional[tuple[npu_smi.Device, ...]]:
     program = executables.on_path(npu_smi.PROGRAM)
     if program is None:
         return None
+    return npu_smi.parse(_npu_smi_info(program))
+
+
+def _npu_smi_info(program: Path) -> str:
+    """What `npu-smi info` prints. Raises StageError or ConfigError if it hangs or cannot be started."""
     try:
         process = subprocess.run(
             [program, "info"], stdin=subprocess.DEVNULL, capture_output=True, errors="replace", timeout=NPU_SMI_SECONDS
@@ -123,7 +130,13 @@ def npu_devices() -> Optional[tuple[npu_smi.Device, ...]]:
         raise StageError(f"npu-smi info did not end in {NPU_SMI_SECONDS} s: the driver hangs. Look at dmesg") from None
     except OSError as error:
         raise executables.unstartable(program, error) from error
-    return npu_smi.parse(process.stdout + process.stderr)
+    return process.stdout + process.stderr
+
+
+def driver_version() -> str:
+    """The driver's version, from npu-smi's heading; empty if that does not tell."""
+    program = executables.on_path(npu_smi.PROGRAM)
+    return "" if program is None else npu_smi.version(_npu_smi_info(program))
 
 
 class DeviceCheck(NamedTuple):

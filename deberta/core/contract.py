@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import datetime
 from typing import Any, Sequence, Union
 
 from deberta.core.errors import ConfigError
@@ -72,6 +73,11 @@ def input_bytes(batch_size: int, length: int = SEQUENCE_LENGTH) -> int:
 def output_bytes(batch_size: int) -> int:
     """Bytes of one output file: float32 [batch_size, 3]."""
     return batch_size * len(LABELS) * 4
+
+
+def run_folder(now: datetime) -> str:
+    """msame's name of an output folder: the local time, numbers without leading zeros, `20261122_22_1_58_100122`."""
+    return f"{now.year}{now.month}{now.day}_{now.hour}_{now.minute}_{now.second}_{now.microsecond}"
 
 
 def batch_count(rows: int, batch_size: int) -> int:

@@ -7,10 +7,12 @@ import os
 import platform
 import signal
 import subprocess
+import sys
 from pathlib import Path
-from typing import Any, Optional, Sequence
+from typing import Any, Callable, Optional, Sequence
 
 from deberta.core import contract, files
+from deberta.core.errors import INTERRUPTED
 
 # The machines that this project is for, as `uname -m` calls them, and as images are for them.
 PLATFORMS = {"x86_64": "linux/amd64", "aarch64": "linux/arm64"}
@@ -55,15 +57,12 @@ def start(command: Sequence[str], **options: Any) -> subprocess.Popen[str]:
     An interrupt that comes meanwhile waits until the process is there, and ends it: raised in what Python runs around
     a fork, it would be printed and forgotten.
     """
-    parent, prctl = os.getpid(), getattr(ctypes.CDLL(None), "prctl", None)
+    parent, prctl = os.getpid(), _prctl()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
 
     def prepare() -> None:
-        if prctl is not None:
-            prctl(1, int(signal.SIGKILL))  # PR_SET_PDEATHSIG
+        end_with(parent, prctl)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        if os.getppid() != parent:
-            os._exit(1)
 
     process: Optional[subprocess.Popen[str]] = None
     try:
@@ -77,6 +76,41 @@ def start(command: Sequence[str], **options: Any) -> subprocess.Popen[str]:
             process.wait()
         raise
     return process
+
+
+def _prctl() -> Any:
+    return getattr(ctypes.CDLL(None), "prctl", None)
+
+
+def end_with(parent: int, prctl: Any) -> None:
+    """In a process that was just forked: on Linux the kernel kills it when its parent ends, or the thread of it did."""
+    if prctl is not None:
+        prctl(1, int(signal.SIGKILL))  # PR_SET_PDEATHSIG
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def fork(work: Callable[[], None]) -> int:
+    """Run `work` in a copy of this process, which has one thread, and return the copy's process number.
+
+    The copy is the leader of a session of its own, so that Ctrl-C reaches this process alone, and ends with it.
+    """
+    parent, prctl = os.getpid(), _prctl()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    process = os.fork()
+    if process:
+        return process
+    code = 1
+    try:
+        end_with(parent, prctl)
+        os.setsid()
+        work()
+        code = 0
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    finally:
+        os._exit(code)  # nothing of what the parent has to do at its end
 
 
 def effective_cpus() -> int:

@@ -15,6 +15,7 @@ import openvino
 import pytest
 
 from deberta.ascend import msame
+from deberta.core import contract
 from deberta.core.errors import INTERRUPTED, run_stage
 from deberta.stages.compile import compile_cpu
 from deberta.stages.inference import openvino_engine, run_cpu
@@ -110,7 +111,7 @@ def test_one_inference_has_no_average_without_the_first(workspace: Path, capsys:
 def test_times_are_printed_like_a_cpp_stream_and_names_like_msame() -> None:
     from datetime import datetime
 
-    assert run_cpu.time_name(datetime(2026, 1, 5, 0, 1, 2, 7)) == "202615_0_1_2_7"
+    assert contract.run_folder(datetime(2026, 1, 5, 0, 1, 2, 7)) == "202615_0_1_2_7"
     assert [f"{time:g}" for time in (5251.23, 0.165, 1234567.0, 378.9)] == ["5251.23", "0.165", "1.23457e+06", "378.9"]
 
 

@@ -52,6 +52,9 @@ class Recorder:
     def provenance(self, step: Step) -> Provenance:
         return Provenance(internal={"cann": self.cann} if step.tool else {})
 
+    def sibling(self) -> Recorder:
+        return self
+
     def show(self, step: Step) -> None:
         """Not asked for here."""
 

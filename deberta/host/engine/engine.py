@@ -120,10 +120,12 @@ class DockerEngine:
     """An engine in use for one workspace: `with DockerEngine(...) as engine`. The workspace's lock must be held.
 
     Containers that an earlier process of ours left in this workspace are removed first. A process of its own, the
-    reaper, removes the containers of this one if it is killed.
+    reaper, removes the containers of this one if it is killed. `is_sibling`: another process of the same command has
+    looked after them, and does at the end.
     """
 
-    def __init__(self, workspace: Path, keep: bool, show: Show) -> None:
+    def __init__(self, workspace: Path, keep: bool, show: Show, is_sibling: bool = False) -> None:
+        self._is_sibling = is_sibling
         self._workspace, self._keep, self._show = workspace, keep, show
         self._session = uuid.uuid4().hex
         self._labels = {**container_labels(workspace, keep), OF_SESSION: self._session}
@@ -133,8 +135,9 @@ class DockerEngine:
 
     def __enter__(self) -> DockerEngine:
         self.client = connect()
-        unfinished.begin_containers(self._workspace)
-        remove_left(self.client, self._workspace, self._show)
+        if not self._is_sibling:
+            unfinished.begin_containers(self._workspace)
+            remove_left(self.client, self._workspace, self._show)
         return self
 
     def __exit__(
@@ -147,7 +150,7 @@ class DockerEngine:
                 else:
                     self._reaper.communicate(b"done")
         self.client.close()
-        if not self._may_leave_container:
+        if not self._may_leave_container and not self._is_sibling:
             unfinished.end_containers(self._workspace)
 
     @functools.cached_property

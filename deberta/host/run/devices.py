@@ -6,7 +6,7 @@ import contextlib
 import json
 import re
 from pathlib import Path, PurePosixPath
-from typing import Callable, Sequence
+from typing import Callable, Mapping, Optional, Sequence
 
 from deberta.ascend import ais_bench, atc, causes, msame, programs, runs, timing
 from deberta.core import files
@@ -14,7 +14,7 @@ from deberta.core.errors import DebertaError, StageError
 from deberta.host.plan.plan import Compilation, Inference, ModelRun, Step
 from deberta.host.run import compiled
 from deberta.host.run.console import Console
-from deberta.host.run.executor import check_exit
+from deberta.host.run.executor import Judged, check_exit
 from deberta.host.run.session import Session
 
 
@@ -53,51 +53,87 @@ def compile_om(
 def infer(
     session: Session, step: Step, inference: Inference, arguments: Sequence[str], summary: Path, console: Console
 ) -> list[PurePosixPath]:
-    """Run msame or its twin into temporary folders, judge what it left, and only then give the folders their names."""
-    status, not_checked = 0, []
+    """Run msame or its twin into temporary folders, judge what it left, and only then give the folders their names.
+
+    With several devices the session's shards fill the temporary folders.
+    """
+    not_checked: list[str] = []
     with contextlib.ExitStack() as stack:
         temporary = {
             run.output: stack.enter_context(files.staged(session.workspace / run.output)) for run in inference.runs
         }
-        moved = {str(output): str(path.relative_to(session.workspace)) for output, path in temporary.items()}
-        arguments = [moved.get(argument, argument) for argument in arguments]
-        if step.tool:
-            [run] = inference.runs
-            programs.check_bins(session.workspace, run.bins, run.bin_bytes, run.times)
-            device = programs.check_device(inference.device, console.say)
-            unknown = compiled.check_chip(session, step.inputs[0].path, device, "invoke build-om")
-            if unknown:
-                console.say(unknown)
-            not_checked = [*device.not_checked, *([unknown] if unknown else [])]
-            lines, status = session.executor.run(step, arguments, console.quiet)
-            logs = ["".join(lines)]
+        if session.shards is not None and inference.log_copy is None:
+            judged = session.shards.infer(session, step, temporary, summary, console)
         else:
-            try:
-                stdout = run_stage(session, step, arguments, console.quiet)
-            except DebertaError as error:
-                run = inference.runs[-1]
-                raise runs.cause(error, "", temporary[run.output], run.expected, run.bin_bytes) or error from None
-            logs = re.split(r"(?m)^(?=\[INFO\] load model )", stdout)[:0:-1]  # the longest length comes first
-        try:
-            if len(logs) != len(inference.runs):
-                raise StageError(f"{step.title} printed {len(logs)} logs for {len(inference.runs)} lengths")
-            judged = [_judged(session, step, run, log, temporary[run.output]) for run, log in zip(inference.runs, logs)]
-        except DebertaError as error:
-            ended = causes.ended(step.tool, status) if step.tool else ""
-            raise type(error)(f"{error} ({f'{ended}; ' if ended else ''}its output: {step.log})") from error
-        if status:  # all its files are there, and something went wrong
-            raise StageError(f"{step.tool} did all its work, but ended with exit code {status}. See {step.log}")
-        for run, (folder, _) in zip(inference.runs, judged):
+            if step.tool:
+                not_checked = check_before(session, step, inference.runs[0], inference.device, console.say)
+            moved = {str(output): str(path.relative_to(session.workspace)) for output, path in temporary.items()}
+            arguments = [moved.get(argument, argument) for argument in arguments]
+            judged = run_judged(session, step, temporary, arguments, console.quiet)
+        for run, left in zip(inference.runs, judged):
             (session.workspace / run.output).mkdir(exist_ok=True)
-            files.switch(folder, session.workspace / run.output / folder.name)
+            files.switch(left.folder, session.workspace / run.output / left.folder.name)
     if not_checked:
         files.write_text(summary, json.dumps({"not_checked": not_checked}))
-    subjects = [run.output / folder.name for run, (folder, _) in zip(inference.runs, judged)]
+    subjects = [run.output / left.folder.name for run, left in zip(inference.runs, judged)]
     if inference.log_copy:
         _keep_longer(session.workspace / inference.log_copy, inference.runs[0].times, console)
-        files.write_text(session.workspace / inference.log_copy, judged[0][1])
+        files.write_text(session.workspace / inference.log_copy, judged[0].printed)
         subjects.insert(0, inference.log_copy)
     return subjects
+
+
+def check_before(
+    session: Session, step: Step, run: ModelRun, number: int, say: Callable[[str], None], first: int = 0
+) -> list[str]:
+    """Look at the bins, the device and its chip before a tool runs the model; returns what could not be checked.
+
+    `first`: the index of the first bin. Raises the errors of bins, of another chip, of a device that is busy or ill.
+    """
+    programs.check_bins(session.workspace, run.bins, run.bin_bytes, run.times, first)
+    device = programs.check_device(number, say)
+    unknown = compiled.check_chip(session, step.inputs[0].path, device, "invoke build-om")
+    if unknown:
+        say(unknown)
+    return [*device.not_checked, *([unknown] if unknown else [])]
+
+
+def run_judged(
+    session: Session,
+    step: Step,
+    temporary: Mapping[PurePosixPath, Path],
+    arguments: Sequence[str],
+    show: Callable[[str], None],
+    base: Optional[Path] = None,
+) -> list[Judged]:
+    """Run the step's command and judge what it left, of each length in the step's order.
+
+    `temporary`: where the output of each run of the step goes. `base`: what the folder that a tool prints is relative
+    to, if not the workspace.
+    """
+    assert step.inference is not None
+    model_runs, status = step.inference.runs, 0
+    if step.tool:
+        lines, status = session.executor.run(step, arguments, show)
+        logs = ["".join(lines)]
+    else:
+        try:
+            stdout = run_stage(session, step, arguments, show)
+        except DebertaError as error:
+            run = model_runs[-1]
+            raise runs.cause(error, "", temporary[run.output], run.expected, run.bin_bytes) or error from None
+        logs = re.split(r"(?m)^(?=\[INFO\] load model )", stdout)[:0:-1]  # the longest length comes first
+    try:
+        if len(logs) != len(model_runs):
+            raise StageError(f"{step.title} printed {len(logs)} logs for {len(model_runs)} lengths")
+        root = base or session.workspace
+        judged = [_judged(root, step.tool, run, log, temporary[run.output]) for run, log in zip(model_runs, logs)]
+    except DebertaError as error:
+        ended = causes.ended(step.tool, status) if step.tool else ""
+        raise type(error)(f"{error} ({f'{ended}; ' if ended else ''}its output: {step.log})") from error
+    if status:  # all its files are there, and something went wrong
+        raise StageError(f"{step.tool} did all its work, but ended with exit code {status}. See {step.log}")
+    return judged
 
 
 def _keep_longer(log: Path, times: int, console: Console) -> None:
@@ -108,16 +144,17 @@ def _keep_longer(log: Path, times: int, console: Console) -> None:
         console.say(f"{log.name} of {loops} loops is kept as {aside}")
 
 
-def _judged(session: Session, step: Step, run: ModelRun, stdout: str, temporary: Path) -> tuple[Path, str]:
-    """The folder that a complete run left, its files under our names, and the text that has its times."""
-    outcome = ais_bench.parse(stdout) if step.tool == ais_bench.MODULE else msame.parse(stdout)
-    folder = session.workspace / outcome.folder if outcome.folder else temporary
+def _judged(base: Path, tool: str, run: ModelRun, stdout: str, temporary: Path) -> Judged:
+    """The folder that a complete run left, its files under our names."""
+    outcome = ais_bench.parse(stdout) if tool == ais_bench.MODULE else msame.parse(stdout)
+    folder = base / outcome.folder if outcome.folder else temporary
     try:
         if isinstance(outcome, msame.MsameRun):
             msame.judge(outcome, folder, run.expected, run.times)
-            return folder, stdout
+            return Judged(folder, stdout, outcome.times_ms)
         ais_bench.judge(outcome, folder, run.expected, run.times)
     except DebertaError as error:
         raise runs.cause(error, stdout, folder, run.expected, run.bin_bytes) or error from None
     ais_bench.settle(folder)
-    return folder, files.read_text(ais_bench.summary_of(folder))
+    summary = files.read_text(ais_bench.summary_of(folder))
+    return Judged(folder, summary, ais_bench.read_summary(summary).times_ms)

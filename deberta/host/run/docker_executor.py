@@ -49,9 +49,11 @@ class DockerExecutor:
         npu: NpuSettings,
         keep: bool,
         most: ContainerLimits = ContainerLimits(),  # noqa: B008 - it cannot be changed
+        is_sibling: bool = False,
     ) -> None:
         self._project, self._workspace = project, workspace
         self._builds, self._npu, self._keep, self._limits = builds, npu, keep, most
+        self._is_sibling = is_sibling
         self._engine: DockerEngine | None = None
         self._ids: dict[str, str] = {}  # stage -> image id
         self._started = time.time()
@@ -111,6 +113,10 @@ class DockerExecutor:
         folders = [*map(PurePosixPath, programs.KINDS), *step.writes, scratch / "home"]
         print("\n".join(script(step, containers.command_line(container), folders, setup)))
 
+    def sibling(self) -> DockerExecutor:
+        settings = (self._builds, self._npu, self._keep, self._limits)
+        return DockerExecutor(self._project, self._workspace, *settings, is_sibling=True)
+
     def close(self) -> None:
         engine, self._engine = self._engine, None
         try:
@@ -123,9 +129,11 @@ class DockerExecutor:
 
     def _open(self) -> DockerEngine:
         if self._engine is None:
-            self._engine = DockerEngine(self._workspace, self._keep, progress.say).__enter__()
+            self._engine = DockerEngine(self._workspace, self._keep, progress.say, self._is_sibling).__enter__()
             of = self._engine.traits
-            for note in (*_check_ids(of, owner(self._workspace)), *limits.notes(self._limits, of)):
+            for note in (
+                () if self._is_sibling else (*_check_ids(of, owner(self._workspace)), *limits.notes(self._limits, of))
+            ):
                 progress.say(note)
         return self._engine
 

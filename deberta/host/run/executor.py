@@ -19,6 +19,14 @@ class Provenance(NamedTuple):
     internal: Mapping[str, Any] = {}
 
 
+class Judged(NamedTuple):
+    """A run of the model that left all it should: its folder, the text that has its times, and the times in ms."""
+
+    folder: Path
+    printed: str
+    times_ms: tuple[float, ...]
+
+
 class Executor(Protocol):
     """Implemented by `local.LocalExecutor` (subprocesses) and `docker_executor.DockerExecutor` (containers)."""
 
@@ -47,6 +55,9 @@ class Executor(Protocol):
 
     def show(self, step: Step) -> None:
         """Print the lines that run the step when pasted in the workspace."""
+
+    def sibling(self) -> Executor:
+        """Another one of the same settings, for a process of its own that works beside this one's."""
 
     def close(self) -> None:
         """Release everything and end whatever still runs."""

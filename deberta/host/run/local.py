@@ -78,6 +78,10 @@ class LocalExecutor:
             lines = script(step, command, step.writes if step.inference else (), prefix=prefix)
         print("\n".join(lines))
 
+    def sibling(self) -> LocalExecutor:
+        """It holds nothing."""
+        return self
+
     def close(self) -> None:
         """Its processes end with their steps."""
 

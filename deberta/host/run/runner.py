@@ -147,11 +147,12 @@ def _run(session: Session, step: Step, console: Console) -> Record:
     # The files behind the parameter `code`, so that a later run can name those that changed.
     counts = schema.read_json(summary, dict[str, Any]) if summary.exists() else {}  # a tool may have none
     sources = {"sources": source_digest.sources(session.project, step.module)} if step.stage else {}
+    shards = session.shards.internal(step) if session.shards and step.inference else {}
     statement = records.statement(
         subjects=[session.digests.resource(subject) for subject in subjects],
         dependencies=[*dependencies, *provenance.dependencies],
         parameters=parameters,
-        internal={**provenance.internal, **sources},
+        internal={**provenance.internal, **sources, **shards},
         builder=f"{BUILDER}{session.executor.name}",
         started=started,
         finished=records.now(),
@@ -160,6 +161,8 @@ def _run(session: Session, step: Step, console: Console) -> Record:
     files.remove(session.workspace / programs.scratch(step.name))
     # Replace the record last: until then it still describes the old outputs.
     records.write(session.workspace / record_of(step.outputs[0]), statement)
+    if session.shards and step.inference:
+        session.shards.recorded(session, step)
     for line in _describe_all(session, subjects):
         console.say(line)
     console.say(f"done in {time.monotonic() - clock:.1f} s", progress.GREEN)

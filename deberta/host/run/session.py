@@ -9,17 +9,33 @@ import shlex
 import time
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import IO, Callable, Iterable, Iterator, Optional
+from typing import IO, Any, Callable, Iterable, Iterator, Mapping, Optional, Protocol
 
 from deberta.core import files, machine, progress, records
 from deberta.core.errors import StageError, many
 from deberta.host.plan.plan import Step
 from deberta.host.run import leftovers
-from deberta.host.run.executor import Executor
+from deberta.host.run.console import Console
+from deberta.host.run.executor import Executor, Judged
 from deberta.host.run.messages import as_started
 
 LEFT_SECONDS = 10.0  # for processes of a run that was killed to end: the system kills them, or the reaper does
 CHAINS = ("", "acceptance", "demo", "evaluate", "reproduce")  # tasks whose own steps are all that they run
+
+
+class Shards(Protocol):
+    """Implemented by `host.shards.sharded.ShardedRuns`; nothing here knows more of it."""
+
+    def infer(
+        self, session: Session, step: Step, temporary: Mapping[PurePosixPath, Path], summary: Path, console: Console
+    ) -> list[Judged]:
+        """Run the step's batches on the devices. Fill the temporary folder of each of its runs, and write a summary."""
+
+    def internal(self, step: Step) -> Mapping[str, Any]:
+        """What the record of a step that just ran says of its shards, among its internal parameters."""
+
+    def recorded(self, session: Session, step: Step) -> None:
+        """The step has its record: what was kept to go on from is not needed any more."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +45,7 @@ class Session:
     `strict`: a modified artifact raises DataError instead of being rebuilt. `ran`: names of steps; each is forced, or
     shown in a dry run, once. `planned` takes the steps of a dry run, instead of the executor, which prints them.
     `verbose`: each step that is up to date is named, and each artifact's digest shown. `groups`: of a CI service's log.
+    `shards`: what runs accuracy runs on several devices; None: one runs them.
     `up_to_date`: what is to be said of each such step, by its name. `hashing` makes the memory of digests.
     """
 
@@ -44,6 +61,7 @@ class Session:
     planned: Optional[list[tuple[Session, Step]]] = None
     verbose: bool = False
     groups: str = ""
+    shards: Optional[Shards] = None
     up_to_date: dict[str, str] = field(default_factory=dict, compare=False)
     hashing: Callable[[Path], records.Digests] = records.Digests
     digests: records.Digests = field(init=False)

@@ -55,6 +55,14 @@ def sources(project: Path, module: str) -> dict[str, str]:
     return {path.relative_to(project).as_posix(): files.sha256_of(path) for path in sorted(known)}
 
 
+def of_package(project: Path) -> str:
+    """SHA-256 over all of our package's files and the locks: what has to be the same on every host of a run."""
+    names = [name for name in files.files_in(project / "deberta") if "__pycache__" not in name]
+    lines = [f"{files.sha256_of(project / 'deberta' / name)}  {name}\n" for name in names]
+    lines += [f"{files.sha256_of(path)}  {path.name}\n" for path in sorted(project.glob("requirements-*.lock"))]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
 def changed_since(record: Record, project: Path, module: str) -> list[str]:
     """Paths of a stage's sources that changed since a step's record was written; empty if the record has no sources.
 

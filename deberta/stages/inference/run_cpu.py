@@ -25,7 +25,7 @@ from datetime import datetime
 from pathlib import Path
 
 from deberta.core import files
-from deberta.core.contract import INPUTS, PERFORMANCE_LOOPS, input_bytes
+from deberta.core.contract import INPUTS, PERFORMANCE_LOOPS, input_bytes, run_folder
 from deberta.core.errors import ConfigError, DataError, MissingError, run_stage, some
 from deberta.core.machine import effective_cpus
 from deberta.core.progress import Progress
@@ -110,7 +110,7 @@ def run(requests: Sequence[RunRequest], engines: Sequence[OpenVinoEngine], model
     progress = Progress("infer", sum(len(request.batches) for request in requests), "batches")
     # On a terminal msame's own lines show how far the run is, and a line that rewrites itself would garble them.
     shows_progress = requests[0].by_directory and not sys.stdout.isatty()
-    time_folder, done = time_name(datetime.now()), 0
+    time_folder, done = run_folder(datetime.now()), 0
     all_times: list[list[float]] = []
     with contextlib.ExitStack() as folders:
         for request, engine in reversed(list(zip(requests, engines, strict=True))):
@@ -148,11 +148,6 @@ def _print_averages(times: Sequence[float], by_directory: bool) -> None:
     print(f"Inference average time{blank}: {statistics.fmean(times):.{digits}f} ms")
     if len(times) > 1:
         print(f"Inference average time without first time: {statistics.fmean(times[1:]):.{digits}f} ms")
-
-
-def time_name(now: datetime) -> str:
-    """msame's name of an output folder: numbers without leading zeros, `20261122_22_1_58_100122`."""
-    return f"{now.year}{now.month}{now.day}_{now.hour}_{now.minute}_{now.second}_{now.microsecond}"
 
 
 def main(argv: Sequence[str]) -> None:

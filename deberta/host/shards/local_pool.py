@@ -1,0 +1,62 @@
+"""The devices of this host: a process for each, see `runner_process`."""
+
+from __future__ import annotations
+
+import contextlib
+from multiprocessing.connection import wait
+from typing import Sequence
+
+from deberta.core.errors import StageError, from_exit_code
+from deberta.core.job import DeviceFacts
+from deberta.host.plan.plan import Step
+from deberta.host.run.session import Session
+from deberta.host.shards import work
+from deberta.host.shards.pool import DeviceGone, Event, ShardDone, ShardFailed, ShardRequest
+from deberta.host.shards.runner_process import RunnerProcess
+
+
+class LocalPool:
+    engine = ""
+
+    def __init__(self, session: Session, devices: Sequence[int]) -> None:
+        self._processes = {work.name_of(device): RunnerProcess(session, device) for device in devices}
+
+    def devices(self, step: Step) -> list[DeviceFacts]:
+        for process in self._processes.values():
+            process.ask(step)
+        facts = []
+        for name, process in self._processes.items():
+            try:
+                answer = process.answer()
+            except EOFError:
+                raise StageError(f"the process of {name} ended while it looked at the device") from None
+            if isinstance(answer, ShardFailed):
+                raise from_exit_code(answer.code, answer.why)
+            assert isinstance(answer, DeviceFacts)
+            facts.append(answer)
+        return facts
+
+    def start(self, device: str, request: ShardRequest) -> None:
+        with contextlib.suppress(OSError):  # it has ended, which `wait` will say
+            self._processes[device].ask(request)
+
+    def wait(self, seconds: float) -> list[Event]:
+        by_connection = {process.connection: name for name, process in self._processes.items()}
+        events: list[Event] = []
+        for ready in wait(list(by_connection), seconds):
+            name = by_connection[ready]  # type: ignore[index]
+            try:
+                answer = self._processes[name].answer()
+                assert isinstance(answer, (ShardDone, ShardFailed))
+                events.append(answer)
+            except EOFError:
+                self.drop(name)
+                events.append(DeviceGone(name, "its process was killed"))
+        return events
+
+    def drop(self, device: str) -> None:
+        self._processes.pop(device).end(grace=0)
+
+    def close(self) -> None:
+        while self._processes:
+            self._processes.popitem()[1].end()

@@ -1,0 +1,101 @@
+"""A process of ours that runs shards on one device: a copy of this one, with one thread, which ends with this one.
+
+Interrupts and ends of processes are then those of any run: the copy stops its runner on SIGINT, and the kernel kills
+both when this process is killed. Make it before this process has other threads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+import traceback
+from dataclasses import replace
+from multiprocessing import Pipe
+from typing import Union
+
+from deberta.core import machine
+from deberta.core.errors import DebertaError, StageError, from_os_error
+from deberta.core.job import DeviceFacts
+from deberta.host.engine.transcript import GRACE_SECONDS
+from deberta.host.plan.plan import Step
+from deberta.host.run.session import Session
+from deberta.host.shards import work
+from deberta.host.shards.pool import ShardDone, ShardFailed, ShardRequest
+
+Answer = Union[DeviceFacts, ShardDone, ShardFailed]
+
+
+class RunnerProcess:
+    """`connection` is ready to be read when an answer is there, or the process has ended."""
+
+    def __init__(self, session: Session, device: int) -> None:
+        self.device = device
+        self.connection, theirs = Pipe()
+
+        def serve() -> None:
+            self.connection.close()
+            _serve(replace(session, executor=session.executor.sibling()), device, theirs)
+
+        self.number = machine.fork(serve)
+        theirs.close()
+
+    def ask(self, question: Union[Step, ShardRequest]) -> None:
+        """Ask for the facts of the device as a step needs them, or for a shard. Raises OSError if it has ended."""
+        self.connection.send(question)
+
+    def answer(self) -> Answer:
+        """The answer to the one question that was asked. Raises EOFError if the process has ended."""
+        try:
+            answer: Answer = self.connection.recv()
+        except OSError:
+            raise EOFError from None
+        return answer
+
+    def end(self, grace: float = GRACE_SECONDS) -> None:
+        """Stop what it does, and wait for its end; after `grace` seconds it is killed, and its runner with it."""
+        self.connection.close()  # idle, it ends by itself
+        give_up = time.monotonic() + grace
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.number, signal.SIGINT)
+        try:
+            while not self._has_ended() and time.monotonic() < give_up:
+                time.sleep(0.02)
+        finally:
+            with contextlib.suppress(ProcessLookupError, ChildProcessError):
+                os.kill(self.number, signal.SIGKILL)
+                os.waitpid(self.number, 0)
+
+    def _has_ended(self) -> bool:
+        try:
+            return os.waitpid(self.number, os.WNOHANG)[0] != 0
+        except ChildProcessError:
+            return True
+
+
+def _serve(session: Session, device: int, connection: object) -> None:
+    """Answer questions until there is nobody who asks."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
+    with contextlib.closing(session.executor), contextlib.suppress(EOFError, BrokenPipeError):
+        while True:
+            question = connection.recv()  # type: ignore[attr-defined]
+            connection.send(_answer(session, device, question))  # type: ignore[attr-defined]
+
+
+def _answer(session: Session, device: int, question: Union[Step, ShardRequest]) -> Answer:
+    step = question.step if isinstance(question, ShardRequest) else question
+    attempt = question.attempt if isinstance(question, ShardRequest) else 0
+    try:
+        session.executor.prepare(step)
+        if isinstance(question, ShardRequest):
+            return work.run(session, question, device)
+        return work.facts(session, step, device)
+    except DebertaError as error:
+        problem = error
+    except OSError as error:
+        problem = from_os_error(error)
+    except Exception:
+        problem = StageError(traceback.format_exc())
+    return ShardFailed(work.name_of(device), attempt, str(problem), problem.exit_code)

@@ -1,0 +1,152 @@
+"""Accuracy runs on several devices: a Session's `shards`. The merged outputs are those of a run on one device."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path, PurePosixPath
+from typing import Any, Callable, Mapping, Sequence
+
+import msgspec
+
+from deberta.ascend import programs, runs
+from deberta.core import contract, files, schema
+from deberta.core.errors import DataError, many
+from deberta.core.job import DeviceFacts, Sharding
+from deberta.core.progress import duration
+from deberta.host.plan.plan import Step
+from deberta.host.run import freshness
+from deberta.host.run.console import Console
+from deberta.host.run.executor import Judged
+from deberta.host.run.session import Session
+from deberta.host.shards import agreement, spans, store, work
+from deberta.host.shards.coordinate import Coordinator, ShardOptions
+from deberta.host.shards.pool import Pool
+from deberta.host.shards.store import ShardStore, StoredShard
+
+
+@dataclass(frozen=True)
+class ShardedRuns:
+    """`open`: makes the devices ready for a session's run; who calls it closes them."""
+
+    open: Callable[[Session], Pool]
+    options: ShardOptions = ShardOptions()  # noqa: RUF009 - it cannot be changed
+    _last: dict[str, tuple[Sharding, Path]] = field(default_factory=dict, compare=False)  # by the step's name
+
+    def infer(
+        self, session: Session, step: Step, temporary: Mapping[PurePosixPath, Path], summary: Path, console: Console
+    ) -> list[Judged]:
+        """Run the step's batches on the devices, each once; fill the temporary folders, and write a summary.
+
+        Raises the errors of devices that do not fit or do not agree, and those of Coordinator.run.
+        """
+        assert step.inference is not None
+        by_length = work.batches(step)
+        for run in by_length.values():
+            programs.check_bins(session.workspace, run.bins, run.bin_bytes, run.times)
+        sizes = {
+            length: {contract.output_file(i): size for i, size in enumerate(run.expected.values())}
+            for length, run in by_length.items()
+        }
+        counts = {length: len(names) for length, names in sizes.items()}
+        started = time.monotonic()
+        pool = self.open(session)
+        try:
+            facts = list(pool.devices(step))
+            not_checked = agreement.check(facts, "" if step.tool else "cpu", self.options.different)
+            kept = ShardStore(_folder(session, step, facts), sizes)
+            if session.forces(step.task):
+                kept.clear()
+            console.say(f"on {many(len(facts), 'device')}: {', '.join(device.name for device in facts)}")
+            devices = {device.name: device for device in facts}
+            run_all = Coordinator(
+                pool, kept, step, counts, devices, self.options, console.say, console.line, not_checked=not_checked
+            )
+            run_all.run()
+        finally:
+            pool.close()
+        if problems := spans.coverage([entry.shard for entry in run_all.done], counts):
+            raise DataError(f"the shards do not make up the run: {'; '.join(problems)}. Run the same command again")
+        judged = [
+            _merge(kept, run_all.done, length, sizes[length], temporary[run.output])
+            for length, run in by_length.items()
+        ]
+        seconds = time.monotonic() - started
+        console.say(f"{sum(counts.values())} batches in {many(len(run_all.done), 'shard')}: {duration(seconds)}")
+        _write_logs(session, step, run_all.logs)
+        used = {entry.device.name: entry.device for entry in run_all.done}
+        sharding = Sharding(
+            devices=[*used.values(), *(device for name, device in devices.items() if name not in used)],
+            shards=sorted((e.shard for e in run_all.done), key=lambda shard: (shard.length, shard.first)),
+            lost=run_all.lost,
+            compared=run_all.compared,
+            not_checked=run_all.not_checked,
+            different=agreement.differ([*used.values(), *facts]) or not all(pair.same for pair in run_all.compared),
+            engine=pool.engine,
+        )
+        self._last[step.name] = (sharding, kept.folder)
+        counted = _summary(run_all.done, counts)
+        if run_all.not_checked:
+            counted["not_checked"] = run_all.not_checked
+        files.write_text(summary, schema.text(counted))
+        return judged
+
+    def internal(self, step: Step) -> Mapping[str, Any]:
+        if step.name not in self._last:
+            return {}
+        return {spans.INTERNAL: msgspec.to_builtins(self._last[step.name][0])}
+
+    def recorded(self, session: Session, step: Step) -> None:
+        if step.name in self._last:
+            files.remove(self._last.pop(step.name)[1])
+
+
+def _folder(session: Session, step: Step, facts: Sequence[DeviceFacts]) -> Path:
+    """Where a run's finished shards are kept: another model, bins, program, CANN or chip have another place."""
+    kinds = sorted({(d.chip, d.cann, d.driver, d.machine, d.code, str(sorted(d.program.items()))) for d in facts})
+    parts = {
+        "step": freshness.own_parameters(session, step),
+        "executor": session.executor.name,
+        "inputs": {resource.name: resource.digest for resource in freshness.dependencies(session, step)},
+        "devices": kinds,
+    }
+    return session.workspace / store.FOLDER / store.key(parts)
+
+
+def _merge(
+    kept: ShardStore, done: Sequence[StoredShard], length: int, sizes: Mapping[str, int], temporary: Path
+) -> Judged:
+    """Put the outputs of a length's shards together, in a folder named as msame names one, and judge them."""
+    folder = temporary / contract.run_folder(datetime.now())
+    folder.mkdir(parents=True)
+    for entry in done:
+        if entry.shard.length == length:
+            for name, content in kept.outputs(entry.shard).items():
+                if (folder / name).exists():
+                    raise DataError(f"two shards have made {name} at length {length}. Run the same command again")
+                (folder / name).write_bytes(content)
+    runs.check_files(folder.iterdir(), sizes, "outputs", folder)
+    return Judged(folder, "", ())
+
+
+def _write_logs(session: Session, step: Step, logs: Sequence[tuple[spans.Span, str]]) -> None:
+    """The step's own log lists the shards' logs, which lie in a folder beside it."""
+    path = session.workspace / step.log
+    lines = [f"{spans.text(*span)}: {work.log_of(step, span)}" for span, _ in sorted(logs)]
+    for span, printed in logs:
+        files.write_text(session.workspace / work.log_of(step, span), printed)
+    files.write_text(path, "".join(f"{line}\n" for line in lines))
+
+
+def _summary(done: Sequence[StoredShard], counts: Mapping[int, int]) -> dict[str, Any]:
+    """What the cpu backend's stage would have counted in one run; times are sums over the devices."""
+    ms = {length: sum(e.shard.inference_ms for e in done if e.shard.length == length) for length in counts}
+    counted: dict[str, Any] = dict(done[0].summary)
+    counted.update(
+        batches=sum(counts.values()),
+        inference_ms=sum(ms.values()),
+        lengths={str(n): {"batches": counts[n], "average_ms": ms[n] / counts[n] if counts[n] else 0.0} for n in counts},
+        devices=len({entry.shard.device for entry in done}),
+    )
+    return counted

@@ -1,0 +1,143 @@
+"""A device's work: a shard run by a session's executor, and judged by the rule of every run of the model.
+
+Bins and outputs of the shard lie in the run's scratch folder, so that several devices share a workspace.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+from dataclasses import replace
+from pathlib import PurePosixPath
+
+from deberta import PROJECT
+from deberta.ascend import programs
+from deberta.core import contract, files, machine, records, schema
+from deberta.core.errors import DebertaError
+from deberta.core.job import DeviceFacts
+from deberta.host.plan.plan import Inference, ModelRun, Step
+from deberta.host.run import devices, source_digest
+from deberta.host.run.session import Session
+from deberta.host.shards.pool import ShardDone, ShardRequest
+from deberta.host.shards.spans import Span
+
+_DROPPED = ("--input", "--output", "--lengths", "--device", "--threads")  # a shard has its own
+
+
+def name_of(device: int) -> str:
+    """A device of this host, as it is called everywhere: HOST/DEVICE."""
+    return f"{host()}/{device}"
+
+
+def host() -> str:
+    return platform.node() or "localhost"
+
+
+def batches(step: Step) -> dict[int, ModelRun]:
+    """The step's runs by length."""
+    assert step.inference is not None
+    return {_length(run): run for run in step.inference.runs}
+
+
+def batch_size(run: ModelRun) -> int:
+    return max(run.expected.values()) // contract.output_bytes(1)
+
+
+def _length(run: ModelRun) -> int:
+    return run.bin_bytes // contract.input_bytes(batch_size(run), 1)
+
+
+def facts(session: Session, step: Step, device: int) -> DeviceFacts:
+    """What can be known of a device. Raises the errors of one that is not fit to run: busy, ill, no CANN."""
+    chip, driver = machine.cpu_name(), ""
+    if step.tool:
+        chip = programs.check_device(device, lambda line: None).name
+        with contextlib.suppress(DebertaError):
+            driver = programs.driver_version()
+    identity = session.executor.identity(step)
+    return DeviceFacts(
+        host=host(),
+        device=device,
+        chip=chip,
+        cann=str(identity.get("cann", "")),
+        driver=driver,
+        program={name: str(value) for name, value in identity.items() if name != "cann"},
+        code=source_digest.of_package(PROJECT),
+        machine=platform.machine(),
+    )
+
+
+def run(session: Session, request: ShardRequest, device: int) -> ShardDone:
+    """Run a shard on a device, judge what it left, and read that. Raises the errors of a run."""
+    whole, started = batches(request.step)[request.length], records.now()
+    name = f"{request.step.name}.device{device}"
+    scratch = programs.new_scratch(session.workspace, name)
+    shard = programs.scratch(name) / "shard"
+    bins = tuple(shard / folder.name for folder in whole.bins)
+    for source, target in zip(whole.bins, bins):
+        (session.workspace / target).mkdir(parents=True)
+        for index in range(request.first, request.last + 1):
+            path = session.workspace / source / contract.input_file(index)
+            files.link_or_copy(path, session.workspace / target / path.name)
+    expected = dict(list(whole.expected.items())[request.first : request.last + 1])
+    own = ModelRun(shard / "out", expected, len(expected), bins, whole.bin_bytes)
+    step = replace(
+        request.step,
+        name=name,
+        arguments=_arguments(request, own, device, programs.scratch(name)),
+        outputs=(own.output,),
+        log=log_of(request.step, request.span),
+        inference=Inference((own,), device),
+    )
+    not_checked: list[str] = []
+    if step.tool:
+        not_checked = devices.check_before(session, step, own, device, lambda line: None, request.first)
+    summary = scratch / "summary.json"
+    arguments = list(step.arguments)
+    if step.stage:
+        arguments += ["--summary", str(summary.relative_to(session.workspace))]
+    place = {own.output: session.workspace / own.output}
+    [left] = devices.run_judged(session, step, place, arguments, lambda line: None, scratch if step.tool else None)
+    names = map(contract.output_file, range(request.first, request.last + 1))
+    done = ShardDone(
+        device=name_of(device),
+        attempt=request.attempt,
+        outputs={each: files.read_bytes(left.folder / each) for each in names},
+        log=left.printed,
+        summary=schema.read_json(summary, dict[str, object]) if summary.exists() else {},
+        inference_ms=sum(left.times_ms),
+        started=started,
+        finished=records.now(),
+        not_checked=tuple(not_checked),
+    )
+    files.remove(scratch)
+    return done
+
+
+def _arguments(request: ShardRequest, run: ModelRun, device: int, scratch: PurePosixPath) -> tuple[str, ...]:
+    """The step's command line for a shard's own files. A tool's working directory is its scratch folder."""
+    step, kept = request.step, []
+    options = iter(step.arguments)
+    for option in options:
+        if option in _DROPPED:
+            next(options)
+        else:
+            kept.append(option)
+
+    def path(path: PurePosixPath) -> str:
+        return str(path.relative_to(scratch) if step.tool else path)
+
+    kept += ["--input", ",".join(f"{path(folder)}/" for folder in run.bins), "--output", path(run.output)]
+    if "--lengths" in step.arguments:
+        kept += ["--lengths", str(request.length)]
+    if not step.tool and request.runs_beside > 1:
+        kept += ["--threads", str(max(1, machine.effective_cpus() // request.runs_beside))]
+    if step.tool and (device or "--device" in step.arguments):
+        kept += ["--device", str(device)]
+    return tuple(kept)
+
+
+def log_of(step: Step, span: Span) -> PurePosixPath:
+    """Logs of shards lie in a folder beside the step's."""
+    length, first, last = span
+    return step.log.with_name(f"{step.log.stem}.shards") / f"s{length}_{first}-{last}.log"
