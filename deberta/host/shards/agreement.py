@@ -19,7 +19,7 @@ def check(devices: Sequence[DeviceFacts], backend: str, different: bool) -> list
     """
     first, *others = devices
     for device in others:
-        _check_same("our code", first.name, first.code[:12], device.name, device.code[:12])
+        _check_same("version of our code", first.name, first.code[:12], device.name, device.code[:12])
         for name in sorted({*first.program, *device.program}):
             _check_same(name, first.name, first.program.get(name, ""), device.name, device.program.get(name, ""))
     unknown = []

@@ -19,13 +19,13 @@ class LocalPool:
     engine = ""
 
     def __init__(self, session: Session, devices: Sequence[int]) -> None:
-        self._processes = {work.name_of(device): RunnerProcess(session, device) for device in devices}
+        self.processes = {work.name_of(device): RunnerProcess(session, device) for device in devices}
 
     def devices(self, step: Step) -> list[DeviceFacts]:
-        for process in self._processes.values():
+        for process in self.processes.values():
             process.ask(step)
         facts = []
-        for name, process in self._processes.items():
+        for name, process in self.processes.items():
             try:
                 answer = process.answer()
             except EOFError:
@@ -38,15 +38,15 @@ class LocalPool:
 
     def start(self, device: str, request: ShardRequest) -> None:
         with contextlib.suppress(OSError):  # it has ended, which `wait` will say
-            self._processes[device].ask(request)
+            self.processes[device].ask(request)
 
     def wait(self, seconds: float) -> list[Event]:
-        by_connection = {process.connection: name for name, process in self._processes.items()}
+        by_connection = {process.connection: name for name, process in self.processes.items()}
         events: list[Event] = []
         for ready in wait(list(by_connection), seconds):
             name = by_connection[ready]  # type: ignore[index]
             try:
-                answer = self._processes[name].answer()
+                answer = self.processes[name].answer()
                 assert isinstance(answer, (ShardDone, ShardFailed))
                 events.append(answer)
             except EOFError:
@@ -55,8 +55,8 @@ class LocalPool:
         return events
 
     def drop(self, device: str) -> None:
-        self._processes.pop(device).end(grace=0)
+        self.processes.pop(device).end(grace=0)
 
     def close(self) -> None:
-        while self._processes:
-            self._processes.popitem()[1].end()
+        while self.processes:
+            self.processes.popitem()[1].end()
