@@ -28,7 +28,7 @@ from tests.mnli_helpers import REPOSITORY
 PROFILE = profiles.load("demo", {"demo": {"checkpoint": "p.bin", "config": "c.json", "tokenizer": "spm.model",
     "dataset": "MNLI", "labels": ["contradiction", "neutral", "entailment"], "rows": {"match": 10}}})  # fmt: skip
 CPU = Plan(PROFILE, "cpu")
-ASCEND = Plan(PROFILE, "ascend", soc_version="Ascend310P3", device=2)
+ASCEND = Plan(PROFILE, "ascend", soc_version="Ascend310P3", devices=(2,))
 USER, NO_NPU = User(1234, 5678), Access()
 OUTPUTS = PurePosixPath("results/demo/cpu/outputs_bs1_om/match/2022_1")
 

@@ -86,7 +86,7 @@ def test_a_task_looks_only_at_options_that_it_takes(name: str) -> None:
 def test_values_are_read_once() -> None:
     options = read("infer", version="match", bs="8", buckets="32,64,256", limit="5")
     assert (options.bs, options.version, options.buckets, options.limit) == (8, "match", (32, 64, 256), 5)
-    assert (options.precision, options.device, options.dry, options.force) == ("fp32", None, False, False)
+    assert (options.precision, options.device, options.dry, options.force) == ("fp32", (), False, False)
     assert set(options.typed) == {"version", "bs", "buckets", "limit"}
     assert read("acceptance", bs="8, 1,8").sizes == (1, 8) and read("acceptance").sizes == ()
     assert read("reproduce").sizes == (1, 8)

@@ -39,7 +39,7 @@ def acceptance(c: Context, options: Options) -> None:
 
     Every batch size and version is measured; the report has the verdict.
     """
-    sizes, plan = _batch_sizes(c, options), settings.plan_of(c, options)
+    sizes, plan = _batch_sizes(c, options), settings.plan_of(c, options, devices="several")
     if options.version:
         plan.profile.data_path(options.version)  # raises ConfigError if the profile does not have it
     session, values = replace(settings.session_of(c, options), strict=True), settings.read(c)

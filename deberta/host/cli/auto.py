@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import platform
 from pathlib import Path
-from typing import Optional
+from typing import Optional, Sequence
 
 from deberta.ascend import cann, npu_smi, programs
-from deberta.core import progress
+from deberta.core import machine, progress
 from deberta.core.errors import DebertaError, MissingError
 from deberta.host.engine import ping
 
-AUTO = "auto"
+AUTO, ALL = "auto", "all"
+MOST_PROCESSES = 8  # that `all` takes on cpu: each has the model in its own memory
 DEVICES = Path("/dev")
 
 
@@ -93,8 +94,38 @@ def _engine(answers: Optional[bool]) -> str:
     return str(engine.address()["base_url"])
 
 
-def soc_version(name: str, device: int) -> str:
-    """The chip to compile for; `auto` asks npu-smi. Raises ConfigError and MissingError."""
+def all_devices(backend: str) -> tuple[int, ...]:
+    """All devices of this host: the chips that npu-smi lists; on cpu a process for each core, MOST_PROCESSES at most.
+
+    Raises MissingError without npu-smi, and UnreadableError where it does not tell each chip's number.
+    """
+    if backend == "cpu":
+        numbers = tuple(range(min(machine.effective_cpus(), MOST_PROCESSES)))
+        return _say_all(numbers, "a process for each core" if len(numbers) < MOST_PROCESSES else "processes")
+    unknown, instead = "which devices are here is not known", "Name them: --device 0,1"
+    try:
+        listed = programs.npu_devices()
+    except npu_smi.UnreadableError as error:
+        raise npu_smi.UnreadableError(f"{unknown}: {error}. {instead}") from None
+    if listed is None:
+        raise MissingError(f"{unknown}: no npu-smi on PATH. {instead}")
+    known = sorted({entry.device for entry in listed if entry.device is not None})
+    if len(known) < len(listed):
+        places = "; ".join(entry.label for entry in listed)
+        raise npu_smi.UnreadableError(f"{unknown}: npu-smi info does not tell each chip's number ({places}). {instead}")
+    return _say_all(tuple(known), "npu-smi info")
+
+
+def _say_all(numbers: tuple[int, ...], source: str) -> tuple[int, ...]:
+    progress.say(f"devices: {', '.join(map(str, numbers))} (all; {source})")
+    return numbers
+
+
+def soc_version(name: str, wanted: Sequence[int]) -> str:
+    """The chip to compile for; `auto` asks npu-smi, of the wanted devices that it lists, or else of all.
+
+    Raises ConfigError and MissingError.
+    """
     if name != AUTO:
         return npu_smi.parse_soc_version(name)
     try:
@@ -103,7 +134,7 @@ def soc_version(name: str, device: int) -> str:
         raise npu_smi.UnreadableError(f"{error}. {npu_smi.GIVE_CHIP}") from None
     if devices is None:
         raise MissingError(f"no npu-smi on PATH tells the chip's name. {npu_smi.GIVE_CHIP}")
-    listed = any(entry.device == device for entry in devices)
-    chip = npu_smi.soc_version(devices, device if listed else None)
+    own = [entry for entry in devices if entry.device in wanted]
+    chip = npu_smi.soc_version(own or devices, own[0].device if len(own) == 1 else None)
     progress.say(f"soc_version: {chip} (auto; npu-smi info)")
     return chip

@@ -57,7 +57,7 @@ def build_om(c: Context, options: Options) -> None:
 @command("bs", "version", "limit", "buckets", "precision", "profile", "backend", *DEVICE, *RUN, needed=["version"])
 def infer(c: Context, options: Options) -> None:
     """Run the compiled model over one version's bins."""
-    case, session = case_of(c, options), session_of(c, options)
+    case, session = case_of(c, options, "several"), session_of(c, options)
     with exclusive(session):
         _, folders = evaluation.infer(session, case, buckets_of(c, options))
         session.show_paths(folders)
@@ -81,7 +81,7 @@ def evaluate(c: Context, options: Options) -> None:
 
     Of every batch size that is named, and without --version of every version of the profile.
     """
-    plan, session = plan_of(c, options), session_of(c, options)
+    plan, session = plan_of(c, options, devices="several"), session_of(c, options)
     versions = [options.version] if options.version else list(plan.profile.rows)
     for version in versions:
         plan.profile.data_path(version)  # raises ConfigError if the profile does not have it
@@ -94,7 +94,7 @@ def evaluate(c: Context, options: Options) -> None:
 @command("bs", "loops", "buckets", "precision", "profile", "backend", "json", *DEVICE, *RUN, version="match")
 def perf(c: Context, options: Options) -> None:
     """The guide's performance run: fps and percentiles of one batch."""
-    case, session = case_of(c, options), session_of(c, options)
+    case, session = case_of(c, options, "one"), session_of(c, options)
     with exclusive(session):
         result = evaluation.perf(session, case, options.loops, options.buckets)
     output.add(options, result)
@@ -107,7 +107,7 @@ def predict(c: Context, options: Options) -> None:
     Through infer's compiled model; nothing is left but the file of --output.
     """
     request = prediction.PredictionRequest(
-        plan=plan_of(c, options),
+        plan=plan_of(c, options, devices="one"),
         choice=buckets_of(c, options),
         data=Path(options.table) if options.table else None,
         pair=(options.premise, options.hypothesis),

@@ -9,13 +9,14 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Optional, TextIO
 
 from deberta.core import buckets as bucketing
 from deberta.core import contract, machine
 from deberta.core.errors import ConfigError
-from deberta.host.cli.auto import AUTO
+from deberta.host.cli.auto import ALL, AUTO
 from deberta.host.plan import comparison
 from deberta.host.run.console import PLAIN, Surroundings
 
@@ -91,6 +92,16 @@ def batch_sizes(text: str) -> tuple[int, ...]:
     return tuple(sorted({contract.parse_batch_size(size) for size in text.split(",")}))
 
 
+def devices(option: str, text: str) -> tuple[int, ...] | str:
+    """Numbers of devices with commas between, each once, or ALL. Raises ConfigError."""
+    if text == ALL:
+        return ALL
+    numbers = tuple(whole(option, 0, 255)(number) for number in text.split(","))
+    if twice := sorted({number for number in numbers if numbers.count(number) > 1}):
+        raise ConfigError(f"{option} {text} names device {twice[0]} twice. Name each once")
+    return numbers
+
+
 def user_path(text: str) -> str:
     """A path that the user typed, absolute: it is relative to where the user stands. ~ is the home; links stay."""
     return os.path.abspath(os.path.expanduser(text))
@@ -133,7 +144,7 @@ class Options:
     profile: str = ""
     backend: str = text(choices=(AUTO, *contract.BACKENDS))
     soc_version: str = ""
-    device: Optional[int] = text(None, whole("--device", 0, 255))
+    device: tuple[int, ...] | str = text((), partial(devices, "--device"))
     msame: str = text("", user_path)
     runner: str = text(choices=contract.RUNNERS)
     executor: str = text(choices=(AUTO, *contract.EXECUTORS))

@@ -6,7 +6,7 @@ import functools
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Callable, Optional, Union
+from typing import TYPE_CHECKING, Annotated, Any, Callable, Literal, Optional, Union
 
 import msgspec
 from invoke.config import Config
@@ -20,6 +20,7 @@ from deberta.core import buckets, contract, progress, schema
 from deberta.core.buckets import Choice
 from deberta.core.errors import ConfigError
 from deberta.host.cli import auto, settings_file  # noqa: F401  # how invoke reads them
+from deberta.host.cli import options as option_table
 from deberta.host.cli.options import Options
 from deberta.host.engine import containers, limits
 from deberta.host.engine.npu_access import NpuSettings
@@ -30,8 +31,13 @@ from deberta.host.run.executor import Executor
 from deberta.host.run.local import LocalExecutor
 from deberta.host.run.session import Session
 
+_DEVICE = "device in invoke.yaml"
+
 if TYPE_CHECKING:
     from deberta.host.images.definition import BuildSettings
+
+
+Device = Annotated[int, Meta(ge=0, le=255)]
 
 
 class InvokeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -41,7 +47,7 @@ class InvokeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     executor: Annotated[str, schema.one_of((auto.AUTO, *contract.EXECUTORS))] = auto.AUTO
     backend: Annotated[str, schema.one_of((auto.AUTO, *contract.BACKENDS))] = auto.AUTO
     soc_version: str = auto.AUTO
-    device: Annotated[int, Meta(ge=0, le=255)] = 0
+    device: Union[Device, Annotated[tuple[Device, ...], Meta(min_length=1)], str] = 0
     cann: str = ""
     msame: str = ""
     runner: schema.Runner = contract.RUNNERS[0]
@@ -154,8 +160,11 @@ def cpu_plan(c: Context, options: Options) -> Plan:
     return Plan(profile_of(c, options.profile), "cpu", options.limit)
 
 
-def plan_of(c: Context, options: Options, compiles: bool = False) -> Plan:
-    """The plan of a task that has a backend. `compiles`: the task needs ATC, not a device. Raises ConfigError."""
+def plan_of(c: Context, options: Options, compiles: bool = False, devices: Literal["", "one", "several"] = "") -> Plan:
+    """The plan of a task that has a backend. `compiles`: the task needs ATC, not a device. Raises ConfigError.
+
+    `devices`: how many the task can use at once, where it runs the model.
+    """
     backend = auto.backend(options.backend or read(c).backend, compiles, cann_script(c), PROJECT)
     if options.precision != contract.FP32 and backend != "cpu":
         raise ConfigError(
@@ -167,7 +176,7 @@ def plan_of(c: Context, options: Options, compiles: bool = False) -> Plan:
     return replace(
         cpu_plan(c, options),
         backend=backend,
-        device=device_of(c, options),
+        devices=_devices(c, options, backend, devices == "several") if devices else (0,),
         atc=atc_options(read(c).atc) if backend == "ascend" else atc.DEFAULTS,
         runner=options.runner or read(c).runner,
         lint=not options.no_lint,
@@ -175,9 +184,9 @@ def plan_of(c: Context, options: Options, compiles: bool = False) -> Plan:
     )
 
 
-def case_of(c: Context, options: Options) -> Case:
-    """The case of a task about one batch size and version."""
-    return Case(plan_of(c, options), options.bs, options.version)
+def case_of(c: Context, options: Options, devices: Literal["", "one", "several"] = "") -> Case:
+    """The case of a task about one batch size and version. `devices`: as of `plan_of`."""
+    return Case(plan_of(c, options, devices=devices), options.bs, options.version)
 
 
 def buckets_of(c: Context, options: Options) -> Choice:
@@ -186,20 +195,37 @@ def buckets_of(c: Context, options: Options) -> Choice:
     return options.buckets or (buckets.parse(setting) if setting else ())
 
 
-def device_of(c: Context, options: Options) -> int:
-    return read(c).device if options.device is None else options.device
+def _named_devices(c: Context, options: Options) -> tuple[int, ...] | str:
+    """--device, or the setting: numbers, or `all`. Raises ConfigError."""
+    setting = read(c).device
+    text = ",".join(map(str, setting)) if isinstance(setting, tuple) else str(setting)
+    return options.device or option_table.devices(_DEVICE, text)
+
+
+def _devices(c: Context, options: Options, backend: str, several: bool) -> tuple[int, ...]:
+    """The devices to run the model on, in the order in which they are named. Raises ConfigError."""
+    named = _named_devices(c, options)
+    numbers = auto.all_devices(backend) if isinstance(named, str) else named
+    if len(numbers) > 1 and not several:
+        source = "--device" if options.device else _DEVICE
+        raise ConfigError(
+            f"{options.task} runs on one device, and {source} names {len(numbers)}: {', '.join(map(str, numbers))}. "
+            f"Name one of them: --device {numbers[0]}"
+        )
+    return numbers
 
 
 def session_of(c: Context, options: Options, executor: str = "", usual: str = "") -> Session:
     """`executor`: this one whatever the options say. `usual`: what auto means for this task. Raises ConfigError."""
     name = auto.executor(executor or options.executor or read(c).executor, cann_script(c), usual)
-    soc_version, device = options.soc_version or read(c).soc_version, device_of(c, options)
+    soc_version, named = options.soc_version or read(c).soc_version, _named_devices(c, options)
+    devices = () if isinstance(named, str) else named
     folder = workspace(c)
     return Session(
         project=PROJECT,
         workspace=folder,
         executor=(_docker if name == "docker" else _local)(c, folder, options),
-        soc_version=functools.cache(lambda: auto.soc_version(soc_version, device)),
+        soc_version=functools.cache(lambda: auto.soc_version(soc_version, devices)),
         force=options.force,
         task=options.task,
         dry=options.dry or options.planned is not None,

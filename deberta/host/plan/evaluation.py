@@ -204,7 +204,7 @@ def _model_step(
         outputs=(timing_log, *outputs) if timing_log else outputs,
         log=plan.artifacts.log(name),
         commands=first.commands,
-        inference=Inference(tuple(runs), plan.device, timing_log),
+        inference=Inference(tuple(runs), plan.devices if loops is None else plan.devices[:1], timing_log),
     )
 
 
@@ -275,13 +275,15 @@ def _lengths(plan: Plan) -> dict[str, Optional[str]]:
 def _runner_arguments(parts: Sequence[Case], runs: Sequence[ModelRun], loops: Optional[int]) -> tuple[str, ...]:
     """The guide's line for msame, and for ais_bench its own; beyond it the gear of a model that has gears.
 
-    The cpu backend's stage takes --input and --output for each of its lengths.
+    The cpu backend's stage takes --input and --output for each of its lengths. An accuracy run on several devices has
+    the line of device 0, whose outputs it makes.
     """
     case, plan = parts[0], parts[0].plan
+    device = 0 if loops is None and len(plan.devices) > 1 else plan.device
     gear = atc.dym_dims(case.batch_size, plan.atc, plan.length) if plan.tool else ()
     if plan.tool == ais_bench.MODULE:
         run = runs[0]
-        return (*ais_bench.command(case.compiled, run.bins, run.output, case.batch_size, plan.device, loops), *gear)
+        return (*ais_bench.command(case.compiled, run.bins, run.output, case.batch_size, device, loops), *gear)
     if plan.tool and ".bin" in plan.profile.name:  # in a folder's name too, msame takes it for a file
         raise ConfigError(f"msame cannot run profile {plan.profile.name}: rename it, so that its name has no .bin")
     line = ["--model", str(case.compiled)]
@@ -290,8 +292,8 @@ def _runner_arguments(parts: Sequence[Case], runs: Sequence[ModelRun], loops: Op
         line += ["--input", ",".join(bins), "--output", str(run.output)]
     if loops is not None:
         line += ["--loop", str(loops)]
-    if plan.tool and plan.device:
-        line += ["--device", str(plan.device)]
+    if plan.tool and device:
+        line += ["--device", str(device)]
     if plan.any_length:
         line += ["--lengths", buckets.text([part.plan.length for part in parts])]
     return (*line, *gear)

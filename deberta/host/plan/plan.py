@@ -85,12 +85,18 @@ class ModelRun:
 class Inference:
     """What a step that runs the model leaves: a run of msame's or ais_bench's, or the cpu backend's of all lengths.
 
-    `log_copy` keeps the runner's output.
+    `devices`: those of an accuracy run share its batches; a performance run has one. `log_copy` keeps the runner's
+    output.
     """
 
     runs: tuple[ModelRun, ...]  # by increasing length
-    device: int = 0
+    devices: tuple[int, ...] = (0,)
     log_copy: Optional[Path] = None
+
+    @property
+    def device(self) -> int:
+        """The one device of a run that has one, else the first."""
+        return self.devices[0]
 
 
 @dataclass(frozen=True)
@@ -166,14 +172,15 @@ class Plan:
     """Everything that names a run: paths, profile and options. The five from `soc_version` are the ascend backend's.
 
     `lengths`: the sequence lengths that rows run at, 256 alone for the padded run; `length` is the one that a step is
-    about, if it is about one. `scratch`: as of Artifacts.
+    about, if it is about one. `devices`: npu-smi's column Device; on cpu numbers of processes. `scratch`: as of
+    Artifacts.
     """
 
     profile: Profile
     backend: str
     limit: int = 0
     soc_version: str = ""
-    device: int = 0
+    devices: tuple[int, ...] = (0,)
     atc: AtcOptions = atc.DEFAULTS
     runner: str = "msame"
     lint: bool = True
@@ -186,6 +193,11 @@ class Plan:
     def tool(self) -> str:
         """What runs the model, empty for the cpu backend's stage."""
         return self.runner if self.backend == "ascend" else ""
+
+    @property
+    def device(self) -> int:
+        """The device of steps that run on one."""
+        return self.devices[0]
 
     @property
     def is_padded(self) -> bool:

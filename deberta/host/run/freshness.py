@@ -33,7 +33,7 @@ def why_run(
             return f"{step.outputs[0]} {INTERRUPTED}"
         return f"{step.outputs[0]} has no record" if exists else "not made yet"
     for key, value in (_known_parameters(session, step) if wanted is None else wanted).items():
-        if record.parameters.get(key) != value and not (key == "arguments" and _has_more_loops(record, value)):
+        if record.parameters.get(key) != value and not (key == "arguments" and _is_as_good(step, record, value)):
             return f"its {key} changed{_change(session, step, record, key, value)}"
     before = record.dependencies
     for needed in dependencies(session, step):
@@ -43,12 +43,18 @@ def why_run(
     return altered[1] if altered is not None else None
 
 
-def _has_more_loops(record: Record, now: Sequence[str]) -> bool:
-    """Whether the one thing that is not the same is that more loops were measured than are wanted."""
+def _is_as_good(step: Step, record: Record, now: Sequence[str]) -> bool:
+    """Whether the one thing that is not the same is that more loops were measured than are wanted.
+
+    Or, of an accuracy run, that it ran on another device: its outputs depend on none.
+    """
     before = record.parameters.get("arguments")
     if not isinstance(before, list) or not all(isinstance(argument, str) for argument in before):
         return False
-    match = re.fullmatch(r"--loop ([0-9]{1,3}) -> ([0-9]{1,3})", "; ".join(option_changes(before, now)))
+    changes = option_changes(before, now)
+    if step.inference is not None and step.inference.log_copy is None:
+        return all(change.startswith("--device ") for change in changes)
+    match = re.fullmatch(r"--loop ([0-9]{1,3}) -> ([0-9]{1,3})", "; ".join(changes))
     return match is not None and int(match[1]) > int(match[2])
 
 

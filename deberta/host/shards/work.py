@@ -87,7 +87,7 @@ def run(session: Session, request: ShardRequest, device: int) -> ShardDone:
         arguments=_arguments(request, own, device, programs.scratch(name)),
         outputs=(own.output,),
         log=log_of(request.step, request.span),
-        inference=Inference((own,), device),
+        inference=Inference((own,), (device,)),
     )
     not_checked: list[str] = []
     if step.tool:

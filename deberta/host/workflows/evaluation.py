@@ -197,9 +197,9 @@ def perf(session: Session, case: Case, loops: int, choice: Choice = ()) -> Optio
 
 
 def check_device(session: Session, case: Case, steps: Sequence[Step]) -> None:
-    """Look at the device before anything slow, if any of the steps is to run on it.
+    """Look at the steps' devices before anything slow, if any of the steps is to run on them.
 
-    Raises the errors of the check that is made again, and said, when it runs.
+    Raises the errors of the check that is made again, and said, when it runs; those of several devices in one.
     """
     if session.dry or case.plan.backend != "ascend":
         return
@@ -207,12 +207,21 @@ def check_device(session: Session, case: Case, steps: Sequence[Step]) -> None:
     before = [step for part in own for step in (evaluation.export_onnx(part.plan), evaluation.build_om(part))]
     before = needed(session, before, quiet=True)
     if session.force or any(freshness.outdated(session, step) for step in (*before, *steps)):
-        device = programs.check_device(case.plan.device, lambda line: None)
+        numbers = dict.fromkeys(n for step in steps if step.inference for n in step.inference.devices)
+        devices, problems = [], []
+        for number in numbers:
+            try:
+                devices.append(programs.check_device(number, lambda line: None))
+            except DebertaError as error:
+                problems.append(error)
+        if problems:
+            raise type(problems[0])("; ".join(map(str, problems)))
         if own:
             model, chip = own[0].compiled, _chip(session, own[0])
             is_made = (session.workspace / model).exists() and compiled.chip_of(session, model) == chip
             made_for = f"{model} {'was' if is_made else 'is to be'} compiled for"
-            compiled.compare_chips(made_for, chip, device, case.command("build-om"))
+            for device in devices:
+                compiled.compare_chips(made_for, chip, device, case.command("build-om"))
 
 
 def compiling(session: Session, case: Case) -> list[Step]:
