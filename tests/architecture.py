@@ -41,7 +41,7 @@ ROOMS = {
     ),
     "host.report": Room(
         "What is measured, claimed and verified.",
-        ("core", "ascend", "host.environments", "host.plan", "host.images", "host.run"),
+        ("core", "ascend", "host.environments", "host.plan", "host.images", "host.run", "host.shards"),
     ),
     "host.user_files": Room(
         "What users bring, looked at and put in place.",

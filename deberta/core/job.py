@@ -56,7 +56,7 @@ class StepFacts(Schema):
     seconds: schema.NonNegative
 
 
-class DeviceFacts(Schema):
+class DeviceFacts(Schema, kw_only=True):
     """A device that ran shards of an accuracy run. What could not be read is empty, which is equal to nothing.
 
     device: npu-smi's column Device; on cpu the number of a process. chip: npu-smi's name; on cpu the CPU's model.
@@ -131,6 +131,35 @@ class Sharding(Schema):
     engine: str = ""
 
 
+class DeviceShare(DeviceFacts, kw_only=True):
+    """What a device did of one accuracy run. seconds: from start to end of its shards; inference_ms: in the model."""
+
+    shards: schema.Count
+    batches: schema.Count
+    seconds: schema.NonNegative
+    inference_ms: schema.NonNegative
+
+
+class ShardedRun(Schema):
+    """An accuracy run of several devices, summed up from its record, which has each shard; `verify` compares both.
+
+    lengths: those of the run. compared: how many batches ran on several devices; unlike: those of them that gave other
+    bytes. The other fields are as of Sharding.
+    """
+
+    batch_size: schema.BatchSize
+    version: schema.Version
+    precision: schema.Precision
+    lengths: list[schema.Positive]
+    devices: list[DeviceShare]
+    lost: list[LostAttempt]
+    compared: schema.Count
+    unlike: list[SameBatch]
+    not_checked: list[str]
+    different: bool
+    engine: str
+
+
 class CellPlace(Schema):
     """pinned: false if a step on the way ran in an image, or with a tool, that docker/pins.toml does not name.
 
@@ -142,12 +171,12 @@ class CellPlace(Schema):
     not_checked: list[schema.Text] = field(default_factory=list)
 
 
-class JobMeasured(Schema):
+class JobMeasured(Schema, kw_only=True):
     """What the host knows of the tools, times (ISO 8601 with the offset from UTC) and machine.
 
     deberta_ascend: this project's version. loops: requested of a performance run. tools: version or SHA-256 of each,
     empty where it took no part. artifacts: not the same bytes on every machine. places: where each evaluation of the
-    body was made, by bs<N>_<version>, or bs<N>_int8_<version>.
+    body was made, by bs<N>_<version>, or bs<N>_int8_<version>. sharded: accuracy runs of several devices.
     """
 
     finished: Time = field(name="made")  # the last step
@@ -162,6 +191,7 @@ class JobMeasured(Schema):
     steps: list[StepFacts]
     artifacts: Digests
     places: dict[Annotated[str, Meta(pattern=r"^bs[1-9]\d*(_int8)?_(match|mismatch)$")], CellPlace]
+    sharded: list[ShardedRun] = field(default_factory=list)
 
 
 class PublishedRow(Schema):
@@ -268,11 +298,12 @@ class EvaluationFiles(RunFiles):
 
 
 class PerformanceFiles(RunFiles):
-    """The timing log of one performance run."""
+    """The timing log of one performance run. device: HOST/DEVICE, where its record names it; else empty."""
 
     length: schema.Positive
     runner: schema.Runner
     log: schema.Text
+    device: str = ""
     not_checked: list[schema.Text] = field(default_factory=list)
 
 
@@ -295,6 +326,8 @@ class LabelChangeFiles(FigureFiles):
 
 
 class Job(Schema):
+    """on_devices: performance runs of further devices, to be held against `performances` and nothing else."""
+
     format: Annotated[int, Meta(ge=FORMAT, le=FORMAT)]
     purpose: Annotated[str, Meta(pattern="^(acceptance|report)$")]
     profile: JobProfile
@@ -317,6 +350,7 @@ class Job(Schema):
     note: str
     not_accepted: list[schema.Text]
     measured: JobMeasured
+    on_devices: list[PerformanceFiles] = field(default_factory=list)
     auto: list[str] = field(default_factory=list)  # what was left to it, of backend and executor
     language: Annotated[str, one_of(contract.LANGUAGES)] = contract.LANGUAGES[0]  # of report.md and report.html
     baseline: str = ""  # the file of what differs between the report and its baseline
@@ -333,7 +367,7 @@ class Job(Schema):
         for cell in self.cells:
             names = [cell.evaluation, *filter(None, [cell.predictions]), *cell.outputs.values(), *cell.bins.values()]
             yield names, cell.outputs, cell.precision, cell
-        for run in self.performances:
+        for run in (*self.performances, *self.on_devices):
             yield [run.log], {str(run.length): run.log}, run.precision, run
         for result in self.throughputs:
             yield [result.throughput, result.tokens, *result.logs.values()], result.logs, result.precision, result

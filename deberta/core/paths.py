@@ -105,6 +105,11 @@ class Artifacts:
         suffix = "txt" if runner == "msame" else "json"
         return self.results / f"{self._run(runner, batch_size)}_{version}.{suffix}"
 
+    def device_log(self, batch_size: int, version: str, device: str, runner: str = "msame") -> Path:
+        """The timing log of a further device, HOST/DEVICE: its figure stands beside those of other devices alone."""
+        log = self.timing_log(batch_size, version, runner)
+        return log.with_name(f"{log.stem}.device-{device.replace('/', '-')}{log.suffix}")
+
     def lint(self, batch_size: int) -> Path:
         """What lint-onnx found before a compilation."""
         return self.results / f"{self._named('lint', batch_size)}.json"

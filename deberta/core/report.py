@@ -345,7 +345,7 @@ class WrongRows(RunIdentity):
     rows: Annotated[list[WrongRow], Meta(max_length=WRONG_LISTED)]
 
 
-class ReportMeasured(JobMeasured, omit_defaults=True):
+class ReportMeasured(JobMeasured, kw_only=True, omit_defaults=True):
     """What another run of the same inputs may give otherwise: times, tools, machines.
 
     baseline: what differs between another report and this one, before it had this part; absent without a baseline.

@@ -13,6 +13,7 @@ from deberta.core import report as report_format
 from deberta.core.job import CellPlace, Gates, Job, PinFacts, RunFiles, StepFacts
 from deberta.core.paths import Artifacts
 from deberta.core.records import Record
+from deberta.host.report import sharded_runs
 
 OF_PUBLISHED = ("official", "fps")  # gates that a profile without published figures has nothing for
 PREPARED = "stages_python: the stages ran in an environment that nothing checked against its lock"
@@ -48,6 +49,7 @@ def conclude(job: Job, step_records: Sequence[Record], ours: Gates, tools: Colle
     in_order = sorted(step_records, key=lambda record: (record.started, record.finished))
     problems = [(record, _pin_problem(record, tools)) for record in step_records]
     unpinned = _not_pinned(problems)
+    sharded = list(sharded_runs.of_job(job, step_records))
     cells = [_stands(job, cell, [*cell.outputs.values(), cell.evaluation], "", problems) for cell in job.cells]
     measured = structs.replace(
         job.measured,
@@ -63,12 +65,14 @@ def conclude(job: Job, step_records: Sequence[Record], ours: Gates, tools: Colle
             )
             for cell in cells
         },
+        sharded=sharded_runs.summed_up(sharded),
     )
     prepared = [PREPARED] if any(record.internal.get("environment") for record in step_records) else []
     return structs.replace(
         job,
         cells=cells,
         performances=[_stands(job, run, [run.log], run.runner, problems) for run in job.performances],
+        on_devices=[_stands(job, run, [run.log], run.runner, problems) for run in job.on_devices],
         throughputs=[
             _stands(job, result, [result.throughput], timing.runner_of(log), problems)
             for result in job.throughputs
@@ -77,7 +81,13 @@ def conclude(job: Job, step_records: Sequence[Record], ours: Gates, tools: Colle
         published=list(published.GUIDE) if job.profile.published else [],
         note=f"{published.SOURCE}. {published.NOTE}" if job.profile.published else "",
         measured=measured,
-        not_accepted=[*_shortfalls(job), *_other_gates(job, ours), *prepared, *unpinned],
+        not_accepted=[
+            *_shortfalls(job),
+            *_other_gates(job, ours),
+            *sharded_runs.not_accepted(sharded),
+            *prepared,
+            *unpinned,
+        ],
     )
 
 

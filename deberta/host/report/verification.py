@@ -23,7 +23,7 @@ from deberta.core.paths import ACCEPTANCES, Artifacts
 from deberta.core.report import Report
 from deberta.core.schema import Schema
 from deberta.host.plan.profiles import Profile
-from deberta.host.report import archive, bom, evidence
+from deberta.host.report import archive, bom, evidence, shard_findings
 from deberta.host.report.evidence import Evidence
 from deberta.host.run import local
 from deberta.host.run.console import Console
@@ -110,6 +110,7 @@ def verify(
         _leave_unchecked(request, tree, signature)
         archive.check(tree)
         evidence.check_verdict(tree, request.project, request.profile)
+        shard_findings.check(tree)
         evidence.compare_code(tree, request.project)
         numbers = _recompute(request, tree, scratch, console)
         replayed = _replay(request, tree, scratch, console) if request.rows else "none"

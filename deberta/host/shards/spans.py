@@ -11,6 +11,7 @@ from typing import Iterable, Mapping, Optional, Sequence
 
 import msgspec
 
+from deberta.core import schema
 from deberta.core.job import Shard, Sharding
 
 INTERNAL = "sharding"  # the name among a record's internal parameters
@@ -20,7 +21,10 @@ Span = tuple[int, int, int]  # length, first batch, last batch
 def of_internal(internal: Mapping[str, object]) -> Optional[Sharding]:
     """The shards in a record's internal parameters; None if it ran on one device. Raises ValueError for other JSON."""
     value = internal.get(INTERNAL)
-    return None if value is None else msgspec.convert(value, Sharding)
+    try:
+        return None if value is None else msgspec.convert(value, Sharding)
+    except msgspec.ValidationError as error:
+        raise ValueError(schema.problem(error)) from None
 
 
 def digest_of(digests: Mapping[str, str]) -> str:
