@@ -83,6 +83,7 @@ class Shard(Schema):
     """Whole batches of an accuracy run, `first` to `last` by input index, both of them among it, that one device ran.
 
     device: HOST/DEVICE. digest: SHA-256 over the sorted lines `<sha256>  <name>\\n` of its output files.
+    started, finished: by the clock of the host that placed it.
     """
 
     length: schema.Count

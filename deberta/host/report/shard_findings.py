@@ -16,7 +16,7 @@ from deberta.core.records import Record
 from deberta.host.report import sharded_runs
 from deberta.host.report.evidence import Evidence
 from deberta.host.report.sharded_runs import RecordedRun, UsedTime, name_of
-from deberta.host.shards import spans
+from deberta.host.shards import agreement, spans
 
 SHOWN = 20  # findings of one record that are named; the others are counted
 
@@ -75,9 +75,9 @@ def _wrong(evidence: Evidence, run: RecordedRun, sharding: Sharding) -> Iterator
 
 def _differences(sharding: Sharding) -> Iterator[str]:
     """Devices that differ where they may not, or without a word."""
-    if always := sharded_runs.unlike(sharding.devices, sharded_runs.ALWAYS_SAME):
+    if always := agreement.unlike(sharding.devices, agreement.ALWAYS_SAME):
         yield f"its devices differ in what ran ({'; '.join(always)})"
-    if not sharding.different and (facts := sharded_runs.unlike(sharding.devices, sharded_runs.FACTS)):
+    if not sharding.different and (facts := agreement.unlike(sharding.devices, agreement.FACTS)):
         yield f"its devices differ ({'; '.join(facts)}), and it does not say so"
 
 

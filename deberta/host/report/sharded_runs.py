@@ -7,13 +7,9 @@ from typing import Iterable, Iterator, Mapping, NamedTuple, Optional, Sequence, 
 
 from msgspec import structs
 
-from deberta.core.errors import some
 from deberta.core.job import DeviceFacts, DeviceShare, EvaluationFiles, Job, Shard, ShardedRun, Sharding
 from deberta.core.records import Record
-from deberta.host.shards import spans
-
-FACTS = {"chip": "chip", "cann": "CANN", "driver": "driver", "machine": "machine"}
-ALWAYS_SAME = {"program": "program", "code": "code"}  # whatever is allowed
+from deberta.host.shards import agreement, spans
 
 
 class RecordedRun(NamedTuple):
@@ -69,7 +65,7 @@ def not_accepted(runs: Iterable[RecordedRun]) -> list[str]:
             unreadable.append(run.text)
         elif (
             run.sharding.different
-            or unlike(run.sharding.devices, {**FACTS, **ALWAYS_SAME})
+            or agreement.unlike(run.sharding.devices, {**agreement.FACTS, **agreement.ALWAYS_SAME})
             or not all(pair.same for pair in run.sharding.compared)
         ):
             different.append(run.text)
@@ -110,21 +106,6 @@ def _share(device: DeviceFacts, shards: Sequence[Shard]) -> DeviceShare:
         seconds=sum(max(0.0, time.end - time.start) for time in times),
         inference_ms=round(sum(shard.inference_ms for shard in shards), 3),
     )
-
-
-def unlike(devices: Sequence[DeviceFacts], facts: Mapping[str, str]) -> list[str]:
-    """What is known of these devices and is not the same, as in "chip: 310P3 (a/0), 310P1 (b/0)"."""
-    texts = []
-    for name, noun in facts.items():
-        first_of: dict[str, str] = {}
-        for device in devices:
-            value = getattr(device, name)
-            text = ", ".join(f"{k} {v}" for k, v in sorted(value.items())) if isinstance(value, dict) else value
-            if text:
-                first_of.setdefault(text, device.name)
-        if len(first_of) > 1:
-            texts.append(f"{noun}: {some([f'{value} ({place})' for value, place in first_of.items()], 3)}")
-    return texts
 
 
 def moment(text: str) -> Optional[float]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 from typing import Mapping, Sequence
 
-from deberta.core.errors import ConfigError, DataError
+from deberta.core.errors import ConfigError, DataError, some
 from deberta.core.job import DeviceFacts
 
 ALLOW = "--allow-different-devices"
-_FACTS = {"chip": "chip", "cann": "CANN", "driver": "driver", "machine": "machine"}
+FACTS = {"chip": "chip", "cann": "CANN", "driver": "driver", "machine": "machine"}
+ALWAYS_SAME = {"program": "program", "code": "code"}  # whatever is allowed
 
 
 def check(devices: Sequence[DeviceFacts], backend: str, different: bool) -> list[str]:
@@ -23,7 +24,7 @@ def check(devices: Sequence[DeviceFacts], backend: str, different: bool) -> list
         for name in sorted({*first.program, *device.program}):
             _check_same(name, first.name, first.program.get(name, ""), device.name, device.program.get(name, ""))
     unknown = []
-    for name, noun in _FACTS.items():
+    for name, noun in FACTS.items():
         if backend == "cpu" and name in ("cann", "driver"):
             continue
         values = {entry.name: str(getattr(entry, name)) for entry in devices}
@@ -43,7 +44,22 @@ def check(devices: Sequence[DeviceFacts], backend: str, different: bool) -> list
 
 def differ(devices: Sequence[DeviceFacts]) -> bool:
     """Whether any known fact of these devices differs."""
-    return any(len({getattr(device, name) for device in devices} - {""}) > 1 for name in _FACTS)
+    return bool(unlike(devices, FACTS))
+
+
+def unlike(devices: Sequence[DeviceFacts], facts: Mapping[str, str]) -> list[str]:
+    """What is known of these devices and is not the same, as in "chip: 310P3 (a/0), 310P1 (b/0)"."""
+    texts = []
+    for name, noun in facts.items():
+        first_of: dict[str, str] = {}
+        for device in devices:
+            value = getattr(device, name)
+            text = ", ".join(f"{k} {v}" for k, v in sorted(value.items())) if isinstance(value, dict) else value
+            if text:
+                first_of.setdefault(text, device.name)
+        if len(first_of) > 1:
+            texts.append(f"{noun}: {some([f'{value} ({place})' for value, place in first_of.items()], 3)}")
+    return texts
 
 
 def _check_same(what: str, first: str, value: str, other: str, own: str) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Callable, Mapping, Optional, Sequence
 
 from deberta.core import records
@@ -43,11 +43,15 @@ class ShardOptions:
 
 @dataclass(frozen=True)
 class _Asked:
-    """A shard that a device was asked for. `compared`: it is compared with stored bytes, and is none of the result."""
+    """A shard that a device was asked for. `compared`: it is compared with stored bytes, and is none of the result.
+
+    `begun`: when, by this host's clock, so that the times of all devices can be compared.
+    """
 
     request: ShardRequest
     device: str
     deadline: float
+    begun: str
     compared: bool = False
 
 
@@ -111,7 +115,7 @@ class Coordinator:
                 if isinstance(event, ShardFailed) and asked:
                     raise from_exit_code(event.code, f"{event.device}: {event.why}")
                 if isinstance(event, ShardDone) and asked:
-                    answers[event.device] = event
+                    answers[event.device] = _timed_here(asked, event)
         if not answers:
             raise self._nobody_left()
         known = [stored for stored in self.done if stored.shard.length == length and stored.shard.first == 0]
@@ -143,7 +147,7 @@ class Coordinator:
                 if asked is None:
                     continue
                 if isinstance(event, ShardDone):
-                    self._keep(asked.request.span, event)
+                    self._keep(asked.request.span, _timed_here(asked, event))
                 else:
                     self._again(asked, event, waiting)
             self._progress()
@@ -190,7 +194,7 @@ class Coordinator:
         host = self.devices[device].host
         beside = sum(facts.host == host for facts in self.devices.values())
         request = ShardRequest(self.step, *span, attempt=self._attempts, runs_beside=beside)
-        self._asked[self._attempts] = _Asked(request, device, time.monotonic() + seconds, compared)
+        self._asked[self._attempts] = _Asked(request, device, time.monotonic() + seconds, records.now(), compared)
         self.pool.start(device, request)
 
     def _events(self) -> list[Event]:
@@ -327,3 +331,8 @@ class Coordinator:
             f"no device is left to run {some(missing, 4)}{why}. {finished} of {self._total} batches are finished and "
             "kept: run the same command again, which runs what is missing"
         )
+
+
+def _timed_here(asked: _Asked, done: ShardDone) -> ShardDone:
+    """With this host's times: the clocks of other hosts may be hours apart."""
+    return replace(done, started=asked.begun, finished=records.now())
