@@ -62,7 +62,7 @@ ROOMS = {
         "The tasks' options, as data, and their bodies.",
         (
             *("core", "ascend", "host.fetch", "host.environments", "host.plan", "host.engine", "host.images"),
-            *("host.run", "host.report", "host.user_files", "host.workflows"),
+            *("host.run", "host.shards", "host.report", "host.user_files", "host.workflows"),
             "host.prediction",
         ),
     ),

@@ -24,7 +24,7 @@ from deberta.host.run import local
 from deberta.host.run.executor import Provenance
 from deberta.host.run.session import Session
 from deberta.host.shards import agreement, spans
-from deberta.host.shards.coordinate import Coordinator, ShardOptions
+from deberta.host.shards.coordinate import Coordinator, ShardSettings
 from deberta.host.shards.local_pool import LocalPool
 from deberta.host.shards.pool import DeviceGone, Event, ShardDone, ShardFailed, ShardRequest
 from deberta.host.shards.store import ShardStore
@@ -101,11 +101,14 @@ def finished(device: str, request: ShardRequest, outputs: dict[str, bytes] | Non
     return ShardDone(device, request.attempt, files, "log", {}, 10.0 * len(files), now, now)
 
 
-def coordinator(folder: Path, pool: FakePool, names: str = "abc", **options: object) -> Coordinator:
+def coordinator(
+    folder: Path, pool: FakePool, names: str = "abc", batches: int = 0, different: bool = False
+) -> Coordinator:
     facts = [DeviceFacts(host=name, device=0, chip="310P3", cann="5.1.RC2", driver="22.0.2") for name in names]
     devices = {entry.name: entry for entry in facts}
-    settings = replace(ShardOptions(patience=0.05), **options)  # type: ignore[arg-type]
-    return Coordinator(pool, ShardStore(folder / "shards", SIZES), STEP, BATCHES, devices, settings, print, print)
+    settings = ShardSettings(patience=0.05, batches=batches)
+    kept = ShardStore(folder / "shards", SIZES)
+    return Coordinator(pool, kept, STEP, BATCHES, devices, settings, print, print, different)
 
 
 def check_whole(run: Coordinator) -> None:

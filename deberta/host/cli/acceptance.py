@@ -17,7 +17,7 @@ from deberta.core.errors import ConfigError, MissingError
 from deberta.core.paths import Artifacts
 from deberta.host.cli import output, settings
 from deberta.host.cli.auto import AUTO
-from deberta.host.cli.command import DEVICE, RUN, command
+from deberta.host.cli.command import DEVICE, DEVICES, RUN, command
 from deberta.host.cli.options import Options
 from deberta.host.plan.plan import Plan
 from deberta.host.report import archive, named_reports, verification
@@ -33,7 +33,9 @@ from deberta.host.workflows.diff import Baseline
 JUDGING = ("required", "baseline", "baseline_fps", "junit", "json")
 
 
-@command("sizes", "version", "limit", "loops", "buckets", *JUDGING, "profile", "backend", "language", *DEVICE, *RUN)
+@command(
+    "sizes", "version", "limit", "loops", "buckets", *JUDGING, "profile", "backend", "language", *DEVICE, *DEVICES, *RUN
+)
 def acceptance(c: Context, options: Options) -> None:
     """Measure all, judge all gates, and write the report.
 
@@ -42,7 +44,8 @@ def acceptance(c: Context, options: Options) -> None:
     sizes, plan = _batch_sizes(c, options), settings.plan_of(c, options, devices="several")
     if options.version:
         plan.profile.data_path(options.version)  # raises ConfigError if the profile does not have it
-    session, values = replace(settings.session_of(c, options), strict=True), settings.read(c)
+    session, values = settings.sharded(c, options, settings.session_of(c, options), plan), settings.read(c)
+    session = replace(session, strict=True)
     by_setting = {"backend": options.backend or values.backend, "executor": options.executor or values.executor}
     request = ReportRequest(
         purpose="acceptance",

@@ -9,9 +9,9 @@ from invoke.context import Context
 
 from deberta.core.errors import ConfigError
 from deberta.host.cli import output
-from deberta.host.cli.command import DEVICE, RUN, command
+from deberta.host.cli.command import DEVICE, DEVICES, RUN, command
 from deberta.host.cli.options import Options
-from deberta.host.cli.settings import buckets_of, case_of, cpu_plan, plan_of, read, session_of
+from deberta.host.cli.settings import buckets_of, case_of, cpu_plan, plan_of, read, session_of, sharded
 from deberta.host.plan import evaluation as steps
 from deberta.host.plan.plan import Case
 from deberta.host.prediction import prediction
@@ -54,10 +54,13 @@ def build_om(c: Context, options: Options) -> None:
         session.show_paths(part.compiled for part in case.models)
 
 
-@command("bs", "version", "limit", "buckets", "precision", "profile", "backend", *DEVICE, *RUN, needed=["version"])
+@command(
+    "bs", "version", "limit", "buckets", "precision", "profile", "backend", *DEVICE, *DEVICES, *RUN, needed=["version"]
+)
 def infer(c: Context, options: Options) -> None:
     """Run the compiled model over one version's bins."""
-    case, session = case_of(c, options, "several"), session_of(c, options)
+    case = case_of(c, options, "several")
+    session = sharded(c, options, session_of(c, options), case.plan)
     with exclusive(session):
         _, folders = evaluation.infer(session, case, buckets_of(c, options))
         session.show_paths(folders)
@@ -75,13 +78,14 @@ def postprocess(c: Context, options: Options) -> None:
 MODEL = ("buckets", "precision", "profile", "backend")
 
 
-@command("version", "limit", *MODEL, *DEVICE, "json", *RUN, sizes="1")
+@command("version", "limit", *MODEL, *DEVICE, *DEVICES, "json", *RUN, sizes="1")
 def evaluate(c: Context, options: Options) -> None:
     """Run the whole chain and print the accuracy.
 
     Of every batch size that is named, and without --version of every version of the profile.
     """
-    plan, session = plan_of(c, options, devices="several"), session_of(c, options)
+    plan = plan_of(c, options, devices="several")
+    session = sharded(c, options, session_of(c, options), plan)
     versions = [options.version] if options.version else list(plan.profile.rows)
     for version in versions:
         plan.profile.data_path(version)  # raises ConfigError if the profile does not have it

@@ -145,6 +145,7 @@ class Options:
     backend: str = text(choices=(AUTO, *contract.BACKENDS))
     soc_version: str = ""
     device: tuple[int, ...] | str = text((), partial(devices, "--device"))
+    allow_different_devices: bool = False
     msame: str = text("", user_path)
     runner: str = text(choices=contract.RUNNERS)
     executor: str = text(choices=(AUTO, *contract.EXECUTORS))

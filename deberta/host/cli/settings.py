@@ -55,6 +55,7 @@ class InvokeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     images: Any = None
     containers: Any = None
     npu: Any = None
+    shards: Any = None
     buckets: Union[str, int] = ""
     gates: str = ""
     batch_sizes: Annotated[tuple[schema.BatchSize, ...], Meta(min_length=1)] = (1, 4, 8, 16, 32, 64)
@@ -233,6 +234,21 @@ def session_of(c: Context, options: Options, executor: str = "", usual: str = ""
         verbose=options.verbose,
         groups=options.surroundings.groups,
     )
+
+
+def sharded(c: Context, options: Options, session: Session, plan: Plan) -> Session:
+    """The session of accuracy runs: with several devices their batches are shared out. Raises ConfigError."""
+    if options.allow_different_devices and len(plan.devices) == 1:
+        raise ConfigError("--allow-different-devices is for several devices, and this is one. Add --device 0,1")
+    if len(plan.devices) == 1:
+        return session
+    from deberta.host.shards.coordinate import ShardSettings
+    from deberta.host.shards.local_pool import LocalPool
+    from deberta.host.shards.sharded import ShardedRuns
+
+    settings = schema.setting(read(c).shards, ShardSettings, "shards")
+    shards = ShardedRuns(lambda own: LocalPool(own, plan.devices), settings, options.allow_different_devices)
+    return replace(session, shards=shards)
 
 
 def _local(c: Context, folder: Path, options: Options) -> Executor:

@@ -8,7 +8,10 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, field, replace
-from typing import Callable, Mapping, Optional, Sequence
+from typing import Annotated, Callable, Mapping, Optional, Sequence
+
+import msgspec
+from msgspec import Meta
 
 from deberta.core import records
 from deberta.core.errors import DataError, StageError, from_exit_code, many, some
@@ -25,20 +28,19 @@ TICK_SECONDS = 1.0
 STRIKES = 2  # failures in a row after which a device gets no more shards
 
 
-@dataclass(frozen=True)
-class ShardOptions:
-    """`seconds`: of work in a shard; `batches`: of a shard, in place of seconds. `retries`: of a shard elsewhere.
+class ShardSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`shards` of invoke.yaml.
 
+    `seconds`: of work in a shard; `batches`: of a shard, in place of seconds. `retries`: of a shard elsewhere.
     `patience`: seconds that a device may be silent beyond five times what a shard should take; the first shard of a
-    device has `first_patience` instead. `different`: devices that differ are allowed, and recorded.
+    device has `first_patience` instead.
     """
 
-    seconds: float = 60.0
-    batches: int = 0
-    retries: int = 2
-    patience: float = 120.0
-    first_patience: float = 900.0
-    different: bool = False
+    seconds: Annotated[float, Meta(gt=0, le=86400)] = 60.0
+    batches: Annotated[int, Meta(ge=0, le=10**6)] = 0
+    retries: Annotated[int, Meta(ge=0, le=100)] = 2
+    patience: Annotated[float, Meta(gt=0, le=86400)] = 120.0
+    first_patience: Annotated[float, Meta(gt=0, le=86400)] = 900.0
 
 
 @dataclass(frozen=True)
@@ -57,16 +59,20 @@ class _Asked:
 
 @dataclass
 class Coordinator:
-    """One run. `devices`: those that are of use still, by name; `say` and `show` take messages and progress."""
+    """One run. `devices`: those that are of use still, by name; `say` and `show` take messages and progress.
+
+    `different`: devices that differ are allowed, and recorded.
+    """
 
     pool: Pool
     store: ShardStore
     step: Step
     batches: Mapping[int, int]
     devices: dict[str, DeviceFacts]
-    options: ShardOptions
+    settings: ShardSettings
     say: Callable[[str], None]
     show: Callable[[str], None]
+    different: bool = False
     done: list[StoredShard] = field(default_factory=list)
     lost: list[LostAttempt] = field(default_factory=list)
     compared: list[SameBatch] = field(default_factory=list)
@@ -107,7 +113,7 @@ class Coordinator:
         length = max(length for length, count in self.batches.items() if count)
         span = (length, 0, 0)
         for device in self.devices:
-            self._ask(device, span, self.options.first_patience, compared=True)
+            self._ask(device, span, self.settings.first_patience, compared=True)
         answers: dict[str, ShardDone] = {}
         while self._asked:
             for event in self._events():
@@ -127,7 +133,7 @@ class Coordinator:
                     f"{device} gives other bytes for batch 0 at length {length} than in the run that "
                     "this goes on from. Leave it out"
                 )
-        same = agreement.check_bytes(contents, length, 0, self.options.different)
+        same = agreement.check_bytes(contents, length, 0, self.different)
         self.compared.append(SameBatch(length=length, batch=0, devices=list(contents), same=same))
         if not known:
             name = next(iter(answers))
@@ -172,22 +178,22 @@ class Coordinator:
 
     def _most(self, device: str, length: int, waiting: Sequence[Span]) -> int:
         """How many batches of a length a shard of a device has."""
-        if self.options.batches:
-            return self.options.batches
+        if self.settings.batches:
+            return self.settings.batches
         own = self._ms.get(device) or max(self._ms.values(), default=0.0)
         left = sum((last - first + 1) * of for of, first, last in waiting) / len(self.devices)
         part = math.ceil(left / length)
         if not own:  # nothing is known of its pace
             return max(1, min(part, 8))
-        return max(1, min(part, int(self.options.seconds * 1000 / (own * length))))
+        return max(1, min(part, int(self.settings.seconds * 1000 / (own * length))))
 
     def _limit(self, device: str, span: Span) -> float:
         """Seconds after which a device is given up."""
         own = self._ms.get(device)
         length, first, last = span
         if own is None:
-            return self.options.first_patience
-        return self.options.patience + 5 * own * length * (last - first + 1) / 1000
+            return self.settings.first_patience
+        return self.settings.patience + 5 * own * length * (last - first + 1) / 1000
 
     def _ask(self, device: str, span: Span, seconds: float, compared: bool = False) -> None:
         self._attempts += 1
@@ -248,7 +254,7 @@ class Coordinator:
             failed = self._failed_on.setdefault(span, [])
             failed.append(event.device)
             others = [device for device in self.devices if device not in failed]
-            if len(failed) > self.options.retries or not others:
+            if len(failed) > self.settings.retries or not others:
                 raise from_exit_code(event.code, f"{event.device}: {event.why}")
             if self._strikes.get(event.device, 0) >= STRIKES:
                 self.say(f"{event.device} gets no more shards: {many(STRIKES, 'shard')} in a row failed there")
@@ -302,7 +308,7 @@ class Coordinator:
         for index, (name, content) in enumerate(again.outputs.items()):
             contents = {origin.device: stored[name], again.device: content}
             try:
-                same = agreement.check_bytes(contents, length, first + index, self.options.different)
+                same = agreement.check_bytes(contents, length, first + index, self.different)
             except DataError:
                 # Which of the two is wrong is not known, so nothing of either stays.
                 both = (origin.device, again.device)

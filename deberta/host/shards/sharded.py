@@ -21,17 +21,18 @@ from deberta.host.run.console import Console
 from deberta.host.run.executor import Judged
 from deberta.host.run.session import Session
 from deberta.host.shards import agreement, spans, store, work
-from deberta.host.shards.coordinate import Coordinator, ShardOptions
+from deberta.host.shards.coordinate import Coordinator, ShardSettings
 from deberta.host.shards.pool import Pool
 from deberta.host.shards.store import ShardStore, StoredShard
 
 
 @dataclass(frozen=True)
 class ShardedRuns:
-    """`open`: makes the devices ready for a session's run; who calls it closes them."""
+    """`open`: makes the devices ready for a session's run; who calls it closes them. `different`: as of Coordinator."""
 
     open: Callable[[Session], Pool]
-    options: ShardOptions = ShardOptions()  # noqa: RUF009 - it cannot be changed
+    settings: ShardSettings
+    different: bool = False
     _last: dict[str, tuple[Sharding, Path]] = field(default_factory=dict, compare=False)  # by the step's name
 
     def infer(
@@ -54,14 +55,23 @@ class ShardedRuns:
         pool = self.open(session)
         try:
             facts = list(pool.devices(step))
-            not_checked = agreement.check(facts, "" if step.tool else "cpu", self.options.different)
+            not_checked = agreement.check(facts, "" if step.tool else "cpu", self.different)
             kept = ShardStore(_folder(session, step, facts), sizes)
             if session.forces(step.task):
                 kept.clear()
             console.say(f"on {many(len(facts), 'device')}: {', '.join(device.name for device in facts)}")
             devices = {device.name: device for device in facts}
             run_all = Coordinator(
-                pool, kept, step, counts, devices, self.options, console.say, console.line, not_checked=not_checked
+                pool,
+                kept,
+                step,
+                counts,
+                devices,
+                self.settings,
+                console.say,
+                console.line,
+                self.different,
+                not_checked=not_checked,
             )
             run_all.run()
         finally:
