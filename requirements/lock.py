@@ -1,4 +1,4 @@
-"""Make the six hash-locked files at the top of the repository again, and show what changed for each machine.
+"""Make the seven hash-locked files at the top of the repository again, and show what changed for each machine.
 
 requirements/lock.sh [--upgrade] runs this. Without --upgrade, versions that still fit are kept. It needs uv, which the
 test tools have. Of pip's settings it follows PIP_INDEX_URL, PIP_CERT and PIP_FIND_LINKS: without the last, torch's +cpu
@@ -38,6 +38,7 @@ PYTHONS = {
     "host": ((3, 9), (3, 11)),
     "stages": ((3, 11),),
     "runtime-cpu": ((3, 11),),  # the part of the stages' that needs no PyTorch
+    "cluster": ((3, 11),),  # the host's, and the engine of several hosts
     "compile": ((3, 9),),
     "dev": ((3, 11),),
     "bench": ((3, 11),),  # peers of `invoke bench`, in an environment of their own
@@ -77,7 +78,9 @@ def main(argv: Sequence[str]) -> None:
     before = {name: _versions(name) for name in PYTHONS}
     with ThreadPoolExecutor() as pool:
         list(pool.map(lambda name: _lock(name, argv), ("host", "stages", "compile", "bench")))
-        list(pool.map(lambda name: _lock(name, argv), ("runtime-cpu", "dev")))  # their constraints are of the others
+        list(
+            pool.map(lambda name: _lock(name, argv), ("runtime-cpu", "dev", "cluster"))
+        )  # their constraints are of the others
         table = {lock_of(name).name: needs for name, needs in zip(PYTHONS, pool.map(needs_of, PYTHONS), strict=True)}
     write_text(Path(platforms.__file__).with_name(platforms.TABLE), table_text(table))
     for name in PYTHONS:

@@ -21,7 +21,7 @@ from packaging.version import InvalidVersion, Version
 
 from deberta.core import contract, files, schema
 from deberta.core.errors import ConfigError, DataError, MissingError, some
-from deberta.host.environments import locks, platforms, stages, venvs, wheelhouse
+from deberta.host.environments import cluster, locks, platforms, stages, venvs, wheelhouse
 from deberta.host.environments.locks import Locked
 from deberta.host.environments.wheelhouse import DEBS, MANIFEST, Manifest, Need, WheelhouseFile
 
@@ -33,6 +33,7 @@ PYTHONS: Mapping[str, Sequence[tuple[int, int]]] = {
     stages.STAGES_LOCK: (stages.PYTHON,),
     RUNTIME_CPU_LOCK: (stages.PYTHON,),
     COMPILE_LOCK: ((3, 9),),
+    cluster.CLUSTER_LOCK: (stages.PYTHON,),
     stages.DEV_LOCK: (stages.PYTHON,),
 }
 _PIP_VERSION = (20, 3)  # the first whose `download` takes several platforms
