@@ -39,6 +39,9 @@ ROOMS = {
         "One accuracy run cut into shards: devices, placing, retries, the merged outputs.",
         ("core", "ascend", "host.plan", "host.engine", "host.run"),
     ),
+    "host.cluster": Room(
+        "Many hosts as one, and how long an acceptance takes on them.", ("core", "ascend", "host.plan", "host.shards")
+    ),
     "host.report": Room(
         "What is measured, claimed and verified.",
         ("core", "ascend", "host.environments", "host.plan", "host.images", "host.run", "host.shards"),

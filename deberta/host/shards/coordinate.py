@@ -142,8 +142,8 @@ class Coordinator:
     def _run_missing(self) -> None:
         waiting = self._missing()
         while waiting or self._asked:
-            idle = [device for device in self.devices if device not in {a.device for a in self._asked.values()}]
-            for device in idle:
+            busy = {asked.device for asked in self._asked.values()}
+            for device in [device for device in self.devices if device not in busy]:
                 if span := self._next(device, waiting):
                     self._ask(device, span, self._limit(device, span))
             if not self._asked:

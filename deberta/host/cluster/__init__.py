@@ -1,0 +1,1 @@
+"""Many hosts as one: what an engine carries for the coordinator, and how long it takes."""
