@@ -40,7 +40,8 @@ ROOMS = {
         ("core", "ascend", "host.plan", "host.engine", "host.run"),
     ),
     "host.cluster": Room(
-        "Many hosts as one, and how long an acceptance takes on them.", ("core", "ascend", "host.plan", "host.shards")
+        "Many hosts as one: devices behind a scheduler, what is shipped to them, and how long an acceptance takes.",
+        ("core", "ascend", "host.plan", "host.run", "host.shards"),
     ),
     "host.report": Room(
         "What is measured, claimed and verified.",

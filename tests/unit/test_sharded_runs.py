@@ -16,7 +16,7 @@ import msgspec
 import pytest
 
 from deberta.core import files, records
-from deberta.core.errors import ConfigError, DataError, StageError
+from deberta.core.errors import INTERRUPTED, ConfigError, DataError, StageError
 from deberta.core.job import DeviceFacts
 from deberta.host.engine.transcript import Show
 from deberta.host.plan.plan import Inference, Input, ModelRun, Step
@@ -27,6 +27,7 @@ from deberta.host.shards import agreement, spans
 from deberta.host.shards.coordinate import Coordinator, ShardSettings
 from deberta.host.shards.local_pool import LocalPool
 from deberta.host.shards.pool import DeviceGone, Event, ShardDone, ShardFailed, ShardRequest
+from deberta.host.shards.runner_process import RunnerProcess
 from deberta.host.shards.store import ShardStore
 
 T = TypeVar("T")
@@ -340,6 +341,27 @@ def test_a_devices_process_that_ends_takes_its_runner_along(tmp_path: Path, numb
     finally:
         pool.close()
     waited(lambda: not files.is_running(runner))
+
+
+def test_a_process_that_is_told_to_stop_ends_its_runner_and_stays(tmp_path: Path) -> None:
+    session = Session(tmp_path, tmp_path, Sleeper(tmp_path), str)
+    run = ModelRun(PurePosixPath("results/o"), {"input_0_output_0.bin": 24}, 1, (PurePosixPath("data/a"),), 512)
+    step = replace(STEP, tool="", stage="run-cpu", inference=Inference((run,)))
+    (tmp_path / "data/a").mkdir(parents=True)
+    (tmp_path / "data/a/input_0.bin").write_bytes(bytes(512))
+    process = RunnerProcess(session, 0)
+    try:
+        for attempt in (1, 2):
+            process.ask(ShardRequest(step, 64, 0, 0, attempt))
+            runner = int(waited(lambda: files.read_text(tmp_path / "runner") if (tmp_path / "runner").exists() else ""))
+            process.stop()
+            answer = process.answer()
+            assert isinstance(answer, ShardFailed) and (answer.attempt, answer.code) == (attempt, INTERRUPTED)
+            assert not files.is_running(runner)
+            files.remove(tmp_path / "runner")
+            process.stop()  # nothing runs
+    finally:
+        process.end()
 
 
 def waited(condition: Callable[[], T]) -> T:

@@ -16,7 +16,7 @@ from multiprocessing import Pipe
 from typing import Union
 
 from deberta.core import machine
-from deberta.core.errors import DebertaError, StageError, from_os_error
+from deberta.core.errors import INTERRUPTED, DebertaError, StageError, from_os_error
 from deberta.core.job import DeviceFacts
 from deberta.host.engine.transcript import GRACE_SECONDS
 from deberta.host.plan.plan import Step
@@ -53,6 +53,11 @@ class RunnerProcess:
             raise EOFError from None
         return answer
 
+    def stop(self) -> None:
+        """Stop what it runs for the question that was asked; the answer is a failure then, and the process stays."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.number, signal.SIGUSR1)
+
     def end(self, grace: float = GRACE_SECONDS) -> None:
         """Stop what it does, and wait for its end; after `grace` seconds it is killed, and its runner with it."""
         self.connection.close()  # idle, it ends by itself
@@ -74,14 +79,36 @@ class RunnerProcess:
             return True
 
 
+class _Stopped(KeyboardInterrupt):
+    """`stop` was called: executors end what they run as for any interrupt."""
+
+
+def _raise_stopped(number: int, frame: object) -> None:
+    raise _Stopped
+
+
 def _serve(session: Session, device: int, connection: object) -> None:
     """Answer questions until there is nobody who asks."""
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
     with contextlib.closing(session.executor), contextlib.suppress(EOFError, BrokenPipeError):
         while True:
             question = connection.recv()  # type: ignore[attr-defined]
-            connection.send(_answer(session, device, question))  # type: ignore[attr-defined]
+            connection.send(_unless_stopped(session, device, question))  # type: ignore[attr-defined]
+
+
+def _unless_stopped(session: Session, device: int, question: Union[Step, ShardRequest]) -> Answer:
+    try:
+        signal.signal(signal.SIGUSR1, _raise_stopped)
+        try:
+            return _answer(session, device, question)
+        finally:
+            signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    except _Stopped:
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        attempt = question.attempt if isinstance(question, ShardRequest) else 0
+        return ShardFailed(work.name_of(device), attempt, "it was told to stop", INTERRUPTED)
 
 
 def _answer(session: Session, device: int, question: Union[Step, ShardRequest]) -> Answer:
