@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import signal
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from xdist.scheduler import LoadFileScheduling
 
 from deberta.host.program.command_line import STARTED_AS
+from deberta.host.run import device_locks
 from tests import in_process
 
 CONTAINER = "tests/container/"
@@ -36,6 +41,10 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _FilesAndCon
 
 
 def pytest_configure() -> None:
+    # Of this run alone: tests neither wait for each other nor for anybody else on the machine.
+    device_locks.FOLDER = Path(tempfile.mkdtemp(prefix="deberta-ascend-locks-"))
+    os.environ["INVOKE_NPU_LOCKS"] = str(device_locks.FOLDER)
+    atexit.register(shutil.rmtree, device_locks.FOLDER, ignore_errors=True)
     os.environ.pop(STARTED_AS, None)  # what the tests start is not started as they were
     # In a shell's background SIGINT is ignored, by what is started here too; tests send it to what they start.
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:

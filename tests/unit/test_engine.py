@@ -5,13 +5,10 @@ from __future__ import annotations
 import contextlib
 import grp
 import hashlib
-import io
 import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path, PurePosixPath
@@ -24,8 +21,9 @@ import requests
 
 from deberta.core.errors import ConfigError, MissingError, StageError
 from deberta.host.cli import auto
-from deberta.host.engine import address, api_version, engine, ping, reaper, socket_access
+from deberta.host.engine import address, api_version, engine, ping, reaper, reaper_process, socket_access
 from deberta.host.engine.containers import Container, User
+from tests.engine_server import NoReaper
 from tests.pipeline_helpers import Workspace, environment
 
 ROOT = type("Group", (), {"gr_name": "root"})
@@ -312,8 +310,8 @@ class _Containers:
         return [one for one in self.there if all and ignore_removed and wanted <= set(one.labels.items())]
 
 
-@pytest.mark.parametrize("end", ["", "done"])
-def test_the_reaper_ends_its_own_sessions_containers(monkeypatch: pytest.MonkeyPatch, end: str) -> None:
+@pytest.mark.parametrize("end", [b"", reaper_process.DONE])
+def test_the_reaper_ends_its_own_sessions_containers(monkeypatch: pytest.MonkeyPatch, end: bytes) -> None:
     left = _Container("running", session="mine", keep="no")
     kept = _Container("running", session="mine", keep="yes")
     over = _Container("exited", session="mine", keep="yes")
@@ -322,9 +320,12 @@ def test_the_reaper_ends_its_own_sessions_containers(monkeypatch: pytest.MonkeyP
     users.labels["deberta-ascend"] = "another"
     client = type("Client", (), {"containers": _Containers([left, kept, over, other, users])})()
     monkeypatch.setattr(engine, "connect", lambda: client)
-    monkeypatch.setattr(sys, "stdin", io.StringIO(end))
     monkeypatch.setattr(time, "sleep", lambda _: None)
     monkeypatch.setattr(signal, "signal", lambda *_: None)
+    ours, theirs = socket.socketpair()
+    monkeypatch.setattr(os, "dup", lambda _: theirs.detach())
+    ours.sendall(end)
+    ours.close()
     reaper.main("mine")
     did = [set(one.done) - {""} for one in (left, kept, over, other, users)]
     assert did == ([set()] * 5 if end else [{"removed"}, {"killed"}, set(), set(), set()])
@@ -362,14 +363,10 @@ class _Creating:
 def test_the_reaper_looks_for_a_container_that_was_just_being_created(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def reading(_: str) -> subprocess.Popen[bytes]:
-        with open(tmp_path / "told", "wb") as told:
-            return subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=told)
-
     monkeypatch.setattr(engine, "connect", _Creating)
-    monkeypatch.setattr(engine, "_start_reaper", reading)
+    monkeypatch.setattr(engine, "ReaperProcess", NoReaper)
     container = Container("image", ("x",), PurePosixPath("/"), User(0, 0), (), {})
     with pytest.raises(KeyboardInterrupt), engine.DockerEngine(tmp_path, False, print) as used:
         used.run(container, "sha256:1", "step", tmp_path / "log", print, False)
-    assert used._reaper is not None and used._reaper.wait(30) == 0
-    assert (tmp_path / "told").read_bytes() == b""
+    reaper_of: object = used._reaper
+    assert isinstance(reaper_of, NoReaper) and reaper_of.told == ["leave"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -15,7 +14,7 @@ from deberta.host.engine.limits import ContainerLimits
 from deberta.host.images import build, definition, pins
 from deberta.host.images.definition import BuildSettings, Image
 from deberta.host.run import leftovers
-from tests.engine_server import EngineServer, Output, Version, serving
+from tests.engine_server import EngineServer, NoReaper, Output, Version, serving
 from tests.image_helpers import ARCH, make_project
 
 VERSIONS = {"18.09": ((1, 39), (1, 12)), "20.10": ((1, 41), (1, 12)), "29": ((1, 52), (1, 44))}
@@ -27,7 +26,7 @@ def _server(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
     newest, oldest = VERSIONS[request.param]
     with serving(tmp_path / "engine.sock", newest, oldest) as server:
         monkeypatch.setenv("DOCKER_HOST", server.address)
-        monkeypatch.setattr(engine, "_start_reaper", _start_nothing)
+        monkeypatch.setattr(engine, "ReaperProcess", NoReaper)
         yield server
     assert server.refused == []
     assert server.versions == {"{}.{}".format(*newest)}
@@ -37,11 +36,6 @@ def _server(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
 def _image(tmp_path: Path) -> Image:
     project = make_project(tmp_path / "project")
     return definition.plan(project, pins.load(project), "export", ARCH)
-
-
-def _start_nothing(_: str) -> subprocess.Popen[bytes]:
-    """In the place of the process that waits for our end."""
-    return subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
 
 
 def with_base(server: EngineServer, image: Image) -> None:

@@ -39,6 +39,9 @@ class Recorder:
     def prepare(self, step: Step) -> None:
         """Nothing to prepare."""
 
+    def hold(self, files: Sequence[int]) -> None:
+        """It starts nothing that would outlive it."""
+
     def run(self, step: Step, arguments: Sequence[str], show: Show) -> tuple[list[str], int]:
         self.ran.append(step.name)
         if step.tool:

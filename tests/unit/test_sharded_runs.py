@@ -306,6 +306,9 @@ class Sleeper:
     def prepare(self, step: Step) -> None:
         """Nothing to prepare."""
 
+    def hold(self, files: Sequence[int]) -> None:
+        """It starts nothing that would outlive it."""
+
     def run(self, step: Step, arguments: Sequence[str], show: Show) -> tuple[list[str], int]:
         code = f"import os, time; open({str(self.root / 'runner')!r}, 'w').write(str(os.getpid())); time.sleep(600)"
         return local.execute([sys.executable, "-c", code], self.root, dict(os.environ), self.root / step.log, show)

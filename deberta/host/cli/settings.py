@@ -27,6 +27,7 @@ from deberta.host.engine.npu_access import NpuSettings
 from deberta.host.environments import offline, stages
 from deberta.host.plan import profiles
 from deberta.host.plan.plan import Case, Plan
+from deberta.host.run import device_locks
 from deberta.host.run.executor import Executor
 from deberta.host.run.local import LocalExecutor
 from deberta.host.run.session import Session
@@ -233,6 +234,7 @@ def session_of(c: Context, options: Options, executor: str = "", usual: str = ""
         planned=options.planned,
         verbose=options.verbose,
         groups=options.surroundings.groups,
+        locks=path_of(str(_npu(c).locks)) or device_locks.FOLDER,
     )
 
 
@@ -249,6 +251,10 @@ def sharded(c: Context, options: Options, session: Session, plan: Plan) -> Sessi
     settings = schema.setting(read(c).shards, ShardSettings, "shards")
     shards = ShardedRuns(lambda own: LocalPool(own, plan.devices), settings, options.allow_different_devices)
     return replace(session, shards=shards)
+
+
+def _npu(c: Context) -> NpuSettings:
+    return schema.setting(read(c).npu, NpuSettings, "npu")
 
 
 def _local(c: Context, folder: Path, options: Options) -> Executor:
@@ -280,5 +286,4 @@ def _docker(c: Context, folder: Path, options: Options) -> Executor:
             "--msame is for the local executor: the runtime image holds docker/bin/msame. Put the binary there and "
             "run: invoke images --lock"
         )
-    npu = schema.setting(read(c).npu, NpuSettings, "npu")
-    return DockerExecutor(PROJECT, folder, image_builds(c), npu, options.keep, limits.settings(read(c).containers))
+    return DockerExecutor(PROJECT, folder, image_builds(c), _npu(c), options.keep, limits.settings(read(c).containers))

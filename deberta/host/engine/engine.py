@@ -9,8 +9,6 @@ import io
 import os
 import re
 import socket
-import subprocess
-import sys
 import tarfile
 import uuid
 from pathlib import Path
@@ -23,11 +21,11 @@ import docker.utils
 import requests.exceptions
 from docker.context import ContextAPI
 
-from deberta import PROJECT
 from deberta.core.errors import INTERRUPTED, ConfigError, MissingError, StageError, one_line
 from deberta.host.engine import address as addresses
 from deberta.host.engine import api_version, containers, limits, ping, traits, unfinished
 from deberta.host.engine.containers import Container
+from deberta.host.engine.reaper_process import ReaperProcess
 from deberta.host.engine.traits import Traits
 from deberta.host.engine.transcript import GRACE_SECONDS, Show, transcript
 
@@ -129,7 +127,7 @@ class DockerEngine:
         self._workspace, self._keep, self._show = workspace, keep, show
         self._session = uuid.uuid4().hex
         self._labels = {**container_labels(workspace, keep), OF_SESSION: self._session}
-        self._reaper: subprocess.Popen[bytes] | None = None
+        self._reaper: ReaperProcess | None = None
         self._may_leave_container = False  # one may exist on the engine that was not removed or kept on purpose
         self.client: Any = None
 
@@ -144,11 +142,10 @@ class DockerEngine:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._reaper is not None:
-            with contextlib.suppress(OSError):  # it has ended: no engine answered it
-                if self._may_leave_container and self._reaper.stdin is not None:
-                    self._reaper.stdin.close()  # it removes what is left, after we have ended
-                else:
-                    self._reaper.communicate(b"done")
+            if self._may_leave_container:
+                self._reaper.leave()
+            else:
+                self._reaper.end()
         self.client.close()
         if not self._may_leave_container and not self._is_sibling:
             unfinished.end_containers(self._workspace)
@@ -169,6 +166,17 @@ class DockerEngine:
                 member = archive.extractfile(archive.getmembers()[0])
                 return member.read() if member else b""
 
+    def hold(self, files: Sequence[int]) -> None:
+        """Keep files open as long as the next container runs, even if we are killed; none: close them again."""
+        if files:
+            self._start_reaper().hold(files)
+        elif self._reaper is not None:
+            self._reaper.free()
+
+    def _start_reaper(self) -> ReaperProcess:
+        self._reaper = self._reaper or ReaperProcess(self._session)
+        return self._reaper
+
     def run(
         self, plan: Container, image_id: str, name: str, log: Path, show: Show, graceful: bool
     ) -> tuple[list[str], int]:
@@ -181,8 +189,7 @@ class DockerEngine:
             if not mount.source.exists():
                 raise MissingError(f"{mount.source} is missing, and the container needs it. Run: invoke doctor")
         unique = f"{LABEL}-{name}-{uuid.uuid4().hex[:8]}"
-        if self._reaper is None:
-            self._reaper = _start_reaper(self._session)
+        self._start_reaper()
         self._may_leave_container = True  # an interrupt during the next call may leave one that we do not know
         with explained(f"creating a container of {plan.image}"):
             container = self.client.containers.create(
@@ -291,19 +298,3 @@ def _lines(chunks: Iterator[bytes]) -> Iterator[str]:
             yield line.decode("utf-8", "replace") + "\n"
     if rest:
         yield rest.decode("utf-8", "replace") + "\n"
-
-
-def _start_reaper(session: str) -> subprocess.Popen[bytes]:
-    """A process that removes this session's containers if its stdin ends before it reads "done".
-
-    It has the workspace's lock until then: no run begins beside a container of an earlier one.
-    """
-    return subprocess.Popen(
-        [sys.executable, "-m", "deberta.host.engine.reaper", session],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env={**os.environ, "PYTHONPATH": str(PROJECT)},
-        start_new_session=True,
-        close_fds=False,
-    )

@@ -16,17 +16,22 @@ from deberta.host.engine.containers import Access, Mount
 
 MANAGERS = ("davinci_manager", "devmm_svm", "hisi_hdc")  # nodes that every container needs beside its davinci<N>
 DRIVER = PurePosixPath("/usr/local/Ascend/driver")  # in a container
+LOCKS = Path("/tmp/deberta-ascend-devices")  # of this machine
 # Mounted if they exist; driver/lib64 has to.
 DRIVER_PARTS = ("include", "version.info")
 OTHERS = ("/usr/local/dcmi", "/usr/local/bin/npu-smi", "/usr/local/Ascend/firmware", "/etc/ascend_install.info")
 
 
 class NpuSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`npu` of invoke.yaml. `access`: how containers reach an NPU; the folders of the device nodes and the driver."""
+    """`npu` of invoke.yaml. `access`: how containers reach an NPU; the folders of the device nodes and the driver.
+
+    `locks`: the folder of the devices' locks (host.run.device_locks), the same for all users of the machine.
+    """
 
     access: Literal["auto", "nodes", "runtime"] = "auto"
     nodes: Path = Path("/dev")
     driver: Path = Path(DRIVER)
+    locks: Path = LOCKS
 
 
 def access(

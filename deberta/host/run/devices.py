@@ -6,13 +6,13 @@ import contextlib
 import json
 import re
 from pathlib import Path, PurePosixPath
-from typing import Callable, Mapping, Optional, Sequence
+from typing import Callable, Iterator, Mapping, Optional, Sequence
 
 from deberta.ascend import ais_bench, atc, causes, msame, programs, runs, timing
 from deberta.core import files
 from deberta.core.errors import DebertaError, StageError
 from deberta.host.plan.plan import Compilation, Inference, ModelRun, Step
-from deberta.host.run import compiled
+from deberta.host.run import compiled, device_locks
 from deberta.host.run.console import Console
 from deberta.host.run.executor import Judged, check_exit
 from deberta.host.run.session import Session
@@ -42,7 +42,8 @@ def compile_om(
         )
         clock.touch()
         started = clock.stat().st_mtime  # the file system's clock, which the .om's age is told by
-        lines, status = session.executor.run(step, command[1:], console.line)
+        with locked(session, step, console.say):
+            lines, status = session.executor.run(step, command[1:], console.line)
         outcome = atc.parse("".join(lines))
         atc.judge(outcome, status, compiled, started, atc.least_bytes(model.stat().st_size), step.log)
         files.switch(compiled, final)
@@ -65,11 +66,12 @@ def infer(
         if session.shards is not None and inference.log_copy is None:
             judged = session.shards.infer(session, step, temporary, summary, console)
         else:
-            if step.tool:
-                not_checked = check_before(session, step, inference.runs[0], inference.device, console.say)
             moved = {str(output): str(path.relative_to(session.workspace)) for output, path in temporary.items()}
             arguments = [moved.get(argument, argument) for argument in arguments]
-            judged = run_judged(session, step, temporary, arguments, console.quiet)
+            with locked(session, step, console.say):
+                if step.tool:
+                    not_checked = check_before(session, step, inference.runs[0], inference.device, console.say)
+                judged = run_judged(session, step, temporary, arguments, console.quiet)
         for run, left in zip(inference.runs, judged):
             (session.workspace / run.output).mkdir(exist_ok=True)
             files.switch(left.folder, session.workspace / run.output / left.folder.name)
@@ -83,6 +85,28 @@ def infer(
     return subjects
 
 
+@contextlib.contextmanager
+def locked(session: Session, step: Step, say: Callable[[str], None]) -> Iterator[None]:
+    """Hold the locks of a step's run of the model, and of its device, until what it runs has ended.
+
+    A performance run has the host to itself. Others share it, and so do compilations by ATC, which take no device.
+    """
+    alone = step.inference is not None and step.inference.log_copy is not None
+    device = step.device if step.on_device else None
+    with device_locks.held(session.locks, device, alone, say) as locks:
+        session.executor.hold(locks)
+        try:
+            yield
+        finally:
+            session.executor.hold(())
+
+
+def look(session: Session, number: int, say: Callable[[str], None]) -> programs.DeviceCheck:
+    """Look at a device with npu-smi, one look at a time on a host. Raises the errors of one that is busy or ill."""
+    with device_locks.looking(session.locks, say):
+        return programs.check_device(number, say)
+
+
 def check_before(
     session: Session, step: Step, run: ModelRun, number: int, say: Callable[[str], None], first: int = 0
 ) -> list[str]:
@@ -91,7 +115,7 @@ def check_before(
     `first`: the index of the first bin. Raises the errors of bins, of another chip, of a device that is busy or ill.
     """
     programs.check_bins(session.workspace, run.bins, run.bin_bytes, run.times, first)
-    device = programs.check_device(number, say)
+    device = look(session, number, say)
     unknown = compiled.check_chip(session, step.inputs[0].path, device, "invoke build-om")
     if unknown:
         say(unknown)

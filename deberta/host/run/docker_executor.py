@@ -68,6 +68,9 @@ class DockerExecutor:
             if image.unpinned:
                 progress.say(f"image {image.tag} is not pinned: {'; '.join(image.unpinned)}")
 
+    def hold(self, files: Sequence[int]) -> None:
+        self._open().hold(files)
+
     def run(self, step: Step, arguments: Sequence[str], show: Show) -> tuple[list[str], int]:
         engine, image = self._open(), self._image(self._stage(step))
         access, user = Access(), owner(self._workspace)

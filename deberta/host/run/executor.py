@@ -44,6 +44,12 @@ class Executor(Protocol):
     def prepare(self, step: Step) -> None:
         """Install or build what the step runs in, an environment or an image, outside of the step's time."""
 
+    def hold(self, files: Sequence[int]) -> None:
+        """Have what runs next keep these open files, which are locks, until it has ended, even if we are killed.
+
+        None: it has ended.
+        """
+
     def run(self, step: Step, arguments: Sequence[str], show: Show) -> tuple[list[str], int]:
         """Run a prepared step with these arguments; returns the lines that it printed and its exit code.
 

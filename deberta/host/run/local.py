@@ -50,6 +50,11 @@ class LocalExecutor:
         else:
             self.python()
 
+    def hold(self, files: Sequence[int]) -> None:
+        """They go to what `execute` starts, as the workspace's lock does."""
+        for file in files:
+            os.set_inheritable(file, True)
+
     def run(self, step: Step, arguments: Sequence[str], show: Show) -> tuple[list[str], int]:
         log, scratch = self.root / step.log, self.root / tools.scratch(step.name)
         if not step.tool:

@@ -14,7 +14,7 @@ from typing import IO, Any, Callable, Iterable, Iterator, Mapping, Optional, Pro
 from deberta.core import files, machine, progress, records
 from deberta.core.errors import StageError, many
 from deberta.host.plan.plan import Step
-from deberta.host.run import leftovers
+from deberta.host.run import device_locks, leftovers
 from deberta.host.run.console import Console
 from deberta.host.run.executor import Executor, Judged
 from deberta.host.run.messages import as_started
@@ -45,7 +45,7 @@ class Session:
     `strict`: a modified artifact raises DataError instead of being rebuilt. `ran`: names of steps; each is forced, or
     shown in a dry run, once. `planned` takes the steps of a dry run, instead of the executor, which prints them.
     `verbose`: each step that is up to date is named, and each artifact's digest shown. `groups`: of a CI service's log.
-    `shards`: what runs accuracy runs on several devices; None: one runs them.
+    `shards`: what runs accuracy runs on several devices; None: one runs them. `locks`: the folder of device_locks.
     `up_to_date`: what is to be said of each such step, by its name. `hashing` makes the memory of digests.
     """
 
@@ -62,6 +62,7 @@ class Session:
     verbose: bool = False
     groups: str = ""
     shards: Optional[Shards] = None
+    locks: Path = field(default_factory=lambda: device_locks.FOLDER)
     up_to_date: dict[str, str] = field(default_factory=dict, compare=False)
     hashing: Callable[[Path], records.Digests] = records.Digests
     digests: records.Digests = field(init=False)

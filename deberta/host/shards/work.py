@@ -12,11 +12,11 @@ from pathlib import PurePosixPath
 
 from deberta import PROJECT
 from deberta.ascend import programs
-from deberta.core import contract, files, machine, records, schema
+from deberta.core import contract, files, machine, progress, records, schema
 from deberta.core.errors import DebertaError
 from deberta.core.job import DeviceFacts
 from deberta.host.plan.plan import Inference, ModelRun, Step
-from deberta.host.run import devices, source_digest
+from deberta.host.run import device_locks, devices, source_digest
 from deberta.host.run.session import Session
 from deberta.host.shards.pool import ShardDone, ShardRequest
 from deberta.host.shards.spans import Span
@@ -51,9 +51,10 @@ def facts(session: Session, step: Step, device: int) -> DeviceFacts:
     """What can be known of a device. Raises the errors of one that is not fit to run: busy, ill, no CANN."""
     chip, driver = machine.cpu_name(), ""
     if step.tool:
-        chip = programs.check_device(device, lambda line: None).name
-        with contextlib.suppress(DebertaError):
-            driver = programs.driver_version()
+        with device_locks.held(session.locks, device, False, progress.say):
+            chip = devices.look(session, device, lambda line: None).name
+            with contextlib.suppress(DebertaError), device_locks.looking(session.locks, progress.say):
+                driver = programs.driver_version()
     identity = session.executor.identity(step)
     return DeviceFacts(
         host=host(),
@@ -89,15 +90,15 @@ def run(session: Session, request: ShardRequest, device: int) -> ShardDone:
         log=log_of(request.step, request.span),
         inference=Inference((own,), (device,)),
     )
-    not_checked: list[str] = []
-    if step.tool:
-        not_checked = devices.check_before(session, step, own, device, lambda line: None, request.first)
     summary = scratch / "summary.json"
     arguments = list(step.arguments)
     if step.stage:
         arguments += ["--summary", str(summary.relative_to(session.workspace))]
-    place = {own.output: session.workspace / own.output}
-    [left] = devices.run_judged(session, step, place, arguments, lambda line: None, scratch if step.tool else None)
+    place, not_checked = {own.output: session.workspace / own.output}, []
+    with devices.locked(session, step, progress.say):
+        if step.tool:
+            not_checked = devices.check_before(session, step, own, device, lambda line: None, request.first)
+        [left] = devices.run_judged(session, step, place, arguments, lambda line: None, scratch if step.tool else None)
     names = map(contract.output_file, range(request.first, request.last + 1))
     done = ShardDone(
         device=name_of(device),

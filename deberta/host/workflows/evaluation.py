@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any, Mapping, Optional, Sequence
 
-from deberta.ascend import programs, timing
+from deberta.ascend import timing
 from deberta.core import buckets, files, records, schema
 from deberta.core.buckets import Choice
 from deberta.core.contract import FP32, INPUTS, SUPPLIED_OUTPUTS, batch_count
@@ -17,7 +17,7 @@ from deberta.core.records import Record
 from deberta.host.plan import evaluation
 from deberta.host.plan.plan import LATEST, Case, Plan, Step
 from deberta.host.report import figures
-from deberta.host.run import compiled, freshness, runner
+from deberta.host.run import compiled, device_locks, devices, freshness, runner
 from deberta.host.run.session import Session
 from deberta.host.user_files import named_paths
 
@@ -208,10 +208,12 @@ def check_device(session: Session, case: Case, steps: Sequence[Step]) -> None:
     before = needed(session, before, quiet=True)
     if session.force or any(freshness.outdated(session, step) for step in (*before, *steps)):
         numbers = dict.fromkeys(n for step in steps if step.inference for n in step.inference.devices)
-        devices, problems = [], []
+        looked, problems = [], []
         for number in numbers:
+            if device_locks.is_held(session.locks, number):  # by a run of ours, which this one waits for
+                continue
             try:
-                devices.append(programs.check_device(number, lambda line: None))
+                looked.append(devices.look(session, number, lambda line: None))
             except DebertaError as error:
                 problems.append(error)
         if problems:
@@ -220,7 +222,7 @@ def check_device(session: Session, case: Case, steps: Sequence[Step]) -> None:
             model, chip = own[0].compiled, _chip(session, own[0])
             is_made = (session.workspace / model).exists() and compiled.chip_of(session, model) == chip
             made_for = f"{model} {'was' if is_made else 'is to be'} compiled for"
-            for device in devices:
+            for device in looked:
                 compiled.compare_chips(made_for, chip, device, case.command("build-om"))
 
 
