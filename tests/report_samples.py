@@ -282,3 +282,53 @@ def _sealed(
     }
     report = {"format": 1, "title": title, "body": body, "body_sha256": "", "verdict": verdict, "measured": measured}
     return changed(report, lambda _: None)
+
+
+def on_devices(report: dict[str, Any]) -> None:
+    """Two accuracy runs on three devices, one of them of another chip, and performance runs beside each other."""
+    facts = {"cann": "8.0.RC3", "driver": "24.1.rc3", "machine": "aarch64", "program": {}, "code": ""}
+    names = [("node-1", 0, "310P3"), ("node-1", 1, "310P3"), ("node-2", 0, "310P1")]
+    devices = [
+        {"host": host, "device": device, "chip": chip, **facts, "shards": 4 - at, "batches": 512 - at}
+        | {"seconds": 61.0, "inference_ms": 59000.5}
+        for at, (host, device, chip) in enumerate(names)
+    ]
+    lost = {"length": 256, "first": 12, "last": 40, "device": "node-2/0", "why": "it did not answer in time"}
+    run = {
+        **{"version": "match", "precision": "fp32", "lengths": [256], "devices": devices, "compared": 16},
+        **{"lost": [{**lost, "at": "2026-01-01T09:05:00+00:00"}], "different": True, "engine": "distributed 2026.8.0"},
+        "unlike": [{"length": 256, "batch": 0, "devices": ["node-1/0", "node-2/0"], "same": False}],
+        "not_checked": [
+            "the driver of node-2/0 is not known, so it was not compared",
+            "batches 3 to 5 at length 256 of node-2/0 did not run on a second device: none was left",
+        ],
+    }
+    alone = {**run, "batch_size": 4, "lost": [], "unlike": [], "different": False, "engine": "", "devices": devices[:1]}
+    alone["not_checked"] = ["no batch ran on a second device: there was one"]
+    report["measured"]["sharded"] = [{**run, "batch_size": 1}, alone]
+    timed = {"loops": 100, "interval": [4.2, 4.4], "why_not_compared": "", "remarks": []}
+    report["measured"]["device_runs"] = [
+        {
+            **{"batch_size": 1, "version": "match", "precision": "fp32", "length": 256, "runner": "msame"},
+            **{"reference": "node-1/0", "sum": 11.9},
+            "devices": [
+                {
+                    **timed,
+                    "device": "node-1/0",
+                    "fps": 4.3,
+                    "change": 0.0,
+                    "noise": None,
+                    "conclusion": "no difference",
+                },
+                {
+                    **timed,
+                    "device": "node-1/1",
+                    "fps": 4.35,
+                    "change": 0.01,
+                    "noise": 0.05,
+                    "conclusion": "no difference",
+                },
+                {**timed, "device": "node-2/0", "fps": 3.25, "change": -0.25, "noise": 0.05, "conclusion": "slower"},
+            ],
+        }
+    ]

@@ -359,7 +359,11 @@ class Job(Schema):
     def __post_init__(self) -> None:
         cells = [(cell.batch_size, cell.version, cell.precision) for cell in self.cells]
         runs = [(run.batch_size, run.version, run.precision, run.length, run.runner) for run in self.performances]
-        for name, places in (("cells", cells), ("performances", runs)):
+        devices = [
+            (run.batch_size, run.version, run.precision, run.length, run.runner, run.device)
+            for run in (*self.performances, *self.on_devices)
+        ]
+        for name, places in (("cells", cells), ("performances", runs), ("runs on devices", devices)):
             if len(set(places)) < len(places):
                 raise ValueError(f"it names one of its {name} twice")
 

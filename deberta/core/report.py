@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Meta, field
 
 from deberta.core import contract, schema
-from deberta.core.differences import ReportDifference
+from deberta.core.differences import FASTER, NOT_COMPARED, SAME, SLOWER, ReportDifference
 from deberta.core.job import FORMAT, Digests, JobMeasured, PublishedRow
 from deberta.core.schema import Schema, one_of
 
@@ -263,6 +263,35 @@ class PerformanceRun(RunIdentity):
     not_checked: list[schema.Text] = field(default_factory=list)
 
 
+class DeviceFps(Schema):
+    """A device's performance run. interval: 95 %; null of a single time. change, noise, conclusion: see DeviceRuns."""
+
+    device: str
+    loops: schema.Positive
+    fps: schema.AboveZero
+    interval: Optional[schema.Interval]
+    change: float
+    noise: Optional[schema.NonNegative]
+    conclusion: Annotated[str, one_of((SAME, SLOWER, FASTER, NOT_COMPARED))]
+    why_not_compared: str
+    remarks: list[schema.Text]
+
+
+class DeviceRuns(RunIdentity):
+    """The same performance run on several devices, never to be held against a published figure.
+
+    Each is compared with `reference`, the device whose fps is in the middle, of an even number the faster one of both:
+    change = fps / its fps - 1; a change up to noise, either way, says nothing. sum: of all fps, since they run at once
+    in an accuracy run alone.
+    """
+
+    length: schema.Positive
+    runner: schema.Runner
+    reference: str
+    devices: Annotated[list[DeviceFps], Meta(min_length=2)]
+    sum: schema.AboveZero
+
+
 class LengthRows(Schema, forbid_unknown_fields=False):
     rows: schema.Positive
 
@@ -357,6 +386,7 @@ class ReportMeasured(JobMeasured, kw_only=True, omit_defaults=True):
     published: list[PublishedRow]
     note: str
     wrong_rows: list[WrongRows] = field(default_factory=list)
+    device_runs: list[DeviceRuns] = field(default_factory=list)
     baseline: Optional[ReportDifference] = None
 
 

@@ -64,7 +64,8 @@ def _reports(folder: Path) -> list[dict[str, Any]]:
     made = [report_helpers.example_report(folder / backend, backend) for backend in ("ascend", "cpu")]
     samples = [report_samples.mnli(), report_samples.demo(), report_samples.failed(), report_samples.limited()]
     bare = changed(report_samples.mnli(), lambda report: report.update(verdict=None))
-    return [*made, *samples, bare, changed(report_samples.demo(), change)]
+    devices = changed(report_samples.mnli(), report_samples.on_devices)
+    return [*made, *samples, bare, changed(report_samples.demo(), change), devices]
 
 
 def test_every_text_of_a_report_has_its_phrase(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from deberta.core.job import EvaluationFiles, LabelChangeFiles, PerformanceFiles
 from deberta.core.paths import record_of
 from deberta.core.records import Record
 from deberta.host.plan.plan import Case, Plan
+from deberta.host.report import sharded_runs
 from deberta.host.run import freshness
 from deberta.host.run.session import Session
 
@@ -34,6 +35,7 @@ class Measured:
 
     evaluations: list[EvaluationFiles] = field(default_factory=list)
     performances: list[PerformanceFiles] = field(default_factory=list)
+    on_devices: list[PerformanceFiles] = field(default_factory=list)
     throughputs: list[ThroughputFiles] = field(default_factory=list)
     label_changes: list[LabelChangeFiles] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
@@ -55,6 +57,8 @@ def collect(
         for name in runners:
             log = replace(case.artifacts, limit=0).timing_log(size, version, name)
             collector.collect(log, functools.partial(collector.performance, part=case, name=name))
+            for of_device in collector.device_logs(log):
+                collector.collect(of_device, functools.partial(collector.on_device, name=name))
         collector.collect(case.throughput, collector.throughput)
         if case.plan.precision == INT8:
             collector.collect(case.label_changes, collector.label_changes)
@@ -166,18 +170,38 @@ class _Collector:
 
     def performance(self, log: PurePosixPath, part: Case, name: str) -> PerformanceFiles:
         """A performance run at one length, by its log."""
-        session = self.session
-        record = unaltered(session, log)
-        run = PerformanceFiles(
+        run = self._run_of(log, part, name)
+        if part.plan.is_padded or part.plan.length != SEQUENCE_LENGTH:
+            self.measured.performances.append(run)
+        return run
+
+    def _run_of(self, log: PurePosixPath, part: Case, name: str) -> PerformanceFiles:
+        record = unaltered(self.session, log)
+        return PerformanceFiles(
             **self._run,
             length=part.plan.length,
             runner=name,
             log=str(log),
+            device=sharded_runs.device_of(record),
             origin=self._origin(part, record) if record else SUPPLIED_LOG,
         )
-        if part.plan.is_padded or part.plan.length != SEQUENCE_LENGTH:
-            self.measured.performances.append(run)
-        return run
+
+    def device_logs(self, log: PurePosixPath) -> list[PurePosixPath]:
+        """The timing logs of further devices, beside the one that the figures are of."""
+        names = (self.session.workspace / log.parent).glob(f"{log.stem}.device-*{log.suffix}")
+        return [log.with_name(path.name) for path in sorted(names)]
+
+    def on_device(self, log: PurePosixPath, name: str) -> None:
+        """A further device's performance run, which only its record can say what it is of."""
+        run, whole = self._run_of(log, self.case, name), replace(self.case.artifacts, limit=0)
+        if not run.device or whole.device_log(run.batch_size, run.version, run.device, name) != log:
+            raise Unreadable("no record says that it is of the device in its name")
+        if run.origin == OTHER_MODEL:
+            raise Unreadable(OTHER_MODEL)
+        first = whole.timing_log(run.batch_size, run.version, name)
+        if run.device in [known.device for known in self.measured.performances if known.log == str(first)]:
+            raise Unreadable(f"{first} is of the same device")
+        self.measured.on_devices.append(run)
 
     def throughput(self, path: PurePosixPath) -> None:
         """What several lengths come to; the runs at these lengths are performance runs too."""

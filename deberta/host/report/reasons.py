@@ -10,7 +10,7 @@ from msgspec import structs
 from deberta.ascend import ais_bench, timing
 from deberta.core import contract, published
 from deberta.core import report as report_format
-from deberta.core.job import CellPlace, Gates, Job, PinFacts, RunFiles, StepFacts
+from deberta.core.job import CellPlace, Gates, Job, PerformanceFiles, PinFacts, RunFiles, StepFacts
 from deberta.core.paths import Artifacts
 from deberta.core.records import Record
 from deberta.host.report import sharded_runs
@@ -71,8 +71,8 @@ def conclude(job: Job, step_records: Sequence[Record], ours: Gates, tools: Colle
     return structs.replace(
         job,
         cells=cells,
-        performances=[_stands(job, run, [run.log], run.runner, problems) for run in job.performances],
-        on_devices=[_stands(job, run, [run.log], run.runner, problems) for run in job.on_devices],
+        performances=[_timed(job, run, problems) for run in job.performances],
+        on_devices=[_timed(job, run, problems) for run in job.on_devices],
         throughputs=[
             _stands(job, result, [result.throughput], timing.runner_of(log), problems)
             for result in job.throughputs
@@ -115,6 +115,13 @@ def _stands(
     if contract.is_supplied(run.origin):
         return structs.replace(run, place=contract.SUPPLIED, pinned=False)
     return structs.replace(run, place=place(job.backend, runner), pinned=pinned, not_checked=sorted(not_checked))
+
+
+def _timed(job: Job, run: PerformanceFiles, problems: Sequence[tuple[Record, Optional[str]]]) -> PerformanceFiles:
+    """The performance run with the device that its record names, as `_stands` besides."""
+    devices = [sharded_runs.device_of(record) for record, _ in problems if run.log in record.subjects]
+    name = next(filter(None, devices), "")
+    return structs.replace(_stands(job, run, [run.log], run.runner, problems), device=name)
 
 
 def _not_checked(record: Record) -> list[str]:

@@ -94,6 +94,7 @@ def make(session: Session, plan: Plan, request: ReportRequest) -> Job:
         references=_current(session, plan, data, checks.reference),
         cells=measured.evaluations,
         performances=measured.performances,
+        on_devices=measured.on_devices,
         throughputs=measured.throughputs,
         label_changes=measured.label_changes,
         inputs=_digests(session, profile.inputs(data)),
@@ -236,7 +237,7 @@ def _of_this_machine(artifacts: Iterable[Artifact], measured: Measured) -> list[
     names = [folder for cell in measured.evaluations for folder in cell.outputs.values()]
     names += [str(PurePosixPath(cell.evaluation).with_suffix(".json")) for cell in measured.evaluations]
     names += [cell.predictions for cell in measured.evaluations if cell.predictions]
-    names += [run.log for run in measured.performances]
+    names += [run.log for run in (*measured.performances, *measured.on_devices)]
     names += [path for result in measured.throughputs for path in (result.throughput, *result.logs.values())]
     names += [changes.label_changes for changes in measured.label_changes]
     return [*(path for path, kind in artifacts if kind in kinds), *map(PurePosixPath, names)]

@@ -57,6 +57,12 @@ def _sharding(record: Record) -> Union[Sharding, ValueError]:
         return error
 
 
+def device_of(record: Optional[Record]) -> str:
+    """HOST/DEVICE of a performance run, where its record has it."""
+    device = record.internal.get(spans.DEVICE) if record else None
+    return device if isinstance(device, str) else ""
+
+
 def not_accepted(runs: Iterable[RecordedRun]) -> list[str]:
     """Why runs on several devices are no acceptance: the devices differ, or nobody can tell."""
     different, unreadable = [], []

@@ -15,6 +15,7 @@ from deberta.core import schema
 from deberta.core.job import Shard, Sharding
 
 INTERNAL = "sharding"  # the name among a record's internal parameters
+DEVICE = "device"  # there too: HOST/DEVICE of a performance run, where several devices are measured
 Span = tuple[int, int, int]  # length, first batch, last batch
 
 

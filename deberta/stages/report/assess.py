@@ -16,14 +16,16 @@ import msgspec
 
 from deberta.ascend import timing
 from deberta.core import files, schema
-from deberta.core.contract import FP32, PRECISIONS, RUNNERS
-from deberta.core.differences import ReportDifference
+from deberta.core.contract import FP32, PRECISIONS, RUNNERS, is_supplied
+from deberta.core.differences import SAME, ReportDifference
 from deberta.core.errors import DataError, MissingError, StageError, run_stage
 from deberta.core.job import FORMAT, Job, LabelChangeFiles, PerformanceFiles, ThroughputFiles
 from deberta.core.progress import track
 from deberta.core.report import (
     Body,
     DataCheck,
+    DeviceFps,
+    DeviceRuns,
     EvaluationCell,
     Int8Comparison,
     LabelChangeCounts,
@@ -38,6 +40,7 @@ from deberta.stages.inference import postprocess
 from deberta.stages.inference.logits import predicted
 from deberta.stages.report import canonical, cells, gates, intervals
 from deberta.stages.report.cells import Recount, Version
+from deberta.stages.report.intervals import Between, Change
 
 
 def read_job(path: Path) -> Job:
@@ -76,6 +79,7 @@ def assess(job: Job, root: Path = Path()) -> Report:
             label_changes=[label_changes(source, root) for source in job.label_changes],
             published=job.published,
             note=job.note,
+            device_runs=device_runs(job, performances, root),
             wrong_rows=[
                 cells.wrong_rows(entries, versions[name], root / job.data[name])
                 for name in versions
@@ -170,6 +174,57 @@ def performance(source: PerformanceFiles, root: Path = Path()) -> PerformanceRun
         "times_ms": run.times_ms,
     }
     return msgspec.convert(content, PerformanceRun)
+
+
+def device_runs(job: Job, performances: Sequence[PerformanceRun], root: Path) -> list[DeviceRuns]:
+    """Further devices' runs beside those of `performances` that measured the same. Raises as `performance`."""
+    main = {_same(source): source.device for source in job.performances}
+    groups = {_same(run): [(main[_same(run)], run)] for run in performances}
+    for source in job.on_devices:
+        groups.setdefault(_same(source), []).append((source.device, performance(source, root)))
+    several = [sorted(group, key=lambda entry: -entry[1].fps) for group in groups.values() if len(group) > 1]
+    spread = intervals.between(intervals.same_work(performances))
+    pairs = sum(len(group) - 1 for group in several)
+    compared = []
+    for group in several:
+        reference, middle = group[(len(group) - 1) // 2]
+        devices = [_beside(name, run, middle, spread, pairs) for name, run in sorted(group, key=lambda entry: entry[0])]
+        compared.append(
+            DeviceRuns(
+                batch_size=middle.batch_size,
+                version=middle.version,
+                precision=middle.precision,
+                length=middle.length,
+                runner=middle.runner,
+                reference=reference,
+                devices=devices,
+                sum=sum(run.fps for _, run in group),
+            )
+        )
+    return compared
+
+
+def _same(run: PerformanceRun | PerformanceFiles) -> tuple[int, str, str, int, str]:
+    """What is the same of runs on several devices."""
+    return run.batch_size, run.version, run.precision, run.length, run.runner
+
+
+def _beside(device: str, run: PerformanceRun, middle: PerformanceRun, spread: Between, pairs: int) -> DeviceFps:
+    change = intervals.change(middle, run, spread, pairs)
+    if run is middle:
+        change = Change(0.0, None, "", SAME)
+    not_pinned = [] if run.pinned or is_supplied(run.origin) else ["not pinned"]
+    return DeviceFps(
+        device=device,
+        loops=run.loops,
+        fps=run.fps,
+        interval=intervals.fps_interval(run),
+        change=change.change,
+        noise=change.noise,
+        conclusion=change.conclusion,
+        why_not_compared=change.reason,
+        remarks=[*filter(None, [run.origin, *not_pinned, run.warning]), *run.not_checked],
+    )
 
 
 def throughput(source: ThroughputFiles, root: Path) -> ThroughputResult:

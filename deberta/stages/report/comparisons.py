@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import msgspec
 
-from deberta.core.contract import FP32, SUPPLIED, VERSIONS, is_supplied
-from deberta.core.errors import many
-from deberta.core.report import DataProblem, EvaluationCell, Proportion, Report, is_padded
+from deberta.core.contract import FP32, RUNNERS, SEQUENCE_LENGTH, SUPPLIED, VERSIONS, is_supplied
+from deberta.core.differences import SLOWER
+from deberta.core.errors import many, some
+from deberta.core.job import DeviceShare, ShardedRun
+from deberta.core.report import LISTED, DataProblem, DeviceRuns, EvaluationCell, Proportion, Report, is_padded
 from deberta.stages.report import changes, tables
-from deberta.stages.report.tables import ABSENT, Section, Table, table
+from deberta.stages.report.tables import ABSENT, Cell, Section, Table, table
 
 ALL = "all"  # beside the genres: their total
+FIRST = "first device"  # one without a name
+SHOWN = 16  # devices that the page shows at once
 
 
 def sections(report: Report) -> list[Section]:
@@ -21,6 +25,7 @@ def sections(report: Report) -> list[Section]:
     return [
         Section("wrong", "Wrong rows with the largest margin", wrong(report)),
         *([changes.section(report.measured.baseline)] if report.measured.baseline else []),
+        devices(report),
         Section("lengths", "Other lengths and int8", [lengths(report), int8(report)], [tables.NOTES["lengths"]]),
         Section("agreement", "Agreement between batch sizes", agreement(report)),
         Section("reference", "Comparison with the reference", reference(report)),
@@ -29,6 +34,106 @@ def sections(report: Report) -> list[Section]:
         Section("steps", "Steps", [tables.steps(report)], folded=True),
         Section("artifacts", "Artifacts", tables.artifacts(report), folded=True),
     ]
+
+
+def devices(report: Report) -> Section:
+    """Which devices ran the accuracy runs, what was lost on the way, and how fast each device is."""
+    sharded, timed = report.measured.sharded, report.measured.device_runs
+    notes = [tables.NOTES["devices"]] if sharded else []
+    for text, names in _by_text((text, run) for run in sharded for text in run.not_checked).items():
+        notes.append(f"Not checked of the devices ({some(names, 6)}): {text}.")
+    if different := [_of_run(run) for run in sharded if run.different]:
+        notes.append(f"Devices that differ were allowed ({some(different, 6)}): this is no acceptance.")
+    notes += [tables.NOTES["device-fps"]] if timed else []
+    for runs in timed:
+        for slow in (device for device in runs.devices if device.conclusion == SLOWER):
+            change, noise = f"{100 * slow.change:+.1f} %", f"{100 * (slow.noise or 0):.1f} %"
+            notes.append(
+                f"Slow: {slow.device} ({_of_run(runs)}), {change} beside {runs.reference or FIRST}, noise {noise}."
+            )
+    return Section("devices", "Devices", [_devices(sharded), _device_runs(sharded), _lost(sharded), _fps(timed)], notes)
+
+
+def _of_run(run: ShardedRun | DeviceRuns) -> str:
+    return f"bs {run.batch_size} {run.version}"
+
+
+def _by_text(pairs: Iterable[tuple[str, ShardedRun]]) -> dict[str, list[str]]:
+    """The texts, each once, with the runs that have it."""
+    runs: dict[str, list[str]] = {}
+    for text, run in pairs:
+        runs.setdefault(text, []).append(_of_run(run))
+    return runs
+
+
+def _devices(sharded: Sequence[ShardedRun]) -> Table:
+    shares: dict[tuple[str, ...], list[DeviceShare]] = {}
+    for run in sharded:
+        for share in run.devices:
+            facts = (share.name, share.chip, share.cann, share.driver, share.machine)
+            shares.setdefault(facts, []).append(share)
+    rows = [
+        (
+            *facts,
+            f"{len(of_device)}",
+            f"{sum(share.shards for share in of_device)}",
+            f"{sum(share.batches for share in of_device)}",
+            f"{sum(share.seconds for share in of_device):.0f}",
+        )
+        for facts, of_device in shares.items()
+    ]
+    return table("devices", rows)._replace(folded=many(len(rows), "device") if len(rows) > SHOWN else "")
+
+
+def _device_runs(sharded: Sequence[ShardedRun]) -> Table:
+    rows = (
+        (
+            f"{run.batch_size}",
+            run.version,
+            "" if run.precision == FP32 else run.precision,
+            "" if run.lengths == [SEQUENCE_LENGTH] else ",".join(map(str, run.lengths)),
+            f"{sum(1 for share in run.devices if share.shards)}",
+            f"{sum(share.shards for share in run.devices)}",
+            f"{sum(share.batches for share in run.devices)}",
+            f"{run.compared}",
+            tuple(f"batch {pair.batch} at length {pair.length}" for pair in run.unlike[:SHOWN]),
+            f"{len(run.lost)}" if run.lost else "",
+            run.engine or "this host",
+        )
+        for run in sharded
+    )
+    return table("device-runs", rows)
+
+
+def _lost(sharded: Sequence[ShardedRun]) -> Table:
+    rows = [
+        (f"{run.batch_size}", run.version, f"{lost.first} to {lost.last}", lost.device, lost.why, lost.at)
+        for run in sharded
+        for lost in run.lost
+    ]
+    return table("lost", rows[:LISTED])._replace(folded=many(len(rows), "lost attempt"))
+
+
+def _fps(timed: Sequence[DeviceRuns]) -> Table:
+    rows: list[Sequence[Cell]] = []
+    for runs in timed:
+        length = "" if runs.length == SEQUENCE_LENGTH else f"length {runs.length}"
+        precision = "" if runs.precision == FP32 else runs.precision
+        run = ", ".join(filter(None, ("" if runs.runner == RUNNERS[0] else runs.runner, length, precision)))
+        of = (f"{runs.batch_size}", runs.version, run)
+        for device in runs.devices:
+            is_reference = device.device == runs.reference
+            figures = (
+                tables.rounded(device.fps),
+                tables.between(device.interval, 2),
+                "" if is_reference else f"{100 * device.change:+.1f} %",
+                "" if device.noise is None else f"{100 * device.noise:.1f} %",
+                "middle" if is_reference else device.conclusion,
+            )
+            remarks = tuple(filter(None, (device.why_not_compared, *device.remarks)))
+            rows.append((*of, device.device or FIRST, f"{device.loops}", *figures, remarks))
+        rows.append((*of, f"sum of {many(len(runs.devices), 'device')}", "", tables.rounded(runs.sum), *[""] * 5))
+    return table("device-fps", rows)
 
 
 def lengths(report: Report) -> Table:

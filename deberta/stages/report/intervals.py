@@ -1,27 +1,63 @@
-"""Intervals of counts, a test of two runs over the same rows, and what a list of times supports.
+"""Intervals of counts, a test of two runs over the same rows, what a list of times supports, and what two tell apart.
 
 Counts are rows, times milliseconds. Rounded to DIGITS: what a report states must not hang on a CPU's last bits.
+
+The noise of a change of throughput is the larger of two 95 % intervals, each widened for the number of runs compared
+(Bonferroni), so that all conclusions together hold with 95 %:
+- within: Welch's t interval of the difference of both averages. Times in a row depend on each other, so what is taken
+  to be independent are the averages of blocks of them.
+- between: the runs of one report that compute the same, at one length, batch size, precision and runner but of several
+  versions, tell how far two runs lie apart for no reason. Without such runs a change below FLOOR counts for nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from scipy import stats
 
+from deberta.ascend import msame
 from deberta.ascend.timing import nearest_ranks
 from deberta.core.contract import PERFORMANCE_LOOPS
+from deberta.core.differences import FASTER, NOT_COMPARED, SAME, SLOWER
 from deberta.core.errors import DataError
+from deberta.core.report import PerformanceRun
 
 CONFIDENCE = 0.95
 DIGITS = 6
 FEW_TIMES = 20  # below, a p99 is the largest time and the interval rests on too little
 WIDE_SPREAD = 0.10  # interquartile range / median
 WIDE_INTERVAL = 0.05  # half the interval / average: catches the rare long times that quartiles do not see
+BLOCKS = 10  # of a run's times
+FLOOR = WIDE_INTERVAL
+MOST_NOISE = 0.5  # beyond it nothing is concluded
+LEAST_RATIO = 1e-9  # a smaller one, or its inverse, is cut: the figures may be anybody's
 
 Interval = tuple[float, float]
+
+
+class Between(NamedTuple):
+    """How far runs that compute the same lie apart: standard deviation of ln fps, and its degrees of freedom."""
+
+    deviation: float
+    freedom: int
+
+
+class Change(NamedTuple):
+    """From one throughput to another: change = second / first - 1. A change up to `noise`, either way, says nothing.
+
+    `noise` is None, and `reason` says why, if nothing can be concluded.
+    """
+
+    change: float
+    noise: float | None
+    reason: str
+    conclusion: str
 
 
 @dataclass(frozen=True)
@@ -86,3 +122,73 @@ def latency(times_ms: Sequence[float]) -> Latency:
     more = "" if len(times) + 1 >= PERFORMANCE_LOOPS else f" with more loops (up to {PERFORMANCE_LOOPS}) or"
     warning = f"{'; '.join(warnings)}. Measure again{more} on an idle machine" if warnings else ""
     return Latency(nearest_ranks(times.tolist()), interval, round(spread, DIGITS), warning)
+
+
+def same_work(runs: Iterable[PerformanceRun]) -> list[list[float]]:
+    """The fps of the runs that differ in their version alone."""
+    groups: dict[tuple[int, str, int, str], list[float]] = {}
+    for run in runs:
+        groups.setdefault((run.batch_size, run.precision, run.length, run.runner), []).append(run.fps)
+    return list(groups.values())
+
+
+def between(groups: Iterable[Sequence[float]]) -> Between:
+    """Pooled over groups of the fps of runs that compute the same."""
+    squares, freedom = 0.0, 0
+    for group in groups:
+        logs = list(map(math.log, group))
+        mean = sum(logs) / len(logs)
+        squares += sum((value - mean) ** 2 for value in logs)
+        freedom += len(logs) - 1
+    return Between(math.sqrt(squares / freedom) if freedom else 0.0, freedom)
+
+
+def change(first: PerformanceRun, second: PerformanceRun, spread: Between, compared: int) -> Change:
+    """Whether a run's fps differs from another's by more than noise; `compared`: of how many pairs it is one."""
+    change = min(max(second.fps / first.fps, LEAST_RATIO), 1 / LEAST_RATIO) - 1
+    noise, reason = _noise(counted_times(first), counted_times(second), spread, compared)
+    if noise is not None and not noise <= MOST_NOISE:  # NaN too
+        reason = f"the times vary so much that a change of {100 * noise:.0f} % would say nothing"
+        noise = None
+    conclusion = NOT_COMPARED
+    if noise is not None:
+        conclusion = SAME if abs(math.log1p(change)) <= noise else SLOWER if change < 0 else FASTER
+    return Change(round(change, DIGITS), None if noise is None else round(noise, DIGITS), reason, conclusion)
+
+
+def _noise(first: Sequence[float], second: Sequence[float], spread: Between, compared: int) -> tuple[float | None, str]:
+    """Half the interval of ln(second fps / first fps), or why there is none."""
+    share = 1 - (1 - CONFIDENCE) / 2 / compared
+    blocks = [_blocks(times) for times in (first, second)]
+    if min(map(len, blocks)) < 2:
+        return None, "a run has fewer than two times that count"
+    parts = [float(np.var(values, ddof=1) / len(values) / np.mean(values) ** 2) for values in blocks]
+    # Welch and Satterthwaite; 1 where all times are equal
+    weights = sum(part**2 / (len(values) - 1) for part, values in zip(parts, blocks, strict=True))
+    freedom = sum(parts) ** 2 / weights if weights else 1.0
+    within = float(stats.t.ppf(share, freedom)) * math.sqrt(sum(parts))
+    if not spread.freedom:
+        return max(within, FLOOR), ""
+    return max(within, float(stats.t.ppf(share, spread.freedom)) * spread.deviation * math.sqrt(2)), ""
+
+
+def counted_times(run: PerformanceRun) -> Sequence[float]:
+    """Times in ms without the warm-up, which is msame's first; ais_bench's own is none of them."""
+    return run.times_ms[1:] if run.runner == msame.PROGRAM else run.times_ms
+
+
+def _blocks(times: Sequence[float]) -> npt.NDArray[np.float64]:
+    """The averages of BLOCKS parts of the times, or the times if they are few; as shares of the longest time."""
+    shares = np.array(times, np.float64) / max(times, default=1.0)
+    if len(shares) < 2 * BLOCKS:
+        return shares
+    return np.array([part.mean() for part in np.array_split(shares, BLOCKS)])
+
+
+def fps_interval(run: PerformanceRun) -> Interval | None:
+    """Of a run's fps, by the formula that made it of the average time; None if it has no end."""
+    interval = run.interval_ms
+    if interval is None or interval[0] <= 0:
+        return None
+    low, high = (run.batch_size * 1000 / time for time in reversed(interval))
+    return (round(low, DIGITS), round(high, DIGITS)) if math.isfinite(high) else None

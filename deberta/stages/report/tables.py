@@ -314,8 +314,9 @@ def _not_checked(report: Report) -> list[str]:
     """A paragraph for each thing that could not be looked at before runs, with the figures that it stands behind."""
     measured = report.measured
     figures: dict[str, list[str]] = {}
+    of_devices = {text for run in measured.sharded for text in run.not_checked}  # the section of devices has these
     for cell in report.body.cells:
-        for text in measured.places[cell.key].not_checked:
+        for text in [text for text in measured.places[cell.key].not_checked if text not in of_devices]:
             figures.setdefault(text, []).append(f"accuracy bs{cell.batch_size} {SHORT[cell.version]}")
     for run in measured.performances:
         for text in run.not_checked:
