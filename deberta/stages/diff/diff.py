@@ -138,8 +138,9 @@ def _notes(a: ReportSide, b: ReportSide, compared: Comparison) -> Iterator[str]:
         yield "The two were measured on two machines: a change of fps may be theirs."
     if compared.no_text:
         yield f"Rows are without their text: {compared.no_text}."
-    if "ascend" in (a.report.body.backend, b.report.body.backend):
-        yield "The version of the NPU's driver is in no report: whether it differs was not compared."
+    drivers = ["driver" in facts.devices(side.report) for side in (a, b)]
+    if "ascend" in (a.report.body.backend, b.report.body.backend) and not all(drivers):
+        yield "The version of the NPU's driver is not in both reports: whether it differs was not compared."
 
 
 def sections(result: ReportDifference) -> list[Section]:

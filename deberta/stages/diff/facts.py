@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from deberta.core.differences import FactDifference, GateDifference
+from deberta.core.errors import many
 from deberta.core.report import GateCheck, Report
 from deberta.stages.diff.sides import ReportSide
 from deberta.stages.report.gates import FAILED, PASSED
@@ -81,10 +82,21 @@ def _told(side: ReportSide) -> Iterator[tuple[tuple[str, str], str]]:
     yield ("machine", "system"), host.system
     yield ("machine", "processor"), f"{host.cpu}, {host.cpus} cores"
     yield ("machine", "name"), host.name
+    yield ("machine", "devices of the accuracy runs"), devices(side.report)
     for name, texts in side.source.facts.items():
         kind, _, what = name.partition(": ")
         if kind in _KINDS and what:
             yield (kind, what), "; ".join(texts)
+
+
+def devices(report: Report) -> str:
+    """How many ran shards of what chips, CANN and drivers; empty if each run had one device."""
+    shares = {share.name: share for run in report.measured.sharded for share in run.devices if share.shards}
+    facts = [sorted({getattr(share, name) for share in shares.values()} - {""}) for name in ("chip", "cann", "driver")]
+    texts = [
+        f"{noun}{', '.join(values)}" for noun, values in zip(("", "CANN ", "driver "), facts, strict=True) if values
+    ]
+    return "; ".join([many(len(shares), "device"), *texts]) if shares else ""
 
 
 def _digests(kind: str, digests: Mapping[str, Mapping[str, str]]) -> Iterator[tuple[tuple[str, str], str]]:
