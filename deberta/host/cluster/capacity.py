@@ -1,8 +1,9 @@
 """How long an acceptance takes on so many devices, and what bounds it: a model of its time, nothing of which is run.
 
 Cells are measured one after another, as acceptance does. An accuracy run is cut into shards for all devices, and
-simulated with what places them. A performance run has one device, and its host to itself. Models are compiled on one
-host, and sent by one. What the devices do not wait for (bins, counting, the report) is left out.
+simulated with what places them. A performance run has one device, and its host to itself; the shortest one is run on
+each device, to be compared. Models are compiled on one host, and sent by one. Bins, counting and the report are left
+out.
 """
 
 from __future__ import annotations
@@ -21,13 +22,8 @@ from deberta.host.cluster import simulation
 from deberta.host.plan.profiles import Profile
 from deberta.host.shards.coordinate import ShardSettings
 
-ACCURACY, PERFORMANCE, COMPILATION, SHIPPING, BEFORE = (
-    "accuracy",
-    "performance",
-    "compilation",
-    "shipping",
-    "before",
-)
+ACCURACY, PERFORMANCE, FURTHER = "accuracy", "performance", "further devices"
+COMPILATION, SHIPPING, BEFORE = "compilation", "shipping", "before"
 MODEL_MB = 739.0  # of the guide's model
 GIVEN, ASSUMED = "by option", "assumed"
 
@@ -175,10 +171,11 @@ def figures(work: Workload, costs: Costs, devices: int) -> CapacityFigures:
             batches, seconds = contract.batch_count(rows, size), work.batch_seconds(size)
             run = simulation.accuracy(batches, [seconds] * devices, costs.start_seconds, costs.shards, costs.lost)
             accuracy, shards = accuracy + run.now, shards + len(run.attempts)
-    performance = [costs.start_seconds + work.loops * work.batch_seconds(size) for size in work.fps]
+    performance = [_performance(work, costs, size) for size in work.fps]
     parts = {
         ACCURACY: accuracy,
         PERFORMANCE: len(work.rows) * sum(performance),
+        FURTHER: (devices - 1) * min(performance),
         COMPILATION: sum(work.compile_seconds.values()),
         SHIPPING: hosts * sum(_shipping(work, costs, size, hosts) for size in work.fps),
         BEFORE: work.before_seconds,
@@ -201,6 +198,10 @@ def _shipping(work: Workload, costs: Costs, size: int, hosts: int) -> float:
     return work.model_mb[size] / costs.ship_mb if hosts > 1 and not costs.shared else 0.0
 
 
+def _performance(work: Workload, costs: Costs, size: int) -> float:
+    return costs.start_seconds + work.loops * work.batch_seconds(size)
+
+
 def accuracy_least(batches: int, batch_seconds: float, start_seconds: float, devices: int) -> float:
     """Seconds that an accuracy run takes at least: its shares of the batches, or the runs that wait for each other."""
     if devices == 1:
@@ -215,10 +216,11 @@ def least(work: Workload, costs: Costs, devices: int) -> tuple[str, float]:
     hosts = -(-devices // costs.per_host)
     beside = min(devices, costs.per_host)  # devices that a performance run keeps from work
     compilation = sum(work.compile_seconds.values())
-    device_seconds, chains, ends = 0.0, [], []
+    shortest = min(_performance(work, costs, size) for size in work.fps)
+    device_seconds, chains, ends = (devices - 1) * shortest * beside, [], []
     for size in work.fps:
         batch_seconds, sent = work.batch_seconds(size), _shipping(work, costs, size, hosts)
-        performance = costs.start_seconds + work.loops * batch_seconds
+        performance = _performance(work, costs, size)
         batches = [contract.batch_count(rows, size) for rows in work.rows.values()]
         device_seconds += sum(batches) * batch_seconds + len(batches) * performance * beside
         cell = max(accuracy_least(count, batch_seconds, costs.start_seconds, devices) for count in batches)
@@ -228,6 +230,7 @@ def least(work: Workload, costs: Costs, devices: int) -> tuple[str, float]:
     bounds = {
         "all devices' work": device_seconds / devices,
         name: longest,
+        FURTHER: (beside - 1) * shortest,
         COMPILATION: compilation + min(ends),
         BEFORE: work.before_seconds,
     }
@@ -272,23 +275,15 @@ def text(plan: CapacityDocument) -> str:
         f"  compilation {seconds} s: {_sources(plan, 'compilation')}",
         f"  start of a run {plan.start_seconds:g} s; shards of {plan.shard_seconds:g} s, {plan.lost} of each accuracy "
         f"run lost; models up to {largest:.0f} MB, {sent}",
-        f"  before: {plan.sources.get(BEFORE, GIVEN)}",
+        f"  before: {duration(plan.before_seconds)}, by {plan.sources.get(BEFORE, GIVEN)}",
         "",
     ]
-    heads = ("devices", "hosts", "acceptance", *plan.plans[0].parts, "most of it", "at least", "because of")
-    table = [heads]
+    shown = [name for name in plan.plans[0].parts if any(entry.parts[name] for entry in plan.plans)]
+    table = [("devices", "hosts", "acceptance", *shown, "most of it", "at least", "because of")]
     for entry in plan.plans:
-        times = [duration(value) for value in (entry.seconds, *entry.parts.values())]
-        table.append(
-            (
-                str(entry.devices),
-                str(entry.hosts),
-                *times,
-                entry.most,
-                duration(entry.least_seconds),
-                entry.least_by,
-            )
-        )
+        times = [duration(value) for value in (entry.seconds, *(entry.parts[name] for name in shown))]
+        least_time = duration(entry.least_seconds)
+        table.append((str(entry.devices), str(entry.hosts), *times, entry.most, least_time, entry.least_by))
     return "\n".join([*lines, *aligned(table)])
 
 

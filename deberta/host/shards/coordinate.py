@@ -198,7 +198,7 @@ class Coordinator:
     def _ask(self, device: str, span: Span, seconds: float, compared: bool = False) -> None:
         self._attempts += 1
         host = self.devices[device].host
-        beside = sum(facts.host == host for facts in self.devices.values())
+        beside = [facts.host for facts in self.devices.values()].count(host)
         request = ShardRequest(self.step, *span, attempt=self._attempts, runs_beside=beside)
         self._asked[self._attempts] = _Asked(request, device, time.monotonic() + seconds, records.now(), compared)
         self.pool.start(device, request)
