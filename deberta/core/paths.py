@@ -84,8 +84,9 @@ class Artifacts:
     def outputs(self, batch_size: int, version: str) -> Path:
         return self.results / f"{limited(self._run('outputs', batch_size), self.limit)}_om" / version
 
-    def performance(self, batch_size: int, version: str) -> Path:
-        return self.results / f"{self._run('perf', batch_size)}_om" / version
+    def performance(self, batch_size: int, version: str, device: str = "") -> Path:
+        """`device`: HOST/DEVICE, of a run beside the first device's."""
+        return self.results / f"{self._run('perf', batch_size)}_om" / f"{version}{_of_device(device)}"
 
     def evaluation(self, batch_size: int, version: str) -> Path:
         """The guide's accuracy text, whatever the lengths; exact counts are in the .json of the same name."""
@@ -108,7 +109,7 @@ class Artifacts:
     def device_log(self, batch_size: int, version: str, device: str, runner: str = "msame") -> Path:
         """The timing log of a further device, HOST/DEVICE: its figure stands beside those of other devices alone."""
         log = self.timing_log(batch_size, version, runner)
-        return log.with_name(f"{log.stem}.device-{device.replace('/', '-')}{log.suffix}")
+        return log.with_name(f"{log.stem}{_of_device(device)}{log.suffix}")
 
     def lint(self, batch_size: int) -> Path:
         """What lint-onnx found before a compilation."""
@@ -179,3 +180,7 @@ class Artifacts:
     @property
     def _of_length(self) -> str:
         return "" if self.length == contract.SEQUENCE_LENGTH else f"_s{self.length}"
+
+
+def _of_device(device: str) -> str:
+    return f".device-{device.replace('/', '-')}" if device else ""

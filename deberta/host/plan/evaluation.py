@@ -165,13 +165,18 @@ def infer(case: Case, rows: Mapping[int, int]) -> list[Step]:
     return steps
 
 
-def perf(case: Case, loops: int) -> Step:
-    """The guide's performance run: the first bin alone, `loops` times; its output is kept under the guide's name."""
-    output = case.artifacts.performance(case.batch_size, case.version)
+def perf(case: Case, loops: int, place: str = "") -> Step:
+    """The guide's performance run: the first bin alone, `loops` times; its output is kept under the guide's name.
+
+    `place`: as of Inference; the log and the output of such a run have names of their own.
+    """
+    output = case.artifacts.performance(case.batch_size, case.version, place)
     by_model = f"{case.compiled.stem}_output_0.bin"
     output_file = ais_bench.output_file(0) if case.plan.tool == ais_bench.MODULE else by_model
     run = _run(case, output, [output_file], loops, [case.bins / name / contract.input_file(0) for name in INPUTS])
-    return _model_step([case], case.named("perf"), [run], loops)
+    name, title = case.named("perf")
+    named = (f"{name}.device-{place.replace('/', '-')}", f"{title} on {place}") if place else (name, title)
+    return _model_step([case], named, [run], loops, place)
 
 
 def _run(case: Case, output: Path, names: Sequence[str], times: int, bins: Sequence[Path]) -> ModelRun:
@@ -185,14 +190,18 @@ def _run(case: Case, output: Path, names: Sequence[str], times: int, bins: Seque
 
 
 def _model_step(
-    parts: Sequence[Case], named: tuple[str, str], runs: Sequence[ModelRun], loops: Optional[int] = None
+    parts: Sequence[Case],
+    named: tuple[str, str],
+    runs: Sequence[ModelRun],
+    loops: Optional[int] = None,
+    place: str = "",
 ) -> Step:
     """A step that runs the model, at each length of `parts`; with `loops` its log is kept as a timing log."""
     first, plan, (name, title) = parts[0], parts[0].plan, named
     # All the model's files, the one that is named first: OpenVINO's .xml stays the same when only weights change.
     weights = [] if plan.backend == "ascend" else [first.compiled.with_suffix(".bin")]
     models = [Input(path, first.command("build-om")) for path in (first.compiled, *weights)]
-    timing_log = None if loops is None else first.timing_log
+    timing_log = None if loops is None else first.device_log(place) if place else first.timing_log
     outputs = tuple(run.output for run in runs)
     return Step(
         name=name,
@@ -204,7 +213,7 @@ def _model_step(
         outputs=(timing_log, *outputs) if timing_log else outputs,
         log=plan.artifacts.log(name),
         commands=first.commands,
-        inference=Inference(tuple(runs), plan.devices if loops is None else plan.devices[:1], timing_log),
+        inference=Inference(tuple(runs), plan.devices if loops is None else plan.devices[:1], timing_log, place),
     )
 
 

@@ -86,12 +86,13 @@ class Inference:
     """What a step that runs the model leaves: a run of msame's or ais_bench's, or the cpu backend's of all lengths.
 
     `devices`: those of an accuracy run share its batches; a performance run has one. `log_copy` keeps the runner's
-    output.
+    output. `place`: HOST/DEVICE of a performance run beside that of the first device; empty for that one.
     """
 
     runs: tuple[ModelRun, ...]  # by increasing length
     devices: tuple[int, ...] = (0,)
     log_copy: Optional[Path] = None
+    place: str = ""
 
     @property
     def device(self) -> int:
@@ -317,6 +318,10 @@ class Case:
     @property
     def timing_log(self) -> Path:
         return self.artifacts.timing_log(self.batch_size, self.version, self.plan.tool or "msame")
+
+    def device_log(self, place: str) -> Path:
+        """The timing log of a device beside the first, HOST/DEVICE."""
+        return self.artifacts.device_log(self.batch_size, self.version, place, self.plan.tool or "msame")
 
     @property
     def throughput(self) -> Path:

@@ -56,14 +56,14 @@ def infer(
 ) -> list[PurePosixPath]:
     """Run msame or its twin into temporary folders, judge what it left, and only then give the folders their names.
 
-    With several devices the session's shards fill the temporary folders.
+    With several devices the session's shards fill the temporary folders; with a cluster also a performance run's.
     """
     not_checked: list[str] = []
     with contextlib.ExitStack() as stack:
         temporary = {
             run.output: stack.enter_context(files.staged(session.workspace / run.output)) for run in inference.runs
         }
-        if session.shards is not None and inference.log_copy is None:
+        if session.shards is not None and (inference.log_copy is None or session.shards.measures):
             judged = session.shards.infer(session, step, temporary, summary, console)
         else:
             moved = {str(output): str(path.relative_to(session.workspace)) for output, path in temporary.items()}

@@ -9,7 +9,7 @@ import shlex
 import time
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, Callable, Iterable, Iterator, Mapping, Optional, Protocol
+from typing import IO, Any, Callable, Iterable, Iterator, Mapping, Optional, Protocol, Sequence
 
 from deberta.core import files, machine, progress, records
 from deberta.core.errors import StageError, many
@@ -24,12 +24,27 @@ CHAINS = ("", "acceptance", "demo", "evaluate", "reproduce")  # tasks whose own 
 
 
 class Shards(Protocol):
-    """Implemented by `host.shards.sharded.ShardedRuns`; nothing here knows more of it."""
+    """Implemented by `host.shards.sharded.ShardedRuns`; nothing here knows more of it.
+
+    `measures`: the devices are a cluster's, which performance runs go to, too: this host needs none.
+    """
+
+    @property
+    def measures(self) -> bool: ...
 
     def infer(
         self, session: Session, step: Step, temporary: Mapping[PurePosixPath, Path], summary: Path, console: Console
     ) -> list[Judged]:
-        """Run the step's batches on the devices. Fill the temporary folder of each of its runs, and write a summary."""
+        """Run the step's batches on the devices. Fill the temporary folder of each of its runs, and write a summary.
+
+        A performance run of a cluster's runs on one device.
+        """
+
+    def others(self, session: Session, step: Step, devices: Sequence[int]) -> dict[str, int]:
+        """The devices beside that of performance runs whose performance is measured too, HOST/DEVICE: its number.
+
+        On cpu they are further hosts. `devices`: this host's. Asks a cluster who is there, and raises its errors.
+        """
 
     def internal(self, step: Step) -> Mapping[str, Any]:
         """What the record of a step that just ran says of its shards, among its internal parameters."""

@@ -20,20 +20,25 @@ from deberta.host.run import freshness
 from deberta.host.run.console import Console
 from deberta.host.run.executor import Judged
 from deberta.host.run.session import Session
-from deberta.host.shards import agreement, spans, store, work
+from deberta.host.shards import agreement, performance, spans, store, work
 from deberta.host.shards.coordinate import Coordinator, ShardSettings
-from deberta.host.shards.pool import Pool
+from deberta.host.shards.pool import Pool, ShardRequest
 from deberta.host.shards.store import ShardStore, StoredShard
 
 
 @dataclass(frozen=True)
 class ShardedRuns:
-    """`open`: makes the devices ready for a session's run; who calls it closes them. `different`: as of Coordinator."""
+    """`open`: makes the devices ready for a session's run; who calls it closes them. `different`: as of Coordinator.
+
+    `measures`: performance runs are the pool's too, a cluster's; if not, this process runs them itself.
+    """
 
     open: Callable[[Session], Pool]
     settings: ShardSettings
     different: bool = False
+    measures: bool = False
     _last: dict[str, tuple[Sharding, Path]] = field(default_factory=dict, compare=False)  # by the step's name
+    _measured: dict[str, str] = field(default_factory=dict, compare=False)  # performance step -> HOST/DEVICE
 
     def infer(
         self, session: Session, step: Step, temporary: Mapping[PurePosixPath, Path], summary: Path, console: Console
@@ -42,6 +47,8 @@ class ShardedRuns:
 
         Raises the errors of devices that do not fit or do not agree, and those of Coordinator.run.
         """
+        if work.is_performance(step):
+            return [self._measure(session, step, temporary, summary, console)]
         assert step.inference is not None
         by_length = work.batches(step)
         for run in by_length.values():
@@ -102,7 +109,50 @@ class ShardedRuns:
         files.write_text(summary, schema.text(counted))
         return judged
 
+    def _measure(
+        self, session: Session, step: Step, temporary: Mapping[PurePosixPath, Path], summary: Path, console: Console
+    ) -> Judged:
+        """Have a device of the cluster run a performance step, and put its output in place."""
+        assert step.inference is not None
+        pool = self.open(session)
+        try:
+            done = performance.run(pool, step, step.inference.place, self.settings.first_patience, console.say)
+        finally:
+            pool.close()
+        [place] = temporary.values()
+        folder = place / contract.run_folder(datetime.now())
+        folder.mkdir(parents=True)
+        for name, content in done.outputs.items():
+            (folder / name).write_bytes(content)
+        [length] = work.batches(step)
+        request = ShardRequest(step, length, 0, 0, done.attempt)
+        runs.check_files(folder.iterdir(), work.outputs(request), "outputs", folder)
+        files.write_text(session.workspace / step.log, done.log)
+        counted = {**done.summary, **({"not_checked": [*done.not_checked]} if done.not_checked else {})}
+        if counted:
+            files.write_text(summary, schema.text(counted))
+        self._measured[step.name] = done.device
+        return Judged(folder, done.log, ())
+
+    def others(self, session: Session, step: Step, devices: Sequence[int]) -> dict[str, int]:
+        assert step.inference is not None
+        present = {work.name_of(number): number for number in devices}
+        hosts = dict.fromkeys(present, work.host())
+        if self.measures:
+            pool = self.open(session)
+            try:
+                in_order = sorted(pool.devices(step), key=lambda facts: (facts.host, facts.device))
+            finally:
+                pool.close()
+            present, hosts = {d.name: d.device for d in in_order}, {d.name: d.host for d in in_order}
+        if not step.tool:  # one of each host
+            present = {name: present[name] for name in dict(zip(reversed(hosts.values()), reversed(hosts))).values()}
+        first = next(iter(hosts))
+        return {name: number for name, number in present.items() if name != first}
+
     def internal(self, step: Step) -> Mapping[str, Any]:
+        if step.inference is not None and work.is_performance(step):
+            return {spans.DEVICE: self._measured.get(step.name) or work.name_of(step.inference.device)}
         if step.name not in self._last:
             return {}
         return {spans.INTERNAL: msgspec.to_builtins(self._last[step.name][0])}

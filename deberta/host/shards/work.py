@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 
 from deberta import PROJECT
-from deberta.ascend import programs
+from deberta.ascend import ais_bench, programs
 from deberta.core import contract, files, machine, progress, records, schema
 from deberta.core.errors import DebertaError
 from deberta.core.job import DeviceFacts
@@ -47,6 +47,28 @@ def _length(run: ModelRun) -> int:
     return run.bin_bytes // contract.input_bytes(batch_size(run), 1)
 
 
+def bins(request: ShardRequest) -> list[list[PurePosixPath]]:
+    """The bins that a request reads: for each input of the model those of its batches, in order."""
+    whole = batches(request.step)[request.length]
+    if is_performance(request.step):  # its step names files
+        return [[path] for path in whole.bins]
+    names = [contract.input_file(index) for index in range(request.first, request.last + 1)]
+    return [[folder / name for name in names] for folder in whole.bins]
+
+
+def outputs(request: ShardRequest) -> dict[str, int]:
+    """The bytes of the files that a request leaves, by name, in the order of its batches."""
+    sizes = batches(request.step)[request.length].expected
+    if is_performance(request.step) and request.step.tool != ais_bench.MODULE:
+        return dict(sizes)
+    in_order = list(sizes.values())
+    return {contract.output_file(index): in_order[index] for index in range(request.first, request.last + 1)}
+
+
+def is_performance(step: Step) -> bool:
+    return step.inference is not None and step.inference.log_copy is not None
+
+
 def facts(session: Session, step: Step, device: int) -> DeviceFacts:
     """What can be known of a device. Raises the errors of one that is not fit to run: busy, ill, no CANN."""
     chip, driver = machine.cpu_name(), ""
@@ -69,19 +91,24 @@ def facts(session: Session, step: Step, device: int) -> DeviceFacts:
 
 
 def run(session: Session, request: ShardRequest, device: int) -> ShardDone:
-    """Run a shard on a device, judge what it left, and read that. Raises the errors of a run."""
+    """Run a shard on a device, judge what it left, and read that. Raises the errors of a run.
+
+    A performance run is never cut: its request is of batch 0, which runs as often as its step says.
+    """
     whole, started = batches(request.step)[request.length], records.now()
     name = f"{request.step.name}.device{device}"
     scratch = programs.new_scratch(session.workspace, name)
     shard = programs.scratch(name) / "shard"
-    bins = tuple(shard / folder.name for folder in whole.bins)
-    for source, target in zip(whole.bins, bins):
-        (session.workspace / target).mkdir(parents=True)
-        for index in range(request.first, request.last + 1):
-            path = session.workspace / source / contract.input_file(index)
-            files.link_or_copy(path, session.workspace / target / path.name)
+    own_bins = []
+    for paths in bins(request):
+        folder = shard / paths[0].parent.name
+        (session.workspace / folder).mkdir(parents=True)
+        for path in paths:
+            files.link_or_copy(session.workspace / path, session.workspace / folder / path.name)
+        own_bins.append(folder / paths[0].name if is_performance(request.step) else folder)
     expected = dict(list(whole.expected.items())[request.first : request.last + 1])
-    own = ModelRun(shard / "out", expected, len(expected), bins, whole.bin_bytes)
+    times = whole.times if is_performance(request.step) else len(expected)
+    own = ModelRun(shard / "out", expected, times, tuple(own_bins), whole.bin_bytes)
     step = replace(
         request.step,
         name=name,
@@ -99,11 +126,10 @@ def run(session: Session, request: ShardRequest, device: int) -> ShardDone:
         if step.tool:
             not_checked = devices.check_before(session, step, own, device, lambda line: None, request.first)
         [left] = devices.run_judged(session, step, place, arguments, lambda line: None, scratch if step.tool else None)
-    names = map(contract.output_file, range(request.first, request.last + 1))
     done = ShardDone(
         device=name_of(device),
         attempt=request.attempt,
-        outputs={each: files.read_bytes(left.folder / each) for each in names},
+        outputs={each: files.read_bytes(left.folder / each) for each in outputs(request)},
         log=left.printed,
         summary=schema.read_json(summary, dict[str, object]) if summary.exists() else {},
         inference_ms=sum(left.times_ms),
@@ -128,7 +154,8 @@ def _arguments(request: ShardRequest, run: ModelRun, device: int, scratch: PureP
     def path(path: PurePosixPath) -> str:
         return str(path.relative_to(scratch) if step.tool else path)
 
-    kept += ["--input", ",".join(f"{path(folder)}/" for folder in run.bins), "--output", path(run.output)]
+    end = "" if is_performance(step) else "/"
+    kept += ["--input", ",".join(f"{path(bins)}{end}" for bins in run.bins), "--output", path(run.output)]
     if "--lengths" in step.arguments:
         kept += ["--lengths", str(request.length)]
     if not step.tool and request.runs_beside > 1:

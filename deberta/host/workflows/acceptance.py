@@ -28,16 +28,21 @@ ACCURACY, PERFORMANCE = "accuracy", "performance"
 
 
 class MatrixCell(NamedTuple):
-    """One measurement. `rows`: how many rows the model runs, those that fill a batch among them."""
+    """One measurement. `rows`: how many rows the model runs, those that fill a batch among them.
+
+    `place`: HOST/DEVICE of a performance run beside that of the first device, and `number` that of the device there.
+    """
 
     kind: str
     batch_size: int
     version: str
     rows: int
+    place: str = ""
+    number: int = 0
 
     @property
     def text(self) -> str:
-        return f"{self.kind} bs={self.batch_size} {self.version}"
+        return f"{self.kind} bs={self.batch_size} {self.version}{f' on {self.place}' if self.place else ''}"
 
 
 def run(
@@ -56,16 +61,21 @@ def run(
     matrix = cells(wanted, {version: _rows(session, plan, version) for version in wanted.versions})
     supplied = [cell for cell in matrix if _is_supplied(session, plan, cell, choice)]
     _check_tools(session, plan, matrix, supplied, choice)
+    matrix += _on_other_devices(session, plan, wanted, supplied)
     runner.run_all(session, looks)
-    started, seconds, rows = time.monotonic(), 0.0, 0  # of the cells that ran: what was up to date tells no pace
+    started, seconds, rows = time.monotonic(), 0.0, 0.0  # of the cells that ran: what was up to date tells no pace
+    devices = max(1, len(plan.devices), len({cell.place for cell in matrix}))  # they share the rows of accuracy runs
+    weights = [cell.rows / (devices if cell.kind == ACCURACY else 1) for cell in matrix]
     for number, cell in enumerate(matrix):
         if not session.dry:
-            rows_left = sum(later.rows for later in matrix[number:])
-            left = f"; about {progress.duration(seconds / rows * rows_left)} left" if rows else ""
+            left = f"; about {progress.duration(seconds / rows * sum(weights[number:]))} left" if rows else ""
             progress.say(f"[acceptance] {number + 1} of {len(matrix)}: {cell.text}{left}")
         case, before, clock = Case(plan, cell.batch_size, cell.version), len(session.ran), time.monotonic()
         try:
-            if cell.kind == PERFORMANCE:
+            if cell.place:
+                on_device = replace(case, plan=replace(plan, devices=(cell.number,), limit=0))
+                evaluation.perf_on(session, on_device, wanted.loops, cell.place)
+            elif cell.kind == PERFORMANCE:
                 evaluation.perf(session, case, wanted.loops)
             else:
                 evaluation.evaluate(session, [case], choice)
@@ -73,7 +83,7 @@ def run(
             whole = _whole(matrix, supplied)
             raise MissingError(f"{error}. User-supplied and whole: {whole}") if whole else error from None
         if len(session.ran) > before:
-            seconds, rows = seconds + time.monotonic() - clock, rows + cell.rows
+            seconds, rows = seconds + time.monotonic() - clock, rows + weights[number]
     if session.dry:
         request.show(session, plan, wanted.language)
         return None
@@ -97,6 +107,21 @@ def cells(wanted: ReportRequest, rows: Mapping[str, int]) -> list[MatrixCell]:
     return matrix
 
 
+def _on_other_devices(
+    session: Session, plan: Plan, wanted: ReportRequest, supplied: Sequence[MatrixCell]
+) -> list[MatrixCell]:
+    """The shortest performance run on each device beside the first, so that the report tells of a slow one."""
+    size, version = min(wanted.batch_sizes), wanted.versions[0]
+    of_user = any((cell.kind, cell.batch_size, cell.version) == (PERFORMANCE, size, version) for cell in supplied)
+    if session.shards is None or session.dry or of_user:
+        return []
+    step = steps.perf(Case(plan, size, version).padded, wanted.loops)
+    others = session.shards.others(session, step, plan.devices)
+    return [
+        MatrixCell(PERFORMANCE, size, version, wanted.loops * size, place, number) for place, number in others.items()
+    ]
+
+
 def _is_supplied(session: Session, plan: Plan, cell: MatrixCell, choice: Choice) -> bool:
     """Whether a figure is the user's own, so that it takes no device."""
     case = Case(plan, cell.batch_size, cell.version).padded
@@ -110,7 +135,8 @@ def _check_tools(
     session: Session, plan: Plan, matrix: Sequence[MatrixCell], supplied: Sequence[MatrixCell], choice: Choice
 ) -> None:
     """Raise MissingError, before anything slow, if a padded figure is to be measured by a tool that is not here."""
-    if session.dry or plan.backend != "ascend" or choice not in ((), buckets.PADDED):
+    elsewhere = session.shards is not None and session.shards.measures
+    if session.dry or elsewhere or plan.backend != "ascend" or choice not in ((), buckets.PADDED):
         return
     for cell in (cell for cell in matrix if cell not in supplied):
         case = Case(plan, cell.batch_size, cell.version).padded

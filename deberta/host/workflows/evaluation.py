@@ -196,12 +196,25 @@ def perf(session: Session, case: Case, loops: int, choice: Choice = ()) -> Optio
     return result
 
 
+def perf_on(session: Session, case: Case, loops: int, place: str) -> None:
+    """The guide's performance run on a device beside the first, HOST/DEVICE, to be compared with that one's.
+
+    The plan's device is its number.
+    """
+    padded = case.padded
+    step = evaluation.perf(padded, loops, place)
+    check_device(session, padded, [step])
+    bins = needed(session, [evaluation.preprocess(padded)])
+    runner.run_all(session, [*compiling(session, padded), *bins, step])
+
+
 def check_device(session: Session, case: Case, steps: Sequence[Step]) -> None:
     """Look at the steps' devices before anything slow, if any of the steps is to run on them.
 
     Raises the errors of the check that is made again, and said, when it runs; those of several devices in one.
     """
-    if session.dry or case.plan.backend != "ascend":
+    elsewhere = session.shards is not None and session.shards.measures  # a cluster's hosts look at theirs
+    if session.dry or elsewhere or case.plan.backend != "ascend":
         return
     own = [part for part in case.models if not uses_supplied_om(session, part)]
     before = [step for part in own for step in (evaluation.export_onnx(part.plan), evaluation.build_om(part))]

@@ -1,0 +1,53 @@
+"""A performance run on a device of a cluster: never cut, and alone on its host from beginning to end."""
+
+from __future__ import annotations
+
+import time
+from typing import Callable, Union
+
+from deberta.core import contract
+from deberta.core.errors import MissingError, StageError, from_exit_code
+from deberta.host.plan.plan import Step
+from deberta.host.shards import work
+from deberta.host.shards.pool import DeviceGone, Pool, ShardDone, ShardFailed, ShardRequest
+
+TICK_SECONDS = 1.0
+SLOWEST = 1.0  # rows of 256 tokens per s: a device that takes longer is given up
+
+
+def run(pool: Pool, step: Step, device: str, patience: float, say: Callable[[str], None]) -> ShardDone:
+    """Run a performance step on a device, or on the first one that is there if none is named.
+
+    After a device that goes comes the next, and begins anew. `patience`: seconds for all but the inference. Raises
+    MissingError if the device that is named is not there, StageError if none is left, and the run's own error.
+    """
+    present = sorted(pool.devices(step), key=lambda facts: (facts.host, facts.device))
+    names = [facts.name for facts in present]
+    if device:
+        if device not in names:
+            raise MissingError(f"{device} is none of the devices: {', '.join(names)}. See: invoke cluster show")
+        names = [device]
+    [(length, whole)] = work.batches(step).items()
+    rows = whole.times * work.batch_size(whole) * length / contract.SEQUENCE_LENGTH
+    why = "there is none"
+    for attempt, name in enumerate(names, 1):
+        say(f"on {name} alone")
+        pool.start(name, ShardRequest(step, length, 0, 0, attempt))
+        event = _answer(pool, name, attempt, time.monotonic() + patience + rows / SLOWEST)
+        if isinstance(event, ShardDone):
+            return event
+        if isinstance(event, ShardFailed):
+            raise from_exit_code(event.code, f"{name}: {event.why}")
+        why = f"{name}: {event.why}"
+        say(why)
+    raise StageError(f"no device is left for {step.title} ({why}). Run the same command again")
+
+
+def _answer(pool: Pool, device: str, attempt: int, give_up: float) -> Union[ShardDone, ShardFailed, DeviceGone]:
+    """What a device answers; one that does not in time is given up."""
+    while time.monotonic() < give_up:
+        for event in pool.wait(TICK_SECONDS):
+            if event.device == device and (isinstance(event, DeviceGone) or event.attempt == attempt):
+                return event
+    pool.drop(device)
+    return DeviceGone(device, "it did not answer in time")
