@@ -134,17 +134,22 @@ def _is_supplied(session: Session, plan: Plan, cell: MatrixCell, choice: Choice)
 def _check_tools(
     session: Session, plan: Plan, matrix: Sequence[MatrixCell], supplied: Sequence[MatrixCell], choice: Choice
 ) -> None:
-    """Raise MissingError, before anything slow, if a padded figure is to be measured by a tool that is not here."""
+    """Raise MissingError, before anything slow, if a padded figure is to be measured by a tool that is not here.
+
+    Then the errors of the devices, if any run is to be made on them: one that is not there, busy or ill.
+    """
     elsewhere = session.shards is not None and session.shards.measures
     if session.dry or elsewhere or plan.backend != "ascend" or choice not in ((), buckets.PADDED):
         return
     for cell in (cell for cell in matrix if cell not in supplied):
         case = Case(plan, cell.batch_size, cell.version).padded
         step = steps.perf(case, contract.PERFORMANCE_LOOPS) if cell.kind == PERFORMANCE else steps.infer(case, {})[0]
-        absent = freshness.not_compared(session, step)
-        if absent and (session.force or freshness.outdated(session, step)):
+        if not session.force and not freshness.outdated(session, step):
+            continue
+        if absent := freshness.not_compared(session, step):
             whole = _whole(matrix, supplied)
             raise MissingError(f"{cell.text}: {absent}{f'. User-supplied and whole: {whole}' if whole else ''}")
+        return evaluation.check_device(session, case, [step])  # all steps have the same devices
 
 
 def _whole(matrix: Sequence[MatrixCell], supplied: Sequence[MatrixCell]) -> str:
