@@ -1,0 +1,115 @@
+"""Performance runs of a cluster's devices: never cut, on one device from beginning to end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+import pytest
+
+from deberta.core.errors import DataError, MissingError, StageError
+from deberta.core.job import DeviceFacts
+from deberta.host.plan import profiles
+from deberta.host.plan.evaluation import perf
+from deberta.host.plan.plan import Case, Plan, Step
+from deberta.host.run.session import Session
+from deberta.host.shards import performance, work
+from deberta.host.shards.coordinate import ShardSettings
+from deberta.host.shards.pool import DeviceGone, Event, ShardDone, ShardFailed, ShardRequest
+from deberta.host.shards.sharded import ShardedRuns
+
+PROFILE = profiles.load("demo", {"demo": {"checkpoint": "p.bin", "config": "c.json", "tokenizer": "spm.model",
+    "dataset": "MNLI", "labels": ["contradiction", "neutral", "entailment"], "rows": {"match": 10}}})  # fmt: skip
+CASE = Case(Plan(PROFILE, "ascend"), 8, "match")
+STEP = perf(CASE, 5)
+
+
+@dataclass
+class Pool:
+    """Devices that answer at once. `answers`: of those that do not do what they are told; None never answers."""
+
+    names: Sequence[str]
+    answers: dict[str, Callable[[int], Event | None]] = field(default_factory=dict)
+    engine: str = "distributed 1"
+    asked: list[ShardRequest] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)
+    closed: int = 0
+    _events: list[Event] = field(default_factory=list)
+
+    def devices(self, step: Step) -> list[DeviceFacts]:
+        parts = [name.split("/") for name in self.names]
+        return [DeviceFacts(host=host, device=int(number)) for host, number in parts]
+
+    def start(self, device: str, request: ShardRequest) -> None:
+        self.asked.append(request)
+        late = done(device, request.attempt - 1)
+        event = self.answers.get(device, lambda attempt: done(device, attempt))(request.attempt)
+        self._events += [late, *([event] if event else [])]
+
+    def wait(self, seconds: float) -> list[Event]:
+        events, self._events = self._events, []
+        return events
+
+    def drop(self, device: str) -> None:
+        self.dropped.append(device)
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+def done(device: str, attempt: int) -> ShardDone:
+    return ShardDone(device, attempt, {"deberta_bs8_output_0.bin": bytes(96)}, "log", {}, 1.0, "", "")
+
+
+def run(pool: Pool, device: str = "", patience: float = 60) -> ShardDone:
+    return performance.run(pool, STEP, device, patience, print)
+
+
+def test_it_runs_whole_on_the_first_device_or_on_the_one_that_is_named() -> None:
+    pool = Pool(["b/1", "b/0", "a/10", "a/2"])
+    assert run(pool).device == "a/2" and run(pool, "b/1").device == "b/1"
+    first, second = pool.asked
+    assert first == ShardRequest(STEP, 256, 0, 0, attempt=1) == second
+    names = [PurePosixPath(f"data/demo/pre_mnli_bs8/match/{name}/input_0.bin") for name in ("input_ids", "input_mask")]
+    assert work.bins(first) == [[name] for name in names]
+    assert work.outputs(first) == {"deberta_bs8_output_0.bin": 96}
+    with pytest.raises(MissingError, match=r"c/0 is none of the devices: a/2, a/10, b/0, b/1"):
+        run(pool, "c/0")
+
+
+def test_a_device_that_goes_or_falls_silent_is_followed_by_the_next_and_an_error_is_the_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(performance, "SLOWEST", 1e9)
+    gone = Pool(["a/0", "b/0"], {"a/0": lambda _: DeviceGone("a/0", "its worker was killed")})
+    assert run(gone).device == "b/0" and run(gone).attempt == 2
+    silent = Pool(["a/0", "b/0"], {"a/0": lambda _: None})
+    assert run(silent, patience=0.01).device == "b/0" and silent.dropped == ["a/0"]
+    assert "a/0: it did not answer in time" in capsys.readouterr().out
+    with pytest.raises(StageError, match=r"no device is left for perf bs=8 match \(a/0: its worker was killed\)"):
+        run(gone, "a/0")
+    bad = Pool(["a/0"], {"a/0": lambda n: ShardFailed("a/0", n, "7 outputs of 8", DataError.exit_code)})
+    with pytest.raises(DataError, match="a/0: 7 outputs of 8"):
+        run(bad)
+
+
+def test_devices_that_are_compared_are_all_others_and_on_cpu_one_of_each_other_host(tmp_path: Path) -> None:
+    pool = Pool(["b/1", "b/0", "a/1", "a/0"])
+    session = Session(tmp_path, tmp_path, None, str)  # type: ignore[arg-type]
+    cluster = ShardedRuns(lambda _: pool, ShardSettings(), measures=True)
+    assert cluster.others(session, STEP, (0,)) == {"a/1": 1, "b/0": 0, "b/1": 1} and pool.closed == 1
+    on_cpu = perf(Case(Plan(PROFILE, "cpu"), 8, "match"), 5)
+    assert cluster.others(session, on_cpu, (0,)) == {"b/0": 0}
+    here = ShardedRuns(lambda _: pool, ShardSettings())
+    assert here.others(session, STEP, (2, 0, 3)) == {work.name_of(0): 0, work.name_of(3): 3}
+    assert here.others(session, on_cpu, (0, 1, 2)) == {}
+
+
+def test_its_log_and_output_never_have_the_names_of_the_first_devices() -> None:
+    other = perf(CASE, 5, "host.example/12")
+    log, folder = other.outputs
+    assert str(log) == "results/demo/ascend/msame_bs8_match.device-host.example-12.txt"
+    assert str(folder) == "results/demo/ascend/perf_bs8_om/match.device-host.example-12"
+    assert {*other.outputs}.isdisjoint(STEP.outputs) and other.name != STEP.name and other.log != STEP.log
+    assert other.task == "perf" and other.title == "perf bs=8 match on host.example/12"
