@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Iterator, NamedTuple, Sequence
 
 from deberta.ascend import programs
-from deberta.core import contract, files, records
+from deberta.core import files, records
 from deberta.core.errors import ConfigError, DataError
 from deberta.core.paths import record_of
 from deberta.host.plan.plan import Step
@@ -66,9 +66,7 @@ def of_step(workspace: Path, digests: records.Digests, step: Step) -> list[Shipp
 
 def of_shard(workspace: Path, request: ShardRequest) -> list[ShippedFile]:
     """The bins of a shard's batches. Raises FileNotFoundError."""
-    run = work.batches(request.step)[request.length]
-    names = [contract.input_file(index) for index in range(request.first, request.last + 1)]
-    paths = [folder / name for folder in run.bins for name in names]
+    paths = [path for paths in work.bins(request) for path in paths]
     return [_artifact(workspace, path, files.sha256_of(workspace / path), stays=False) for path in paths]
 
 
