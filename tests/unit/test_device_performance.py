@@ -43,9 +43,9 @@ class Pool:
 
     def start(self, device: str, request: ShardRequest) -> None:
         self.asked.append(request)
-        late = done(device, request.attempt - 1)
-        event = self.answers.get(device, lambda attempt: done(device, attempt))(request.attempt)
-        self._events += [late, *([event] if event else [])]
+        told = self.answers.get(device)
+        event = told(request.attempt) if told else done(device, request.attempt)
+        self._events += [done(device, request.attempt - 1), *([event] if event else [])]
 
     def wait(self, seconds: float) -> list[Event]:
         events, self._events = self._events, []

@@ -15,7 +15,7 @@ from deberta.ascend import ais_bench, programs
 from deberta.core import contract, files, machine, progress, records, schema
 from deberta.core.errors import DebertaError
 from deberta.core.job import DeviceFacts
-from deberta.host.plan.plan import Inference, ModelRun, Step
+from deberta.host.plan.plan import ModelRun, Step
 from deberta.host.run import device_locks, devices, source_digest
 from deberta.host.run.session import Session
 from deberta.host.shards.pool import ShardDone, ShardRequest
@@ -95,6 +95,7 @@ def run(session: Session, request: ShardRequest, device: int) -> ShardDone:
 
     A performance run is never cut: its request is of batch 0, which runs as often as its step says.
     """
+    assert request.step.inference is not None
     whole, started = batches(request.step)[request.length], records.now()
     name = f"{request.step.name}.device{device}"
     scratch = programs.new_scratch(session.workspace, name)
@@ -115,7 +116,7 @@ def run(session: Session, request: ShardRequest, device: int) -> ShardDone:
         arguments=_arguments(request, own, device, programs.scratch(name)),
         outputs=(own.output,),
         log=log_of(request.step, request.span),
-        inference=Inference((own,), (device,)),
+        inference=replace(request.step.inference, runs=(own,), devices=(device,)),
     )
     summary = scratch / "summary.json"
     arguments = list(step.arguments)
