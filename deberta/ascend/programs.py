@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Callable, NamedTuple, Optional
 
 from deberta.ascend import ais_bench, cann, executables, msame, npu_smi
 from deberta.ascend.cann import Cann
 from deberta.ascend.runs import check_files
-from deberta.core import contract, files
-from deberta.core.errors import MissingError, StageError
+from deberta.core import contract, files, machine
+from deberta.core.errors import ConfigError, MissingError, StageError
 
 MSAME = Path("docker", "bin", "msame")  # below the project
 KINDS = ("models", "data", "results")
 NPU_SMI_SECONDS = 60
+RENUMBERING = ("ASCEND_RT_VISIBLE_DEVICES", "ASCEND_VISIBLE_DEVICES")
 
 
 class Tools(NamedTuple):
@@ -137,6 +138,21 @@ def driver_version() -> str:
     """The driver's version, from npu-smi's heading; empty if that does not tell."""
     program = executables.on_path(npu_smi.PROGRAM)
     return "" if program is None else npu_smi.version(_npu_smi_info(program))
+
+
+def check_visible(device: int, *environments: Mapping[str, str]) -> None:
+    """Raise ConfigError if a variable says beside --device which devices there are: CANN 8 numbers those from 0 anew.
+
+    In a container ASCEND_VISIBLE_DEVICES is of the runtime that made it, by the host's numbers; CANN does not read it.
+    """
+    names = RENUMBERING[:1] if machine.is_container() else RENUMBERING
+    for name, variables in ((name, variables) for variables in environments for name in names):
+        if value := variables.get(name):
+            raise ConfigError(
+                f"{name} is {value} in the environment, and --device is {device}: newer CANN numbers the devices of "
+                f"that variable from 0 anew, so that the two together can mean another chip than npu-smi's {device}. "
+                f"Unset {name}, and name devices with --device alone"
+            )
 
 
 class DeviceCheck(NamedTuple):

@@ -43,6 +43,12 @@ def cpu_flags(cpuinfo: Path = CPUINFO) -> set[str]:
     return {*fields.get("flags", "").split(), *fields.get("Features", "").split()}
 
 
+def is_container() -> bool:
+    """Whether this is in a container of Docker's, Podman's or Kubernetes'."""
+    files_of_engines = ("/.dockerenv", "/run/.containerenv")
+    return "KUBERNETES_SERVICE_HOST" in os.environ or any(map(os.path.exists, files_of_engines))
+
+
 def is_alive(process: str) -> bool:
     """Whether a process of that number runs here; in another container it is not seen."""
     try:

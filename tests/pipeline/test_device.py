@@ -226,3 +226,26 @@ def test_a_toolkit_that_was_sourced(
     said = workspace.succeed(*command)
     assert f"backend: cpu (auto; no CANN is here; atc is on PATH ({tmp_path}/tools/atc), with no set_env.sh in" in said
     assert "atc is on PATH (" in workspace.fail(3, "build-om", "--bs", "2", *ASCEND, *P3)
+
+
+def test_devices_are_named_in_one_way(
+    workspace: Workspace, machine: Path, installed: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    machine.write_text(OF_310P)
+    with monkeypatch.context() as here:
+        here.setattr("deberta.core.machine.is_container", lambda: False)
+        for name in ("ASCEND_RT_VISIBLE_DEVICES", "ASCEND_VISIBLE_DEVICES"):
+            here.setenv(name, "4,5")
+            said = workspace.fail(2, "evaluate", "--bs", "2", "--version", "match", *ASCEND, *P3)
+            assert (
+                f"{name} is 4,5 in the environment, and --device is 0: " in said and f"Unset {name}, and name" in said
+            )
+            here.delenv(name)
+        here.setattr("deberta.core.machine.is_container", lambda: True)
+        here.setenv("ASCEND_VISIBLE_DEVICES", "4,5")
+        workspace.succeed(*PERF, *P3)
+    script = tmp_path / "set_env.sh"
+    script.write_text(f'. "{installed / fake_cann.SET_ENV}"\nexport ASCEND_RT_VISIBLE_DEVICES=1\n')
+    workspace.configure(cann=str(script))
+    assert "ASCEND_RT_VISIBLE_DEVICES is 1 in the" in workspace.fail(2, *PERF, *P3, "--force")
+    assert not list((workspace.root / "models/tiny/ascend").glob("*bs2*"))

@@ -47,6 +47,8 @@ class LocalExecutor:
     def prepare(self, step: Step) -> None:
         if step.tool:
             self.tools.announce()
+            if step.on_device:
+                tools.check_visible(step.device, os.environ, self.tools.cann().environment)
         else:
             self.python()
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any, Mapping, Optional, Sequence
 
-from deberta.ascend import timing
+from deberta.ascend import programs, timing
 from deberta.core import buckets, files, records, schema
 from deberta.core.buckets import Choice
 from deberta.core.contract import FP32, INPUTS, SUPPLIED_OUTPUTS, batch_count
@@ -221,6 +221,8 @@ def check_device(session: Session, case: Case, steps: Sequence[Step]) -> None:
     before = needed(session, before, quiet=True)
     if session.force or any(freshness.outdated(session, step) for step in (*before, *steps)):
         numbers = dict.fromkeys(n for step in steps if step.inference for n in step.inference.devices)
+        if session.executor.name == "local":
+            programs.check_visible(next(iter(numbers)), os.environ)
         looked, problems = [], []
         for number in numbers:
             if device_locks.is_held(session.locks, number):  # by a run of ours, which this one waits for
