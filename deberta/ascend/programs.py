@@ -125,8 +125,9 @@ def _npu_smi_info(program: Path) -> str:
     """What `npu-smi info` prints. Raises StageError or ConfigError if it hangs or cannot be started."""
     try:
         process = subprocess.run(
-            [program, "info"], stdin=subprocess.DEVNULL, capture_output=True, errors="replace", timeout=NPU_SMI_SECONDS
-        )
+            [program, "info"], stdin=subprocess.DEVNULL, capture_output=True, errors="replace", timeout=NPU_SMI_SECONDS,
+            close_fds=False,  # if we are killed, it has our locks until its end
+        )  # fmt: skip
     except subprocess.TimeoutExpired:
         raise StageError(f"npu-smi info did not end in {NPU_SMI_SECONDS} s: the driver hangs. Look at dmesg") from None
     except OSError as error:

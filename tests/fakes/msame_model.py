@@ -6,6 +6,7 @@ larger ones, and looks at nothing in a model with gears. What is missing of a bu
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass
 from typing import Any, List, Optional, Sequence, Tuple
@@ -13,6 +14,7 @@ from typing import Any, List, Optional, Sequence, Tuple
 from . import om
 
 MARGIN = 64
+ROW = 256 * 4  # bytes of a row's ids, or of its mask
 NOT_AN_INPUT = 145000  # ACL_ERROR_GE_PARAM_INVALID
 
 
@@ -72,6 +74,24 @@ class Model:
             raise ExecuteError(" ".join(str(error).split())) from error
         half = self.packed.output_type == "FP16"
         return [values.astype(np.float16) if half and values.dtype == np.float32 else values for values in outputs]
+
+
+class _Raw(bytes):
+    """An output as bytes, with the one method of an array that is asked for."""
+
+    def tobytes(self) -> bytes:
+        return bytes(self)
+
+
+class Digests(Model):
+    """In the place of a model: what a row gives depends on its tokens alone, as a model's logits do."""
+
+    def __init__(self) -> None:
+        super().__init__(om.Om((), b""), None)
+
+    def execute(self, buffers: Sequence[bytes]) -> List[Any]:
+        rows = [[buffer[start : start + ROW] for buffer in buffers] for start in range(0, len(buffers[0]), ROW)]
+        return [_Raw(b"".join(hashlib.sha256(b"".join(row)).digest()[:12] for row in rows))]
 
 
 def load(path: str) -> Model:

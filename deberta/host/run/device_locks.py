@@ -48,7 +48,8 @@ def held(folder: Path, device: Optional[int], alone: bool, say: Say) -> Iterator
 @contextlib.contextmanager
 def looking(folder: Path, say: Say) -> Iterator[None]:
     """Hold npu-smi, of which one may run at a time."""
-    with _locked(folder, NPU_SMI, True, "npu-smi", say):
+    with _locked(folder, NPU_SMI, True, "npu-smi", say) as file:
+        os.set_inheritable(file, True)
         yield
 
 
