@@ -303,7 +303,16 @@ def on_devices(report: dict[str, Any]) -> None:
             "batches 3 to 5 at length 256 of node-2/0 did not run on a second device: none was left",
         ],
     }
-    alone = {**run, "batch_size": 4, "lost": [], "unlike": [], "different": False, "engine": "", "devices": devices[:1]}
+    alone = {
+        **run,
+        "batch_size": 4,
+        "lengths": [32, 256],
+        "lost": [],
+        "unlike": [],
+        "different": False,
+        "engine": "",
+        "devices": devices[:1],
+    }
     alone["not_checked"] = ["no batch ran on a second device: there was one"]
     report["measured"]["sharded"] = [{**run, "batch_size": 1}, alone]
     timed = {"loops": 100, "interval": [4.2, 4.4], "why_not_compared": "", "remarks": []}

@@ -17,6 +17,7 @@ import numpy as np
 from deberta.core import files
 from deberta.core.paths import ACCEPTANCES, Artifacts
 from deberta.stages.data import check_data
+from tests import shard_helpers
 from tests.verify_helpers import (
     ARTIFACTS,
     CHECKPOINT,
@@ -307,6 +308,21 @@ def docker_in_the_job(root: Path) -> None:
     each_record(in_a_made_up_image)(root)
     put(JOB, "measured.executor", "docker")(root)
     fit_job(root)
+
+
+def on_two_devices(change: Change) -> Callable[[Path], None]:
+    """The run of one version as if two devices had shared it, true of its files until `change`; and the job of it."""
+
+    def alter(root: Path) -> None:
+        record = read(root / OUTPUTS_RECORD)
+        times = record["predicate"]["runDetails"]["metadata"]
+        sharding = shard_helpers.sharding(outputs(root), times["startedOn"], times["finishedOn"])
+        change(sharding)
+        definition(record)["internalParameters"]["sharding"] = sharding
+        write(root / OUTPUTS_RECORD, record)
+        fit_job(root)
+
+    return alter
 
 
 def without_prepared(record: Any) -> object:

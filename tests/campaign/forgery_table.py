@@ -34,6 +34,7 @@ from tests.campaign.forgeries import (
     look_at_the_data,
     move_bias,
     nudge,
+    on_two_devices,
     other_code,
     outputs_of_the_other_version,
     page_beside,
@@ -267,6 +268,42 @@ FORGERIES: dict[str, Forgery] = {
             "results",
         ),
         *(ALL, "what really ran"),
+    ),
+    # Shards
+    "devices that never were": Forgery(on_two_devices(lambda sharding: None), ALL, "what really ran"),
+    "a shard twice": Forgery(
+        on_two_devices(lambda sharding: sharding["shards"][1].update(first=0)),
+        *(ALL, rf"{OUTPUTS_RECORD}: two shards have batches 0 to 1 at length 256"),
+    ),
+    "a shard's digest": Forgery(
+        on_two_devices(lambda sharding: sharding["shards"][2].update(digest="1" * 64)),
+        *(ALL, r"batches 5 to 7 at length 256 on a/0: expected digest 1{64}, its files have \w{64}"),
+    ),
+    "a label of a shard": Forgery(
+        both(on_two_devices(lambda sharding: None), flip_logits),
+        *(ALL, r"batches 5 to 7 at length 256 on a/0: expected digest \w{64}, its files have"),
+    ),
+    "a shard of no device": Forgery(
+        on_two_devices(lambda sharding: sharding["shards"][0].update(device="c/0")), ALL, r"on c/0: that is none of its"
+    ),
+    "devices that differ": Forgery(
+        on_two_devices(lambda sharding: sharding["devices"][1].update(chip="310P1")),
+        *(ALL, r"its devices differ \(chip: 310P3 \(a/0\), 310P1 \(b/0\)\), and it does not say so"),
+    ),
+    "other bytes of a batch": Forgery(
+        on_two_devices(lambda sharding: sharding["compared"][0].update(same=False)),
+        ALL,
+        r"batch 0 .* is not the same on",
+    ),
+    "no shards at all": Forgery(
+        on_two_devices(lambda sharding: sharding.update(shards=[])), ALL, r"no shard has batches 0 to 7 at length 256"
+    ),
+    "shards of another form": Forgery(
+        on_two_devices(lambda sharding: sharding.update(shards="all")), ALL, r"its sharding does not fit its schema"
+    ),
+    "devices of the job": Forgery(
+        both(on_two_devices(lambda sharding: None), put(JOB, "measured.sharded", [])),
+        *(ALL, r"measured\.sharded: stored 0 entries, recomputed 1 entries"),
     ),
     # Acceptances that are kept
     "the page of a kept one": Forgery(page_beside, ALONE, r"report\.html: is not results/small/cpu/report\.html", True),

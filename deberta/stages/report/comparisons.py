@@ -80,7 +80,7 @@ def _devices(sharded: Sequence[ShardedRun]) -> Table:
             f"{sum(share.batches for share in of_device)}",
             f"{sum(share.seconds for share in of_device):.0f}",
         )
-        for facts, of_device in shares.items()
+        for facts, of_device in sorted(shares.items(), key=lambda entry: (entry[1][0].host, entry[1][0].device))
     ]
     return table("devices", rows)._replace(folded=many(len(rows), "device") if len(rows) > SHOWN else "")
 
@@ -91,7 +91,7 @@ def _device_runs(sharded: Sequence[ShardedRun]) -> Table:
             f"{run.batch_size}",
             run.version,
             "" if run.precision == FP32 else run.precision,
-            "" if run.lengths == [SEQUENCE_LENGTH] else ",".join(map(str, run.lengths)),
+            "" if run.lengths == [SEQUENCE_LENGTH] else many(len(run.lengths), "length"),
             f"{sum(1 for share in run.devices if share.shards)}",
             f"{sum(share.shards for share in run.devices)}",
             f"{sum(share.batches for share in run.devices)}",
