@@ -281,8 +281,8 @@ class DeviceRuns(RunIdentity):
     """The same performance run on several devices, never to be held against a published figure.
 
     Each is compared with `reference`, the device whose fps is in the middle, of an even number the faster one of both:
-    change = fps / its fps - 1; a change up to noise, either way, says nothing. sum: of all fps, since they run at once
-    in an accuracy run alone.
+    change = fps / its fps - 1. A change up to noise, either way, says nothing; noise is 0.05 at least, since no two
+    chips are quite alike. sum: of all fps, since they run at once in an accuracy run alone.
     """
 
     length: schema.Positive

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from deberta.core import records
+from deberta.core import records, schema
 from deberta.core.errors import GateError
 from deberta.core.job import DeviceFacts
+from deberta.core.report import Report
 from deberta.host.cli import settings
 from deberta.host.plan.plan import Step
 from deberta.host.run.session import Session
@@ -88,8 +89,13 @@ def test_accuracy_is_shared_out_and_each_device_measured_alone(workspace: Worksp
     assert ran[-5:] == ["postprocess bs=4 match", *MEASURED, "assess", "render"] and "infer bs=4 match" in ran
     assert f"[infer bs=4 match] on 2 devices: {work.name_of(0)}, {work.name_of(1)}" in said
     assert f"[acceptance] 3 of 3: performance bs=4 match on {work.name_of(1)}; about " in said
+    devices = [work.name_of(0), work.name_of(1)]
     logs = ("msame_bs4_match.txt", f"msame_bs4_match.device-{work.host()}-1.txt")
-    assert [_device(workspace, log) for log in logs] == [work.name_of(0), work.name_of(1)]
+    assert [_device(workspace, log) for log in logs] == devices
+    measured = schema.read(workspace.root / RESULTS / "report.json", Report, "").measured
+    [timed], [shared] = measured.device_runs, measured.sharded
+    assert [each.device for each in timed.devices] == [share.name for share in shared.devices] == devices
+    assert len(measured.performances) == 1 and sum(share.batches for share in shared.devices) == 3
     assert steps_that_ran(_accept(workspace, "--device", "0,1")) == ["assess", "render"]
 
 

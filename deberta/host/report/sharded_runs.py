@@ -93,7 +93,10 @@ def _summed_up(run: RecordedRun, sharding: Sharding) -> ShardedRun:
         version=run.cell.version,
         precision=run.cell.precision,
         lengths=sorted(run.folders),
-        devices=[_share(device, of_devices.get(device.name, [])) for device in sharding.devices],
+        devices=[
+            _share(device, of_devices.get(device.name, []))
+            for device in sorted(sharding.devices, key=lambda device: (device.host, device.device))
+        ],
         lost=sharding.lost,
         compared=len({(pair.length, pair.batch) for pair in sharding.compared if len({*pair.devices}) > 1}),
         unlike=[pair for pair in sharding.compared if not pair.same],

@@ -210,7 +210,7 @@ def _same(run: PerformanceRun | PerformanceFiles) -> tuple[int, str, str, int, s
 
 
 def _beside(device: str, run: PerformanceRun, middle: PerformanceRun, spread: Between, pairs: int) -> DeviceFps:
-    change = intervals.change(middle, run, spread, pairs)
+    change = intervals.change(middle, run, spread, pairs, least=intervals.FLOOR)
     if run is middle:
         change = Change(0.0, None, "", SAME)
     not_pinned = [] if run.pinned or is_supplied(run.origin) else ["not pinned"]

@@ -143,11 +143,15 @@ def between(groups: Iterable[Sequence[float]]) -> Between:
     return Between(math.sqrt(squares / freedom) if freedom else 0.0, freedom)
 
 
-def change(first: PerformanceRun, second: PerformanceRun, spread: Between, compared: int) -> Change:
-    """Whether a run's fps differs from another's by more than noise; `compared`: of how many pairs it is one."""
+def change(first: PerformanceRun, second: PerformanceRun, spread: Between, compared: int, least: float = 0.0) -> Change:
+    """Whether a run's fps differs from another's by more than noise, which is `least` or more.
+
+    `compared`: of how many pairs it is one.
+    """
     change = min(max(second.fps / first.fps, LEAST_RATIO), 1 / LEAST_RATIO) - 1
     noise, reason = _noise(counted_times(first), counted_times(second), spread, compared)
-    if noise is not None and not noise <= MOST_NOISE:  # NaN too
+    noise = None if noise is None else max(noise, least)
+    if noise is not None and not noise <= MOST_NOISE:  # NaN too, which max keeps as its first argument
         reason = f"the times vary so much that a change of {100 * noise:.0f} % would say nothing"
         noise = None
     conclusion = NOT_COMPARED
