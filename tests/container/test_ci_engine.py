@@ -78,7 +78,7 @@ def test_an_engine_that_does_not_start_fails_the_run(ci: Path) -> None:
 def test_the_engine_is_left_out_only_on_demand(ci: Path) -> None:
     script(ci / "inv", '#!/bin/sh\necho "inv $1 ${DOCKER_HOST-} ${CONTAINER_TESTS-}" >> calls\n')
     assert run(ci, CI_WITHOUT_ENGINE="1").returncode == 0
-    assert calls(ci) == ["inv lint  ", "inv test  "]
+    assert sorted(calls(ci)) == ["inv lint  ", "inv test  "]
 
 
 def test_a_linters_finding_fails_the_run_and_ends_the_engine_that_is_starting(ci: Path) -> None:
@@ -86,6 +86,19 @@ def test_a_linters_finding_fails_the_run_and_ends_the_engine_that_is_starting(ci
     script(ci / "inv", '#!/bin/sh\nwhile [ ! -e folder ]; do sleep 0.05; done\necho "inv $1" >> calls\nexit 4\n')
     assert run(ci).returncode == 4
     assert calls(ci) == ["engine start", "inv lint", "engine stop"]
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_the_linters_run_beside_the_tests_and_a_finding_of_theirs_is_the_runs_outcome(ci: Path, early: bool) -> None:
+    """Early: the tests go on, and are ended. Late: they have passed."""
+    until, tests = ("up", "while :; do sleep 0.1; done") if early else ("passed", "sleep 0.3; touch passed")
+    script(
+        ci / "inv",
+        f'#!/bin/sh\nif [ "$1" = lint ]; then while [ ! -e {until} ]; do sleep 0.05; done; exit 4; fi\n'
+        f'trap "echo inv ended >> calls; exit 1" TERM\ntouch up\n{tests}\n',
+    )
+    assert run(ci).returncode == 4
+    assert calls(ci) == ["engine start", *(["inv ended"] if early else []), "engine stop"]
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
