@@ -7,6 +7,7 @@ from invoke.collection import Collection
 from deberta.host.cli import (  # noqa: F401
     acceptance,  # measure and judge all, report, verify, sign
     check,  # lint, float16 and a comparison of two ways to run the model
+    cluster,  # devices of several hosts
     development,  # tests, style, the benchmark
     evaluation,  # from the export to the performance run, training, the demo
     explain,  # what a command would run, and why

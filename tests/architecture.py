@@ -66,7 +66,7 @@ ROOMS = {
         "The tasks' options, as data, and their bodies.",
         (
             *("core", "ascend", "host.fetch", "host.environments", "host.plan", "host.engine", "host.images"),
-            *("host.run", "host.shards", "host.report", "host.user_files", "host.workflows"),
+            *("host.run", "host.shards", "host.cluster", "host.report", "host.user_files", "host.workflows"),
             "host.prediction",
         ),
     ),
@@ -98,7 +98,7 @@ ROOMS = {
     ),
     "stages.diff": Room(
         "Two reports side by side.",
-        ("core", "ascend", "stages", "stages.data", "stages.inference", "stages.report"),
+        ("core", "stages", "stages.data", "stages.inference", "stages.report"),
     ),
     "stages.train": Room("Fine-tuning.", ("core", "stages", "stages.model", "stages.data")),
     "stages.demo": Room("The demo's data, tokenizer and configuration.", ("core", "stages")),

@@ -122,7 +122,12 @@ VALUES = {
 CASE = Case(Plan(profiles.load("demo", settings_file.load(str(ROOT / "invoke.yaml"))["profiles"]), "cpu"), 8, "match")
 STARTED = ("./inv", "'/a b/inv'", "invoke --search-root /a -f 'my settings.yaml'", "inv")
 
-SPOKEN_OF = {"add-profile", "diff", "wheelhouse"}  # as commands that there are; what they need nobody else knows
+SPOKEN_OF = {
+    "add-profile",
+    "cluster",
+    "diff",
+    "wheelhouse",
+}  # as commands that there are; what they need nobody else knows
 
 
 class Dispatched(Exception):

@@ -41,7 +41,7 @@ from deberta.host.run.messages import as_started
 Body = Callable[[Context, Options], None]
 
 RUN = ("executor", "keep", "force", "verbose", "dry")  # of every task that runs steps
-DEVICES = ("allow_different_devices",)  # of those that share a run out to several
+DEVICES = ("cluster", "allow_different_devices")  # of those that share a run out to several
 DEVICE = ("soc_version", "device", "msame", "runner")  # of those that run the model
 
 COMMANDS: dict[str, Command] = {}  # name -> every command whose module has been imported

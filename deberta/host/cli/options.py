@@ -146,6 +146,7 @@ class Options:
     soc_version: str = ""
     device: tuple[int, ...] | str = text((), partial(devices, "--device"))
     allow_different_devices: bool = False
+    cluster: str = ""
     msame: str = text("", user_path)
     runner: str = text(choices=contract.RUNNERS)
     executor: str = text(choices=(AUTO, *contract.EXECUTORS))
@@ -225,6 +226,15 @@ class Options:
     dir: str = text("", user_path)
     for_: tuple[str, ...] = ()
     dev: bool = False
+    # cluster
+    action: str = text(choices=("certs", "scheduler", "worker", "show", "job", "plan"))
+    hosts: str = ""
+    listen: str = ""
+    days: int = text(365, whole("--days", 1, 3650))
+    kubernetes: bool = False
+    volcano: bool = False
+    image: str = ""
+    count: int = text(1, whole("--devices", 1, 10_000))
     # adopt, fetch, images, ci-image, clean, demo
     folder: str = text("", user_path)
     only: str = "checkpoint,tokenizer,mnli"

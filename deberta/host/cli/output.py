@@ -15,6 +15,7 @@ from deberta.core.errors import ConfigError
 from deberta.core.progress import GREEN, RED, YELLOW, write
 from deberta.core.schema import Schema
 from deberta.host.cli.options import Options
+from deberta.host.cluster.show import ClusterDocument
 from deberta.host.prediction import prediction
 from deberta.host.report import figures, findings, verification
 from deberta.host.run.messages import as_started
@@ -44,6 +45,7 @@ _STATE = re.compile(rf" *(?:verdict: )?({'|'.join(COLOURS)})(?=[ :]|$)")
 # By task: what --json prints. docs/schemas/<task>.schema.json are made of these by `python -m deberta.host.cli.output`.
 DOCUMENTS: Mapping[str, type[Schema]] = {
     "acceptance": conclusion.AcceptanceDocument,
+    "cluster": ClusterDocument,
     "check-fp16": findings.CheckFp16Document,
     "compare": findings.CompareDocument,
     "diff": ReportDifference,

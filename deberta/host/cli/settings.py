@@ -30,7 +30,7 @@ from deberta.host.plan.plan import Case, Plan
 from deberta.host.run import device_locks
 from deberta.host.run.executor import Executor
 from deberta.host.run.local import LocalExecutor
-from deberta.host.run.session import Session
+from deberta.host.run.session import Session, Shards
 
 _DEVICE = "device in invoke.yaml"
 
@@ -57,6 +57,7 @@ class InvokeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     containers: Any = None
     npu: Any = None
     shards: Any = None
+    clusters: Any = None
     buckets: Union[str, int] = ""
     gates: str = ""
     batch_sizes: Annotated[tuple[schema.BatchSize, ...], Meta(min_length=1)] = (1, 4, 8, 16, 32, 64)
@@ -217,12 +218,17 @@ def _devices(c: Context, options: Options, backend: str, several: bool) -> tuple
     return numbers
 
 
-def session_of(c: Context, options: Options, executor: str = "", usual: str = "") -> Session:
-    """`executor`: this one whatever the options say. `usual`: what auto means for this task. Raises ConfigError."""
+def session_of(
+    c: Context, options: Options, executor: str = "", usual: str = "", folder: Optional[Path] = None
+) -> Session:
+    """`executor`: this one whatever the options say. `usual`: what auto means for this task. Raises ConfigError.
+
+    `folder`: the workspace, if not the one of the settings.
+    """
     name = auto.executor(executor or options.executor or read(c).executor, cann_script(c), usual)
     soc_version, named = options.soc_version or read(c).soc_version, _named_devices(c, options)
     devices = () if isinstance(named, str) else named
-    folder = workspace(c)
+    folder = folder or workspace(c)
     return Session(
         project=PROJECT,
         workspace=folder,
@@ -239,14 +245,23 @@ def session_of(c: Context, options: Options, executor: str = "", usual: str = ""
 
 
 def sharded(c: Context, options: Options, session: Session, plan: Plan) -> Session:
-    """The session of accuracy runs: with several devices their batches are shared out. Raises ConfigError."""
-    if options.allow_different_devices and len(plan.devices) == 1:
+    """The session of accuracy runs: with several devices or a cluster their batches are shared out.
+
+    Raises ConfigError, and the errors of a cluster's environment and certificates.
+    """
+    is_one = len(plan.devices) == 1 and not options.cluster
+    if options.allow_different_devices and is_one:
         raise ConfigError("--allow-different-devices is for several devices, and this is one. Add --device 0,1")
-    if len(plan.devices) == 1:
+    if options.cluster and options.device:
+        raise ConfigError("--cluster has the devices of its workers, and --device names this host's. Give one of them")
+    if is_one:
         return session
     from deberta.host.shards.coordinate import ShardSettings
-    from deberta.host.shards.local_pool import LocalPool
     from deberta.host.shards.sharded import ShardedRuns
+
+    if options.cluster:
+        return replace(session, shards=_cluster_shards(c, options))
+    from deberta.host.shards.local_pool import LocalPool
 
     settings = schema.setting(read(c).shards, ShardSettings, "shards")
     shards = ShardedRuns(lambda own: LocalPool(own, plan.devices), settings, options.allow_different_devices)
@@ -255,6 +270,32 @@ def sharded(c: Context, options: Options, session: Session, plan: Plan) -> Sessi
 
 def _npu(c: Context) -> NpuSettings:
     return schema.setting(read(c).npu, NpuSettings, "npu")
+
+
+def _cluster_shards(c: Context, options: Options) -> Shards:
+    """What shares runs out to a cluster's devices, in the environment that this needs."""
+    from deberta.host.cluster import cluster_settings
+    from deberta.host.environments import cluster as environment
+    from deberta.host.shards.coordinate import ShardSettings
+    from deberta.host.shards.sharded import ShardedRuns
+
+    own = cluster_settings.load(read(c).clusters, options.cluster)
+    if options.dry or options.planned is not None:
+        raise ConfigError(
+            "--dry and explain show one device's run, which a cluster's devices share out: leave --cluster"
+        )
+    environment.enter(PROJECT, wheelhouse(c))
+    from deberta.host.cluster import certificates
+    from deberta.host.cluster.dask_pool import DaskPool
+
+    checked = certificates.check(cluster_settings.certificates_folder(own, PROJECT))
+    settings = ShardSettings(seconds=own.shard_seconds, retries=own.retries, patience=own.patience)
+    return ShardedRuns(
+        lambda session: DaskPool(own.scheduler, checked.security(), session.workspace, progress.say),
+        settings,
+        options.allow_different_devices,
+        measures=True,
+    )
 
 
 def _local(c: Context, folder: Path, options: Options) -> Executor:

@@ -30,12 +30,17 @@ class RunnerGone(StageError):
 
 
 class WorkSide(WorkerPlugin):  # type: ignore[misc]  # distributed is not where types are checked
-    """A worker's device: `Worker(..., plugins=[WorkSide(...)])`, with one thread. `name`: HOST/DEVICE."""
+    """A worker's device: `Worker(..., plugins=[WorkSide(...)])`, with one thread. `device`: HOST/DEVICE.
+
+    `about`: what it said of itself when the worker started.
+    """
 
     name = NAME
 
-    def __init__(self, runner: RunnerProcess, device: str, host_files: HostFiles) -> None:
-        self.device, self.files = device, host_files
+    def __init__(
+        self, runner: RunnerProcess, device: str, host_files: HostFiles, about: Optional[DeviceFacts] = None
+    ) -> None:
+        self.device, self.files, self.about = device, host_files, about
         self.code = source_digest.of_package(PROJECT)
         self.busy = ""  # the task that the device's process works for
         self._runner, self._unwanted, self._worker = runner, set[str](), cast(Any, None)
@@ -86,7 +91,7 @@ def introduce(dask_worker: Any) -> dict[str, Any]:
     side: Optional[WorkSide] = dask_worker.plugins.get(NAME)
     if side is None:
         return {}
-    return {"device": side.device, "code": side.code, "busy": bool(side.busy)}
+    return {"device": side.device, "code": side.code, "busy": bool(side.busy), "about": side.about}
 
 
 class Call:

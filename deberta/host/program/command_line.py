@@ -56,7 +56,7 @@ GROUPS: Mapping[str, Sequence[str]] = {
         "reproduce",
         "explain",
     ),
-    "share": ("ci-image",),
+    "share": ("ci-image", "cluster"),
     "try": ("demo", "bench", "test", "lint"),
 }
 

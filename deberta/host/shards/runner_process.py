@@ -38,7 +38,7 @@ class RunnerProcess:
             self.connection.close()
             _serve(replace(session, executor=session.executor.sibling()), device, theirs)
 
-        self.number = machine.fork(serve)
+        self.number, self._is_there = machine.fork(serve), True
         theirs.close()
 
     def ask(self, question: Union[Step, ShardRequest]) -> None:
@@ -55,28 +55,29 @@ class RunnerProcess:
 
     def stop(self) -> None:
         """Stop what it runs for the question that was asked; the answer is a failure then, and the process stays."""
-        with contextlib.suppress(ProcessLookupError):
+        if not self._has_ended():
             os.kill(self.number, signal.SIGUSR1)
 
     def end(self, grace: float = GRACE_SECONDS) -> None:
         """Stop what it does, and wait for its end; after `grace` seconds it is killed, and its runner with it."""
         self.connection.close()  # idle, it ends by itself
         give_up = time.monotonic() + grace
-        with contextlib.suppress(ProcessLookupError):
+        if not self._has_ended():
             os.kill(self.number, signal.SIGINT)
         try:
             while not self._has_ended() and time.monotonic() < give_up:
                 time.sleep(0.02)
         finally:
-            with contextlib.suppress(ProcessLookupError, ChildProcessError):
+            if self._is_there:
                 os.kill(self.number, signal.SIGKILL)
                 os.waitpid(self.number, 0)
+                self._is_there = False
 
     def _has_ended(self) -> bool:
-        try:
-            return os.waitpid(self.number, os.WNOHANG)[0] != 0
-        except ChildProcessError:
-            return True
+        """Once it has, its number may be another process's."""
+        if self._is_there and os.waitpid(self.number, os.WNOHANG)[0]:
+            self._is_there = False
+        return not self._is_there
 
 
 class _Stopped(KeyboardInterrupt):
