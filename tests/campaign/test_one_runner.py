@@ -75,7 +75,7 @@ def _workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
         shlex.quote(str(tmp_path / name)) for name in ("npu-smi.lock", "table", "npu-smi.overlaps")
     )
     (tmp_path / "bin/npu-smi").write_text(
-        f"#!/bin/sh\nflock -n {lock} cat {printed} || echo two at once >> {overlap}\n"
+        f"#!/bin/sh\nflock -n -E 99 {lock} cat {printed}\n[ $? != 99 ] || echo two at once >> {overlap}\n"
     )
     (tmp_path / "bin/npu-smi").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
