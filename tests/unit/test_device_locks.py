@@ -126,7 +126,7 @@ def test_the_holder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         assert len(files) == 2
     [line] = said
     assert line.startswith(f"waiting for device 3: process {process} has it, since 20")
-    assert line.endswith(f": ./inv infer --device 3. See who: fuser -v {tmp_path}/device3")
+    assert line.endswith(f": invoke infer --device 3. See who: fuser -v {tmp_path}/device3")
 
 
 def test_a_runner_keeps_the_lock_of_a_process_that_was_killed(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def is_held(folder: Path, device: int) -> bool:
 
 @contextlib.contextmanager
 def _locked(folder: Path, name: str, alone: bool, what: str, say: Say) -> Iterator[int]:
-    file, told, began = _open(folder, name), "", time.monotonic()
+    file, told, began = _open(folder, name), "nobody", time.monotonic()
     try:
         while True:
             if _try(file, alone):
@@ -73,9 +73,11 @@ def _locked(folder: Path, name: str, alone: bool, what: str, say: Say) -> Iterat
                 os.close(file)  # somebody has removed the file that we waited for
                 file = _open(folder, name)
                 continue
-            if time.monotonic() - began >= QUIET_SECONDS and (holder := _holder(file)) != told:
-                told = holder
-                say(f"waiting for {what}: {holder}. See who: fuser -v {shlex.quote(str(folder / name))}")
+            if time.monotonic() - began >= QUIET_SECONDS:
+                number, text = _holder(file)
+                if number != told:
+                    told = number
+                    say(f"waiting for {what}: {text}. See who: fuser -v {shlex.quote(str(folder / name))}")
             time.sleep(POLL_SECONDS)
         _write_note(file)
         yield file
@@ -145,17 +147,17 @@ def _unusable(path: Path, reason: str) -> ConfigError:
 
 def _write_note(file: int) -> None:
     """Say who has a lock; of several, the last who took it. A full disk is no reason not to run."""
-    note = f"{os.getpid()} since {records.now()}: {' '.join(sys.argv)}"
+    note = f"{os.getpid()} since {records.now()}: invoke {' '.join(sys.argv[1:])}"
     with contextlib.suppress(OSError):
         os.ftruncate(file, 0)
         os.pwrite(file, note.encode("utf-8", "replace")[:LONGEST_NOTE], 0)
 
 
-def _holder(file: int) -> str:
-    """Who has a lock, by the note in its file, which any user may have written."""
+def _holder(file: int) -> tuple[str, str]:
+    """The number of the process that has a lock, and all that its note says, which any user may have written."""
     note = os.pread(file, LONGEST_NOTE, 0).decode("utf-8", "replace").strip()
     number, _, rest = note.partition(" ")
     if not rest:
-        return "another run of ours has it"
+        return "", "another run of ours has it"
     gone = "" if machine.is_alive(number) else ", which has ended or is not seen from here: what it started has it"
-    return f"process {number} has it, {rest}{gone}"
+    return number, f"process {number} has it, {rest}{gone}"
