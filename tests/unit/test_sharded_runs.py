@@ -20,13 +20,13 @@ from deberta.core.errors import INTERRUPTED, ConfigError, DataError, StageError
 from deberta.core.job import DeviceFacts
 from deberta.host.engine.transcript import Show
 from deberta.host.plan.plan import Inference, Input, ModelRun, Step
-from deberta.host.run import local
+from deberta.host.run import device_locks, local
 from deberta.host.run.executor import Provenance
 from deberta.host.run.session import Session
 from deberta.host.shards import agreement, spans
 from deberta.host.shards.coordinate import Coordinator, ShardSettings
 from deberta.host.shards.local_pool import LocalPool
-from deberta.host.shards.pool import DeviceGone, Event, ShardDone, ShardFailed, ShardRequest
+from deberta.host.shards.pool import DeviceGone, Event, ShardDone, ShardFailed, ShardRequest, ShardWaits
 from deberta.host.shards.runner_process import RunnerProcess
 from deberta.host.shards.store import ShardStore
 
@@ -181,6 +181,27 @@ def test_a_silent_device_is_given_up_and_its_late_answer_refused(
     check_whole(run)
     assert pool.dropped == ["b/0"] and [lost.why for lost in run.lost] == ["it did not answer in time"]
     assert "b/0: a late answer is refused" in capsys.readouterr().out
+
+
+class WaitingPool(FakePool):
+    """Of its shards one waits for another run, for longer than a device may be silent."""
+
+    def wait(self, seconds: float) -> list[Event]:
+        if len(self.asked) == 4 and len(self.dropped) == 0 and self.waits:
+            time.sleep(0.03)
+            self.waits -= 1
+            device, request = self.asked[-1]
+            return [ShardWaits(device, request.attempt, "waiting for device 0: process 77 has it")]
+        return super().wait(seconds)
+
+    waits: int = 5
+
+
+def test_a_shard_that_waits_for_another_run_is_not_silent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = coordinator(tmp_path, WaitingPool(), "a", batches=20)
+    run.run()
+    check_whole(run)
+    assert run.lost == [] and capsys.readouterr().out.count("a/0: waiting for device 0: process 77 has it") == 5
 
 
 def flipped(device: str, at: Callable[[ShardRequest], bool]) -> Behaviour:
@@ -365,6 +386,25 @@ def test_a_process_that_is_told_to_stop_ends_its_runner_and_stays(tmp_path: Path
             process.stop()  # nothing runs
     finally:
         process.end()
+
+
+def test_a_shard_waits_for_a_performance_run_and_says_so(tmp_path: Path) -> None:
+    session = Session(tmp_path, tmp_path, Sleeper(tmp_path), str)
+    run = ModelRun(PurePosixPath("results/o"), {"input_0_output_0.bin": 24}, 1, (PurePosixPath("data/a"),), 512)
+    step = replace(STEP, tool="", stage="run-cpu", inference=Inference((run,)))
+    (tmp_path / "data/a").mkdir(parents=True)
+    (tmp_path / "data/a/input_0.bin").write_bytes(bytes(512))
+    pool = LocalPool(session, [0])
+    try:
+        [facts] = pool.devices(step)
+        with device_locks.held(session.locks, None, True, print):
+            pool.start(facts.name, ShardRequest(step, 64, 0, 0, attempt=1))
+            [event] = pool.wait(10.0)
+            assert isinstance(event, ShardWaits) and f"waiting for this host: process {os.getpid()} has it" in event.why
+            assert not (tmp_path / "runner").exists()
+        waited(lambda: (tmp_path / "runner").exists())
+    finally:
+        pool.close()
 
 
 def waited(condition: Callable[[], T]) -> T:

@@ -12,12 +12,13 @@ from distributed import get_worker
 from distributed.diagnostics.plugin import WorkerPlugin
 
 from deberta import PROJECT
+from deberta.core import progress
 from deberta.core.errors import INTERRUPTED, StageError, from_os_error
 from deberta.core.job import DeviceFacts
 from deberta.host.cluster.shipping import HostFiles, Piece, ShippedFile
 from deberta.host.plan.plan import Step
 from deberta.host.run import source_digest
-from deberta.host.shards.pool import ShardDone, ShardFailed, ShardRequest
+from deberta.host.shards.pool import ShardDone, ShardFailed, ShardRequest, ShardWaits
 from deberta.host.shards.runner_process import RunnerProcess
 
 NAME = "deberta-ascend"  # of the plugin
@@ -68,11 +69,14 @@ class WorkSide(WorkerPlugin):  # type: ignore[misc]  # distributed is not where 
                 return self._stopped(question)
             self._runner.ask(question)
             interrupted = False
-            while not self._runner.connection.poll(TICK_SECONDS):
-                if key in self._unwanted and not interrupted:
-                    interrupted = True
-                    self._runner.stop()
-            return self._runner.answer()
+            while True:
+                while not self._runner.connection.poll(TICK_SECONDS):
+                    if key in self._unwanted and not interrupted:
+                        interrupted = True
+                        self._runner.stop()
+                if not isinstance(answer := self._runner.read(), ShardWaits):
+                    return answer
+                progress.say(answer.why)
         except (EOFError, OSError):
             worker = self._worker
             worker.loop.call_later(1, worker.close, reason="the device's process has ended")

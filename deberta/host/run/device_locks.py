@@ -24,6 +24,7 @@ FOLDER = npu_access.LOCKS  # unless npu.locks in invoke.yaml names another
 HOST, NEXT, NPU_SMI = "host", "host.next", "npu-smi"
 POLL_SECONDS = 0.1
 QUIET_SECONDS = 0.5  # of waiting that nothing is said about: another process may just be looking
+AGAIN_SECONDS = 60.0  # after which the same is said again
 LONGEST_NOTE = 300  # bytes
 
 Say = Callable[[str], None]
@@ -64,7 +65,7 @@ def is_held(folder: Path, device: int) -> bool:
 
 @contextlib.contextmanager
 def _locked(folder: Path, name: str, alone: bool, what: str, say: Say) -> Iterator[int]:
-    file, told, began = _open(folder, name), "nobody", time.monotonic()
+    file, told, began, again = _open(folder, name), "nobody", time.monotonic(), 0.0
     try:
         while True:
             if _try(file, alone):
@@ -75,8 +76,8 @@ def _locked(folder: Path, name: str, alone: bool, what: str, say: Say) -> Iterat
                 continue
             if time.monotonic() - began >= QUIET_SECONDS:
                 number, text = _holder(file)
-                if number != told:
-                    told = number
+                if number != told or time.monotonic() >= again:
+                    told, again = number, time.monotonic() + AGAIN_SECONDS
                     say(f"waiting for {what}: {text}. See who: fuser -v {shlex.quote(str(folder / name))}")
             time.sleep(POLL_SECONDS)
         _write_note(file)

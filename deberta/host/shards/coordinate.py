@@ -19,7 +19,7 @@ from deberta.core.job import DeviceFacts, LostAttempt, SameBatch, Shard
 from deberta.core.progress import duration
 from deberta.host.plan.plan import Step
 from deberta.host.shards import agreement, spans
-from deberta.host.shards.pool import DeviceGone, Event, Pool, ShardDone, ShardFailed, ShardRequest
+from deberta.host.shards.pool import DeviceGone, Outcome, Pool, ShardDone, ShardFailed, ShardRequest, ShardWaits
 from deberta.host.shards.spans import Span
 from deberta.host.shards.store import ShardStore, StoredShard
 
@@ -47,12 +47,14 @@ class ShardSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class _Asked:
     """A shard that a device was asked for. `compared`: it is compared with stored bytes, and is none of the result.
 
-    `begun`: when, by this host's clock, so that the times of all devices can be compared.
+    `seconds`: that it has, which end at `deadline`. `begun`: when, by this host's clock, so that the times of all
+    devices can be compared.
     """
 
     request: ShardRequest
     device: str
     deadline: float
+    seconds: float
     begun: str
     compared: bool = False
 
@@ -200,13 +202,21 @@ class Coordinator:
         host = self.devices[device].host
         beside = [facts.host for facts in self.devices.values()].count(host)
         request = ShardRequest(self.step, *span, attempt=self._attempts, runs_beside=beside)
-        self._asked[self._attempts] = _Asked(request, device, time.monotonic() + seconds, records.now(), compared)
+        self._asked[self._attempts] = _Asked(
+            request, device, time.monotonic() + seconds, seconds, records.now(), compared
+        )
         self.pool.start(device, request)
 
-    def _events(self) -> list[Event]:
-        """What has happened, among it devices whose time is up."""
+    def _events(self) -> list[Outcome]:
+        """What has happened, among it devices whose time is up; none is while another run of ours has the device."""
         first = min(asked.deadline for asked in self._asked.values())
-        events = self.pool.wait(max(0.0, min(TICK_SECONDS, first - time.monotonic())))
+        events: list[Outcome] = []
+        for event in self.pool.wait(max(0.0, min(TICK_SECONDS, first - time.monotonic()))):
+            if not isinstance(event, ShardWaits):
+                events.append(event)
+            elif waiting := self._asked.get(event.attempt):
+                self.say(f"{event.device}: {event.why}")
+                self._asked[event.attempt] = replace(waiting, deadline=time.monotonic() + waiting.seconds)
         now = time.monotonic()
         answered = {event.attempt for event in events if not isinstance(event, DeviceGone)}
         for attempt, asked in self._asked.items():
@@ -215,7 +225,7 @@ class Coordinator:
                 events.append(DeviceGone(asked.device, "it did not answer in time"))
         return events
 
-    def _settle(self, event: Event) -> Optional[_Asked]:
+    def _settle(self, event: Outcome) -> Optional[_Asked]:
         """What an event answers; None for a late one, which is refused. A device that is gone is of no more use."""
         if isinstance(event, DeviceGone):
             self.devices.pop(event.device, None)
@@ -247,7 +257,7 @@ class Coordinator:
         )
         self.store.keep_lost(self.lost)
 
-    def _again(self, asked: _Asked, event: Event, waiting: list[Span]) -> None:
+    def _again(self, asked: _Asked, event: Outcome, waiting: list[Span]) -> None:
         """Put a lost shard back. Raises its error if it failed too often."""
         span = asked.request.span
         if isinstance(event, ShardFailed):

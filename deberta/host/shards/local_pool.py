@@ -11,7 +11,7 @@ from deberta.core.job import DeviceFacts
 from deberta.host.plan.plan import Step
 from deberta.host.run.session import Session
 from deberta.host.shards import work
-from deberta.host.shards.pool import DeviceGone, Event, ShardDone, ShardFailed, ShardRequest
+from deberta.host.shards.pool import DeviceGone, Event, ShardDone, ShardFailed, ShardRequest, ShardWaits
 from deberta.host.shards.runner_process import RunnerProcess
 
 
@@ -46,8 +46,8 @@ class LocalPool:
         for ready in wait(list(by_connection), seconds):
             name = by_connection[ready]  # type: ignore[index]
             try:
-                answer = self.processes[name].answer()
-                assert isinstance(answer, (ShardDone, ShardFailed))
+                answer = self.processes[name].read()
+                assert isinstance(answer, (ShardDone, ShardFailed, ShardWaits))
                 events.append(answer)
             except EOFError:
                 self.drop(name)

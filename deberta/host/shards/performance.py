@@ -9,7 +9,7 @@ from deberta.core import contract
 from deberta.core.errors import MissingError, StageError, from_exit_code
 from deberta.host.plan.plan import Step
 from deberta.host.shards import work
-from deberta.host.shards.pool import DeviceGone, Pool, ShardDone, ShardFailed, ShardRequest
+from deberta.host.shards.pool import DeviceGone, Pool, ShardDone, ShardFailed, ShardRequest, ShardWaits
 
 TICK_SECONDS = 1.0
 SLOWEST = 1.0  # rows of 256 tokens per s: a device that takes longer is given up
@@ -47,6 +47,8 @@ def _answer(pool: Pool, device: str, attempt: int, give_up: float) -> Union[Shar
     """What a device answers; one that does not in time is given up."""
     while time.monotonic() < give_up:
         for event in pool.wait(TICK_SECONDS):
+            if isinstance(event, ShardWaits):
+                continue
             if event.device == device and (isinstance(event, DeviceGone) or event.attempt == attempt):
                 return event
     pool.drop(device)

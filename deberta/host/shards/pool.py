@@ -62,6 +62,18 @@ class ShardFailed:
 
 
 @dataclass(frozen=True)
+class ShardWaits:
+    """A shard whose device, or host, another run of ours has (host.run.device_locks); said again while it waits.
+
+    A cluster's workers say so in their own logs alone.
+    """
+
+    device: str
+    attempt: int
+    why: str
+
+
+@dataclass(frozen=True)
 class DeviceGone:
     """A device that answers no more; what it was asked for is lost."""
 
@@ -69,7 +81,8 @@ class DeviceGone:
     why: str
 
 
-Event = Union[ShardDone, ShardFailed, DeviceGone]
+Outcome = Union[ShardDone, ShardFailed, DeviceGone]
+Event = Union[Outcome, ShardWaits]
 
 
 class Pool(Protocol):

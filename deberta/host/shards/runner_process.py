@@ -13,16 +13,16 @@ import time
 import traceback
 from dataclasses import replace
 from multiprocessing import Pipe
-from typing import Union
+from typing import Callable, Union
 
-from deberta.core import machine
+from deberta.core import machine, progress
 from deberta.core.errors import INTERRUPTED, DebertaError, StageError, from_os_error
 from deberta.core.job import DeviceFacts
 from deberta.host.engine.transcript import GRACE_SECONDS
 from deberta.host.plan.plan import Step
 from deberta.host.run.session import Session
 from deberta.host.shards import work
-from deberta.host.shards.pool import ShardDone, ShardFailed, ShardRequest
+from deberta.host.shards.pool import ShardDone, ShardFailed, ShardRequest, ShardWaits
 
 Answer = Union[DeviceFacts, ShardDone, ShardFailed]
 
@@ -47,8 +47,14 @@ class RunnerProcess:
 
     def answer(self) -> Answer:
         """The answer to the one question that was asked. Raises EOFError if the process has ended."""
+        while isinstance(answer := self.read(), ShardWaits):
+            progress.say(answer.why)
+        return answer
+
+    def read(self) -> Union[Answer, ShardWaits]:
+        """The answer, or before it what it waits for. Raises EOFError if the process has ended."""
         try:
-            answer: Answer = self.connection.recv()
+            answer: Union[Answer, ShardWaits] = self.connection.recv()
         except OSError:
             raise EOFError from None
         return answer
@@ -96,14 +102,16 @@ def _serve(session: Session, device: int, connection: object) -> None:
     with contextlib.closing(session.executor), contextlib.suppress(EOFError, BrokenPipeError):
         while True:
             question = connection.recv()  # type: ignore[attr-defined]
-            connection.send(_unless_stopped(session, device, question))  # type: ignore[attr-defined]
+            connection.send(_unless_stopped(session, device, question, connection.send))  # type: ignore[attr-defined]
 
 
-def _unless_stopped(session: Session, device: int, question: Union[Step, ShardRequest]) -> Answer:
+def _unless_stopped(
+    session: Session, device: int, question: Union[Step, ShardRequest], send: Callable[[ShardWaits], None]
+) -> Answer:
     try:
         signal.signal(signal.SIGUSR1, _raise_stopped)
         try:
-            return _answer(session, device, question)
+            return _answer(session, device, question, send)
         finally:
             signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     except _Stopped:
@@ -112,14 +120,20 @@ def _unless_stopped(session: Session, device: int, question: Union[Step, ShardRe
         return ShardFailed(work.name_of(device), attempt, "it was told to stop", INTERRUPTED)
 
 
-def _answer(session: Session, device: int, question: Union[Step, ShardRequest]) -> Answer:
+def _answer(
+    session: Session, device: int, question: Union[Step, ShardRequest], send: Callable[[ShardWaits], None]
+) -> Answer:
     step = question.step if isinstance(question, ShardRequest) else question
     attempt = question.attempt if isinstance(question, ShardRequest) else 0
+
+    def wait(line: str) -> None:
+        send(ShardWaits(work.name_of(device), attempt, line))
+
     try:
         session.executor.prepare(step)
         if isinstance(question, ShardRequest):
-            return work.run(session, question, device)
-        return work.facts(session, step, device)
+            return work.run(session, question, device, wait)
+        return work.facts(session, step, device, wait)
     except DebertaError as error:
         problem = error
     except OSError as error:

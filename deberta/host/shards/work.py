@@ -9,6 +9,7 @@ import contextlib
 import platform
 from dataclasses import replace
 from pathlib import PurePosixPath
+from typing import Callable
 
 from deberta import PROJECT
 from deberta.ascend import ais_bench, programs
@@ -69,13 +70,16 @@ def is_performance(step: Step) -> bool:
     return step.inference is not None and step.inference.log_copy is not None
 
 
-def facts(session: Session, step: Step, device: int) -> DeviceFacts:
-    """What can be known of a device. Raises the errors of one that is not fit to run: busy, ill, no CANN."""
+def facts(session: Session, step: Step, device: int, wait: Callable[[str], None] = progress.say) -> DeviceFacts:
+    """What can be known of a device. Raises the errors of one that is not fit to run: busy, ill, no CANN.
+
+    `wait` takes sentences on another run of ours that has the device.
+    """
     chip, driver = machine.cpu_name(), ""
     if step.tool:
-        with device_locks.held(session.locks, device, False, progress.say):
+        with device_locks.held(session.locks, device, False, wait):
             chip = devices.look(session, device, lambda line: None).name
-            with contextlib.suppress(DebertaError), device_locks.looking(session.locks, progress.say):
+            with contextlib.suppress(DebertaError), device_locks.looking(session.locks, wait):
                 driver = programs.driver_version()
     identity = session.executor.identity(step)
     return DeviceFacts(
@@ -90,10 +94,11 @@ def facts(session: Session, step: Step, device: int) -> DeviceFacts:
     )
 
 
-def run(session: Session, request: ShardRequest, device: int) -> ShardDone:
+def run(session: Session, request: ShardRequest, device: int, wait: Callable[[str], None] = progress.say) -> ShardDone:
     """Run a shard on a device, judge what it left, and read that. Raises the errors of a run.
 
-    A performance run is never cut: its request is of batch 0, which runs as often as its step says.
+    A performance run is never cut: its request is of batch 0, which runs as often as its step says. `wait`: as of
+    `facts`.
     """
     assert request.step.inference is not None
     whole, started = batches(request.step)[request.length], records.now()
@@ -123,7 +128,7 @@ def run(session: Session, request: ShardRequest, device: int) -> ShardDone:
     if step.stage:
         arguments += ["--summary", str(summary.relative_to(session.workspace))]
     place, not_checked = {own.output: session.workspace / own.output}, []
-    with devices.locked(session, step, progress.say):
+    with devices.locked(session, step, wait):
         if step.tool:
             not_checked = devices.check_before(session, step, own, device, lambda line: None, request.first)
         [left] = devices.run_judged(session, step, place, arguments, lambda line: None, scratch if step.tool else None)
