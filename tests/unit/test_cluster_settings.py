@@ -63,12 +63,19 @@ def test_a_certificate_that_lets_somebody_else_in_is_refused(place: Path, tmp_pa
     (own / KEY).chmod(0o644)
     refused(ConfigError, r"key.pem can be read by others \(mode 644\).*Run: chmod 600")
     (own / KEY).chmod(0o600)
+    for path, safe, mode in ((own / CA, 0o644, 0o666), (own, 0o700, 0o770)):
+        path.chmod(mode)
+        refused(ConfigError, rf"{path} can be changed by others \(mode {mode:o}\).*Run: chmod go-w {path}")
+        path.chmod(safe)
     today = datetime.now(timezone.utc)
     refused(ConfigError, "cert.pem expired on", today + timedelta(366))
     refused(ConfigError, "ca.pem is not valid before", today - timedelta(1))
     replaced(CA, (stranger / CA).read_bytes(), DataError, "not signed by .*ca.pem: another CA of that name")
     replaced(KEY, (stranger / KEY).read_bytes(), DataError, "key.pem is not the key of")
     replaced(CERTIFICATE, (place / CA).read_bytes(), DataError, "cert.pem is a CA's own certificate")
+    ca, ca_key = certificates._load(place / CA), certificates._load_key(place / CA_KEY)
+    with_its_key = certificates._sign("npu1", ca.public_key(), ca.subject, ca_key, 9, [certificates._name("npu1")])
+    replaced(CERTIFICATE, certificates._pem(with_its_key), DataError, "cert.pem .* has its key: a host has its own")
     replaced(CA, (place / "npu1" / CERTIFICATE).read_bytes(), DataError, "ca.pem is no CA's certificate")
     for name in (CA, CERTIFICATE):
         replaced(
@@ -82,6 +89,12 @@ def test_a_certificate_that_lets_somebody_else_in_is_refused(place: Path, tmp_pa
 def test_a_cluster_without_encryption_or_with_an_unknown_setting_is_refused() -> None:
     assert cluster_settings.load(LAB, "lab").endpoint == ("10.0.0.1", 8786)
     assert cluster_settings.endpoint("tls://[fd00::1]:8786") == ("fd00::1", 8786)
+    for address in ("tls://0.0.0.0:8786", "tls://[::]:8786", "tls://[::ffff:0.0.0.0]:8786"):
+        with pytest.raises(ConfigError, match="stands for all addresses"):
+            cluster_settings.endpoint(address)
+    for address in ("tls://0:8786", "tls://0x0:8786", "tls://0.0:8786", "tls://00.0.0.0.:8786"):  # 0.0.0.0 to systems
+        with pytest.raises(ConfigError, match="neither a name nor an address"):
+            cluster_settings.endpoint(address)
     for address in ("tcp://10.0.0.1:8786", "10.0.0.1:8786", "tls://10.0.0.1", "tls://10.0.0.1:0", "tls://a b:1"):
         with pytest.raises(ConfigError, match="has to be tls://HOST:PORT"):
             cluster_settings.load({"lab": {**LAB["lab"], "scheduler": address}}, "lab")
@@ -97,12 +110,13 @@ def test_a_cluster_without_encryption_or_with_an_unknown_setting_is_refused() ->
 
 def test_a_worker_listens_on_one_address_alone() -> None:
     assert cluster_settings.own_address(("127.0.0.1", 8786)) == "127.0.0.1"
-    assert cluster_settings.own_address(("127.0.0.1", 8786), "10.0.0.2") == "10.0.0.2"
-    for address in ("0.0.0.0", "::"):
+    assert cluster_settings.own_address(("127.0.0.1", 8786), "127.0.0.2") == "127.0.0.2"
+    for address in ("0.0.0.0", "::", "::ffff:0.0.0.0"):
         with pytest.raises(ConfigError, match="stands for all addresses"):
             cluster_settings.own_address(("127.0.0.1", 8786), address)
-    with pytest.raises(ConfigError, match="is no address"):
-        cluster_settings.own_address(("127.0.0.1", 8786), "npu1")
+    for address in ("npu1", "192.0.2.7"):
+        with pytest.raises(ConfigError, match=f"'{address}' is no address of this host"):
+            cluster_settings.own_address(("127.0.0.1", 8786), address)
 
 
 def test_the_kubernetes_job_has_a_chip_a_pod_an_image_by_digest_and_no_root() -> None:

@@ -87,6 +87,8 @@ def check(folder: Path, now: Optional[datetime] = None) -> HostCertificates:
             f"{', '.join(missing)} missing: a cluster's certificates are those of one host. Copy its folder here, or "
             "make it where the CA is: invoke cluster certs"
         )
+    for path in (folder, own.ca, own.certificate, own.key):
+        _refuse_writable(path)
     now = now or datetime.now(timezone.utc)
     ca, certificate, key = _load(own.ca), _load(own.certificate), _load_key(own.key)
     for path, entry in ((own.ca, ca), (own.certificate, certificate)):
@@ -97,8 +99,8 @@ def check(folder: Path, now: Optional[datetime] = None) -> HostCertificates:
             if is_wrong:
                 raise ConfigError(f"{path} {words} {moment:%Y-%m-%d %H:%M} UTC. Look at the clock, or: {AGAIN}")
     _check_ca(own.ca, ca)
-    if _is_ca(certificate):
-        raise DataError(f"{own.certificate} is a CA's own certificate: a host has one of its own. {AGAIN}")
+    if _is_ca(certificate) or certificate.public_key() == ca.public_key():
+        raise DataError(f"{own.certificate} is a CA's own certificate or has its key: a host has its own. {AGAIN}")
     if certificate.public_key() != key.public_key():
         raise DataError(f"{own.key} is not the key of {own.certificate}. {AGAIN}")
     if problem := _signed_by(certificate, ca):
@@ -223,6 +225,16 @@ def _load_key(path: Path) -> Any:
         return load_pem_private_key(files.read_bytes(path), password=None)
     except (ValueError, TypeError) as error:
         raise DataError(f"{path} is no private key without a passphrase: {error}. {AGAIN}") from None
+
+
+def _refuse_writable(path: Path) -> None:
+    """Raise ConfigError if others could put a CA of their own there."""
+    status = os.stat(path)
+    if status.st_mode & 0o022:
+        raise ConfigError(
+            f"{path} can be changed by others (mode {stat.S_IMODE(status.st_mode):o}): with a CA of theirs they could "
+            f"run code here. Run: chmod go-w {path}"
+        )
 
 
 def _is_ca(certificate: Any) -> bool:

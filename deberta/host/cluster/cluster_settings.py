@@ -15,6 +15,7 @@ from deberta.core import contract, schema
 from deberta.core.errors import ConfigError
 
 _ADDRESS = re.compile(r"tls://(\[[0-9a-fA-F:.]{2,45}\]|[A-Za-z0-9.-]{1,253}):([0-9]{1,5})")
+_NUMBER = re.compile(r"(?:.*\.)?(?:[0-9]+|0[xX][0-9a-fA-F]*)\.?")  # how a name ends that systems read as an address
 EXAMPLE = 'clusters: {lab: {scheduler: "tls://10.0.0.1:8786", certificates: ~/.config/deberta-ascend/lab}}'
 
 
@@ -54,7 +55,9 @@ def endpoint(address: str) -> tuple[str, int]:
     if match := _ADDRESS.fullmatch(address):
         port = contract.whole(match[2])
         if 0 < port < 65536:
-            return match[1].strip("[]"), port
+            host = match[1].strip("[]")
+            _one_address(host, "the scheduler's address")
+            return host, port
     plain = " without TLS anybody on the network could run code on every host." if "tls://" not in address else ""
     raise ConfigError(f"the scheduler's address is {address!r}, and has to be tls://HOST:PORT.{plain}")
 
@@ -65,12 +68,13 @@ def own_address(scheduler: tuple[str, int], wanted: str = "") -> str:
     Raises ConfigError for an address that stands for all, for a name, and where no way leads to the scheduler.
     """
     if wanted:
+        _one_address(wanted, "--listen")
         try:
-            address = ipaddress.ip_address(wanted)
-        except ValueError:
+            family = socket.AF_INET6 if ipaddress.ip_address(wanted).version == 6 else socket.AF_INET
+            with socket.socket(family) as probe:
+                probe.bind((wanted, 0))
+        except (ValueError, OSError):
             raise ConfigError(f"--listen {wanted!r} is no address of this host. Give one, such as 10.0.0.2") from None
-        if address.is_unspecified:
-            raise ConfigError(f"--listen {wanted} stands for all addresses of this host. Give the cluster's own one")
         return wanted
     try:
         [family, _, _, _, place] = socket.getaddrinfo(*scheduler, type=socket.SOCK_DGRAM)[0]
@@ -81,6 +85,18 @@ def own_address(scheduler: tuple[str, int], wanted: str = "") -> str:
         raise ConfigError(
             f"no way leads from here to {scheduler[0]}: {error}. Check the scheduler's address, or give --listen"
         ) from None
+
+
+def _one_address(host: str, what: str) -> None:
+    """Raise ConfigError for an address that stands for all of a host's, and for one that is not written in full."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        if _NUMBER.fullmatch(host):
+            raise ConfigError(f"{what} {host!r} is neither a name nor an address. Write it in full") from None
+        return
+    if (getattr(address, "ipv4_mapped", None) or address).is_unspecified:
+        raise ConfigError(f"{what} {host} stands for all addresses of a host. Give the cluster's own one")
 
 
 def certificates_folder(settings: ClusterSettings, project: Path) -> Path:

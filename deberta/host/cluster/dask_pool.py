@@ -89,9 +89,7 @@ class DaskPool:
                 timeout=dask_settings.CONNECT_SECONDS, direct_to_workers=False,
             )  # fmt: skip
         except (OSError, TimeoutError, asyncio.TimeoutError) as error:
-            raise MissingError(
-                f"no scheduler answers at {self._scheduler} ({error}). Start it there: invoke cluster scheduler"
-            ) from None
+            raise dask_settings.no_answer(self._scheduler, error) from None
 
     def _call(self, work: Coroutine[Any, Any, T]) -> T:
         """Have the loop's thread do something, and wait for it; an interrupt ends the waiting and the work."""

@@ -5,8 +5,11 @@ They are set over those of a user's own files and variables.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import Any
+
+from deberta.core.errors import DataError, DebertaError, MissingError
 
 SILENT_SECONDS = 20  # after which a worker without a sign of life is gone; Dask's own setting is 5 minutes
 CONNECT_SECONDS = 15
@@ -43,3 +46,30 @@ def apply() -> None:
     # What they log of a lost connection is said by us, or is nothing to act on.
     for name in [name for name in logging.root.manager.loggerDict if name.startswith(("distributed", "tornado"))]:
         logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+async def reach(scheduler: str, security: Any) -> None:
+    """Connect once, as a worker does: by itself that tries again and again, and says little. Raises our errors."""
+    from distributed.comm import connect
+
+    try:
+        comm = await connect(scheduler, timeout=CONNECT_SECONDS, **security.get_connection_args("worker"))
+    except (OSError, TimeoutError, asyncio.TimeoutError) as error:
+        raise no_answer(scheduler, error) from None
+    comm.abort()
+
+
+def no_answer(scheduler: str, error: BaseException) -> DebertaError:
+    """Dask's error of a connection as ours: that nobody answers is told from that the two trust different CAs."""
+    from distributed.comm.core import FatalCommClosedError
+
+    if isinstance(error, FatalCommClosedError):
+        why = f": {error.__cause__ or error}".rstrip(": ")
+        return DataError(
+            f"the scheduler at {scheduler} and this host have certificates of different CAs{why}. Have the host's made "
+            "where the cluster's CA is: invoke cluster certs"
+        )
+    return MissingError(
+        f"no scheduler answers at {scheduler} ({str(error) or 'no answer in time'}). Start it there: invoke cluster "
+        "scheduler"
+    )

@@ -10,12 +10,13 @@ import contextlib
 import os
 import signal
 import sys
+import traceback
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Awaitable, Callable, Sequence
 
 from deberta.core import machine
-from deberta.core.errors import ConfigError, MissingError, StageError, from_exit_code, many, run_stage
+from deberta.core.errors import ConfigError, StageError, from_exit_code, many, run_stage
 from deberta.core.job import DeviceFacts
 from deberta.host.cluster import dask_settings
 from deberta.host.cluster.certificates import HostCertificates
@@ -53,7 +54,7 @@ def run_scheduler(address: str, port: int, certificates: HostCertificates, say: 
     async def serve() -> None:
         security = certificates.security()
         scheduler = _without_pages(Scheduler)(
-            host=address, port=port, protocol="tls", security=security, dashboard=False
+            host=_bracketed(address), port=port, protocol="tls", security=security, dashboard=False
         )
         try:
             await scheduler
@@ -112,7 +113,11 @@ def _code(status: int) -> int:
 
 def _exit(plan: WorkerPlan, device: int) -> None:
     """In a worker's own process: run it, and end with the exit code of its error."""
-    code = run_stage(lambda _: _run_worker(plan, device), [])
+    code = 1
+    try:
+        code = run_stage(lambda _: _run_worker(plan, device), [])
+    except BaseException:
+        traceback.print_exc()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
@@ -164,19 +169,20 @@ async def _serve(plan: WorkerPlan, name: str, runner: RunnerProcess, facts: Devi
     dask_settings.apply()
     from distributed import Worker
 
+    security = plan.certificates.security()
+    await dask_settings.reach(plan.scheduler, security)
     host_files = HostFiles(plan.folder / name.replace("/", "-"), plan.folder / "models", work.host(), LARGEST_CACHE)
     worker = _without_pages(Worker)(
-        plan.scheduler, host=plan.listen, protocol="tls", nthreads=1, name=name, memory_limit=0,
-        security=plan.certificates.security(), dashboard=False, nanny=None, local_directory=str(plan.folder / "dask"),
+        plan.scheduler, host=_bracketed(plan.listen), protocol="tls", nthreads=1, name=name, memory_limit=0,
+        security=security, dashboard=False, nanny=None, local_directory=str(plan.folder / "dask"),
         plugins=(WorkSide(runner, name, host_files, facts),), death_timeout=dask_settings.CONNECT_SECONDS,
     )  # fmt: skip
     try:
         await worker
     except (OSError, TimeoutError, asyncio.TimeoutError) as error:
-        raise MissingError(
-            f"no scheduler answers at {plan.scheduler} ({str(error) or 'no answer in time'}). Start it there: invoke "
-            "cluster scheduler"
-        ) from None
+        raise dask_settings.no_answer(plan.scheduler, error) from None
+    except RuntimeError as error:  # it holds what Dask met
+        raise StageError(f"{name} did not start: {error.__cause__ or error}") from None
     plan.say(f"{name} is at {worker.address}: {', '.join(filter(None, (facts.chip, facts.cann, facts.driver)))}")
     try:
         await worker.finished()
@@ -184,6 +190,11 @@ async def _serve(plan: WorkerPlan, name: str, runner: RunnerProcess, facts: Devi
         with contextlib.suppress(Exception):  # of Dask's, on its way out
             await asyncio.wait_for(worker.close(), CLOSE_SECONDS)
     raise StageError(f"{name}: the scheduler at {plan.scheduler} has ended, or let this worker go. Start it again")
+
+
+def _bracketed(address: str) -> str:
+    """As Dask wants addresses of IPv6."""
+    return f"[{address}]" if ":" in address else address
 
 
 def _without_pages(server: type[Any]) -> type[Any]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from deberta import PROJECT
 from deberta.core import schema
-from deberta.core.errors import MissingError, aligned, many
+from deberta.core.errors import aligned, many
 from deberta.core.job import DeviceFacts
 from deberta.core.schema import Schema
 from deberta.host.cluster import dask_settings
@@ -40,7 +40,7 @@ class ClusterDocument(Schema):
 
 
 def look(scheduler: str, certificates: HostCertificates) -> ClusterDocument:
-    """Ask a scheduler and its workers. Raises MissingError if it does not answer."""
+    """Ask a scheduler and its workers. Raises MissingError if it does not answer, DataError if its CA is another."""
     dask_settings.apply()
     import distributed
 
@@ -52,10 +52,7 @@ def look(scheduler: str, certificates: HostCertificates) -> ClusterDocument:
         with distributed.Client(scheduler, security=security, timeout=ANSWER_SECONDS, set_as_default=False) as client:
             answers: dict[str, Any] = client.run(work_side.introduce, on_error="return")
     except (OSError, TimeoutError) as error:
-        raise MissingError(
-            f"no scheduler answers at {scheduler}: {error}. Start it there (invoke cluster scheduler), and see that "
-            "both hosts have certificates of the same CA"
-        ) from None
+        raise dask_settings.no_answer(scheduler, error) from None
     devices, silent = [], []
     for address, answer in sorted(answers.items()):
         if not isinstance(answer, dict) or "device" not in answer:
