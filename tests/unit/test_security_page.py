@@ -9,6 +9,7 @@ from deberta.host.cli import settings_file
 from deberta.host.fetch import archives, download
 from deberta.host.images import registry
 from deberta.host.report import evidence, gates
+from deberta.host.run import device_locks
 from deberta.stages.data import tables
 from deberta.stages.lint import graph
 from deberta.stages.model import config, tokenizer
@@ -45,6 +46,7 @@ BOUNDS = {
     "a gates file": gates.LARGEST,
     "what a registry answers to `images --lock`": registry.MAXIMUM_BYTES,
     "the time for that answer": int(registry.SECONDS),
+    "the note in a device's lock": device_locks.LONGEST_NOTE,
     "characters of an error message": errors.LONGEST_MESSAGE,
     "characters of a text that a Chinese report translates by a phrase with placeholders": phrases.LONGEST,
     "texts of a report that such phrases are tried on": phrases.MOST,
