@@ -119,3 +119,10 @@ def test_the_summary_of_a_step_is_appended_and_escaped(tmp_path: Path) -> None:
         r"^\| correct_rows \| bs 1, match \| &lt;/failure>.*\| at least 1154 of 1200 \|$", text, re.MULTILINE
     )
     assert "| 8 | match | 99.08 % | 512.1 |" in text and text.count("| 8 | mismatch |") == 1
+
+
+def test_a_slow_device_is_named_beside_the_others(tmp_path: Path) -> None:
+    slow = result(samples.changed(samples.mnli(), samples.on_devices), tmp_path)
+    line = "node-2/0: 3.250 fps at bs 1 match, -25.0 % beside node-1/0, and the noise is 5.0 %"
+    assert slow.slow_devices == [line] and f"slow device: {line}\n" in conclusion.text(slow)
+    assert result(samples.mnli(), tmp_path).slow_devices == []

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import Optional, Sequence
+from typing import Iterator, Optional, Sequence
 from xml.etree import ElementTree
 
+from msgspec import field
+
 from deberta.core import contract, files
-from deberta.core.differences import ReportDifference
+from deberta.core.differences import SLOWER, ReportDifference
 from deberta.core.errors import GateError, some, visible
 from deberta.core.report import GateCheck, Report
 from deberta.core.schema import Schema
@@ -59,7 +61,8 @@ class AcceptanceDocument(Schema):
     """What `acceptance --json` prints.
 
     `limit`: above 0 the first rows alone were run. `summary`: the last line of the text. `baseline`: what differs from
-    the report that --baseline names.
+    the report that --baseline names. `slow_devices`: those whose performance run was slower than other devices' beyond
+    the noise, a line for each.
     """
 
     profile: str
@@ -75,6 +78,7 @@ class AcceptanceDocument(Schema):
     report: ReportFiles
     summary: str
     baseline: Optional[ReportDifference] = None
+    slow_devices: list[str] = field(default_factory=list)
 
 
 def document(workspace: Path, plan: Plan, report: Report, kept: str = "") -> AcceptanceDocument:
@@ -120,7 +124,18 @@ def document(workspace: Path, plan: Plan, report: Report, kept: str = "") -> Acc
         ),
         summary=summary(report, openable(workspace / artifacts.report("html"))),
         baseline=report.measured.baseline,
+        slow_devices=list(_slow_devices(report)),
     )
+
+
+def _slow_devices(report: Report) -> Iterator[str]:
+    for runs in report.measured.device_runs:
+        for device in (device for device in runs.devices if device.conclusion == SLOWER):
+            noise = f", and the noise is {100 * device.noise:.1f} %" if device.noise is not None else ""
+            yield (
+                f"{device.device or 'the first device'}: {device.fps:.3f} fps at bs {runs.batch_size} {runs.version}, "
+                f"{100 * device.change:+.1f} % beside {runs.reference or 'the first device'}{noise}"
+            )
 
 
 def summary(report: Report, page: str) -> str:
@@ -172,6 +187,7 @@ def text(result: AcceptanceDocument) -> str:
     lines = [f"bs {size}: {'; '.join(figures[size])}" for size in sorted(figures)]
     gates = result.gates
     counts = [f"{sum(gate.status == status for gate in gates)} {status}" for status in STATUSES]
+    lines += [f"slow device: {text}" for text in result.slow_devices]
     lines.append(f"gates: {', '.join(counts)}")
     lines += [f"  failed: {gate.gate} ({gate.of}): {_found(gate)}" for gate in gates if gate.status == "failed"]
     unjudged: dict[tuple[str, str], list[str]] = {}
