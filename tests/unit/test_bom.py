@@ -51,7 +51,9 @@ def _tree(tmp_path: Path) -> Path:
 
     report = report_samples.changed(report_samples.mnli(), change)
     stands = {"batch_size": 8, "version": "match", "precision": "fp32", "origin": "", "pinned": True}
-    measured = {name: report["measured"][name] for name in JobMeasured.__struct_encode_fields__}
+    measured = {
+        name: report["measured"][name] for name in JobMeasured.__struct_encode_fields__ if name in report["measured"]
+    }
     job = {
         **{"format": 1, "purpose": "report", "backend": "ascend", "limit": 0, "loops": 100, "batch_sizes": [8]},
         "profile": {"name": "demo", "published": False, "labels": list(LABELS), "rows": {"match": None}},

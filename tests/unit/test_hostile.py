@@ -319,7 +319,6 @@ INT_ELSEWHERE = {
     "host/report/evidence.py": "schema.Number",
     "host/report/measurements.py": "its expression, schema.Number",
     "host/report/request.py": "schema.Number",
-    "host/report/sharded_runs.py": "schema.Number",
     "host/run/freshness.py": "its expression, of a command line of ours",
     "host/workflows/doctor.py": "the kernel's files",
     "host/workflows/evaluation.py": "the summary of a stage of ours",

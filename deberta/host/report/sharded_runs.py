@@ -7,6 +7,7 @@ from typing import Iterable, Iterator, Mapping, NamedTuple, Optional, Sequence, 
 
 from msgspec import structs
 
+from deberta.core import contract
 from deberta.core.job import DeviceFacts, DeviceShare, EvaluationFiles, Job, Shard, ShardedRun, Sharding
 from deberta.core.records import Record
 from deberta.host.shards import agreement, spans
@@ -44,7 +45,7 @@ def of_job(job: Job, step_records: Iterable[Record]) -> Iterator[RecordedRun]:
         folders: dict[int, dict[int, str]] = {}
         for length, path in cell.outputs.items():
             if path in by_folder:
-                folders.setdefault(id(by_folder[path]), {})[int(length)] = path
+                folders.setdefault(id(by_folder[path]), {})[contract.whole(length)] = path
         for of_record in folders.values():
             record = by_folder[next(iter(of_record.values()))]
             yield RecordedRun(cell, record, of_record, _sharding(record))
