@@ -6,6 +6,7 @@ import re
 
 from deberta.core import contract, errors, files, mnli, schema
 from deberta.host.cli import settings_file
+from deberta.host.cluster import shipping
 from deberta.host.fetch import archives, download
 from deberta.host.images import registry
 from deberta.host.report import evidence, gates
@@ -49,6 +50,8 @@ BOUNDS = {
     "the note in a device's lock": device_locks.LONGEST_NOTE,
     "characters of an error message": errors.LONGEST_MESSAGE,
     "characters of a text that a Chinese report translates by a phrase with placeholders": phrases.LONGEST,
+    "a piece of a file that is sent to a cluster's host": shipping.PIECE,
+    "models that a cluster's host keeps": shipping.MOST_CACHED,
     "texts of a report that such phrases are tried on": phrases.MOST,
 }
 

@@ -26,7 +26,7 @@ from deberta.host.cluster import dask_settings, shipping, work_side
 from deberta.host.cluster.shipping import ShippedFile
 from deberta.host.plan.plan import Step
 from deberta.host.run import source_digest
-from deberta.host.shards.pool import DeviceGone, Event, ShardFailed, ShardRequest
+from deberta.host.shards.pool import DeviceGone, Event, ShardFailed, ShardRequest, ShardWaits
 
 T = TypeVar("T")
 SENDERS = 2  # hosts that files are sent to at a time
@@ -68,9 +68,11 @@ class DaskPool:
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._devices: dict[str, _Device] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}  # by device: what it was asked for
+        self._keys: dict[str, tuple[str, int]] = {}  # of Dask's tasks that run: device and attempt
         self._model: list[ShippedFile] = []
         self._code = source_digest.of_package(PROJECT)
         self._watch: Optional[asyncio.Task[None]] = None
+        self._is_silent = False  # the scheduler
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="cluster", daemon=True)
         self._thread.start()
@@ -84,12 +86,23 @@ class DaskPool:
         self._senders = asyncio.Semaphore(SENDERS)
         self._hosts: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         try:
-            return await distributed.Client(
+            client = await distributed.Client(
                 self._scheduler, security=security, asynchronous=True, set_as_default=False,
                 timeout=dask_settings.CONNECT_SECONDS, direct_to_workers=False,
             )  # fmt: skip
         except (OSError, TimeoutError, asyncio.TimeoutError) as error:
             raise dask_settings.no_answer(self._scheduler, error) from None
+        client.subscribe_topic(work_side.WAITS, self._tell_wait)
+        return client
+
+    def _tell_wait(self, event: tuple[float, dict[str, str]]) -> None:
+        """A task waits for another run of ours that has the device; other clients' tasks say so too."""
+        _, wait = event
+        device, attempt = self._keys.get(wait["key"], ("", 0))
+        if attempt:
+            self._post(device, ShardWaits(device, attempt, wait["why"]))
+        elif device:
+            self._lines.put(f"{device}: {wait['why']}")
 
     def _call(self, work: Coroutine[Any, Any, T]) -> T:
         """Have the loop's thread do something, and wait for it; an interrupt ends the waiting and the work."""
@@ -155,7 +168,7 @@ class DaskPool:
         if not workers:
             raise MissingError(f"no device is at {self._scheduler}. Start one on each host: invoke cluster worker")
         met = _all(await asyncio.gather(*map(self._meet, workers), return_exceptions=True))
-        for device in filter(None, met):
+        for device in sorted(filter(None, met), key=lambda device: device.name):
             if device.name in self._devices:
                 raise ConfigError(f"two workers say that they have {device.name}. End one: invoke cluster show")
             self._devices[device.name] = device
@@ -220,16 +233,19 @@ class DaskPool:
     async def _send(self, device: _Device, artifacts: Sequence[ShippedFile]) -> None:
         """Send what a device's host lacks, piece by piece, from a few senders at a time."""
         lacking = await self._task(device, work_side.put, artifacts)
-        for artifact in lacking:
-            if artifact.stays and artifact.size >= shipping.PIECE:
-                self._lines.put(f"sending {artifact.path} ({artifact.size / 1e6:,.0f} MB) to {device.host}")
+        size, started = sum(artifact.size for artifact in lacking), time.monotonic()
+        is_large = size >= shipping.PIECE and lacking[0].stays
+        if is_large:
+            self._lines.put(f"sending {lacking[0].path} ({size / 1e6:,.0f} MB) to {device.host}")
         groups = shipping.pieces(lacking)
         while True:
             async with self._senders:
                 group = await asyncio.to_thread(next, groups, None)
                 if group is None:
-                    return
+                    break
                 await self._task(device, work_side.receive, self._transfer, group)
+        if is_large:
+            self._lines.put(f"{device.host} has {lacking[0].path}, after {time.monotonic() - started:.0f} s")
 
     async def _task(self, device: _Device, function: Callable[..., T], *arguments: Any) -> T:
         """Have a worker do something. Raises _Gone, and the errors of ours that it raised there."""
@@ -237,6 +253,8 @@ class DaskPool:
         future = self._client.submit(
             work_side.perform, call, workers=[device.address], allow_other_workers=False, retries=0, pure=False
         )
+        [attempt] = [argument.attempt for argument in arguments if isinstance(argument, ShardRequest)] or [0]
+        self._keys[future.key] = device.name, attempt
         del call, arguments
         answer = asyncio.ensure_future(_result(future))
         try:
@@ -252,6 +270,7 @@ class DaskPool:
             return value
         finally:
             answer.cancel()
+            del self._keys[future.key]
             future.release()  # a task that still runs is stopped by it
 
     def _begin(self, name: str, request: ShardRequest) -> None:
@@ -295,8 +314,10 @@ class DaskPool:
         while True:
             await asyncio.sleep(WATCH_SECONDS)
             addresses: set[str] = set()
-            with contextlib.suppress(OSError, RuntimeError, asyncio.TimeoutError):
+            try:
                 addresses = {*await asyncio.wait_for(self._client.scheduler.ncores(), dask_settings.SILENT_SECONDS)}
+            except (OSError, RuntimeError, asyncio.TimeoutError):
+                self._is_silent = True
             for device in list(self._devices.values()):
                 if device.address not in addresses and not device.gone.done():
                     device.gone.set_result(self._why)
@@ -306,12 +327,9 @@ class DaskPool:
     @property
     def _why(self) -> str:
         """Why a device answers no more."""
-        if self._client.status == "running":
+        if self._client.status == "running" and not self._is_silent:
             return "its worker ended, or its host does not answer"
-        return (
-            f"the scheduler at {self._scheduler} does not answer. Start it and the workers again (invoke cluster "
-            "scheduler, invoke cluster worker)"
-        )
+        return f"the scheduler at {self._scheduler} does not answer: start it again with invoke cluster scheduler"
 
     async def _close(self) -> None:
         if self._watch is not None:

@@ -27,7 +27,6 @@ from deberta.host.shards.pool import ShardFailed
 from deberta.host.shards.runner_process import RunnerProcess
 
 CLOSE_SECONDS = 15.0
-LARGEST_CACHE = 64 * 2**30  # bytes of models that a host keeps
 
 
 @dataclass(frozen=True)
@@ -171,7 +170,7 @@ async def _serve(plan: WorkerPlan, name: str, runner: RunnerProcess, facts: Devi
 
     security = plan.certificates.security()
     await dask_settings.reach(plan.scheduler, security)
-    host_files = HostFiles(plan.folder / name.replace("/", "-"), plan.folder / "models", work.host(), LARGEST_CACHE)
+    host_files = HostFiles(plan.folder / name.replace("/", "-"), plan.folder / "models", work.host())
     worker = _without_pages(Worker)(
         plan.scheduler, host=_bracketed(plan.listen), protocol="tls", nthreads=1, name=name, memory_limit=0,
         security=security, dashboard=False, nanny=None, local_directory=str(plan.folder / "dask"),

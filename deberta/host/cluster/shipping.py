@@ -22,7 +22,7 @@ from deberta.host.shards import work
 from deberta.host.shards.pool import ShardRequest
 
 PIECE = 8 * 2**20  # bytes that are sent at a time
-MOST_CACHED = 16 * 2**30  # bytes of a host's cache, beyond which what was not used for longest is removed
+MOST_CACHED = 64 * 2**30  # bytes of a host's cache, beyond which what was not used for longest is removed
 STALE_SECONDS = 3600.0  # after which a part belongs to a transfer that was broken off
 _CONTENT = "content"
 _PART = ".part-"

@@ -6,6 +6,7 @@ killed, or the scheduler took it back, interrupts what the process runs.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Callable, Optional, Sequence, Union, cast
 
 from distributed import get_worker
@@ -22,6 +23,7 @@ from deberta.host.shards.pool import ShardDone, ShardFailed, ShardRequest, Shard
 from deberta.host.shards.runner_process import RunnerProcess
 
 NAME = "deberta-ascend"  # of the plugin
+WAITS = "deberta-ascend-waits"  # the topic of what tasks wait for
 TICK_SECONDS = 0.2
 END_SECONDS = 10.0  # for what runs to stop when the worker ends, before it is killed
 
@@ -77,9 +79,11 @@ class WorkSide(WorkerPlugin):  # type: ignore[misc]  # distributed is not where 
                 if not isinstance(answer := self._runner.read(), ShardWaits):
                     return answer
                 progress.say(answer.why)
+                self._worker.log_event(WAITS, {"key": key, "why": answer.why})
         except (EOFError, OSError):
             worker = self._worker
-            worker.loop.call_later(1, worker.close, reason="the device's process has ended")
+            close = partial(worker.close, reason="the device's process has ended")
+            worker.loop.add_callback(worker.loop.call_later, 1, close)  # once this task's end is known
             raise RunnerGone("its process was killed") from None
         finally:
             self._unwanted.discard(key)

@@ -63,10 +63,7 @@ class ShardFailed:
 
 @dataclass(frozen=True)
 class ShardWaits:
-    """A shard whose device, or host, another run of ours has (host.run.device_locks); said again while it waits.
-
-    A cluster's workers say so in their own logs alone.
-    """
+    """A shard whose device, or host, another run of ours has (host.run.device_locks); said again while it waits."""
 
     device: str
     attempt: int
