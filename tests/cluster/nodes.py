@@ -23,7 +23,7 @@ from typing import NamedTuple
 from deberta.core import machine
 from tests.pipeline_helpers import environment
 
-NEEDED = ("unshare", "nsenter", "ip", "ss")
+NEEDED = ("unshare", "nsenter", "setpriv", "ip", "ss")
 SUBNET = "10.77.0"
 SWITCH = "switch"
 SECONDS = 60.0  # until a process that a test waits for has done its part
@@ -111,7 +111,7 @@ class Process:
 
 @dataclass
 class Node:
-    """A host. `folder`: its own files. `variables`: of the environment of all that it runs."""
+    """A host. `folder`: its own files. `variables`: of the environment of all that it runs. `user`: who runs that."""
 
     name: str
     address: str
@@ -119,14 +119,18 @@ class Node:
     first: int  # the number on this machine of its first process, which is 1 in its own namespace
     holder: subprocess.Popen[str]
     variables: dict[str, str] = field(default_factory=dict)
+    user: int = 0
     started: list[Process] = field(default_factory=list)
 
     @property
     def home(self) -> Path:
         return self.folder / "home"
 
-    def _command(self, command: Sequence[str]) -> list[str]:
-        return ["nsenter", "--target", str(self.first), "--net", "--uts", "--pid", "--mount", "--", *command]
+    def _command(self, command: Sequence[str], folder: Path | None) -> list[str]:
+        user = str(self.user)
+        own = ["setpriv", "--reuid", user, "--regid", user, "--clear-groups", "--"] if self.user else []
+        entered = ["nsenter", "--target", str(self.first), "--net", "--uts", "--pid", "--mount", "--"]
+        return [*entered, *own, "env", f"--chdir={folder or self.folder}", *command]
 
     def _environment(self, variables: Mapping[str, str]) -> dict[str, str]:
         return {**environment(), "HOME": str(self.home), **self.variables, **variables}
@@ -136,8 +140,7 @@ class Node:
     ) -> subprocess.CompletedProcess[str]:
         """Run a command to its end."""
         return subprocess.run(
-            self._command(command),
-            cwd=folder or self.folder,
+            self._command(command, folder),
             env=self._environment(variables),
             capture_output=True,
             text=True,
@@ -151,8 +154,7 @@ class Node:
         log = self.folder / f"{len(list(self.folder.glob('*.log')))}-{Path(command[0]).name}.log"
         with open(log, "w", encoding="utf-8") as output:
             popen = machine.start(
-                self._command(command),
-                cwd=folder or self.folder,
+                self._command(command, folder),
                 env=self._environment(variables),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -193,6 +195,17 @@ class Node:
     def mend(self) -> None:
         _ip(self.first, "link", "set", "eth0", "up")
 
+    def mount(self, source: Path, target: Path) -> None:
+        """Have a folder of the node's at another path, in the node alone."""
+        command = ["nsenter", "--target", str(self.first), "--mount", "mount", "--bind", str(source), str(target)]
+        subprocess.run(command, check=True)
+
+    def own(self) -> None:
+        """Give the node's files to its user."""
+        for folder, _, names in os.walk(self.folder):
+            for path in (folder, *(os.path.join(folder, name) for name in names)):
+                os.chown(path, self.user, self.user, follow_symlinks=False)
+
     def kill(self) -> None:
         """Cut the power: all that runs in the node ends with its first process, and nothing is told to anybody."""
         with contextlib.suppress(ProcessLookupError):
@@ -210,9 +223,11 @@ class Network:
     switch: Node
     nodes: list[Node] = field(default_factory=list)
 
-    def node(self, name: str, **variables: str) -> Node:
+    def node(self, name: str, user: int = 0, **variables: str) -> Node:
         """Connect a new host; its address is the next of the subnet's."""
         node = _hold(name, f"{SUBNET}.{len(self.nodes) + 1}", self.folder, variables)
+        node.user = user
+        node.own()
         port = f"port{len(self.nodes) + 1}"
         _ip(self.switch.first, "link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", str(node.first))
         _ip(self.switch.first, "link", "set", port, "master", "br0", "up")
@@ -249,7 +264,9 @@ def _hold(name: str, address: str, folder: Path, variables: Mapping[str, str]) -
     (own / "home").mkdir(parents=True)
     command = ["unshare", "--net", "--uts", "--pid", "--mount", "--fork", "--kill-child", "--mount-proc"]
     script = f"hostname {name} && ip link set lo up && echo ready && exec sleep infinity"
-    holder = machine.start([*command, "sh", "-c", script], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+    # Some versions of unshare complain of a signal mask when their child is there.
+    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    holder = machine.start([*command, "sh", "-c", script], **pipes)
     assert holder.stdout is not None
     assert holder.stdout.readline() == "ready\n", f"no node {name}: {unavailable()}"
     first = int(Path(f"/proc/{holder.pid}/task/{holder.pid}/children").read_text().split()[0])

@@ -8,13 +8,13 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from deberta.core.errors import DataError, MissingError, StageError
+from deberta.core.errors import ConfigError, DataError, MissingError, StageError
 from deberta.core.job import DeviceFacts
 from deberta.host.plan import profiles
 from deberta.host.plan.evaluation import perf
 from deberta.host.plan.plan import Case, Plan, Step
 from deberta.host.run.session import Session
-from deberta.host.shards import performance, work
+from deberta.host.shards import agreement, performance, work
 from deberta.host.shards.coordinate import ShardSettings
 from deberta.host.shards.pool import DeviceGone, Event, ShardDone, ShardFailed, ShardRequest
 from deberta.host.shards.sharded import ShardedRuns
@@ -63,7 +63,7 @@ def done(device: str, attempt: int) -> ShardDone:
 
 
 def run(pool: Pool, device: str = "", patience: float = 60) -> ShardDone:
-    return performance.run(pool, STEP, device, patience, print)
+    return performance.run(pool, STEP, pool.devices(STEP), device, patience, print)
 
 
 def test_it_runs_whole_on_the_first_device_or_on_the_one_that_is_named() -> None:
@@ -104,6 +104,18 @@ def test_devices_that_are_compared_are_all_others_and_on_cpu_one_of_each_other_h
     here = ShardedRuns(lambda _: pool, ShardSettings())
     assert here.others(session, STEP, (2, 0, 3)) == {work.name_of(0): 0, work.name_of(3): 3}
     assert here.others(session, on_cpu, (0, 1, 2)) == {}
+
+
+def test_a_record_names_what_ran_and_not_what_the_client_has() -> None:
+    device = DeviceFacts(host="a", device=0, cann="5.1.RC2", program={"program": "1" * 64})
+    agreement.check_record(device, {"cann": "5.1.RC2", "program": "1" * 64})
+    for identity, words in (
+        ({"cann": "6.0", "program": "1" * 64}, "a/0 has another CANN than this host, .*: 5.1.RC2, not 6.0"),
+        ({"cann": "5.1.RC2", "program": "2" * 64}, "a/0 has another program than this host"),
+        ({"cann": "5.1.RC2", "image": "runtime:1"}, "a/0 has another image than this host, .*: none, not runtime:1"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            agreement.check_record(device, identity)
 
 
 def test_its_log_and_output_never_have_the_names_of_the_first_devices() -> None:

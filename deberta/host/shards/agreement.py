@@ -42,6 +42,20 @@ def check(devices: Sequence[DeviceFacts], backend: str, different: bool) -> list
     return unknown
 
 
+def check_record(device: DeviceFacts, identity: Mapping[str, object]) -> None:
+    """Raise ConfigError unless a device runs the model with what the record will name: `identity` of the client.
+
+    Devices of one run have the same programs, so that one of them tells of all.
+    """
+    there = {**device.program, "cann": device.cann}
+    here = {"cann": "", **{name: str(value) for name, value in identity.items()}}
+    for name in sorted({*there, *here}):
+        what = "CANN" if name == "cann" else name
+        _check_same(
+            what, "this host, whose programs the record names", here.get(name, ""), device.name, there.get(name, "")
+        )
+
+
 def differ(devices: Sequence[DeviceFacts]) -> bool:
     """Whether any known fact of these devices differs."""
     return bool(unlike(devices, FACTS))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from typing import Callable, Union
+from typing import Callable, Sequence, Union
 
 from deberta.core import contract
 from deberta.core.errors import MissingError, StageError, from_exit_code
+from deberta.core.job import DeviceFacts
 from deberta.host.plan.plan import Step
 from deberta.host.shards import work
 from deberta.host.shards.pool import DeviceGone, Pool, ShardDone, ShardFailed, ShardRequest, ShardWaits
@@ -15,14 +16,20 @@ TICK_SECONDS = 1.0
 SLOWEST = 1.0  # rows of 256 tokens per s: a device that takes longer is given up
 
 
-def run(pool: Pool, step: Step, device: str, patience: float, say: Callable[[str], None]) -> ShardDone:
-    """Run a performance step on a device, or on the first one that is there if none is named.
+def run(
+    pool: Pool,
+    step: Step,
+    facts: Sequence[DeviceFacts],
+    device: str,
+    patience: float,
+    say: Callable[[str], None],
+) -> ShardDone:
+    """Run a performance step on a device, or on the first one that is there if none is named; `facts` are of those.
 
     After a device that goes comes the next, and begins anew. `patience`: seconds for all but the inference. Raises
     MissingError if the device that is named is not there, StageError if none is left, and the run's own error.
     """
-    present = sorted(pool.devices(step), key=lambda facts: (facts.host, facts.device))
-    names = [facts.name for facts in present]
+    names = [entry.name for entry in sorted(facts, key=lambda entry: (entry.host, entry.device))]
     if device:
         if device not in names:
             raise MissingError(f"{device} is none of the devices: {', '.join(names)}. See: invoke cluster show")

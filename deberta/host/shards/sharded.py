@@ -63,6 +63,7 @@ class ShardedRuns:
         try:
             facts = list(pool.devices(step))
             not_checked = agreement.check(facts, "" if step.tool else "cpu", self.different)
+            agreement.check_record(facts[0], session.executor.identity(step))
             kept = ShardStore(_folder(session, step, facts), sizes)
             if session.forces(step.task):
                 kept.clear()
@@ -116,7 +117,10 @@ class ShardedRuns:
         assert step.inference is not None
         pool = self.open(session)
         try:
-            done = performance.run(pool, step, step.inference.place, self.settings.first_patience, console.say)
+            facts = list(pool.devices(step))
+            agreement.check(facts, "" if step.tool else "cpu", self.different)
+            agreement.check_record(facts[0], session.executor.identity(step))
+            done = performance.run(pool, step, facts, step.inference.place, self.settings.first_patience, console.say)
         finally:
             pool.close()
         [place] = temporary.values()
