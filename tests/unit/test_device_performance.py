@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from types import SimpleNamespace
 
 import pytest
 
@@ -16,7 +17,7 @@ from deberta.host.plan.plan import Case, Plan, Step
 from deberta.host.run.session import Session
 from deberta.host.shards import agreement, performance, work
 from deberta.host.shards.coordinate import ShardSettings
-from deberta.host.shards.pool import DeviceGone, Event, ShardDone, ShardFailed, ShardRequest
+from deberta.host.shards.pool import DeviceGone, Event, ShardDone, ShardFailed, ShardRequest, ShardWaits
 from deberta.host.shards.sharded import ShardedRuns
 
 PROFILE = profiles.load("demo", {"demo": {"checkpoint": "p.bin", "config": "c.json", "tokenizer": "spm.model",
@@ -92,6 +93,18 @@ def test_a_device_that_goes_or_falls_silent_is_followed_by_the_next_and_an_error
     bad = Pool(["a/0"], {"a/0": lambda n: ShardFailed("a/0", n, "7 outputs of 8", DataError.exit_code)})
     with pytest.raises(DataError, match="a/0: 7 outputs of 8"):
         run(bad)
+
+
+def test_a_run_that_waits_for_its_host_is_not_silent(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seconds = iter(range(100))
+    monkeypatch.setattr(performance, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
+    monkeypatch.setattr(performance, "SLOWEST", 1e9)
+    pool, told = Pool(["a/0"]), iter([ShardWaits("a/0", 1, "another run has the host")] * 5)
+    monkeypatch.setattr(pool, "wait", lambda _: [next(told, done("a/0", 1))])
+    assert run(pool, patience=3).device == "a/0" and pool.dropped == []
+    assert capsys.readouterr().out.count("a/0: another run has the host") == 5
 
 
 def test_devices_that_are_compared_are_all_others_and_on_cpu_one_of_each_other_host(tmp_path: Path) -> None:

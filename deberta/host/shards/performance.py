@@ -40,7 +40,7 @@ def run(
     for attempt, name in enumerate(names, 1):
         say(f"on {name} alone")
         pool.start(name, ShardRequest(step, length, 0, 0, attempt))
-        event = _answer(pool, name, attempt, time.monotonic() + patience + rows / SLOWEST)
+        event = _answer(pool, name, attempt, patience + rows / SLOWEST, say)
         if isinstance(event, ShardDone):
             return event
         if isinstance(event, ShardFailed):
@@ -50,13 +50,18 @@ def run(
     raise StageError(f"no device is left for {step.title} ({why}). Run the same command again")
 
 
-def _answer(pool: Pool, device: str, attempt: int, give_up: float) -> Union[ShardDone, ShardFailed, DeviceGone]:
-    """What a device answers; one that does not in time is given up."""
+def _answer(
+    pool: Pool, device: str, attempt: int, seconds: float, say: Callable[[str], None]
+) -> Union[ShardDone, ShardFailed, DeviceGone]:
+    """What a device answers; one that does not in time is given up, unless it waits for its host to be free."""
+    give_up = time.monotonic() + seconds
     while time.monotonic() < give_up:
         for event in pool.wait(TICK_SECONDS):
-            if isinstance(event, ShardWaits):
+            if event.device != device or (not isinstance(event, DeviceGone) and event.attempt != attempt):
                 continue
-            if event.device == device and (isinstance(event, DeviceGone) or event.attempt == attempt):
+            if not isinstance(event, ShardWaits):
                 return event
+            say(f"{device}: {event.why}")
+            give_up = time.monotonic() + seconds
     pool.drop(device)
     return DeviceGone(device, "it did not answer in time")
