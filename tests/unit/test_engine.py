@@ -287,6 +287,8 @@ def test_an_error_that_is_not_the_engines_stays_as_it_is() -> None:
 class _Container:
     """One of the engine's, with what was done to it."""
 
+    name = "container-1"
+
     def __init__(self, status: str, **labels: str) -> None:
         self.status, self.done = status, [""]
         self.labels = {
@@ -342,6 +344,23 @@ def test_a_container_that_goes_by_itself_is_no_error(error: Exception) -> None:
     stays: Callable[..., None] = lambda **_: (_ for _ in ()).throw(_refused("device or resource busy"))  # noqa: E731
     with pytest.raises(docker.errors.APIError):
         engine.remove(type("Stays", (), {"remove": staticmethod(stays)})())
+
+
+def test_a_container_that_was_left_on_a_device_goes_before_the_next(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    labels = {engine.OF_WORKSPACE: engine.workspace_label(tmp_path), engine.OF_DEVICE: "3"}
+    left, elsewhere, over = (_Container(status, session="x", keep="no") for status in ("running", "running", "exited"))
+    for container, device in ((left, "3"), (elsewhere, "4"), (over, "3")):
+        container.labels.update(labels, **{engine.OF_DEVICE: device})
+    there = [left, elsewhere, over]
+    used = engine.DockerEngine(tmp_path, False, print)
+    used.client = type("Client", (), {"containers": _Containers(there)})()
+    used._clear(3)
+    assert [container.done[1:] for container in there] == [["removed"], [], []]
+    left.labels[engine.OF_WORKSPACE] = "another"
+    with pytest.raises(StageError, match=r"of another workspace is on device 3, .* docker rm --force"):
+        used._clear(3)
 
 
 class _Creating:

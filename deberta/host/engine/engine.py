@@ -31,6 +31,8 @@ from deberta.host.engine.transcript import GRACE_SECONDS, Show, transcript
 
 LABEL = "deberta-ascend"  # =container or =image: only what carries it is ever removed
 OF_WORKSPACE, OF_SESSION, KEPT = f"{LABEL}.workspace", f"{LABEL}.session", f"{LABEL}.keep"
+OF_DEVICE = f"{LABEL}.device"
+AT_WORK = ("running", "paused", "restarting")
 ANSWER_SECONDS = 60  # timeout of a request, except builds and runs
 PING_SECONDS = 5.0  # for a first answer; the SDK then waits as long as it was told to
 # What OpenSSL says of an answer that is no TLS.
@@ -178,23 +180,33 @@ class DockerEngine:
         return self._reaper
 
     def run(
-        self, plan: Container, image_id: str, name: str, log: Path, show: Show, graceful: bool
+        self,
+        plan: Container,
+        image_id: str,
+        name: str,
+        log: Path,
+        show: Show,
+        graceful: bool,
+        device: Optional[int] = None,
     ) -> tuple[list[str], int]:
         """Run a container; its lines go to `show` and the log. Returns them and the exit code.
 
-        `graceful`: it handles SIGINT and gets time to. Raises KeyboardInterrupt if it or we were interrupted,
-        StageError if it was removed, or killed for memory, or the engine went away.
+        `graceful`: it handles SIGINT and gets time to. `device`: that it uses, whose lock must be held. Raises
+        KeyboardInterrupt if it or we were interrupted, StageError if it was removed, or killed for memory, or the
+        engine went away, or another container has the device.
         """
         for mount in plan.mounts:  # Podman would create a folder of that name
             if not mount.source.exists():
                 raise MissingError(f"{mount.source} is missing, and the container needs it. Run: invoke doctor")
+        labels = dict(self._labels)
+        if device is not None:
+            self._clear(device)
+            labels[OF_DEVICE] = str(device)
         unique = f"{LABEL}-{name}-{uuid.uuid4().hex[:8]}"
         self._start_reaper()
         self._may_leave_container = True  # an interrupt during the next call may leave one that we do not know
         with explained(f"creating a container of {plan.image}"):
-            container = self.client.containers.create(
-                **containers.create_arguments(plan, image_id, unique, self._labels)
-            )
+            container = self.client.containers.create(**containers.create_arguments(plan, image_id, unique, labels))
         try:
             lines, code = self._follow(container, plan, log, show, graceful)
         finally:
@@ -208,6 +220,22 @@ class DockerEngine:
         if code == INTERRUPTED and graceful:
             raise KeyboardInterrupt
         return lines, code
+
+    def _clear(self, device: int) -> None:
+        """Remove a container of this workspace that still has a device, which its run and the reaper left.
+
+        Raises StageError for one of another workspace: its lock may be in another folder.
+        """
+        with explained(f"looking for containers on device {device}"):
+            for left in labelled(self.client, {LABEL: "container", OF_DEVICE: str(device)}):
+                if left.labels.get(OF_WORKSPACE) == workspace_label(self._workspace) and left.status in AT_WORK:
+                    self._show(f"removing container {left.name}, which an earlier run left on device {device}")
+                    remove(left)
+                elif left.status in AT_WORK:
+                    raise StageError(
+                        f"container {left.name} of another workspace is on device {device}, and no run has that "
+                        f"device's lock. If nobody needs it, remove it: docker rm --force {left.name}"
+                    )
 
     def _follow(self, container: Any, plan: Container, log: Path, show: Show, graceful: bool) -> tuple[list[str], int]:
         with transcript(log, containers.command_line(plan), show) as record, explained(f"running {container.name}"):
@@ -254,7 +282,7 @@ def remove_left(client: Any, workspace: Path, show: Show) -> None:
     """
     with explained("looking for containers of an earlier run"):
         for left in labelled(client, {LABEL: "container", OF_WORKSPACE: workspace_label(workspace)}):
-            if left.status in ("running", "paused", "restarting") or left.labels.get(KEPT) != "yes":
+            if left.status in AT_WORK or left.labels.get(KEPT) != "yes":
                 show(f"removing container {left.name}, which an earlier run left")
                 remove(left)
 

@@ -84,7 +84,8 @@ class DockerExecutor:
         files.write_text(scratch / "passwd", containers.passwd(container))
         _change_owner(scratch, user)
         log = self._workspace / step.log
-        return engine.run(container, self._ids[image.stage], step.name, log, show, graceful=not step.tool)
+        device = step.device if step.on_device else None
+        return engine.run(container, self._ids[image.stage], step.name, log, show, not step.tool, device)
 
     def provenance(self, step: Step) -> Provenance:
         image = self._image(self._stage(step))
