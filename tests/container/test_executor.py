@@ -174,9 +174,10 @@ def test_its_files_are_those_of_the_local_executor(finished: Place) -> None:
 def test_the_image_without_torch_writes_the_same_files(
     finished: Place, engine_client: Any, build_settings: dict[str, str], tmp_path: Path
 ) -> None:
-    """It is built first. Nothing runs in the export image, since the graph is there."""
+    """It is built first, and two devices share the run. Nothing runs in the export image, since the graph is there."""
     place = finished.copy(tmp_path / "demo", images={**build_settings, "runtime_cpu": True})
-    said = place.succeed("evaluate", "--bs", "8", "--version", "match", "--backend", "cpu")
+    said = place.succeed("evaluate", "--bs", "8", "--version", "match", "--backend", "cpu", "--device", "0,1")
+    assert "on 2 devices: " in said
     assert {"build-om bs=8", "infer bs=8 match", "postprocess bs=8 match"} < set(helpers.ran(said))
     assert "export-onnx" not in "".join(helpers.ran(said))
     model = [f"models/demo/cpu/deberta_bs8.{kind}" for kind in ("xml", "bin")]
