@@ -29,7 +29,7 @@ PLANTED = {
 def project(tmp_path: Path) -> Path:
     """What the image takes of the project, with a package of two files; nothing of a user's."""
     project = make_project(tmp_path / "project")
-    for name in ("inv", "tasks.py", "LICENSE", "invoke.yaml", "requirements-host.lock"):
+    for name in ("inv", "tasks.py", "LICENSE", "invoke.yaml", "requirements-host.lock", "requirements-cluster.lock"):
         shutil.copy2(REPOSITORY / name, project / name)
     for folder in ("host/__pycache__", "host/plan"):
         (project / "deberta" / folder).mkdir(parents=True)
@@ -119,6 +119,7 @@ CHANGES = [
     ("deberta/new.toml", "code changed"),
     ("tasks.py", "tasks.py changed"),
     ("requirements-host.lock", "requirements-host.lock changed"),
+    ("requirements-cluster.lock", "requirements-cluster.lock changed"),
     ("requirements-stages.lock", "export image changed, requirements-stages.lock changed"),
     ("requirements-compile.lock", "compile image changed, pins.toml changed"),
     (str(pins.MSAME), "msame changed"),

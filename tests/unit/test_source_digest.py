@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from deberta.core import files, records
+from deberta.host.images import ci
 from deberta.host.run import source_digest
 
 STAGE = """from deberta.core import numbers, texts
@@ -70,3 +71,14 @@ def test_another_content_is_another_digest_and_is_named(project: Path, name: str
 def _record(internal: dict[str, object]) -> records.Record:
     now = records.now()
     return records.statement([], [], {}, internal, "", now, now, None)
+
+
+def test_what_hosts_compare_is_all_of_the_package_and_the_locks_of_what_runs(project: Path) -> None:
+    """The CI image has those locks, and not those of our tools: it is the same as a checkout."""
+    known = {source_digest.of_package(project)}
+    for name in (*source_digest.LOCKS, "deberta/core/data.toml"):
+        (project / name).write_text("x==1\n")
+        known.add(source_digest.of_package(project))
+    assert len(known) == 5
+    (project / "requirements-dev.lock").write_text("x==1\n")
+    assert source_digest.of_package(project) in known and {*source_digest.LOCKS} <= {*ci.OURS}

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple, Sequence
 from deberta.core import files
 from deberta.core.errors import ConfigError, MissingError, one_line
 from deberta.host.engine import containers, engine
+from deberta.host.environments import cluster, venvs
 from deberta.host.environments import stages as stage_env
-from deberta.host.environments import venvs
 from deberta.host.images import build, definition, pins
 from deberta.host.images.definition import BuildSettings, File, Image
 from deberta.host.images.pins import ImagePins
@@ -31,7 +31,7 @@ FREE = "holds this project and open-source packages only"
 NOT_FREE = "not for redistribution: holds {}, whose licence does not allow it"
 SCRIPTS = ("ci-collect", "install-packages")  # of docker/, used by the build only
 INSIDE = ("check-cann", "ci-finish", "ci-inv", "ci-set-env", "settle", pins.PINS.name)  # of docker/, kept in the image
-OURS = ("inv", "tasks.py", "LICENSE", venvs.HOST_LOCK, stage_env.STAGES_LOCK)
+OURS = ("inv", "tasks.py", "LICENSE", venvs.HOST_LOCK, stage_env.STAGES_LOCK, cluster.CLUSTER_LOCK)
 TOP, PACKAGE = "project/", "project/deberta/"  # of the context
 SETTINGS, GATES = Path("invoke.yaml"), Path("gates.toml")
 UNPINNED = "image_unpinned"  # a setting of the image alone: how it differs from what is pinned

@@ -15,7 +15,10 @@ from typing import Iterator, NamedTuple
 
 from deberta.core import files
 from deberta.core.records import Record
+from deberta.host.environments import cluster, stages, venvs
 
+# Of the environments in which a worker and its stages run; the CI image has these, and no others.
+LOCKS = (venvs.HOST_LOCK, stages.STAGES_LOCK, cluster.CLUSTER_LOCK)
 DATA = (".json", ".jinja", ".toml")  # files beside a module that it names and reads
 
 
@@ -56,10 +59,14 @@ def sources(project: Path, module: str) -> dict[str, str]:
 
 
 def of_package(project: Path) -> str:
-    """SHA-256 over all of our package's files and the locks: what has to be the same on every host of a run."""
+    """SHA-256 over all of our package's files and `LOCKS`: what has to be the same on every host of a run.
+
+    A lock that is absent, as in an image that has no use for it, is not the same as one that is there.
+    """
     names = [name for name in files.files_in(project / "deberta") if "__pycache__" not in name]
     lines = [f"{files.sha256_of(project / 'deberta' / name)}  {name}\n" for name in names]
-    lines += [f"{files.sha256_of(path)}  {path.name}\n" for path in sorted(project.glob("requirements-*.lock"))]
+    paths = [project / name for name in LOCKS]
+    lines += [f"{files.sha256_of(path) if path.exists() else 'absent'}  {path.name}\n" for path in paths]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
