@@ -24,6 +24,7 @@ from deberta.host.shards.coordinate import ShardSettings
 
 ACCURACY, PERFORMANCE, FURTHER = "accuracy", "performance", "further devices"
 COMPILATION, SHIPPING, BEFORE = "compilation", "shipping", "before"
+DEVICES = (1, 2, 4, 8, 16, 64, 1000)  # of a plan, if no others are named
 MODEL_MB = 739.0  # of the guide's model
 GIVEN, ASSUMED = "by option", "assumed"
 
@@ -130,7 +131,8 @@ def workload(
         else:
             raise MissingError(
                 f"no fps is known of batch size {size}: profile {profile.name} has no {logs[0].name}, and nothing is "
-                f"published of it. Measure it (invoke perf --bs {size} --profile {profile.name}), or give --fps"
+                f"published of it. Measure it (invoke perf --bs {size} --profile {profile.name} --backend ascend), or "
+                "give --fps"
             )
         model = artifacts.compiled(size)
         record = records.read(workspace / record_of(model))
