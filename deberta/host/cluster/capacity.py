@@ -145,7 +145,9 @@ def workload(
         *(path for v in profile.rows for path in (artifacts.data_check(v), artifacts.reference(v))),
     ]
     known = [record for path in before if (record := records.read(workspace / record_of(path)))]
-    sources[BEFORE] = f"{len(known)} of {len(before)} records of the export, data checks and PyTorch's logits"
+    sources[BEFORE] = (
+        f"{len(known)} of {len(before)} records of the export, data checks and PyTorch's logits; the rest is not counted"
+    )
     return Workload(
         rows=_rows(profile),
         loops=loops,
