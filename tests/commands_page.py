@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 
 # These modules make the commands; explain has imported the others.
-from deberta.host.cli import development, explain, preparation, reproduce  # noqa: F401
+from deberta.host.cli import cluster, development, explain, preparation, reproduce  # noqa: F401
 from deberta.host.cli.command import COMMANDS
 from deberta.host.cli.options import Option
 

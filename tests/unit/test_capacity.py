@@ -17,6 +17,9 @@ from deberta.host.cluster.capacity import Costs, Workload
 from deberta.host.plan.profiles import Profile
 from deberta.host.shards import spans
 from deberta.host.shards.coordinate import ShardSettings
+from tests import in_process
+from tests.mnli_helpers import REPOSITORY
+from tests.pipeline_helpers import environment
 
 ROWS = {"match": 9815, "mismatch": 9832}
 FPS = {row.batch_size: row.ascend_fps for row in published.GUIDE}
@@ -30,7 +33,7 @@ def greedy(times: list[float], devices: int) -> float:
     return sum(times) / devices + (1 - 1 / devices) * max(times, default=0.0)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.integers(1, 300), st.integers(2, 24), seconds, st.floats(0, 30), st.floats(0.5, 200), st.integers(0, 2))
 def test_a_simulated_run_takes_no_less_than_its_work_and_no_more_than_a_greedy_order(
     batches: int, devices: int, batch_seconds: float, start_seconds: float, shard_seconds: float, lost: int
@@ -93,6 +96,33 @@ def test_what_bounds_it_changes_with_the_devices() -> None:
     assert capacity.figures(one_size, Costs(shared=True), 200).most == capacity.FURTHER
     slow = Costs(ship_mb=5.0)
     assert capacity.figures(GUIDE, slow, 64).most == capacity.SHIPPING
+
+
+@pytest.mark.parametrize("page", ["scaling.md", "scaling.zh-CN.md"])
+def test_the_page_has_what_the_command_prints(page: str, printed: str) -> None:
+    assert f"```text\n{printed}```" in (REPOSITORY / "docs" / page).read_text(encoding="utf-8")
+
+
+@pytest.fixture(name="printed", scope="module")
+def _printed(tmp_path_factory: pytest.TempPathFactory) -> str:
+    variables = {**environment(), "INVOKE_WORKSPACE": str(tmp_path_factory.mktemp("empty"))}
+    done = in_process.run_invoke(["cluster", "plan", "--profile", "mnli"], REPOSITORY, variables)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--devices", "1,0"], "--devices '0' is not a whole number from 1 to 10000"),
+        (["--fps", "1e3"], "--fps '1e3' is not a number from 0.001 to 1000000, such as 1.5"),
+        (["--kubernetes"], "cluster plan takes no --kubernetes"),
+        (["--cluster", "nowhere"], "there is no cluster 'nowhere' in invoke.yaml"),
+    ],
+)
+def test_what_a_plan_cannot_take_is_refused(options: list[str], message: str) -> None:
+    done = in_process.run_invoke(["cluster", "plan", *options], REPOSITORY, environment())
+    assert done.returncode == 2 and message in done.stderr
 
 
 def test_a_figure_that_nobody_measured_is_an_error(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from deberta.core.errors import ConfigError
 from deberta.host.cli import output, settings
 from deberta.host.cli.command import command
 from deberta.host.cli.options import OPTIONS, Options
-from deberta.host.cluster import cluster_settings
+from deberta.host.cluster import capacity, cluster_settings
 from deberta.host.cluster.cluster_settings import ClusterSettings
 from deberta.host.environments import cluster as environment
 
@@ -19,13 +19,17 @@ USED = {
     "scheduler": (),
     "worker": ("device", "backend", "executor", "msame", "listen", "keep"),
     "show": ("json",),
-    "job": ("hosts", "device", "kubernetes", "volcano", "image", "count"),
-    "plan": (),
+    "job": ("hosts", "device", "kubernetes", "volcano", "image", "counts"),
+    "plan": (
+        *("profile", "sizes", "loops", "counts", "per_host", "fps", "compile_seconds", "start_seconds", "ship_mb"),
+        *("lost", "shared", "json"),
+    ),
 }
 
 
 @command(
-    *("action", "cluster", "hosts", "days", "listen", "kubernetes", "volcano", "image", "count"),
+    *("action", "cluster", "hosts", "days", "listen", "kubernetes", "volcano", "image", "counts"),
+    *("profile", "sizes", "loops", "per_host", "fps", "compile_seconds", "start_seconds", "ship_mb", "lost", "shared"),
     *("backend", "device", "msame", "executor", "keep", "json"),
 )
 def cluster(c: Context, options: Options) -> None:
@@ -34,6 +38,10 @@ def cluster(c: Context, options: Options) -> None:
     certs makes a CA and each host's certificate, job prints what starts workers, plan says how long acceptances take.
     """
     _refuse_unused(options)
+    if options.action == "plan":
+        plan = _plan(c, options)
+        output.show(options, plan, capacity.text(plan))
+        return
     name, own = _cluster(c, options)
     if options.action == "job":
         print(_job(name, own, options))
@@ -68,6 +76,22 @@ def _cluster(c: Context, options: Options) -> tuple[str, ClusterSettings]:
         raise ConfigError(f"--cluster is needed: {', '.join(sorted(names))}")
     name = options.cluster or (names[0] if names else "lab")
     return name, cluster_settings.load(known, name)
+
+
+def _plan(c: Context, options: Options) -> capacity.CapacityDocument:
+    """How long an acceptance takes, in seconds, by the figures of this workspace, the options and the settings."""
+    values, profile = settings.read(c), settings.profile_of(c, options.profile)
+    sizes = options.sizes or sorted(set(values.batch_sizes))
+    work = capacity.workload(settings.workspace(c), profile, sizes, options.loops, options.fps, options.compile_seconds)
+    costs = capacity.Costs(
+        start_seconds=options.start_seconds,
+        shards=settings.shard_settings(c, options.cluster),
+        ship_mb=options.ship_mb,
+        per_host=options.per_host,
+        lost=options.lost,
+        shared=options.shared,
+    )
+    return capacity.document(profile.name, work, costs, options.counts or capacity.DEVICES)
 
 
 def _make_certificates(own: ClusterSettings, options: Options) -> None:
@@ -116,8 +140,11 @@ def _run_workers(c: Context, own: ClusterSettings, options: Options) -> None:
 def _job(name: str, own: ClusterSettings, options: Options) -> str:
     from deberta.host.cluster import job
 
+    counts = options.counts or (1,)
+    if len(counts) > 1:
+        raise ConfigError("--devices of a Job is one number")
     if options.kubernetes:
-        return job.kubernetes(name, own.scheduler, options.image, options.count, options.volcano)
+        return job.kubernetes(name, own.scheduler, options.image, counts[0], options.volcano)
     hosts = [host for host in options.hosts.split(",") if host]
     if not hosts:
         raise ConfigError("--host is needed: where to start workers by ssh; or --kubernetes for an Indexed Job")

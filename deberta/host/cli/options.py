@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import partial
@@ -85,6 +86,22 @@ class Option:
 def whole(option: str, low: int, high: int = 10**9) -> Callable[[str], int]:
     """A reader of whole numbers within `low` to `high`."""
     return lambda text: contract.parse_integer(option, text, low, low, high)
+
+
+def decimal(option: str, low: float, high: float) -> Callable[[str], float]:
+    """A reader of numbers with a decimal point or without, within `low` to `high`."""
+
+    def read(text: str) -> float:
+        if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,6})?", text) and low <= float(text) <= high:
+            return float(text)
+        raise ConfigError(f"{option} {text[:40]!r} is not a number from {low:.10g} to {high:.10g}, such as 1.5")
+
+    return read
+
+
+def device_counts(text: str) -> tuple[int, ...]:
+    """Numbers of devices with commas between, each once, ascending. Raises ConfigError."""
+    return tuple(sorted({contract.parse_integer("--devices", count, 1, 1, 10_000) for count in text.split(",")}))
 
 
 def batch_sizes(text: str) -> tuple[int, ...]:
@@ -234,7 +251,14 @@ class Options:
     kubernetes: bool = False
     volcano: bool = False
     image: str = ""
-    count: int = text(1, whole("--devices", 1, 10_000))
+    counts: tuple[int, ...] = text((), device_counts)
+    per_host: int = text(8, whole("--per-host", 1, 64))
+    fps: float = text(0.0, decimal("--fps", 1e-3, 1e6))
+    compile_seconds: float = text(300.0, decimal("--compile-seconds", 0, 1e6))
+    start_seconds: float = text(1.5, decimal("--start-seconds", 0, 1e4))
+    ship_mb: float = text(45.0, decimal("--ship-mb", 1e-3, 1e6))
+    lost: int = text(0, whole("--lost", 0, 100))
+    shared: bool = False
     # adopt, fetch, images, ci-image, clean, demo
     folder: str = text("", user_path)
     only: str = "checkpoint,tokenizer,mnli"

@@ -15,6 +15,7 @@ from deberta.core.errors import ConfigError
 from deberta.core.progress import GREEN, RED, YELLOW, write
 from deberta.core.schema import Schema
 from deberta.host.cli.options import Options
+from deberta.host.cluster.capacity import CapacityDocument
 from deberta.host.cluster.show import ClusterDocument
 from deberta.host.prediction import prediction
 from deberta.host.report import figures, findings, verification
@@ -46,6 +47,7 @@ _STATE = re.compile(rf" *(?:verdict: )?({'|'.join(COLOURS)})(?=[ :]|$)")
 DOCUMENTS: Mapping[str, type[Schema]] = {
     "acceptance": conclusion.AcceptanceDocument,
     "cluster": ClusterDocument,
+    "cluster-plan": CapacityDocument,
     "check-fp16": findings.CheckFp16Document,
     "compare": findings.CompareDocument,
     "diff": ReportDifference,

@@ -36,6 +36,7 @@ _DEVICE = "device in invoke.yaml"
 
 if TYPE_CHECKING:
     from deberta.host.images.definition import BuildSettings
+    from deberta.host.shards.coordinate import ShardSettings
 
 
 Device = Annotated[int, Meta(ge=0, le=255)]
@@ -256,14 +257,13 @@ def sharded(c: Context, options: Options, session: Session, plan: Plan) -> Sessi
         raise ConfigError("--cluster has the devices of its workers, and --device names this host's. Give one of them")
     if is_one:
         return session
-    from deberta.host.shards.coordinate import ShardSettings
     from deberta.host.shards.sharded import ShardedRuns
 
     if options.cluster:
         return replace(session, shards=_cluster_shards(c, options))
     from deberta.host.shards.local_pool import LocalPool
 
-    settings = schema.setting(read(c).shards, ShardSettings, "shards")
+    settings = shard_settings(c)
     shards = ShardedRuns(lambda own: LocalPool(own, plan.devices), settings, options.allow_different_devices)
     return replace(session, shards=shards)
 
@@ -272,11 +272,21 @@ def _npu(c: Context) -> NpuSettings:
     return schema.setting(read(c).npu, NpuSettings, "npu")
 
 
+def shard_settings(c: Context, cluster: str = "") -> ShardSettings:
+    """How runs are cut for this host's devices, or for those of a cluster. Raises ConfigError."""
+    from deberta.host.cluster import cluster_settings
+    from deberta.host.shards.coordinate import ShardSettings
+
+    if not cluster:
+        return schema.setting(read(c).shards, ShardSettings, "shards")
+    own = cluster_settings.load(read(c).clusters, cluster)
+    return ShardSettings(seconds=own.shard_seconds, retries=own.retries, patience=own.patience)
+
+
 def _cluster_shards(c: Context, options: Options) -> Shards:
     """What shares runs out to a cluster's devices, in the environment that this needs."""
     from deberta.host.cluster import cluster_settings
     from deberta.host.environments import cluster as environment
-    from deberta.host.shards.coordinate import ShardSettings
     from deberta.host.shards.sharded import ShardedRuns
 
     own = cluster_settings.load(read(c).clusters, options.cluster)
@@ -289,7 +299,7 @@ def _cluster_shards(c: Context, options: Options) -> Shards:
     from deberta.host.cluster.dask_pool import DaskPool
 
     checked = certificates.check(cluster_settings.certificates_folder(own, PROJECT))
-    settings = ShardSettings(seconds=own.shard_seconds, retries=own.retries, patience=own.patience)
+    settings = shard_settings(c, options.cluster)
     return ShardedRuns(
         lambda session: DaskPool(own.scheduler, checked.security(), session.workspace, progress.say),
         settings,

@@ -145,9 +145,8 @@ def workload(
         *(path for v in profile.rows for path in (artifacts.data_check(v), artifacts.reference(v))),
     ]
     known = [record for path in before if (record := records.read(workspace / record_of(path)))]
-    sources[BEFORE] = (
-        f"{len(known)} of {len(before)} records of the export, data checks and PyTorch's logits; the rest is not counted"
-    )
+    rest = "; the rest is not counted" if len(known) < len(before) else ""
+    sources[BEFORE] = f"{len(known)} of {len(before)} records of the export, data checks and PyTorch's logits{rest}"
     return Workload(
         rows=_rows(profile),
         loops=loops,
