@@ -280,8 +280,10 @@ class Coordinator:
     def _compare_again(self) -> None:
         """Of each device's batches one in COMPARED, and at least one, run on another device."""
         wanted: list[tuple[Span, Shard]] = []
-        for device in sorted({entry.shard.device for entry in self.done}):
-            own = [entry.shard for entry in self.done if entry.shard.device == device]
+        of_device: dict[str, list[Shard]] = {}
+        for entry in self.done:
+            of_device.setdefault(entry.shard.device, []).append(entry.shard)
+        for _, own in sorted(of_device.items()):
             left = -(-sum(shard.last - shard.first + 1 for shard in own) // COMPARED)
             for shard in sorted(own, key=lambda shard: (shard.first - shard.last, shard.length, shard.first)):
                 first = max(shard.first, shard.last - left + 1)
