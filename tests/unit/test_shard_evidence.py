@@ -134,6 +134,18 @@ def test_nothing_is_found_of_a_true_one(tree: tuple[Path, Job]) -> None:
     assert "its sharding is null" in _found(tree, None)
 
 
+def test_a_gap_hides_no_digest(tree: tuple[Path, Job]) -> None:
+    sharding = _sharding(tree)
+    sharding["shards"][1].update(first=3)
+    sharding["shards"][2].update(digest="0" * 64)
+    found = _found(tree, sharding).splitlines()
+    assert [re.sub(r"\w{64}", "DIGEST", line.partition(": ")[2]) for line in found] == [
+        "no shard has batch 2 at length 256",
+        "batch 3 at length 256 on b/0: expected digest DIGEST, its files have DIGEST",
+        "batches 4 to 5 at length 256 on a/0: expected digest DIGEST, its files have DIGEST",
+    ]
+
+
 def test_a_strangers_record_takes_no_time(tree: tuple[Path, Job]) -> None:
     """Lengths, devices and shards by the thousand."""
     sharding = _sharding(tree)
