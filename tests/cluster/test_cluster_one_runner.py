@@ -47,7 +47,7 @@ def _prepare(cluster: Cluster) -> None:
         fake_cann.force(host.folder / "Ascend", npu_smi="sparse", msame=f"digests,slow=0.1,count={counted}")
     beside = cluster.hosts[0].folder / "beside"  # a workspace of somebody else's on a host with workers
     shutil.copytree(root, beside)
-    cluster.configure(cluster.hosts[0], workspace=str(beside))
+    cluster.configure(cluster.hosts[0], workspace=str(beside), profiles={"demo": {"rows": {"match": ROWS}}})
     cluster.hosts[0].own()
 
 

@@ -12,8 +12,8 @@ import pytest
 from deberta.core.errors import ConfigError, DataError, MissingError, StageError
 from deberta.core.job import DeviceFacts
 from deberta.host.plan import profiles
-from deberta.host.plan.evaluation import perf
-from deberta.host.plan.plan import Case, Plan, Step
+from deberta.host.plan.evaluation import build_om, perf
+from deberta.host.plan.plan import Case, Input, Plan, Step
 from deberta.host.run.session import Session
 from deberta.host.shards import agreement, performance, work
 from deberta.host.shards.coordinate import ShardSettings
@@ -36,11 +36,14 @@ class Pool:
     asked: list[ShardRequest] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
     closed: int = 0
+    looked: list[Sequence[Input]] = field(default_factory=list)
     _events: list[Event] = field(default_factory=list)
 
     def devices(self, step: Step) -> list[DeviceFacts]:
+        self.looked.append(step.inputs)
         parts = [name.split("/") for name in self.names]
-        return [DeviceFacts(host=host, device=int(number)) for host, number in parts]
+        known = {"cann": "5.1.RC2", "program": {"program": "1"}}
+        return [DeviceFacts(host=host, device=int(number), **known) for host, number in parts]  # type: ignore[arg-type]
 
     def start(self, device: str, request: ShardRequest) -> None:
         self.asked.append(request)
@@ -129,6 +132,25 @@ def test_a_record_names_what_ran_and_not_what_the_client_has() -> None:
     ):
         with pytest.raises(ConfigError, match=words):
             agreement.check_record(device, identity)
+
+
+def test_a_client_needs_nothing_of_what_runs_the_model(tmp_path: Path) -> None:
+    """Its own executor is not asked for it; of everything else it is."""
+
+    class Own:
+        def identity(self, step: Step) -> dict[str, str]:
+            assert not step.on_device
+            return {"cann": "of atc"}
+
+    pool = Pool(["b/0", "a/0"])
+    session = ShardedRuns(lambda _: pool, ShardSettings(), measures=True).client(
+        Session(tmp_path, tmp_path, Own(), str)  # type: ignore[arg-type]
+    )
+    assert session.executor.identity(STEP) == {"cann": "5.1.RC2", "program": "1"}
+    assert session.executor.provenance(STEP).internal == {"cann": "5.1.RC2"}
+    session.executor.prepare(STEP)
+    assert session.executor.identity(build_om(CASE)) == {"cann": "of atc"} and pool.closed == 1
+    assert pool.looked == [()]  # no model is sent for it
 
 
 def test_its_log_and_output_never_have_the_names_of_the_first_devices() -> None:

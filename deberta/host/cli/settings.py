@@ -30,13 +30,14 @@ from deberta.host.plan.plan import Case, Plan
 from deberta.host.run import device_locks
 from deberta.host.run.executor import Executor
 from deberta.host.run.local import LocalExecutor
-from deberta.host.run.session import Session, Shards
+from deberta.host.run.session import Session
 
 _DEVICE = "device in invoke.yaml"
 
 if TYPE_CHECKING:
     from deberta.host.images.definition import BuildSettings
     from deberta.host.shards.coordinate import ShardSettings
+    from deberta.host.shards.sharded import ShardedRuns
 
 
 Device = Annotated[int, Meta(ge=0, le=255)]
@@ -260,7 +261,7 @@ def sharded(c: Context, options: Options, session: Session, plan: Plan) -> Sessi
     from deberta.host.shards.sharded import ShardedRuns
 
     if options.cluster:
-        return replace(session, shards=_cluster_shards(c, options))
+        return _cluster_shards(c, options).client(session)
     from deberta.host.shards.local_pool import LocalPool
 
     settings = shard_settings(c)
@@ -283,7 +284,7 @@ def shard_settings(c: Context, cluster: str = "") -> ShardSettings:
     return ShardSettings(seconds=own.shard_seconds, retries=own.retries, patience=own.patience)
 
 
-def _cluster_shards(c: Context, options: Options) -> Shards:
+def _cluster_shards(c: Context, options: Options) -> ShardedRuns:
     """What shares runs out to a cluster's devices, in the environment that this needs."""
     from deberta.host.cluster import cluster_settings
     from deberta.host.environments import cluster as environment

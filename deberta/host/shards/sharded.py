@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path, PurePosixPath
 from typing import Any, Callable, Mapping, Sequence
@@ -21,6 +21,7 @@ from deberta.host.run.console import Console
 from deberta.host.run.executor import Judged
 from deberta.host.run.session import Session
 from deberta.host.shards import agreement, performance, spans, store, work
+from deberta.host.shards.client import ClientExecutor
 from deberta.host.shards.coordinate import Coordinator, ShardSettings
 from deberta.host.shards.pool import Pool, ShardRequest
 from deberta.host.shards.store import ShardStore, StoredShard
@@ -139,20 +140,35 @@ class ShardedRuns:
         return Judged(folder, done.log, ())
 
     def others(self, session: Session, step: Step, devices: Sequence[int]) -> dict[str, int]:
-        assert step.inference is not None
         present = {work.name_of(number): number for number in devices}
         hosts = dict.fromkeys(present, work.host())
         if self.measures:
-            pool = self.open(session)
-            try:
-                in_order = sorted(pool.devices(step), key=lambda facts: (facts.host, facts.device))
-            finally:
-                pool.close()
+            in_order = self.present(session, step)
             present, hosts = {d.name: d.device for d in in_order}, {d.name: d.host for d in in_order}
         if not step.tool:  # one of each host
             present = {name: present[name] for name in dict(zip(reversed(hosts.values()), reversed(hosts))).values()}
         first = next(iter(hosts))
         return {name: number for name, number in present.items() if name != first}
+
+    def present(self, session: Session, step: Step) -> list[DeviceFacts]:
+        """The devices that can run a step's model now, by host and number. Sends them nothing; raises their errors."""
+        pool = self.open(session)
+        try:
+            facts = pool.devices(replace(step, inputs=()))
+        finally:
+            pool.close()
+        return sorted(facts, key=lambda entry: (entry.host, entry.device))
+
+    def client(self, session: Session) -> Session:
+        """The session of a cluster's client: what runs the model there is asked for once."""
+        known: dict[str, DeviceFacts] = {}
+
+        def device(step: Step) -> DeviceFacts:
+            if step.tool not in known:
+                known[step.tool] = self.present(session, step)[0]
+            return known[step.tool]
+
+        return replace(session, shards=self, executor=ClientExecutor(session.executor, device))
 
     def internal(self, step: Step) -> Mapping[str, Any]:
         if step.inference is not None and work.is_performance(step):
