@@ -136,6 +136,12 @@ def test_what_stops_a_run_stops_it_before_the_compilation(workspace: Workspace, 
         (OF_310P.replace("OK   ", "Alarm"), 3, "is not healthy: npu-smi says Alarm", P3),
         (OF_310P, 2, "--device 3 is not there", (*P3, "--device", "3")),
         (
+            BUSY,
+            4,
+            "Wait until it is idle, or take another one with --device; --device 3 is not there",
+            (*P3, "--device", "0,3"),
+        ),
+        (
             OF_310P,
             5,
             "deberta_bs2.om is to be compiled for Ascend310P1, and device 0",
