@@ -43,6 +43,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _FilesAndCon
 def pytest_configure() -> None:
     # Of this run alone: tests neither wait for each other nor for anybody else on the machine.
     device_locks.FOLDER = Path(tempfile.mkdtemp(prefix="deberta-ascend-locks-"))
+    device_locks.FOLDER.chmod(0o1777)  # commands run as other users, too
     os.environ["INVOKE_NPU_LOCKS"] = str(device_locks.FOLDER)
     atexit.register(shutil.rmtree, device_locks.FOLDER, ignore_errors=True)
     os.environ.pop(STARTED_AS, None)  # what the tests start is not started as they were
