@@ -6,6 +6,7 @@ What runs the model is a stand-in; everything else is ours and Dask's.
 from __future__ import annotations
 
 import json
+import os
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -206,3 +207,20 @@ def test_a_device_or_a_file_that_is_not_the_same_is_refused_by_name(cluster: Clu
         assert cluster.runners() == []
         assert (cluster.second.home / "h2-0/models/p/x.om").exists() == (variable in ("CANN", "FLIP"))
     assert "give different bytes for batch 0 at length 256" in document["error"]
+
+
+def test_a_model_of_real_size_takes_little_memory_on_its_way(cluster: Cluster) -> None:
+    with open(cluster.workspace / pool_processes.MODEL, "wb") as file:
+        for _ in range(739):
+            file.write(os.urandom(10**6))
+    code, document, printed = cluster.result(cluster.infer())
+    assert (code, document["dirHash"]) == (0, cluster.right), printed
+    peaks = {name: _peak_mb(worker) for name, worker in cluster.workers.items()}
+    print([line for line in printed.splitlines() if "models/p/x.om" in line])
+    print(f"MB at most: client {document['peak_mb']}, scheduler {_peak_mb(cluster.scheduler)}, workers {peaks}")
+    assert max(document["peak_mb"], *peaks.values()) < 150
+
+
+def _peak_mb(process: Process) -> int:
+    status = Path(f"/proc/{process.number}/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) // 1000
