@@ -118,8 +118,8 @@ def test_the_bytes_of_one_device_whatever_is_killed_stopped_or_cut_off(cluster: 
     assert {shard["device"] for shard in document["sharding"]["shards"]} == {"h1/0", "h1/1", "h2/0"}
 
     # Another run of ours has a device: it is waited for, and is not silent.
-    cluster.second.start("flock", str(cluster.second.home / "locks/device0"), "sleep", "6", folder=None)
-    code, document, printed = cluster.result(cluster.infer(PATIENCE="3"))
+    cluster.second.start("flock", str(cluster.second.home / "locks/device0"), "sleep", "12", folder=None)
+    code, document, printed = cluster.result(cluster.infer(PATIENCE="5"))
     assert (code, document["dirHash"], lost(document)) == (0, cluster.right, []), printed
     assert "h2/0: waiting for device 0" in printed
 
@@ -135,7 +135,7 @@ def test_the_bytes_of_one_device_whatever_is_killed_stopped_or_cut_off(cluster: 
 
     # Another worker of that device; it is stopped past its limit, and what it says later is refused.
     cluster.start_worker(cluster.first, 1)
-    run = cluster.infer(PATIENCE="3")
+    run = cluster.infer(PATIENCE="5")
     cluster.midway(run)
     cluster.workers["h1/1"].send(signal.SIGSTOP)
     code, document, printed = cluster.result(run)

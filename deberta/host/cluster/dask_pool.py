@@ -256,7 +256,7 @@ class DaskPool:
         [attempt] = [argument.attempt for argument in arguments if isinstance(argument, ShardRequest)] or [0]
         self._keys[future.key] = device.name, attempt
         del call, arguments
-        answer = asyncio.ensure_future(_result(future))
+        answer = asyncio.ensure_future(_result(self._client, future))
         try:
             await asyncio.wait({answer, device.gone}, return_when=asyncio.FIRST_COMPLETED)
             if not answer.done():
@@ -282,8 +282,11 @@ class DaskPool:
         event: Event
         try:
             bins = await asyncio.to_thread(shipping.of_shard, self._workspace, request)
-            await self._send(device, bins)
-            event = await self._task(device, work_side.run_shard, request)
+            answer = None
+            while answer is None:
+                await self._send(device, [*self._model, *bins])
+                answer = await self._task(device, work_side.run_shard, request, [*self._model, *bins])
+            event = answer
         except _Gone as gone:
             event = DeviceGone(device.name, str(gone))
         except DebertaError as error:
@@ -361,8 +364,16 @@ class DaskPool:
         return device.gone.done()
 
 
-async def _result(future: Any) -> Any:
-    return await future
+async def _result(client: Any, future: Any) -> Any:
+    """The result of a task, fetched by itself: Dask fetches several at once, which one stopped worker delays."""
+    with client.as_current():
+        await distributed.wait(future)
+    if future.status != "finished":
+        return await future  # raises its error
+    response = await client.scheduler.gather(keys=[future.key])
+    if response["status"] != "OK":
+        raise CommClosedError(f"the result is lost: {response}")
+    return response["data"][future.key]
 
 
 def _all(answers: Sequence[Union[T, BaseException]]) -> list[T]:

@@ -134,8 +134,10 @@ def receive(transfer: str, group: Sequence[Piece]) -> None:
     _side().files.receive(transfer, group)
 
 
-def run_shard(request: ShardRequest) -> Union[ShardDone, ShardFailed]:
-    """Run a shard whose files are in place."""
+def run_shard(request: ShardRequest, artifacts: Sequence[ShippedFile]) -> Union[ShardDone, ShardFailed, None]:
+    """Run a shard; None if a file of its is not in place: another command's shard may have run meanwhile."""
+    if _side().files.put(artifacts):
+        return None
     answer = _side().ask(request, _key())
     assert not isinstance(answer, DeviceFacts)
     return answer
