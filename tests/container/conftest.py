@@ -16,7 +16,7 @@ from typing import Any, Iterator, NoReturn
 import pytest
 
 from deberta.host.images import build as building
-from deberta.host.images import pins
+from deberta.host.images import definition, pins
 from deberta.host.images.definition import BuildSettings
 from tests import fake_cann
 from tests.container.bases import BOOKWORM, BULLSEYE
@@ -26,6 +26,8 @@ from tests.image_helpers import ARCH, ATC_MODULES, locked, make_project, make_wh
 from tests.mnli_helpers import REPOSITORY
 
 HERE = Path(__file__).parent
+CANN_AT = "/usr/local/Ascend"
+FORCED = "/workspace/models/forced.sh"  # a test writes it into its workspace
 REGISTRY_PROGRAM = "/usr/bin/docker-registry"
 START = "Run as root: .ci/engine start DIR; export DOCKER_HOST=unix://DIR/docker.sock"
 
@@ -105,10 +107,33 @@ def shared_copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def project(shared_copy: Path, engine_client: Any, build_settings: dict[str, str], locks: Path) -> Path:
     """The shared copy on the base image that is here, with its export image, which is built if need be and stays."""
-    with open(locks / "export-image.lock", "w") as building:  # once for all processes
-        fcntl.flock(building, fcntl.LOCK_EX)
+    with one_at_a_time(locks, "export"):
         invoke(shared_copy, build_settings, "images", "--base", f"export={BOOKWORM}")
     return shared_copy
+
+
+@pytest.fixture(scope="session")
+def has_cann(engine_client: Any, locks: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A base of the compile image with CANN's stand-in, the same one in all processes: of equal files the engine makes
+    one image. So the compile image on it, with its real packages, is built once.
+    """
+    folder, name = tmp_path_factory.mktemp("has-cann"), "deberta-ascend-test/has-cann:compile"
+    tree = fake_cann.install(folder / "cann", at=CANN_AT, forced=FORCED)
+    (tree / "with-stages").write_text('#!/bin/sh\nunset PYTHONPATH\nexec /opt/stages/bin/python "$@"\n')
+    (tree / "with-stages").chmod(0o755)
+    text = f"FROM {BULLSEYE}\nLABEL {definition.LABEL}=test-base\nCOPY cann {CANN_AT}\n"
+    (folder / "Dockerfile").write_text(text, encoding="utf-8")
+    with one_at_a_time(locks, "has-cann"):
+        engine_client.images.build(path=str(folder), tag=name, rm=True)
+    return name
+
+
+@contextlib.contextmanager
+def one_at_a_time(locks: Path, image: str) -> Iterator[None]:
+    """One process of this run builds the image; the others wait, and find it."""
+    with open(locks / f"{image}-image.lock", "w") as building:
+        fcntl.flock(building, fcntl.LOCK_EX)
+        yield
 
 
 @pytest.fixture(scope="session")

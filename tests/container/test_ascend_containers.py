@@ -23,7 +23,8 @@ from deberta.host.engine import engine
 from deberta.host.images import definition, pins
 from tests import fake_cann
 from tests.container import container_helpers as helpers
-from tests.container.bases import BULLSEYE
+from tests.container.bases import BOOKWORM
+from tests.container.conftest import CANN_AT, FORCED, one_at_a_time
 from tests.container.container_helpers import CALLER, Place
 
 ASCEND = ("--backend", "ascend", "--soc-version", "Ascend310P3")
@@ -36,7 +37,6 @@ OM = "models/demo/ascend/deberta_bs8.om"
 OUTPUTS, FEW_OUTPUTS = f"{RESULTS}/outputs_bs8_om", f"{RESULTS}/outputs_bs8_limit24_om"
 NODES = ("davinci0", "davinci_manager", "devmm_svm", "hisi_hdc")
 DEVICE_GROUP = 34567
-FORCED = "/workspace/models/forced.sh"  # a test writes it into its workspace
 # A step's inputs, and the folder that it may write to beside its scratch folder.
 STEPS = {
     "export-onnx": (("models/demo/pytorch.model-demo.bin", "models/demo/model_config.json"), "models/demo"),
@@ -53,29 +53,43 @@ AT_WORK: dict[str, tuple[tuple[str, ...], dict[str, str], str]] = {
     "atc": (BUILD, {"atc": "hang"}, f"{OM.replace('/deberta', '/.deberta')}.tmp-*.om"),
     "msame": (INFER, {"msame": "hang=2"}, f"{FEW_OUTPUTS}/.mismatch.tmp-*/*/input_*"),
 }
+# What msame's stand-in needs of the export image, which is ten times as large; that is where it is found there, too.
+PACKAGES = "/opt/stages/lib/python3.11/site-packages"
+RUNTIME = "\n".join(
+    (
+        "FROM {export} AS stages",
+        f"FROM {BOOKWORM}",
+        f"LABEL {definition.LABEL}=test-base",
+        "COPY --from=stages /opt/stages/pyvenv.cfg /opt/stages/",
+        "COPY --from=stages /opt/stages/bin /opt/stages/bin",
+        *(f"COPY --from=stages {PACKAGES}/{name} {PACKAGES}/{name}" for name in ("numpy", "numpy.libs", "onnxruntime")),
+        f"COPY cann {CANN_AT}",
+    )
+)
 
 
 @pytest.fixture(scope="session")
 def ascend(
-    project: Path, engine_client: Any, build_settings: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+    project: Path,
+    has_cann: str,
+    engine_client: Any,
+    build_settings: dict[str, str],
+    locks: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     """A copy of the project with its bases, msame and images; the images stay on the engine for another run."""
     folder = tmp_path_factory.mktemp("ascend")
     copy = shutil.copytree(project, folder / "project")
     export = definition.plan(project, pins.load(project), "export", platform.machine()).tag
-    bases = []
-    for stage, base, python in (("compile", BULLSEYE, ""), ("runtime", export, "/opt/stages/bin/python")):
-        tree = fake_cann.install(folder / stage / "cann", at="/usr/local/Ascend", python=python, forced=FORCED)
-        # Not one of ours, though it stands on our export image.
-        text = f"FROM {base}\nLABEL {definition.LABEL}=test-base\nCOPY cann /usr/local/Ascend\n"
-        (folder / stage / "Dockerfile").write_text(text, encoding="utf-8")
-        name = f"deberta-ascend-test/has-cann:{stage}"
-        engine_client.images.build(path=str(folder / stage), tag=name, rm=True)
-        bases += ["--base", f"{stage}={name}"]
+    runtime = "deberta-ascend-test/has-cann:runtime"
+    tree = fake_cann.install(folder / "runtime/cann", at=CANN_AT, python="/opt/stages/bin/python", forced=FORCED)
+    (folder / "runtime/Dockerfile").write_text(RUNTIME.format(export=export), encoding="utf-8")
+    engine_client.images.build(path=str(folder / "runtime"), tag=runtime, rm=True)
     (copy / pins.MSAME).parent.mkdir()
     shutil.copy(tree / fake_cann.MSAME, copy / pins.MSAME)
     helpers.invoke(copy, build_settings, "images", "--lock")
-    helpers.invoke(copy, build_settings, "images", *bases)
+    with one_at_a_time(locks, "compile"):
+        helpers.invoke(copy, build_settings, "images", "--base", f"compile={has_cann}", "--base", f"runtime={runtime}")
     return copy
 
 

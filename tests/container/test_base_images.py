@@ -7,11 +7,10 @@ import json
 import tarfile
 import urllib.request
 from collections.abc import Mapping
-from pathlib import Path
 
 import pytest
 
-from deberta.core.errors import ConfigError, DataError, MissingError
+from deberta.core.errors import ConfigError, DataError, MissingError, StageError
 from deberta.host.images import build as building
 from deberta.host.images import definition, pins
 from deberta.host.images import registry as registries
@@ -35,24 +34,21 @@ def test_a_base_is_one_that_the_engine_has_and_for_this_machine(shop: Workshop) 
         building.build(shop.client, other, shop.settings, shop.log, shop.said.append)
 
 
-def test_digests_come_from_the_registry_and_bases_by_digest(shop: Workshop, registry: str, tmp_path: Path) -> None:
+def test_digests_come_from_the_registry_and_bases_by_digest(shop: Workshop, registry: str) -> None:
     name = f"{registry}/python"
-    shop.client.images.get(BOOKWORM).tag(name, "3.11")
-    pushed = list(shop.client.api.push(name, "3.11", stream=True, decode=True))
-    (digest,) = [line["aux"]["Digest"] for line in pushed if "aux" in line]
+    number, digest = push_tiny(shop, name, "3.11")
     assert building.resolve(shop.client, f"{name}:3.11") == digest
     with pytest.raises(MissingError, match=rf"did not give the digest of {name}:absent"):
         building.resolve(shop.client, f"{name}:absent")
 
-    shop.client.images.remove(f"{name}:3.11")
-    for reference in shop.client.images.get(BOOKWORM).attrs["RepoDigests"]:
-        if reference.startswith(f"{name}@"):
-            shop.client.images.remove(reference)
     pins.set_base(shop.project, "export", f"{name}:3.11@{digest}")
     with pytest.raises(MissingError, match=r"images\.offline is set"):
         shop.build("export")
-    shop.build("export", BuildSettings(shop.settings.wheelhouse, network="none"))
+    # Pulled, which is what is shown of it: the base is empty, and no container can start in it.
+    with pytest.raises(StageError, match="unable to find user root"):
+        shop.build("export", BuildSettings(shop.settings.wheelhouse, network="none"))
     assert shop.said[0] == f"pulling {name}:3.11@{digest}"
+    assert shop.client.images.get(f"{name}@{digest}").id == number
     shop.client.images.remove(f"{name}@{digest}")
 
     pins.set_base(shop.project, "export", f"{name}@sha256:{'0' * 64}")

@@ -22,17 +22,17 @@ from deberta.host.images import build, ci, definition, pins
 from deberta.host.images.ci import YAML
 from tests import fake_cann
 from tests.container import container_helpers as helpers
-from tests.container.bases import BULLSEYE
+from tests.container.conftest import CANN_AT, one_at_a_time
 from tests.container.container_helpers import CALLER
 from tests.mnli_helpers import REPOSITORY
 from tests.pipeline_helpers import copy_demo
 
-BASE = "deberta-ascend-test/has-cann:ci"
 NAME = "deberta-ci:1"  # as in the documentation
 OPTIONS = "--version match --limit 16 --bs 1 --loops 5"
 PLANTED = "planted-proxy.invalid"
-STAND_IN = "/usr/local/Ascend/with-stages"  # runs the stand-in of msame, which needs onnxruntime
-EVALUATE = ("evaluate", "--bs", "8", "--version", "match", "--limit", "24")
+STAND_IN = f"{CANN_AT}/with-stages"  # runs the stand-in of msame, which needs onnxruntime
+# As the documentation's command, which finds it made.
+EVALUATE = ("evaluate", "--bs", "1", "--version", "match", "--limit", "16")
 
 
 @dataclass(frozen=True)
@@ -64,25 +64,24 @@ class Built:
 
 @pytest.fixture(scope="module")
 def built(
-    project: Path, engine_client: Any, build_settings: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+    project: Path,
+    has_cann: str,
+    engine_client: Any,
+    build_settings: dict[str, str],
+    locks: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Built]:
     """Of a copy of the project with CANN's stand-in in the compile image's base, and an msame; built once."""
     folder = tmp_path_factory.mktemp("ci")
     copy = shutil.copytree(project, folder / "project")
-    at = "/usr/local/Ascend"
-    tree = fake_cann.install(folder / "base/cann", at=at)
-    (tree / "with-stages").write_text('#!/bin/sh\nunset PYTHONPATH\nexec /opt/stages/bin/python "$@"\n')
-    (tree / "with-stages").chmod(0o755)
-    text = f"FROM {BULLSEYE}\nLABEL {definition.LABEL}=test-base\nCOPY cann {at}\n"
-    (folder / "base/Dockerfile").write_text(text, encoding="utf-8")
-    engine_client.images.build(path=str(folder / "base"), tag=BASE, rm=True)
     (copy / pins.MSAME).parent.mkdir(exist_ok=True)
-    shutil.copy(fake_cann.install(folder / "msame", at=at, python=STAND_IN) / fake_cann.MSAME, copy / pins.MSAME)
+    shutil.copy(fake_cann.install(folder / "msame", at=CANN_AT, python=STAND_IN) / fake_cann.MSAME, copy / pins.MSAME)
     values = YAML.safe_load((copy / "invoke.yaml").read_text(encoding="utf-8"))
     values["images"]["no_proxy"] = PLANTED
     (copy / "invoke.yaml").write_text(YAML.safe_dump(values), encoding="utf-8")
     helpers.invoke(copy, build_settings, "images", "--lock")
-    pins.set_base(copy, "compile", build.resolve_base(engine_client, BASE))
+    with one_at_a_time(locks, "compile"):
+        helpers.invoke(copy, build_settings, "images", "--stage", "compile", "--base", f"compile={has_cann}")
     said = helpers.invoke(copy, build_settings, "ci-image", "--tag", NAME)
     yield Built(engine_client, copy, said)
     tags = re.findall(r"done: (deberta-ascend/ci:\w+)", said)
@@ -165,7 +164,7 @@ def test_atc_and_msame_run_in_it(built: Built, workspace: Path) -> None:
         user="{}:{}".format(*CALLER), read_only=True, tmpfs={"/tmp": ""},
     )  # fmt: skip
     assert code == 0 and "on ascend: " in said and "installing" not in said, said
-    record = records.read(workspace / "models/demo/ascend/deberta_bs8.om.record.json")
+    record = records.read(workspace / "models/demo/ascend/deberta_bs1.om.record.json")
     assert record is not None and record.parameters["cann"] == fake_cann.VERSION
     assert helpers.owners(workspace / "results") == {CALLER}
     tried = "python3 -c 'import sys, scipy.linalg, ssl, ctypes; print(sys.version)'"

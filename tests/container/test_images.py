@@ -271,9 +271,7 @@ def test_a_changed_pin_rebuilds_exactly_what_depends_on_it(shop: Workshop) -> No
         assert f"{name} changed" in building.why(shop.client, planned[stage]).split(", ")
     shutil.copytree(shop.settings.wheelhouse or "", shop.project / "more", dirs_exist_ok=True)
     settings = BuildSettings(wheelhouse=shop.project / "more", offline=True)
-    for stage in ("compile", "runtime"):
-        shop.build(stage, settings)
-    assert shop.run(shop.plan("runtime"), "msame") == "another\n"
+    shop.build("compile", settings)
     assert shop.run(shop.plan("compile"), "python3", "-c", "import extra") == ""
     for image in before.values():
         assert building.find(shop.client, image), "an older image is still good for the older pins"

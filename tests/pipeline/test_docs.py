@@ -21,6 +21,7 @@ PAGES = sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md"), REPOSIT
 # or an engine, and what downloads: tests/container/test_offline.py runs such blocks.
 ROWS = 64
 ONLY_PARSED = ("fetch", "finetune", "test", "lint", "clean", "doctor", "diff", "wheelhouse", "images", "cluster")
+RUN_ELSEWHERE = ("demo", "reproduce")  # whole: test_demo.py, test_reproduce.py
 
 
 def blocks() -> list[tuple[str, str]]:
@@ -68,6 +69,8 @@ def test_blocks_run(tmp_path: Path) -> None:
     ran = 0
     for words in dict.fromkeys(tuple(shlex.split(line)[1:]) for _, line in blocks()):
         if words[0] in ONLY_PARSED or words[0].startswith("-") or {"--baseline", "--cluster", "docker"} & {*words}:
+            continue
+        if words[0] in RUN_ELSEWHERE and "--remake" not in words:
             continue
         more = [] if words[0] == "demo" or "--profile" in words else ["--profile", "demo"]
         more += ["--loops", "10"] if words[0] == "perf" and "--loops" not in words else []

@@ -26,7 +26,7 @@ def kept(workspace: Workspace) -> dict[str, Path]:
 
 @pytest.fixture(name="made", scope="module")
 def _made(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    workspace = make_small_demo(tmp_path_factory.mktemp("made"), 24, {"match": (24, 1)})
+    workspace = make_small_demo(tmp_path_factory.mktemp("made"), 24, {"match": (24, 1), "mismatch": (24, 24)})
     workspace.configure(buckets="256")
     said = workspace.succeed(*ACCEPT, "8")
     [name] = kept(workspace)

@@ -290,7 +290,8 @@ def test_the_floor_has_our_matrix_products(length: int, tmp_path: Path) -> None:
 def test_a_real_run_at_the_tiny_size(tmp_path: Path) -> None:
     """Real engines; the environment of the peers is missing."""
     (tmp_path / "lengths.txt").write_text("12 30 33 60")
-    options = ["--size", "tiny", "--bs", "2", "--repeats", "2", "--engines", "ours,eager,hf-export,guide,floor"]
+    options = ["--size", "tiny", "--bs", "2", "--repeats", "1", "--threads", "1"]
+    options += ["--engines", "ours,eager,hf-export,guide,floor"]
     options += ["--lengths", "lengths.txt", "--output", "bench.json", "--markdown", "page.md", "--plot", "plot.svg"]
     command = [sys.executable, "-m", "benchmarks.bench", *options]
     settings = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
