@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -11,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -217,3 +219,19 @@ def test_nothing_but_a_file_of_its_own_is_a_lock(make: Callable[[Path], object],
         with pytest.raises(ConfigError, match="cannot be used as a lock"), SHARD(folder):
             pass
     assert (tmp_path / "other").read_text() == "kept"
+
+
+def test_on_cpu_a_read_only_file_system_needs_no_lock_and_a_device_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """tests/container/test_ci_image.py has a real one."""
+
+    def read_only(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_flag=os.ST_RDONLY))
+    monkeypatch.setattr(os, "mkdir", read_only)
+    with TIMED_ON_CPU(tmp_path / "locks") as files:
+        assert files == () and "read-only file system" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="Read-only file system"), SHARD(tmp_path / "locks"):
+        pass

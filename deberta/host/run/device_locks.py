@@ -36,8 +36,14 @@ def held(folder: Path, device: Optional[int], alone: bool, say: Say) -> Iterator
 
     `device`: None on cpu, whose devices are processes. `alone`: a performance run, which has its host to itself; others
     share it. A performance run that waits lets no other begin, so that runs one after another do not keep it waiting.
-    Waits as long as it takes, and says for whom. Raises ConfigError if the folder cannot be used.
+    Waits as long as it takes, and says for whom. On cpu nothing is held where the folder is on a read-only file system,
+    as in a container that may write to its workspace alone; that is said. Raises ConfigError if the folder cannot be
+    used otherwise.
     """
+    if device is None and _is_read_only(folder):
+        say(f"no lock is taken, since {folder} is on a read-only file system: runs elsewhere are not waited for")
+        yield ()
+        return
     with contextlib.ExitStack() as stack:
         with _locked(folder, NEXT, alone, "this host", say):
             files = [stack.enter_context(_locked(folder, HOST, alone, "this host", say))]
@@ -129,6 +135,15 @@ def _open_or_make(name: str, within: int) -> int:
                 file = os.open(name, flags | os.O_CREAT | os.O_EXCL, 0o666, dir_fd=within)
                 os.fchmod(file, 0o666)
                 return file
+
+
+def _is_read_only(folder: Path) -> bool:
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    try:
+        return bool(os.statvfs(folder).f_flag & os.ST_RDONLY)
+    except OSError:
+        return False  # opening it says why
 
 
 def _is_current(folder: Path, name: str, file: int) -> bool:
