@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 from pathlib import Path
@@ -54,6 +55,9 @@ def test_the_report_of_one_device_from_three_hosts() -> None:
             cluster.start_workers(host, "0,1" if host.name == "host-a" else "0")
         for node in (cluster.client, *cluster.hosts):
             assert {socket.address for socket in node.listening()} == {node.address}
+        # From here on the client has neither CANN nor msame, nor a device: only the hosts need them.
+        cluster.configure(cluster.client, cann="/nowhere", msame="/nowhere/msame")
+        cluster.client.variables["PATH"] = os.environ["PATH"]
         _is_stopped_by_ctrl_c(cluster)
         said = cluster.succeed(*ACCEPT, "--cluster", NAME)
         print(said)
