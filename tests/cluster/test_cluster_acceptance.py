@@ -56,7 +56,7 @@ def test_the_report_of_one_device_from_three_hosts() -> None:
         for node in (cluster.client, *cluster.hosts):
             assert {socket.address for socket in node.listening()} == {node.address}
         # From here on the client has neither CANN nor msame, nor a device: only the hosts need them.
-        cluster.configure(cluster.client, cann="/nowhere", msame="/nowhere/msame")
+        cluster.configure(cluster.client, cann="", msame="/nowhere/msame")
         cluster.client.variables["PATH"] = os.environ["PATH"]
         _is_stopped_by_ctrl_c(cluster)
         said = cluster.succeed(*ACCEPT, "--cluster", NAME)
@@ -92,7 +92,7 @@ def _verify(cluster: Cluster, root: Path) -> None:
     copy = cluster.client.folder / "copy"
     shutil.copytree(root, copy)
     cluster.client.own()
-    assert "verified: " in cluster.succeed("verify", "--tree", str(copy))
+    assert "verified: " in cluster.succeed("verify", "--path", str(copy))
     record = copy / OUTPUTS
     content = json.loads(record.read_text())
     shards = content["predicate"]["buildDefinition"]["internalParameters"]["sharding"]["shards"]
@@ -104,6 +104,6 @@ def _verify(cluster: Cluster, root: Path) -> None:
         altered = json.loads(json.dumps(content))
         altered["predicate"]["buildDefinition"]["internalParameters"]["sharding"]["shards"][0][key] = value
         record.write_text(json.dumps(altered))
-        done = cluster.run("verify", "--tree", str(copy))
+        done = cluster.run("verify", "--path", str(copy))
         print(done.stdout[-1500:], done.stderr[-800:])
         assert done.returncode == 5 and finding in done.stdout + done.stderr
