@@ -8,6 +8,7 @@ import platform
 import signal
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 from typing import Any, Callable, Optional, Sequence
 
@@ -17,6 +18,7 @@ from deberta.core.errors import INTERRUPTED
 # The machines that this project is for, as `uname -m` calls them, and as images are for them.
 PLATFORMS = {"x86_64": "linux/amd64", "aarch64": "linux/arm64"}
 MACHINES = tuple(PLATFORMS)
+INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 CGROUPS = Path("/sys/fs/cgroup")
 OWN_CGROUPS = Path("/proc/self/cgroup")
 CPUINFO = Path("/proc/cpuinfo")
@@ -60,11 +62,11 @@ def is_alive(process: str) -> bool:
 def start(command: Sequence[str], **options: Any) -> subprocess.Popen[str]:
     """Start a process that on Linux is killed when this one ends; `options` are Popen's, in text mode.
 
-    An interrupt that comes meanwhile waits until the process is there, and ends it: raised in what Python runs around
-    a fork, it would be printed and forgotten.
+    An interrupt that comes meanwhile, or SIGUSR1, waits until the process is there, and ends it: raised in what Python
+    runs around a fork, it would be printed and forgotten.
     """
     parent, prctl = os.getpid(), _prctl()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, INTERRUPTS)
 
     def prepare() -> None:
         end_with(parent, prctl)
@@ -115,6 +117,8 @@ def fork(work: Callable[[], None]) -> int:
         code = 0
     except KeyboardInterrupt:
         code = INTERRUPTED
+    except BaseException:
+        traceback.print_exc()
     finally:
         os._exit(code)  # nothing of what the parent has to do at its end
 

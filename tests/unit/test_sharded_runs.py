@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -29,6 +30,7 @@ from deberta.host.shards.local_pool import LocalPool
 from deberta.host.shards.pool import DeviceGone, Event, ShardDone, ShardFailed, ShardRequest, ShardWaits
 from deberta.host.shards.runner_process import RunnerProcess
 from deberta.host.shards.store import ShardStore
+from tests.mnli_helpers import REPOSITORY
 
 T = TypeVar("T")
 BATCHES = {64: 41, 256: 13}
@@ -347,8 +349,7 @@ class Sleeper:
         """Nothing is open."""
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_a_devices_process_that_ends_takes_its_runner_along(tmp_path: Path, number: signal.Signals) -> None:
+def ends_and_takes_its_runner_along(tmp_path: Path, number: signal.Signals) -> None:
     session = Session(tmp_path, tmp_path, Sleeper(tmp_path), str)
     run = ModelRun(PurePosixPath("results/o"), {"input_0_output_0.bin": 24}, 1, (PurePosixPath("data/a"),), 512)
     step = replace(STEP, tool="", stage="run-cpu", inference=Inference((run,)))
@@ -367,7 +368,7 @@ def test_a_devices_process_that_ends_takes_its_runner_along(tmp_path: Path, numb
     waited(lambda: not files.is_running(runner))
 
 
-def test_a_process_that_is_told_to_stop_ends_its_runner_and_stays(tmp_path: Path) -> None:
+def is_told_to_stop(tmp_path: Path) -> None:
     session = Session(tmp_path, tmp_path, Sleeper(tmp_path), str)
     run = ModelRun(PurePosixPath("results/o"), {"input_0_output_0.bin": 24}, 1, (PurePosixPath("data/a"),), 512)
     step = replace(STEP, tool="", stage="run-cpu", inference=Inference((run,)))
@@ -388,7 +389,7 @@ def test_a_process_that_is_told_to_stop_ends_its_runner_and_stays(tmp_path: Path
         process.end()
 
 
-def test_a_shard_waits_for_a_performance_run_and_says_so(tmp_path: Path) -> None:
+def waits_for_a_performance_run(tmp_path: Path) -> None:
     session = Session(tmp_path, tmp_path, Sleeper(tmp_path), str)
     run = ModelRun(PurePosixPath("results/o"), {"input_0_output_0.bin": 24}, 1, (PurePosixPath("data/a"),), 512)
     step = replace(STEP, tool="", stage="run-cpu", inference=Inference((run,)))
@@ -405,6 +406,27 @@ def test_a_shard_waits_for_a_performance_run_and_says_so(tmp_path: Path) -> None
         waited(lambda: (tmp_path / "runner").exists())
     finally:
         pool.close()
+
+
+def in_a_process_of_its_own(check: str, *arguments: str) -> None:
+    """Run a check where nothing has loaded libraries with threads, which a process that forks must not have."""
+    code = f"from pathlib import Path; import signal; from tests.unit import test_sharded_runs as t; t.{check}"
+    command = [sys.executable, "-c", f"{code}({', '.join(arguments)})"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("number", ["signal.SIGKILL", "signal.SIGINT"])
+def test_a_devices_process_that_ends_takes_its_runner_along(tmp_path: Path, number: str) -> None:
+    in_a_process_of_its_own("ends_and_takes_its_runner_along", f"Path({str(tmp_path)!r})", number)
+
+
+def test_a_process_that_is_told_to_stop_ends_its_runner_and_stays(tmp_path: Path) -> None:
+    in_a_process_of_its_own("is_told_to_stop", f"Path({str(tmp_path)!r})")
+
+
+def test_a_shard_waits_for_a_performance_run_and_says_so(tmp_path: Path) -> None:
+    in_a_process_of_its_own("waits_for_a_performance_run", f"Path({str(tmp_path)!r})")
 
 
 def waited(condition: Callable[[], T]) -> T:
