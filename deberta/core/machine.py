@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import platform
@@ -98,10 +99,11 @@ def end_with(parent: int, prctl: Any) -> None:
         os._exit(1)
 
 
-def fork(work: Callable[[], None]) -> int:
+def fork(work: Callable[[], Optional[int]]) -> int:
     """Run `work` in a copy of this process, which has one thread, and return the copy's process number.
 
-    The copy is the leader of a session of its own, so that Ctrl-C reaches this process alone, and ends with it.
+    The copy is the leader of a session of its own, so that Ctrl-C reaches this process alone, and ends with it. What
+    `work` returns is its exit code, None is 0.
     """
     parent, prctl = os.getpid(), _prctl()
     sys.stdout.flush()
@@ -113,13 +115,15 @@ def fork(work: Callable[[], None]) -> int:
     try:
         end_with(parent, prctl)
         os.setsid()
-        work()
-        code = 0
+        code = work() or 0
     except KeyboardInterrupt:
         code = INTERRUPTED
     except BaseException:
         traceback.print_exc()
     finally:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+            sys.stderr.flush()
         os._exit(code)  # nothing of what the parent has to do at its end
 
 

@@ -4,35 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import os
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import TypeVar
 
 import msgspec
 import pytest
 
 from deberta.core import files, records
-from deberta.core.errors import INTERRUPTED, ConfigError, DataError, StageError
+from deberta.core.errors import ConfigError, DataError, StageError
 from deberta.core.job import DeviceFacts
-from deberta.host.engine.transcript import Show
 from deberta.host.plan.plan import Inference, Input, ModelRun, Step
-from deberta.host.run import device_locks, local
-from deberta.host.run.executor import Provenance
-from deberta.host.run.session import Session
 from deberta.host.shards import agreement, spans
 from deberta.host.shards.coordinate import Coordinator, ShardSettings
-from deberta.host.shards.local_pool import LocalPool
 from deberta.host.shards.pool import DeviceGone, Event, ShardDone, ShardFailed, ShardRequest, ShardWaits
-from deberta.host.shards.runner_process import RunnerProcess
 from deberta.host.shards.store import ShardStore
-from tests.mnli_helpers import REPOSITORY
 
-T = TypeVar("T")
 BATCHES = {64: 41, 256: 13}
 SIZES = {length: {f"input_{i}_output_0.bin": 24 for i in range(count)} for length, count in BATCHES.items()}
 RUNS = tuple(
@@ -313,125 +301,3 @@ def test_spans_that_overlap_leave_gaps_or_go_beyond_the_end_are_named(tmp_path: 
         forged = [msgspec.structs.replace(shard, **change) if shard is first else shard for shard in shards]
         assert any(finding in problem for problem in spans.coverage(forged, BATCHES)), change
     assert spans.missing(BATCHES, [(64, 0, 9), (64, 20, 40), (256, 0, 12)]) == [(64, 10, 19)]
-
-
-class Sleeper:
-    """An executor whose runner sleeps, and says its process number in a file."""
-
-    name = "local"
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-
-    def identity(self, step: Step) -> dict[str, str]:
-        return {}
-
-    def prepare(self, step: Step) -> None:
-        """Nothing to prepare."""
-
-    def hold(self, files: Sequence[int]) -> None:
-        """It starts nothing that would outlive it."""
-
-    def run(self, step: Step, arguments: Sequence[str], show: Show) -> tuple[list[str], int]:
-        code = f"import os, time; open({str(self.root / 'runner')!r}, 'w').write(str(os.getpid())); time.sleep(600)"
-        return local.execute([sys.executable, "-c", code], self.root, dict(os.environ), self.root / step.log, show)
-
-    def provenance(self, step: Step) -> Provenance:
-        return Provenance()
-
-    def show(self, step: Step) -> None:
-        """Not asked for here."""
-
-    def sibling(self) -> Sleeper:
-        return self
-
-    def close(self) -> None:
-        """Nothing is open."""
-
-
-def ends_and_takes_its_runner_along(tmp_path: Path, number: signal.Signals) -> None:
-    session = Session(tmp_path, tmp_path, Sleeper(tmp_path), str)
-    run = ModelRun(PurePosixPath("results/o"), {"input_0_output_0.bin": 24}, 1, (PurePosixPath("data/a"),), 512)
-    step = replace(STEP, tool="", stage="run-cpu", inference=Inference((run,)))
-    (tmp_path / "data/a").mkdir(parents=True)
-    (tmp_path / "data/a/input_0.bin").write_bytes(bytes(512))
-    pool = LocalPool(session, [0])
-    try:
-        [facts] = pool.devices(step)
-        pool.start(facts.name, ShardRequest(step, 64, 0, 0, attempt=1))
-        runner = int(waited(lambda: files.read_text(tmp_path / "runner") if (tmp_path / "runner").exists() else ""))
-        assert pool.wait(0.0) == []
-        os.kill(pool.processes[facts.name].number, number)
-        assert pool.wait(10.0) == [DeviceGone(facts.name, "its process was killed")]
-    finally:
-        pool.close()
-    waited(lambda: not files.is_running(runner))
-
-
-def is_told_to_stop(tmp_path: Path) -> None:
-    session = Session(tmp_path, tmp_path, Sleeper(tmp_path), str)
-    run = ModelRun(PurePosixPath("results/o"), {"input_0_output_0.bin": 24}, 1, (PurePosixPath("data/a"),), 512)
-    step = replace(STEP, tool="", stage="run-cpu", inference=Inference((run,)))
-    (tmp_path / "data/a").mkdir(parents=True)
-    (tmp_path / "data/a/input_0.bin").write_bytes(bytes(512))
-    process = RunnerProcess(session, 0)
-    try:
-        for attempt in (1, 2):
-            process.ask(ShardRequest(step, 64, 0, 0, attempt))
-            runner = int(waited(lambda: files.read_text(tmp_path / "runner") if (tmp_path / "runner").exists() else ""))
-            process.stop()
-            answer = process.answer()
-            assert isinstance(answer, ShardFailed) and (answer.attempt, answer.code) == (attempt, INTERRUPTED)
-            assert not files.is_running(runner)
-            files.remove(tmp_path / "runner")
-            process.stop()  # nothing runs
-    finally:
-        process.end()
-
-
-def waits_for_a_performance_run(tmp_path: Path) -> None:
-    session = Session(tmp_path, tmp_path, Sleeper(tmp_path), str)
-    run = ModelRun(PurePosixPath("results/o"), {"input_0_output_0.bin": 24}, 1, (PurePosixPath("data/a"),), 512)
-    step = replace(STEP, tool="", stage="run-cpu", inference=Inference((run,)))
-    (tmp_path / "data/a").mkdir(parents=True)
-    (tmp_path / "data/a/input_0.bin").write_bytes(bytes(512))
-    pool = LocalPool(session, [0])
-    try:
-        [facts] = pool.devices(step)
-        with device_locks.held(session.locks, None, True, print):
-            pool.start(facts.name, ShardRequest(step, 64, 0, 0, attempt=1))
-            [event] = pool.wait(10.0)
-            assert isinstance(event, ShardWaits) and f"waiting for this host: process {os.getpid()} has it" in event.why
-            assert not (tmp_path / "runner").exists()
-        waited(lambda: (tmp_path / "runner").exists())
-    finally:
-        pool.close()
-
-
-def in_a_process_of_its_own(check: str, *arguments: str) -> None:
-    """Run a check where nothing has loaded libraries with threads, which a process that forks must not have."""
-    code = f"from pathlib import Path; import signal; from tests.unit import test_sharded_runs as t; t.{check}"
-    command = [sys.executable, "-c", f"{code}({', '.join(arguments)})"]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
-@pytest.mark.parametrize("number", ["signal.SIGKILL", "signal.SIGINT"])
-def test_a_devices_process_that_ends_takes_its_runner_along(tmp_path: Path, number: str) -> None:
-    in_a_process_of_its_own("ends_and_takes_its_runner_along", f"Path({str(tmp_path)!r})", number)
-
-
-def test_a_process_that_is_told_to_stop_ends_its_runner_and_stays(tmp_path: Path) -> None:
-    in_a_process_of_its_own("is_told_to_stop", f"Path({str(tmp_path)!r})")
-
-
-def test_a_shard_waits_for_a_performance_run_and_says_so(tmp_path: Path) -> None:
-    in_a_process_of_its_own("waits_for_a_performance_run", f"Path({str(tmp_path)!r})")
-
-
-def waited(condition: Callable[[], T]) -> T:
-    give_up = time.monotonic() + 10
-    while not (value := condition()):
-        assert time.monotonic() < give_up
-        time.sleep(0.02)
-    return value

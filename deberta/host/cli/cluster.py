@@ -56,7 +56,7 @@ def cluster(c: Context, options: Options) -> None:
     elif options.action == "show":
         from deberta.host.cluster import certificates, show
 
-        checked = certificates.check(cluster_settings.certificates_folder(own, PROJECT))
+        checked = certificates.of_cluster(own, PROJECT)
         document = show.look(own.scheduler, checked)
         output.show(options, document, show.text(document))
 
@@ -94,12 +94,17 @@ def _plan(c: Context, options: Options) -> capacity.CapacityDocument:
     return capacity.document(profile.name, work, costs, options.counts or capacity.DEVICES)
 
 
+def _hosts(options: Options, what: str) -> list[str]:
+    """Those of --host. Raises ConfigError if there is none."""
+    if hosts := [host for host in options.hosts.split(",") if host]:
+        return hosts
+    raise ConfigError(f"--host is needed: {what}")
+
+
 def _make_certificates(own: ClusterSettings, options: Options) -> None:
     from deberta.host.cluster import certificates
 
-    hosts = [host for host in options.hosts.split(",") if host]
-    if not hosts:
-        raise ConfigError("--host is needed: the names or addresses of the cluster's hosts, commas between")
+    hosts = _hosts(options, "the names or addresses of the cluster's hosts, commas between")
     folder = cluster_settings.certificates_folder(own, PROJECT)
     place = folder.parent / f"{folder.name}-ca"
     made = certificates.make(place, hosts, options.days)
@@ -113,16 +118,15 @@ def _run_scheduler(own: ClusterSettings) -> None:
     from deberta.host.cluster import certificates, processes
 
     host, port = own.endpoint
-    checked = certificates.check(cluster_settings.certificates_folder(own, PROJECT))
+    checked = certificates.of_cluster(own, PROJECT)
     processes.run_scheduler(host, port, checked, progress.say)
 
 
 def _run_workers(c: Context, own: ClusterSettings, options: Options) -> None:
     from deberta.host.cluster import certificates, processes
 
-    checked = certificates.check(cluster_settings.certificates_folder(own, PROJECT))
+    checked = certificates.of_cluster(own, PROJECT)
     plan = settings.plan_of(c, options, devices="several")
-
     processes.run_workers(
         processes.WorkerPlan(
             scheduler=own.scheduler,
@@ -145,8 +149,6 @@ def _job(name: str, own: ClusterSettings, options: Options) -> str:
         raise ConfigError("--devices of a Job is one number")
     if options.kubernetes:
         return job.kubernetes(name, own.scheduler, options.image, counts[0], options.volcano)
-    hosts = [host for host in options.hosts.split(",") if host]
-    if not hosts:
-        raise ConfigError("--host is needed: where to start workers by ssh; or --kubernetes for an Indexed Job")
+    hosts = _hosts(options, "where to start workers by ssh; or --kubernetes for an Indexed Job")
     devices = "all" if not options.device or isinstance(options.device, str) else ",".join(map(str, options.device))
     return "\n".join(job.ssh_lines(name, hosts, str(PROJECT), devices))

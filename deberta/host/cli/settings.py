@@ -299,7 +299,7 @@ def _cluster_shards(c: Context, options: Options) -> ShardedRuns:
     from deberta.host.cluster import certificates
     from deberta.host.cluster.dask_pool import DaskPool
 
-    checked = certificates.check(cluster_settings.certificates_folder(own, PROJECT))
+    checked = certificates.of_cluster(own, PROJECT)
     settings = shard_settings(c, options.cluster)
     return ShardedRuns(
         lambda session: DaskPool(own.scheduler, checked.security(), session.workspace, progress.say),

@@ -17,6 +17,8 @@ from typing import Any, Optional, Sequence
 
 from deberta.core import files
 from deberta.core.errors import ConfigError, DataError, MissingError
+from deberta.host.cluster import cluster_settings
+from deberta.host.cluster.cluster_settings import ClusterSettings
 
 CA, CA_KEY, CERTIFICATE, KEY = "ca.pem", "ca-key.pem", "cert.pem", "key.pem"
 AGAIN = "Make another: invoke cluster certs"
@@ -106,6 +108,11 @@ def check(folder: Path, now: Optional[datetime] = None) -> HostCertificates:
     if problem := _signed_by(certificate, ca):
         raise DataError(f"{own.certificate} is not signed by {own.ca}: {problem}. {AGAIN}")
     return own
+
+
+def of_cluster(settings: ClusterSettings, project: Path) -> HostCertificates:
+    """This host's for a cluster; raises what `check` raises."""
+    return check(cluster_settings.certificates_folder(settings, project))
 
 
 def expires(own: HostCertificates) -> datetime:

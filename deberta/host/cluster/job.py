@@ -18,8 +18,9 @@ FAILURES = 3  # of a device's pod, before it is given up
 USER = 1000  # who runs in the pod; no root
 _BY_DIGEST = re.compile(r"\S+@sha256:[0-9a-f]{64}")
 CODE = "/opt/deberta-ascend"  # where the CI image has our code
-PLACE, OWN = "/etc/deberta-ascend/cluster", "/work/certificates"  # where the pod finds its certificates, and has them
 SETTINGS = "/etc/deberta-ascend/settings"
+FOLDER = "/var/lib/deberta-ascend"  # of a pod's own: its worker's files
+PLACE, OWN = "/etc/deberta-ascend/cluster", f"{FOLDER}/certificates"  # where a pod finds its certificates, and has them
 
 
 def ssh_lines(cluster: str, hosts: Sequence[str], project: str, devices: str) -> list[str]:
@@ -45,7 +46,7 @@ def kubernetes(cluster: str, scheduler: str, image: str, devices: int, volcano: 
             f"--image {image!r} names no image by its digest. Give NAME@sha256:DIGEST, so that all are one"
         )
     name = f"deberta-{cluster}"
-    settings = {"clusters": {cluster: {"scheduler": scheduler, "certificates": OWN, "folder": "/work"}}}
+    settings = {"clusters": {cluster: {"scheduler": scheduler, "certificates": OWN, "folder": FOLDER}}}
     container: dict[str, Any] = {
         "name": "worker",
         "image": image,
@@ -63,7 +64,7 @@ def kubernetes(cluster: str, scheduler: str, image: str, devices: int, volcano: 
         "volumeMounts": [
             {"name": "certificates", "mountPath": PLACE, "readOnly": True},
             {"name": "settings", "mountPath": SETTINGS, "readOnly": True},
-            {"name": "work", "mountPath": "/work"},
+            {"name": "work", "mountPath": FOLDER},
             {"name": "tmp", "mountPath": "/tmp"},
         ],
     }  # fmt: skip

@@ -9,9 +9,8 @@ import asyncio
 import contextlib
 import os
 import signal
-import sys
-import traceback
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, Awaitable, Callable, Sequence
 
@@ -82,7 +81,7 @@ def run_workers(plan: WorkerPlan, devices: Sequence[int]) -> None:
             "a worker runs what a cluster's certificates allow, so it does not run as root. Start it as an ordinary "
             "user who may use the devices (of the driver's group, HwHiAiUser)"
         )
-    children = {machine.fork(lambda device=device: _exit(plan, device)): device for device in devices}  # type: ignore[misc]
+    children = {machine.fork(partial(run_stage, partial(_run_worker, plan, device), [])): device for device in devices}
     failed: dict[int, int] = {}
     try:
         while children:
@@ -110,19 +109,8 @@ def _code(status: int) -> int:
     return os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status)
 
 
-def _exit(plan: WorkerPlan, device: int) -> None:
-    """In a worker's own process: run it, and end with the exit code of its error."""
-    code = 1
-    try:
-        code = run_stage(lambda _: _run_worker(plan, device), [])
-    except BaseException:
-        traceback.print_exc()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
-
-
-def _run_worker(plan: WorkerPlan, device: int) -> None:
+def _run_worker(plan: WorkerPlan, device: int, _: Sequence[str]) -> None:
+    """In a process of its own."""
     name = work.name_of(device)
     session = plan.session(plan.folder / name.replace("/", "-"))
     session.workspace.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -151,13 +139,9 @@ def _facts(runner: RunnerProcess, tool: str, device: int) -> DeviceFacts:
         inference=Inference((), (device,)),
     )
     runner.ask(step)
-    try:
-        answer = runner.answer()
-    except EOFError:
-        raise StageError(f"the process of {work.name_of(device)} ended while it looked at the device") from None
+    answer = runner.facts()
     if isinstance(answer, ShardFailed):
         raise from_exit_code(answer.code, f"{answer.device}: {answer.why}")
-    assert isinstance(answer, DeviceFacts)
     return answer
 
 

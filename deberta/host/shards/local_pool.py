@@ -6,7 +6,7 @@ import contextlib
 from multiprocessing.connection import wait
 from typing import Sequence
 
-from deberta.core.errors import StageError, from_exit_code
+from deberta.core.errors import from_exit_code
 from deberta.core.job import DeviceFacts
 from deberta.host.plan.plan import Step
 from deberta.host.run.session import Session
@@ -25,14 +25,10 @@ class LocalPool:
         for process in self.processes.values():
             process.ask(step)
         facts = []
-        for name, process in self.processes.items():
-            try:
-                answer = process.answer()
-            except EOFError:
-                raise StageError(f"the process of {name} ended while it looked at the device") from None
+        for process in self.processes.values():
+            answer = process.facts()
             if isinstance(answer, ShardFailed):
                 raise from_exit_code(answer.code, answer.why)
-            assert isinstance(answer, DeviceFacts)
             facts.append(answer)
         return facts
 

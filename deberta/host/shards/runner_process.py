@@ -51,6 +51,16 @@ class RunnerProcess:
             progress.say(answer.why)
         return answer
 
+    def facts(self) -> Union[DeviceFacts, ShardFailed]:
+        """The answer to a step that was asked about. Raises StageError if the process has ended."""
+        try:
+            answer = self.answer()
+        except EOFError:
+            name = work.name_of(self.device)
+            raise StageError(f"the process of {name} ended while it looked at the device") from None
+        assert not isinstance(answer, ShardDone)
+        return answer
+
     def read(self) -> Union[Answer, ShardWaits]:
         """The answer, or before it what it waits for. Raises EOFError if the process has ended."""
         try:

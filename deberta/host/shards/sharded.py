@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path, PurePosixPath
-from typing import Any, Callable, Mapping, Sequence
+from typing import Any, Callable, Iterator, Mapping, Sequence
 
 import msgspec
 
@@ -60,11 +61,7 @@ class ShardedRuns:
         }
         counts = {length: len(names) for length, names in sizes.items()}
         started = time.monotonic()
-        pool = self.open(session)
-        try:
-            facts = list(pool.devices(step))
-            not_checked = agreement.check(facts, "" if step.tool else "cpu", self.different)
-            agreement.check_record(facts[0], session.executor.identity(step))
+        with self._ready(session, step) as (pool, facts, not_checked):
             kept = ShardStore(_folder(session, step, facts), sizes)
             if session.forces(step.task):
                 kept.clear()
@@ -83,8 +80,6 @@ class ShardedRuns:
                 not_checked=not_checked,
             )
             run_all.run()
-        finally:
-            pool.close()
         if problems := spans.coverage([entry.shard for entry in run_all.done], counts):
             raise DataError(f"the shards do not make up the run: {'; '.join(problems)}. Run the same command again")
         judged = [
@@ -111,19 +106,25 @@ class ShardedRuns:
         files.write_text(summary, schema.text(counted))
         return judged
 
+    @contextlib.contextmanager
+    def _ready(self, session: Session, step: Step) -> Iterator[tuple[Pool, list[DeviceFacts], list[str]]]:
+        """The devices, which may share the step's run, their facts, and what could not be compared of them."""
+        pool = self.open(session)
+        try:
+            facts = list(pool.devices(step))
+            not_checked = agreement.check(facts, "" if step.tool else "cpu", self.different)
+            agreement.check_record(facts[0], session.executor.identity(step))
+            yield pool, facts, not_checked
+        finally:
+            pool.close()
+
     def _measure(
         self, session: Session, step: Step, temporary: Mapping[PurePosixPath, Path], summary: Path, console: Console
     ) -> Judged:
         """Have a device of the cluster run a performance step, and put its output in place."""
         assert step.inference is not None
-        pool = self.open(session)
-        try:
-            facts = list(pool.devices(step))
-            agreement.check(facts, "" if step.tool else "cpu", self.different)
-            agreement.check_record(facts[0], session.executor.identity(step))
+        with self._ready(session, step) as (pool, facts, _):
             done = performance.run(pool, step, facts, step.inference.place, self.settings.first_patience, console.say)
-        finally:
-            pool.close()
         [place] = temporary.values()
         folder = place / contract.run_folder(datetime.now())
         folder.mkdir(parents=True)

@@ -121,8 +121,8 @@ def _infer(session: Session, case: Case) -> list[PurePosixPath]:
     for result in inferred:
         if result.ran and case.plan.any_length:
             seconds, rows = result.summary["inference_ms"] / 1000, results[-1].summary["rows"]
-            devices = result.summary.get("devices", 1)
-            pace = f"summed over {devices} devices" if devices > 1 else f"{rows / seconds:.3f} rows per s"
+            sharing = result.summary.get("devices", 1)
+            pace = f"summed over {sharing} devices" if sharing > 1 else f"{rows / seconds:.3f} rows per s"
             session.say(f"inference of {rows} rows: {seconds:.2f} s, {pace}")
     return run_folders(steps, [result.record for result in inferred])
 
