@@ -9,6 +9,7 @@ import threading
 import time
 import uuid
 from collections import defaultdict
+from concurrent.futures import CancelledError
 from concurrent.futures import TimeoutError as WaitedTooLong
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +35,8 @@ WATCH_SECONDS = 1.0
 MEET_SECONDS = 30.0  # for a worker to say who it is
 BUSY_SECONDS = 30.0  # for a shard of a command that was stopped to end
 STOP_SECONDS = 15.0  # for a device to stop what it runs
-GONE = (KilledWorker, CommClosedError, distributed.client.FutureCancelledError, asyncio.CancelledError)
+# Dask's own errors of one or of several cancelled tasks are concurrent's.
+GONE = (KilledWorker, CommClosedError, CancelledError, asyncio.CancelledError)
 
 
 class _Gone(Exception):
