@@ -19,7 +19,7 @@ LANGUAGES = ("en", "zh")  # of a report's pages
 PERFORMANCE_LOOPS = 100  # the guide's performance run; msame refuses more
 BACKENDS = ("ascend", "cpu")
 EXECUTORS = ("docker", "local")
-FP32, INT8 = PRECISIONS = ("fp32", "int8")  # the cpu backend's; ATC's are options of its own
+FP32, INT8, BF16 = PRECISIONS = ("fp32", "int8", "bf16")  # the cpu backend's; ATC's are options of its own
 # What stands behind a figure in place of the present model: a run here of what the user supplied; or no run here.
 SUPPLIED = "user-supplied"
 SUPPLIED_OUTPUTS, SUPPLIED_LOG = f"{SUPPLIED} outputs", f"{SUPPLIED} log"

@@ -1,4 +1,4 @@
-"""Where two parsed JSON values differ, and the format of what `invoke diff` says of two reports."""
+"""Where two parsed JSON values differ, and the formats of what is said of two runs and, by `diff`, of two reports."""
 
 from __future__ import annotations
 
@@ -55,6 +55,40 @@ WORSE, NO_WORSE, UNKNOWN = "worse", "no worse", "not compared"
 SAME, NOT_COMPARED = "no difference", "not compared"
 LOWER, HIGHER, SLOWER, FASTER = "lower", "higher", "slower", "faster"
 VERIFIED, UNVERIFIED = "verified", "not verified"
+
+
+class AccuracyCount(Schema, forbid_unknown_fields=False):
+    correct: schema.Count
+
+
+class GenreChangeCounts(Schema):
+    """The rows of one genre: how many, right in float32, right in the lower precision, and of another label there."""
+
+    rows: schema.Positive
+    fp32: schema.Count
+    lower: schema.Count
+    labels_changed: schema.Count
+
+
+class LabelChangeCounts(Schema, forbid_unknown_fields=False):
+    """What a report takes from the label-changes stage's file: a run of a lower precision beside the float32 run of
+    the same rows.
+
+    right_before and right_now: changed rows that are right in float32, and in the lower precision.
+    largest_margin_changed: the largest float32 margin of a changed row. The differences are of logits.
+    """
+
+    precision: schema.Precision
+    rows: schema.Positive
+    fp32: AccuracyCount
+    lower: AccuracyCount
+    genres: dict[schema.Text, GenreChangeCounts]
+    labels_changed: schema.Count
+    right_before: schema.Count
+    right_now: schema.Count
+    largest_margin_changed: schema.NonNegative
+    max_abs_difference: schema.NonNegative
+    mean_abs_difference: schema.NonNegative
 
 
 class DiffSource(Schema):

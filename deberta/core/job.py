@@ -177,7 +177,7 @@ class JobMeasured(Schema, kw_only=True):
 
     deberta_ascend: this project's version. loops: requested of a performance run. tools: version or SHA-256 of each,
     empty where it took no part. artifacts: not the same bytes on every machine. places: where each evaluation of the
-    body was made, by bs<N>_<version>, or bs<N>_int8_<version>. sharded: accuracy runs of several devices.
+    body was made, by bs<N>_<version>, or bs<N>_<precision>_<version>. sharded: accuracy runs of several devices.
     """
 
     finished: Time = field(name="made")  # the last step
@@ -191,7 +191,7 @@ class JobMeasured(Schema, kw_only=True):
     engines: list[str]
     steps: list[StepFacts]
     artifacts: Digests
-    places: dict[Annotated[str, Meta(pattern=r"^bs[1-9]\d*(_int8)?_(match|mismatch)$")], CellPlace]
+    places: dict[Annotated[str, Meta(pattern=r"^bs[1-9]\d*(_int8|_bf16)?_(match|mismatch)$")], CellPlace]
     sharded: list[ShardedRun] = field(default_factory=list)
 
 
@@ -318,11 +318,12 @@ class ThroughputFiles(RunFiles):
 
 
 class LabelChangeFiles(FigureFiles):
-    """The label-changes stage's file on an int8 run, and the outputs that it compared."""
+    """The label-changes stage's file on a run of a lower precision, and the outputs that it compared."""
 
+    precision: schema.Precision
     label_changes: schema.Text
     fp32: PathsByLength
-    int8: PathsByLength
+    lower: PathsByLength
     bins: PathsByLength
 
 
@@ -377,5 +378,5 @@ class Job(Schema):
         for result in self.throughputs:
             yield [result.throughput, result.tokens, *result.logs.values()], result.logs, result.precision, result
         for changes in self.label_changes:
-            names = [changes.label_changes, *changes.fp32.values(), *changes.int8.values()]
-            yield names, changes.int8, contract.INT8, changes
+            names = [changes.label_changes, *changes.fp32.values(), *changes.lower.values()]
+            yield names, changes.lower, changes.precision, changes

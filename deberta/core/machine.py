@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Callable, Optional, Sequence
 
 from deberta.core import contract, files
-from deberta.core.errors import INTERRUPTED
+from deberta.core.errors import INTERRUPTED, ConfigError
 
 # The machines that this project is for, as `uname -m` calls them, and as images are for them.
 PLATFORMS = {"x86_64": "linux/amd64", "aarch64": "linux/arm64"}
@@ -23,6 +23,7 @@ INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 CGROUPS = Path("/sys/fs/cgroup")
 OWN_CGROUPS = Path("/proc/self/cgroup")
 CPUINFO = Path("/proc/cpuinfo")
+BF16_FLAGS = {"avx512_bf16", "amx_bf16"}  # OpenVINO computes in bfloat16 with either; its ARM kernels do not
 
 
 def cpu_fields(cpuinfo: Path = CPUINFO) -> dict[str, str]:
@@ -44,6 +45,19 @@ def cpu_flags(cpuinfo: Path = CPUINFO) -> set[str]:
     """Instruction sets by their Linux names: the field is called "flags" on x86_64, "Features" on aarch64."""
     fields = cpu_fields(cpuinfo)
     return {*fields.get("flags", "").split(), *fields.get("Features", "").split()}
+
+
+def why_no_bf16(cpuinfo: Path = CPUINFO) -> str:
+    """Why bfloat16 has no instructions on this CPU; empty if it has."""
+    if BF16_FLAGS & cpu_flags(cpuinfo):
+        return ""
+    return f"this CPU ({cpu_name()}) has no bfloat16 instructions ({' or '.join(sorted(BF16_FLAGS))} in /proc/cpuinfo)"
+
+
+def check_precision(precision: str) -> None:
+    """Raise ConfigError for a precision of the cpu backend's that this CPU has no instructions for."""
+    if precision == contract.BF16 and (reason := why_no_bf16()):
+        raise ConfigError(f"--precision {precision}: {reason}. Leave it out, or take --precision {contract.INT8}")
 
 
 def is_container() -> bool:

@@ -28,8 +28,8 @@ class Artifacts:
 
     `bucketed`: rows run at several lengths, or at one below 256; these are the paths of `length`. Its rows and figures
     are not those of the padded run, so their names have the length also at 256; models of 256 are the padded run's own.
-    The cpu backend's one model for all lengths has none in its name. `precision` int8: of that model and its runs.
-    `scratch`: a folder in which all but models lies, and which is removed at the end.
+    The cpu backend's one model for all lengths has none in its name. `precision`, where it is not fp32, is of that
+    model and its runs. `scratch`: a folder in which all but models lies, and which is removed at the end.
     """
 
     profile: str
@@ -98,8 +98,8 @@ class Artifacts:
         return self.results / f"{name}_{version}.jsonl"
 
     def label_changes(self, batch_size: int, version: str) -> Path:
-        """An int8 run beside the float32 one."""
-        return self.results / f"{limited(f'int8_bs{batch_size}', self.limit)}_{version}.json"
+        """A run of a lower precision beside the float32 one."""
+        return self.results / f"{limited(f'{self.precision}_bs{batch_size}', self.limit)}_{version}.json"
 
     def timing_log(self, batch_size: int, version: str, runner: str = "msame") -> Path:
         """What msame printed, or the summary that ais_bench wrote."""

@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Meta, field
 
 from deberta.core import contract, schema
-from deberta.core.differences import FASTER, NOT_COMPARED, SAME, SLOWER, ReportDifference
+from deberta.core.differences import FASTER, NOT_COMPARED, SAME, SLOWER, LabelChangeCounts, ReportDifference
 from deberta.core.job import FORMAT, Digests, JobMeasured, PublishedRow
 from deberta.core.schema import Schema, one_of
 
@@ -319,29 +319,7 @@ class ThroughputResult(RunIdentity):
     not_checked: list[schema.Text] = field(default_factory=list)
 
 
-class AccuracyCount(Schema, forbid_unknown_fields=False):
-    correct: schema.Count
-
-
-class LabelChangeCounts(Schema, forbid_unknown_fields=False):
-    """What a report takes from the label-changes stage's file: an int8 run beside the float32 run of the same rows.
-
-    right_before and right_now: changed rows that are right in float32, and in int8. largest_margin_changed: the
-    largest float32 margin of a changed row. The differences are of logits.
-    """
-
-    rows: schema.Positive
-    fp32: AccuracyCount
-    int8: AccuracyCount
-    labels_changed: schema.Count
-    right_before: schema.Count
-    right_now: schema.Count
-    largest_margin_changed: schema.NonNegative
-    max_abs_difference: schema.NonNegative
-    mean_abs_difference: schema.NonNegative
-
-
-class Int8Comparison(LabelChangeCounts):
+class PrecisionComparison(LabelChangeCounts):
     batch_size: schema.BatchSize
     version: schema.Version
     lengths: list[schema.Positive]
@@ -382,7 +360,7 @@ class ReportMeasured(JobMeasured, kw_only=True, omit_defaults=True):
 
     performances: list[PerformanceRun]
     throughputs: list[ThroughputResult]
-    label_changes: list[Int8Comparison]
+    label_changes: list[PrecisionComparison]
     published: list[PublishedRow]
     note: str
     wrong_rows: list[WrongRows] = field(default_factory=list)

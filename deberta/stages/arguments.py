@@ -90,7 +90,7 @@ SHARED: Mapping[str, Argument] = {
     "limit": Argument("the first N rows only", whole(0), default=0),
     "model": file("the model to run"),
     "output": file("where the result goes"),
-    "precision": Argument("fp32 or int8", one_of(contract.PRECISIONS), default=contract.FP32),
+    "precision": Argument(", ".join(contract.PRECISIONS), one_of(contract.PRECISIONS), default=contract.FP32),
     "rows": Argument("rows that the whole tsv must have", whole(1), default=0),
     "sequence_length": Argument("tokens in a row", whole(1, 2**20), default=contract.SEQUENCE_LENGTH),
     "summary": file("write what was counted to this JSON file", required=False),

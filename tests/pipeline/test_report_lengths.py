@@ -41,7 +41,7 @@ def test_they_are_cells_and_entries_of_the_report(finished: Workspace) -> None:
     stored = json.loads((finished.root / RESULTS / "int8_bs4_match.json").read_text(encoding="utf-8"))
     assert (changes["labels_changed"], changes["origin"]) == (stored["labels_changed"], "")
     text = (finished.root / RESULTS / "report.md").read_text(encoding="utf-8")
-    assert "## Other lengths and int8" in text and "| 4 | match | int8 | 32,64,128 |" in text
+    assert "## Other lengths and precisions" in text and "| 4 | match | int8 | 32,64,128 |" in text
 
 
 def test_they_are_counted_again_by_verify(finished: Workspace) -> None:

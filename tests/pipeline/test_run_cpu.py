@@ -15,10 +15,10 @@ import openvino
 import pytest
 
 from deberta.ascend import msame
-from deberta.core import contract
+from deberta.core import contract, machine
 from deberta.core.errors import INTERRUPTED, run_stage
 from deberta.stages.compile import compile_cpu
-from deberta.stages.inference import openvino_engine, run_cpu
+from deberta.stages.inference import openvino_engine, precisions, run_cpu
 from tests.cpu_model_helpers import VOCABULARY, any_length_onnx, small_onnx, stage_process, write_bins
 from tests.mnli_helpers import small_disk
 
@@ -212,6 +212,25 @@ def _arguments_of_lengths(lengths: Sequence[int] = LENGTHS) -> list[str]:
     folders = [("--input", f"s{n}/input_ids/,s{n}/input_mask/", "--output", f"out{n}") for n in lengths]
     model = ["--model", "any.xml", "--lengths", ",".join(map(str, lengths)), "--summary", "summary.json"]
     return [*model, *(word for words in folders for word in words)]
+
+
+def _mark(precision: str) -> None:
+    model = openvino.Core().read_model("deberta_bs2.xml")
+    precisions.mark(model, precision)
+    openvino.save_model(model, "marked.xml", compress_to_fp16=False)
+
+
+def test_a_precision_that_is_not_known_or_not_of_this_cpu_is_refused(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _mark("fp8")
+    assert run_stage(run_cpu.main, arguments(model="marked.xml")) == 5
+    assert "marked.xml is marked 'fp8', not as one of: fp32, int8, bf16" in capsys.readouterr().err
+    _mark("bf16")
+    monkeypatch.setattr(machine, "why_no_bf16", lambda: "this CPU (Some) has none")
+    assert run_stage(run_cpu.main, arguments(model="marked.xml")) == 2
+    assert "--precision bf16: this CPU (Some) has none" in capsys.readouterr().err
+    assert not (workspace / "out").exists()
 
 
 def test_every_length_has_a_log_and_outputs_of_its_own(of_lengths: Path, capsys: pytest.CaptureFixture[str]) -> None:

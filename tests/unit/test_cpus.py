@@ -9,6 +9,7 @@ from typing import Optional
 import pytest
 
 from deberta.core import machine
+from deberta.core.errors import ConfigError
 
 
 def tree(folder: Path, own: str, **files: str) -> tuple[Path, Path]:
@@ -70,3 +71,20 @@ def test_cpu_name_and_flags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert machine.cpu_fields(tmp_path / "absent") == {}
     monkeypatch.setattr(machine, "cpu_fields", dict)
     assert machine.cpu_name()
+
+
+@pytest.mark.parametrize(("flags", "has"), [("avx512f avx512_bf16", True), ("avx2 amx_bf16", True), ("avx512f", False)])
+def test_bf16_is_refused_on_a_cpu_without_its_instructions(
+    flags: str, has: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(f"model name\t: Some CPU\nflags\t\t: fpu {flags}\n")
+    reason = machine.why_no_bf16(cpuinfo)
+    assert bool(reason) != has
+    monkeypatch.setattr(machine, "why_no_bf16", lambda: reason)
+    machine.check_precision("int8")
+    if has:
+        machine.check_precision("bf16")
+    else:
+        with pytest.raises(ConfigError, match=r"--precision bf16: .*amx_bf16 or avx512_bf16.*take --precision int8"):
+            machine.check_precision("bf16")

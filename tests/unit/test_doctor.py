@@ -129,7 +129,7 @@ def test_memory_is_what_the_cgroup_allows(tmp_path: Path) -> None:
 def test_vector_units(tmp_path: Path) -> None:
     cpuinfo = tmp_path / "cpuinfo"
     cpuinfo.write_text("flags\t\t: fpu avx2 avx512f avx512_bf16\nflags\t\t: fpu avx2\n")
-    assert doctor.cpu_features(cpuinfo).actual.startswith("avx2 avx512f avx512_bf16; bf16 is there, and not used")
+    assert doctor.cpu_features(cpuinfo).actual.startswith("avx2 avx512f avx512_bf16; --precision bf16 can use them")
     cpuinfo.write_text("flags\t\t: fpu sse2 notavx2\n")
     assert doctor.cpu_features(cpuinfo).state == UNKNOWN
 

@@ -1,4 +1,4 @@
-"""An int8 run beside the float32 one: counted by hand, and runs that are not of the same rows refused."""
+"""A run of a lower precision beside the float32 one: counted by hand, and runs of other rows refused."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from deberta.stages.inference import int8, label_changes
 from tests.mnli_helpers import dev_line, write_dev
 
 GOLD = (0, 1, 2, 0, 1)
+GENRES = ("fiction", "travel", "fiction", "travel", "travel")
 Rows = list[list[float]]
 FP32: Rows = [[3, 1, 0], [0, 2, 1], [1, 0, 1.5], [0, 1, 0], [0, 1, 0.75]]  # labels 0 1 2 1 1: 4 of 5
 INT8: Rows = [[3, 1, 0], [0, 2, 1], [1.5, 0, 1], [1, 0, 0], [0, 0.5, 0.75]]  # labels 0 1 0 0 2: 3 of 5
@@ -27,24 +28,31 @@ def _outputs(folder: Path, logits: Rows) -> Path:
     return folder
 
 
-def _run(tmp_path: Path, fp32: list[list[float]], int8: Rows) -> int:
-    data = write_dev(tmp_path / "dev_matched.tsv", [dev_line("A.", "B.", label=contract.LABELS[gold]) for gold in GOLD])
-    given = ["--fp32", str(_outputs(tmp_path / "a", fp32)), "--int8", str(_outputs(tmp_path / "b", int8))]
-    given += ["--data", str(data), "--bs", "2", "--output", str(tmp_path / "made.json")]
+def _run(tmp_path: Path, fp32: Rows, lower: Rows) -> int:
+    rows = zip(GOLD, GENRES, strict=True)
+    lines = [dev_line("A.", "B.", label=contract.LABELS[gold], genre=genre) for gold, genre in rows]
+    data = write_dev(tmp_path / "dev_matched.tsv", lines)
+    given = ["--fp32", str(_outputs(tmp_path / "a", fp32)), "--lower", str(_outputs(tmp_path / "b", lower))]
+    given += ["--precision", "bf16", "--data", str(data), "--bs", "2", "--output", str(tmp_path / "made.json")]
     return errors.run_stage(label_changes.main, given)
 
 
 def test_both_accuracies_and_the_changed_rows(tmp_path: Path) -> None:
     assert _run(tmp_path, FP32, INT8) == 0
     found = json.loads((tmp_path / "made.json").read_text())
-    assert (found["rows"], found["fp32"]["correct"], found["int8"]["correct"]) == (5, 4, 3)
+    assert (found["rows"], found["fp32"]["correct"], found["lower"]["correct"]) == (5, 4, 3)
+    assert found["precision"] == "bf16"
     assert found["fp32"]["accuracy"] == 0.8
     assert (found["labels_changed"], found["right_before"], found["right_now"]) == (3, 2, 1)
+    assert found["genres"] == {
+        "fiction": {"rows": 2, "fp32": 2, "lower": 1, "labels_changed": 1},
+        "travel": {"rows": 3, "fp32": 2, "lower": 2, "labels_changed": 2},
+    }
     # By fp32 margin, the most surprising first.
     assert [(row["row"], row["line"]) for row in found["changed"]] == [(3, 5), (2, 4), (4, 6)]
     assert found["changed"][1] == {
-        **{"row": 2, "line": 4, "gold": "entailment", "fp32": "entailment", "int8": "contradiction"},
-        **{"margin_fp32": 0.5, "margin_int8": 0.5},
+        **{"row": 2, "line": 4, "gold": "entailment", "fp32": "entailment", "lower": "contradiction"},
+        **{"margin_fp32": 0.5, "margin_lower": 0.5},
     }
     assert found["largest_margin_changed"] == 1.0
     assert found["max_abs_difference"] == 1.0

@@ -292,12 +292,13 @@ def test_what_assess_writes_can_be_read(
     assert inputs == report["body"]["inputs"]
 
 
-def test_other_lengths_and_int8_stand_apart() -> None:
+def test_other_lengths_and_precisions_stand_apart() -> None:
     def change(report: dict[str, Any]) -> None:
         _, bucketed, _ = report["body"]["cells"]
         bucketed["lengths"] = {"32": 1000, "64": 200}
         report["body"]["cells"].insert(2, {**bucketed, "precision": "int8", "correct": 1180, "accuracy": 1180 / 1200})
         stands = {"version": "match", "batch_size": 8, "origin": ""}
+        of_genre = {"rows": 600, "fp32": 599, "lower": 590, "labels_changed": 11}
         report["measured"].update(
             published=report_samples.mnli()["measured"]["published"],
             throughputs=[
@@ -305,7 +306,8 @@ def test_other_lengths_and_int8_stand_apart() -> None:
                 | {"rows": 1200, "fps": 900.0}
             ],
             label_changes=[
-                {**stands, "lengths": [32, 64], "rows": 1200, "fp32": {"correct": 1189}, "int8": {"correct": 1180}}
+                {**stands, "lengths": [32, 64], "rows": 1200, "fp32": {"correct": 1189}, "lower": {"correct": 1180}}
+                | {"precision": "int8", "genres": {"fiction": of_genre}}
                 | {"labels_changed": 11, "right_before": 10, "right_now": 1, "largest_margin_changed": 0.5}
                 | {"max_abs_difference": 0.25, "mean_abs_difference": 0.01}
             ],
@@ -321,8 +323,9 @@ def test_other_lengths_and_int8_stand_apart() -> None:
         ["8", "match", "fp32", "32,64", "99.08 (1189/1200) on cpu", "32,64", "900.0 on cpu", "512.1"],
         ["8", "match", "int8", "32,64", "98.33 (1180/1200) on cpu in int8", "-", "-", "-"],
     ]
-    assert page.tables["t-int8"][1][2:8] == ["32,64", "1180/1200", "1189/1200", "11", "10", "1"]
-    assert "## Other lengths and int8" in text and "held against the published figures" in text
+    assert page.tables["t-precisions"][1][2:9] == ["int8", "32,64", "1180/1200", "1189/1200", "11", "10", "1"]
+    assert page.tables["t-precision-genres"][1:] == [["8", "match", "int8", "fiction", "600", "599", "590", "11"]]
+    assert "## Other lengths and precisions" in text and "held against the published figures" in text
     assert page.tables["t-performances"][-1][-1] == "length 64"
     bare = changed(report, lambda report: report["measured"].update(published=[]))
     assert "M=99.08 (1189/1200) on cpu, 2 lengths" in markdown_of(bare)  # nothing is published beside it

@@ -16,7 +16,7 @@ from msgspec import Meta
 from deberta import PROJECT
 from deberta.ascend import atc, cann, programs
 from deberta.ascend.atc import AtcOptions
-from deberta.core import buckets, contract, progress, schema
+from deberta.core import buckets, contract, machine, progress, schema
 from deberta.core.buckets import Choice
 from deberta.core.errors import ConfigError
 from deberta.host.cli import auto, settings_file  # noqa: F401  # how invoke reads them
@@ -176,6 +176,8 @@ def plan_of(c: Context, options: Options, compiles: bool = False, devices: Liter
             f"--precision {options.precision} is for the cpu backend, and this is {backend}: ATC's own options decide "
             "there (atc in invoke.yaml). Add --backend cpu"
         )
+    if (compiles or devices) and not options.cluster:
+        machine.check_precision(options.precision)
     if options.runner and backend != "ascend":
         raise ConfigError(f"--runner is for the ascend backend, and this is {backend}. Add --backend ascend")
     return replace(

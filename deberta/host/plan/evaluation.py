@@ -224,11 +224,14 @@ def postprocess(case: Case, outputs: Sequence[Path]) -> Step:
     return of_outputs(case, "postprocess", {"--outputs": outputs}, writes, [counts])
 
 
-def label_changes(case: Case, fp32: Sequence[Path], int8: Sequence[Path]) -> Step:
-    """An int8 run beside the float32 one, each with a folder of outputs for each length."""
-    title = f"int8 beside fp32 bs={case.batch_size} {case.version}"
+def label_changes(case: Case, fp32: Sequence[Path], lower: Sequence[Path]) -> Step:
+    """A run of a lower precision beside the float32 one, each with a folder of outputs for each length."""
+    precision = case.plan.precision
+    title = f"{precision} beside fp32 bs={case.batch_size} {case.version}"
     writes = {"--output": case.label_changes}
-    return of_outputs(case, "label-changes", {"--fp32": fp32, "--int8": int8}, writes, title=title)
+    return of_outputs(
+        case, "label-changes", {"--fp32": fp32, "--lower": lower}, writes, title=title, precision=precision
+    )
 
 
 def of_outputs(
@@ -238,6 +241,7 @@ def of_outputs(
     writes: Mapping[str, Path],
     also_writes: Sequence[Path] = (),
     title: str = "",
+    precision: Optional[str] = None,
 ) -> Step:
     """A stage that reads what the model gave, to write files by flag: `folders` by flag, one for each length."""
     infer = case.command("infer")
@@ -253,7 +257,13 @@ def of_outputs(
         },
         writes=writes,
         also_writes=also_writes,
-        options={"--bs": case.batch_size, "--version": case.version, **_lengths(case.plan), **case.row_counts},
+        options={
+            "--bs": case.batch_size,
+            "--version": case.version,
+            "--precision": precision,
+            **_lengths(case.plan),
+            **case.row_counts,
+        },
     )
 
 

@@ -50,7 +50,13 @@ TORCH = frozenset(
     ]
 )  # fmt: skip
 LATEST = "/$T"  # stands for the folder that a run names after its time, where the run has not been yet
-_OF_PRECISION = ("infer", "perf", "postprocess", "throughput")  # steps that a model of another precision has of its own
+_OF_PRECISION = (
+    "infer",
+    "perf",
+    "postprocess",
+    "throughput",
+    "label-changes",
+)  # steps that a model of another precision has of its own
 _UNLIMITED = ("export-onnx", "build-om", "perf", "report")  # tasks that know no --limit
 
 
@@ -347,7 +353,7 @@ class Case:
         return {**own, **{task: self.command(task) for task in of_case}}
 
     def named(self, step: str, of_all_lengths: bool = False) -> tuple[str, str]:
-        """Name and title of a step; a limited run, one of int8 and one of another length have names of their own."""
+        """Name and title of a step; limited runs, lower precisions and other lengths have names of their own."""
         plan, size = self.plan, f"bs={self.batch_size}" if self.batch_size else ""
         precision = plan.precision if plan.precision != FP32 and step in _OF_PRECISION else ""
         part = length = lengths = ""

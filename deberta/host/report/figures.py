@@ -8,8 +8,8 @@ from typing import Any, Mapping, Optional, Sequence
 from deberta.ascend import timing
 from deberta.core import buckets, schema
 from deberta.core.contract import FP32, PERFORMANCE_LOOPS, SUPPLIED_LOG
+from deberta.core.differences import LabelChangeCounts
 from deberta.core.errors import aligned
-from deberta.core.report import LabelChangeCounts
 from deberta.core.schema import Schema
 from deberta.host.plan.plan import Case, Plan
 from deberta.host.report import reasons
@@ -45,7 +45,7 @@ class EvaluationFigures(Share):
 
 
 class LabelChanges(LabelChangeCounts):
-    """An int8 run beside the float32 run of the same rows."""
+    """A run of a lower precision beside the float32 run of the same rows."""
 
     batch_size: schema.BatchSize
     version: schema.Version
@@ -156,18 +156,25 @@ def label_changes(workspace: Path, case: Case, path: str) -> LabelChanges:
 
 def print_label_changes(changes: LabelChanges, limit: int) -> None:
     rows = changes.rows
-    int8, fp32 = (f"{part.correct / rows} = {part.correct}/{rows}" for part in (changes.int8, changes.fp32))
+    lower, fp32 = (f"{part.correct / rows} = {part.correct}/{rows}" for part in (changes.lower, changes.fp32))
+    genres = "".join(
+        f"  {genre}: {counts.labels_changed} of {counts.rows} labels differ, "
+        f"{counts.lower} right against {counts.fp32}\n"
+        for genre, counts in changes.genres.items()
+        if counts.labels_changed
+    )
     details = ""
     if changes.labels_changed:
         details = (
-            f" ({changes.right_before} right in fp32, {changes.right_now} right in int8; "
+            f" ({changes.right_before} right in fp32, {changes.right_now} right in {changes.precision}; "
             f"the largest fp32 margin among them is {changes.largest_margin_changed:.3f})"
         )
     print(
-        f"int8 beside fp32, {changes.version} bs={changes.batch_size}: "
-        f"accuracy {int8} against {fp32}{_partial(limit)}\n"
+        f"{changes.precision} beside fp32, {changes.version} bs={changes.batch_size}: "
+        f"accuracy {lower} against {fp32}{_partial(limit)}\n"
         f"  {changes.labels_changed} labels differ{details}\n"
         f"  logits: max |difference| {changes.max_abs_difference:.3f}, mean {changes.mean_abs_difference:.4f}\n"
+        f"{genres}"
         f"  {changes.file}",
         flush=True,
     )

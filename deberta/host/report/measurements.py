@@ -12,7 +12,7 @@ from typing import Any, Callable, Optional, Sequence
 import msgspec
 
 from deberta.core import buckets, contract, files, records, schema
-from deberta.core.contract import FP32, INT8, PRECISIONS, RUNNERS, SEQUENCE_LENGTH, SUPPLIED_LOG, SUPPLIED_OUTPUTS
+from deberta.core.contract import FP32, PRECISIONS, RUNNERS, SEQUENCE_LENGTH, SUPPLIED_LOG, SUPPLIED_OUTPUTS
 from deberta.core.errors import DataError
 from deberta.core.job import EvaluationFiles, LabelChangeFiles, PerformanceFiles, ThroughputFiles
 from deberta.core.paths import record_of
@@ -25,7 +25,7 @@ from deberta.host.run.session import Session
 OTHER_MODEL = "outdated: another model"
 NO_RECORD = "no record"
 _RESULT = re.compile(
-    r"(?:eval|msame|ais_bench|perf)_bs(\d+)(?:_int8)?_(?:match|mismatch)(?:\.txt|\.json|_buckets\.json)"
+    r"(?:eval|msame|ais_bench|perf)_bs(\d+)(?:_int8|_bf16)?_(?:match|mismatch)(?:\.txt|\.json|_buckets\.json)"
 )
 
 
@@ -60,7 +60,7 @@ def collect(
             for of_device in collector.device_logs(log):
                 collector.collect(of_device, functools.partial(collector.on_device, name=name))
         collector.collect(case.throughput, collector.throughput)
-        if case.plan.precision == INT8:
+        if case.plan.precision != FP32:
             collector.collect(case.label_changes, collector.label_changes)
     return measured
 
@@ -231,19 +231,20 @@ class _Collector:
         )
 
     def label_changes(self, path: PurePosixPath) -> None:
-        """The comparison of the int8 evaluation with the float32 one, which are measured already."""
+        """The comparison of a lower precision's evaluation with the float32 one, which are measured already."""
         case, record = self.case, unaltered(self.session, path)
         pair = {
             cell.precision: cell
             for cell in self.measured.evaluations
             if (cell.batch_size, cell.version) == (case.batch_size, case.version)
         }
-        if record is None or set(pair) != {FP32, INT8}:
+        precision = case.plan.precision
+        if record is None or not {FP32, precision} <= set(pair):
             raise Unreadable("it has no record, or one of both evaluations is not there")
-        fp32, int8 = pair[FP32], pair[INT8]
-        if list(fp32.outputs) != list(int8.outputs):
+        fp32, lower = pair[FP32], pair[precision]
+        if list(fp32.outputs) != list(lower.outputs):
             raise Unreadable("the evaluations are of other lengths")
-        for folder in (*fp32.outputs.values(), *int8.outputs.values(), *int8.bins.values()):
+        for folder in (*fp32.outputs.values(), *lower.outputs.values(), *lower.bins.values()):
             self._require(PurePosixPath(folder), record, "compared")
         self.measured.label_changes.append(
             LabelChangeFiles(
@@ -251,9 +252,10 @@ class _Collector:
                 version=case.version,
                 label_changes=str(path),
                 fp32=fp32.outputs,
-                int8=int8.outputs,
-                bins=int8.bins,
-                origin=int8.origin or fp32.origin,
+                precision=precision,
+                lower=lower.outputs,
+                bins=lower.bins,
+                origin=lower.origin or fp32.origin,
             )
         )
 

@@ -174,7 +174,7 @@ def _leave_unchecked(request: VerificationRequest, tree: Evidence, signature: st
         f"that the compiled models were made of {onnx}: invoke build-om makes them again",
     ]
     if job and any(cell.precision != contract.FP32 for cell in job.cells):
-        texts.append("that int8 models give these logits: float32 alone is replayed")
+        texts.append("that models of lower precisions give these logits: float32 alone is replayed")
     tree.unchecked.update(dict.fromkeys(texts, evidence.SIGNED))
 
 

@@ -223,13 +223,13 @@ def cores() -> HostCheck:
 
 
 def cpu_features(cpuinfo: Path = machine.CPUINFO) -> HostCheck:
-    """Vector units by their Linux flag names. Where bf16 is fast, OpenVINO takes it unless told f32, as we tell it."""
+    """Vector units by their Linux flag names, and whether `--precision bf16` can use them."""
     flags = machine.cpu_flags(cpuinfo)
     known = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16", "sve")
     units = " ".join(name for name in known if name in flags)
     if not units:
         return _check("vector-units", f"none known on {platform.machine()}", None)
-    note = "; bf16 is there, and not used: the precision hint is f32" if "bf16" in units else ""
+    note = "" if machine.why_no_bf16(cpuinfo) else "; --precision bf16 can use them, float32 is the default"
     return _check("vector-units", units + note, True)
 
 

@@ -143,8 +143,8 @@ def postprocess(session: Session, case: Case, outputs: str = "", choice: Choice 
 def evaluate(session: Session, cases: Sequence[Case], choice: Choice = ()) -> figures.EvaluateDocument:
     """The whole chain for each case, in order; several end in a table. All are checked before the first runs.
 
-    Of an int8 model the float32 run's too, and the labels that changed. The figures are printed as they are known; in a
-    dry run there are none.
+    Of a model of a lower precision the float32 run's too, and the labels that changed. The figures are printed as they
+    are known; in a dry run there are none.
     """
     result = figures.EvaluateDocument(evaluations=[], label_changes=[])
     precisions = list(dict.fromkeys((FP32, *(case.plan.precision for case in cases))))

@@ -36,7 +36,7 @@ _KINDS = {  # by the stage or the tool that made it
     "compile-cpu": "compiled",
     "preprocess": "bins",
     "postprocess": "evaluation",
-    "label-changes": "int8 beside fp32",
+    "label-changes": "a lower precision beside fp32",
     "assess": "report",
     "render": "report",
 }

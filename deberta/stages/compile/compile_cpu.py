@@ -21,11 +21,11 @@ from pathlib import Path
 import numpy as np
 
 from deberta.core import files
-from deberta.core.contract import FP32, INPUTS, INT8, SEQUENCE_LENGTH
+from deberta.core.contract import BF16, FP32, INPUTS, INT8, SEQUENCE_LENGTH
 from deberta.core.errors import ConfigError, DataError, MissingError, StageError, run_stage
-from deberta.core.machine import effective_cpus
+from deberta.core.machine import check_precision, effective_cpus
 from deberta.stages import arguments, onnx_runtime
-from deberta.stages.inference import int8, openvino_engine
+from deberta.stages.inference import bf16, int8, openvino_engine, precisions
 from deberta.stages.inference.logits import compare_logits
 from deberta.stages.inference.openvino_engine import OpenVinoEngine, reason
 
@@ -33,9 +33,9 @@ TOLERANCE = 1e-4  # max abs difference of logits between ONNX Runtime and the co
 # Tokens per row of the verification: full, none, and the lengths of real pairs (median 38, p99 105, longest 253).
 LENGTHS = (256, 0, 38, 105, 253, 12, 64, 3)
 MIN_ROWS = 4  # at batch 1, too, rows of several lengths are compared
-# An int8 model's logits differ from its ONNX's; label_changes.py measures by how much on real data. A difference above
-# this multiple of the reference's largest logit means that the model is broken.
-INT8_TOLERANCE = 0.5
+# The logits of a lower precision differ from the ONNX's; label_changes.py measures by how much on real data. A
+# difference above this multiple of the reference's largest logit means that the model is broken.
+BROKEN = {INT8: 0.5, BF16: 0.25}
 # A name that OpenVINO generates: a node's type and a counter of the process. A folded constant keeps its node's.
 _GENERATED = re.compile(r"[A-Z]\w*_[0-9]+")
 CUTS = (105, 38, 3)  # lengths at which a model of any length is verified too, on the rows that fit
@@ -75,8 +75,9 @@ def _share_weights(weights: Path, folder: Path) -> None:
 def save(onnx: Path, batch_size: int, xml: Path, longest: int = 0, precision: str = FP32) -> int:
     """Save `onnx` as an OpenVINO model for inputs int32 [batch_size, length], with its float32 weights unchanged.
 
-    `longest` above 0: the ONNX is one of any length, and so is the model, from 1 to `longest`. `precision` int8: the
-    layers' weights are quantized. Returns the number of quantized layers. Raises DataError for the ONNX, StageError.
+    `longest` above 0: the ONNX is one of any length, and so is the model, from 1 to `longest`. `precision`: int8
+    quantizes the layers' weights, bf16 leaves them as they are. Returns the number of quantized layers. Raises
+    DataError for the ONNX, StageError.
     """
     import openvino as ov
 
@@ -97,6 +98,10 @@ def save(onnx: Path, batch_size: int, xml: Path, longest: int = 0, precision: st
         length = ov.Dimension(1, longest)
         model.reshape({name: [batch_size, shape[1] if fixed else length] for name, shape in shapes.items()})
         quantized = int8.apply(model) if precision == INT8 else 0
+        if precision == BF16:
+            bf16.apply(model)
+        if precision != FP32:
+            precisions.mark(model, precision)
         for index, node in enumerate(model.get_ordered_ops()):
             if _GENERATED.fullmatch(node.get_friendly_name()):
                 node.set_friendly_name(f"unnamed_{index}")
@@ -166,6 +171,7 @@ def main(argv: Sequence[str]) -> None:
         raise ConfigError(f"--output {options.output} must end in .xml; the weights go to a .bin beside it")
     if not options.model.is_file():
         raise MissingError(f"{options.model} is missing. Run: invoke export-onnx")
+    check_precision(options.precision)
     with new_model(options.output) as xml:
         longest = SEQUENCE_LENGTH if options.any_length else 0
         layers = save(options.model, options.bs, xml, longest, options.precision)
@@ -175,7 +181,7 @@ def main(argv: Sequence[str]) -> None:
         engine = openvino_engine.load_model(xml, threads)
         ids, mask = verification_rows(options.bs, engine.shape[1], engine.vocabulary)
         reference = reference_logits(options.model, ids, mask, threads)
-        allowed = TOLERANCE if exact else INT8_TOLERANCE * float(np.abs(reference).max())
+        allowed = TOLERANCE if exact else BROKEN[options.precision] * float(np.abs(reference).max())
         difference = compare(reference, compiled_logits(engine, ids, mask), allowed, exact)
         for length in CUTS if options.any_length else ():
             fitting = mask.sum(axis=1) <= length

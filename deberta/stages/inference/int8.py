@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 GROUP = 32
 LEAST = 16  # inputs and outputs of a layer that is quantized: the classifier, of 3 outputs, stays as it is
-MARK = ("deberta_ascend", "precision")  # in the model's own runtime information
 
 Quantized = tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]
 
@@ -33,7 +32,7 @@ def quantize(weights: npt.NDArray[np.float32]) -> Quantized:
 
 
 def apply(model: ov.Model) -> int:
-    """Quantize a model's layers in place, and mark it; returns how many. Raises DataError if it has none."""
+    """Quantize a model's layers in place; returns how many. Raises DataError if it has none."""
     import openvino as ov
     from openvino import opset13
 
@@ -55,10 +54,4 @@ def apply(model: ov.Model) -> int:
         layers += 1
     if not layers:
         raise DataError("the model has no layer to quantize, a product with a constant. Run: invoke export-onnx")
-    model.set_rt_info("int8", list(MARK))
     return layers
-
-
-def is_quantized(model: ov.Model) -> bool:
-    """Whether `apply` marked the model."""
-    return bool(model.has_rt_info(list(MARK))) and model.get_rt_info(list(MARK)).astype(str) == "int8"

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from deberta.core.contract import INPUTS, LABELS
+from deberta.core.contract import BF16, FP32, INPUTS, LABELS
 from deberta.core.errors import DataError, MissingError, StageError
-from deberta.stages.inference import int8
+from deberta.core.machine import check_precision
+from deberta.stages.inference import int8, precisions
 
 if TYPE_CHECKING:
     import openvino as ov
@@ -25,8 +26,8 @@ _MADV_DONTNEED = 4  # Linux, <asm-generic/mman-common.h>
 class OpenVinoEngine:
     """A loaded model. `shape` is that of each input, (batch, length); token ids are below `vocabulary`.
 
-    `any_length`: the model takes shorter inputs too, and `at` gives the engine for one length. `precision`: f32, or
-    int8 where the layers' weights are; all else is computed in float32.
+    `any_length`: the model takes shorter inputs too, and `at` gives the engine for one length. `precision`: f32; bf16
+    (see deberta.stages.inference.bf16); or int8 where the layers' weights are, and all else is computed in float32.
     """
 
     compiled: ov.CompiledModel
@@ -43,11 +44,11 @@ class OpenVinoEngine:
         return replace(self, shape=(self.shape[0], length))
 
 
-def engine_settings(threads: int) -> dict[str, str | int | bool]:
-    """OpenVINO's properties for one inference at a time on `threads` CPUs, in float32."""
+def engine_settings(threads: int, precision: str = "f32") -> dict[str, str | int | bool]:
+    """OpenVINO's properties for one inference at a time on `threads` CPUs; `precision` is f32 or bf16, as it says."""
     return {
         # The default is bfloat16 wherever the CPU has instructions for it, which gives other logits without a warning.
-        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_PRECISION_HINT": precision,
         "DYNAMIC_QUANTIZATION_GROUP_SIZE": int8.GROUP,  # of int8 models alone: other weights do not use it
         "INFERENCE_NUM_THREADS": threads,
         "NUM_STREAMS": 1,
@@ -57,10 +58,10 @@ def engine_settings(threads: int) -> dict[str, str | int | bool]:
 
 
 def load_model(model: Path, threads: int) -> OpenVinoEngine:
-    """Load an OpenVINO model (.xml, weights in the .bin beside it) for this CPU, computing in float32.
+    """Load an OpenVINO model (.xml, weights in the .bin beside it) for this CPU, computing as the model is marked.
 
-    Raises MissingError (no such file), DataError (unreadable, or inputs and outputs that are not the contract's) and
-    StageError (OpenVINO would not compute in float32).
+    Raises MissingError (no such file), DataError (unreadable, or inputs and outputs that are not the contract's),
+    ConfigError (this CPU has no instructions for it) and StageError (OpenVINO would compute in another precision).
     """
     for file in (model, model.with_suffix(".bin")):
         if not file.is_file():
@@ -70,15 +71,18 @@ def load_model(model: Path, threads: int) -> OpenVinoEngine:
     core = ov.Core()
     try:
         graph = core.read_model(model)
-        compiled = core.compile_model(graph, "CPU", engine_settings(threads))
+        marked = precisions.of_model(graph, model)
+        check_precision(marked)
+        computed = "bf16" if marked == BF16 else "f32"
+        compiled = core.compile_model(graph, "CPU", engine_settings(threads, computed))
     except RuntimeError as error:
         raise DataError(f"{model} is not a model that OpenVINO can load ({reason(error)}). {REBUILD}") from error
-    precision = compiled.get_property("INFERENCE_PRECISION_HINT")
-    if precision != ov.Type.f32:
-        raise StageError(f"OpenVINO would compute {model} in {precision} instead of float32. Run: invoke doctor")
+    taken = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+    if taken != computed:
+        raise StageError(f"OpenVINO would compute {model} in {taken} instead of {computed}. Run: invoke doctor")
     shape, any_length = _checked_shape(model, compiled)
-    of_layers = "int8" if int8.is_quantized(graph) else precision.get_type_name()
-    return OpenVinoEngine(compiled, shape, vocabulary_of(model, graph), any_length, of_layers)
+    precision = computed if marked == FP32 else marked
+    return OpenVinoEngine(compiled, shape, vocabulary_of(model, graph), any_length, precision)
 
 
 def _checked_shape(model: Path, compiled: ov.CompiledModel) -> tuple[tuple[int, int], bool]:

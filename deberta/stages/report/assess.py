@@ -17,7 +17,7 @@ import msgspec
 from deberta.ascend import timing
 from deberta.core import files, schema
 from deberta.core.contract import FP32, PRECISIONS, RUNNERS, is_supplied
-from deberta.core.differences import SAME, ReportDifference
+from deberta.core.differences import SAME, LabelChangeCounts, ReportDifference
 from deberta.core.errors import DataError, MissingError, StageError, run_stage
 from deberta.core.job import FORMAT, Job, LabelChangeFiles, PerformanceFiles, ThroughputFiles
 from deberta.core.progress import track
@@ -27,9 +27,8 @@ from deberta.core.report import (
     DeviceFps,
     DeviceRuns,
     EvaluationCell,
-    Int8Comparison,
-    LabelChangeCounts,
     PerformanceRun,
+    PrecisionComparison,
     Report,
     ReportMeasured,
     ThroughputCounts,
@@ -236,12 +235,15 @@ def throughput(source: ThroughputFiles, root: Path) -> ThroughputResult:
     return msgspec.convert({**cells.shared(source, ThroughputResult), **figures}, ThroughputResult)
 
 
-def label_changes(source: LabelChangeFiles, root: Path) -> Int8Comparison:
+def label_changes(source: LabelChangeFiles, root: Path) -> PrecisionComparison:
     """What the label-changes stage's file says, likewise."""
-    again = f"Run: invoke evaluate --bs {source.batch_size} --version {source.version} --precision int8 --force"
+    case = f"--bs {source.batch_size} --version {source.version} --precision {source.precision}"
+    again = f"Run: invoke evaluate {case} --force"
     counts = schema.read(root / source.label_changes, LabelChangeCounts, again)
-    figures = {"lengths": list(map(int, source.int8)), **msgspec.structs.asdict(counts)}
-    return msgspec.convert({**cells.shared(source, Int8Comparison), **figures}, Int8Comparison)
+    if counts.precision != source.precision:
+        raise DataError(f"{source.label_changes} is of {counts.precision}, not of {source.precision}. {again}")
+    figures = {"lengths": list(map(int, source.lower)), **msgspec.structs.asdict(counts)}
+    return msgspec.convert({**cells.shared(source, PrecisionComparison), **figures}, PrecisionComparison)
 
 
 def baseline(job: Job, body: Body, root: Path) -> ReportDifference | None:

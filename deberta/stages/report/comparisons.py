@@ -1,4 +1,4 @@
-"""The report's tables that hold runs against each other: lengths, int8, batch sizes, PyTorch, orders of labels."""
+"""The report's tables that hold runs against each other: lengths, precisions, sizes, PyTorch, orders of labels."""
 
 from __future__ import annotations
 
@@ -26,7 +26,12 @@ def sections(report: Report) -> list[Section]:
         Section("wrong", "Wrong rows with the largest margin", wrong(report)),
         *([changes.section(report.measured.baseline)] if report.measured.baseline else []),
         devices(report),
-        Section("lengths", "Other lengths and int8", [lengths(report), int8(report)], [tables.NOTES["lengths"]]),
+        Section(
+            "lengths",
+            "Other lengths and precisions",
+            [lengths(report), *lower_precisions(report)],
+            [tables.NOTES["lengths"]],
+        ),
         Section("agreement", "Agreement between batch sizes", agreement(report)),
         Section("reference", "Comparison with the reference", reference(report)),
         Section("data", "Checks of data and labels", [data_checks(report), orders(report)]),
@@ -137,7 +142,7 @@ def _fps(timed: Sequence[DeviceRuns]) -> Table:
 
 
 def lengths(report: Report) -> Table:
-    """What ran at several lengths or in int8: none of it stands beside a published figure."""
+    """What ran at several lengths or in a lower precision: none of it stands beside a published figure."""
     figures: dict[tuple[int, str, str], list[str]] = {}
     for cell in report.body.cells:
         if cell.precision != FP32 or not is_padded(cell.lengths):
@@ -156,14 +161,15 @@ def lengths(report: Report) -> Table:
     return table("lengths", ((f"{place[0]}", *place[1:], *row) for place, row in sorted(figures.items())))
 
 
-def int8(report: Report) -> Table:
-    """int8 runs beside the float32 runs of the same rows."""
-    rows = (
+def lower_precisions(report: Report) -> list[Table]:
+    """Runs of a lower precision beside the float32 runs of the same rows, in all and by genre."""
+    rows = [
         (
             f"{entry.batch_size}",
             entry.version,
+            entry.precision,
             ",".join(map(str, entry.lengths)),
-            f"{entry.int8.correct}/{entry.rows}",
+            f"{entry.lower.correct}/{entry.rows}",
             f"{entry.fp32.correct}/{entry.rows}",
             f"{entry.labels_changed}",
             f"{entry.right_before}",
@@ -173,8 +179,13 @@ def int8(report: Report) -> Table:
             entry.origin,
         )
         for entry in report.measured.label_changes
-    )
-    return table("int8", rows)
+    ]
+    by_genre = [
+        (f"{entry.batch_size}", entry.version, entry.precision, genre, *map(str, msgspec.structs.astuple(counts)))
+        for entry in report.measured.label_changes
+        for genre, counts in entry.genres.items()
+    ]
+    return [table("precisions", rows), table("precision-genres", by_genre)]
 
 
 def agreement(report: Report) -> list[Table]:

@@ -88,7 +88,7 @@ def _lack(job: Job, run: PerformanceRun) -> str:
 def correct_rows(job: Job, gate: VersionRows, body: Body) -> Iterator[GateCheck]:
     """As many rows right as expected, less the allowed number; of the whole file only.
 
-    An int8 run is held against the float32 run of the same rows, where both are of the present model.
+    A run of a lower precision is held against the float32 run of the same rows, where both are of the present model.
     """
     for size, version in product(job.batch_sizes, job.versions):
         expected: ExpectedRows | None = getattr(gate, version)
@@ -102,14 +102,12 @@ def correct_rows(job: Job, gate: VersionRows, body: Body) -> Iterator[GateCheck]
         enough = same_rows and cell.correct >= expected.expected - expected.allowed
         reason = "too few rows are right" if same_rows else "not the rows expected"
         yield _check("correct_rows", of, required, _counted(cell), enough, reason)
-        quantized = next((run for run in _cells(body, size, version) if run.precision != FP32), None)
-        if quantized and not quantized.origin:
-            least = cell.correct - expected.allowed
-            enough = quantized.correct >= least
-            reason = "too few rows are right beside the float32 run"
-            required = f"at least {least} of {cell.rows}"
-            of = f"{of}, {quantized.precision}"
-            yield _check("correct_rows", of, required, _counted(quantized), enough, reason)
+        least = cell.correct - expected.allowed
+        reason, required = "too few rows are right beside the float32 run", f"at least {least} of {cell.rows}"
+        for lower in _cells(body, size, version):
+            if lower.precision != FP32 and not lower.origin:
+                named = f"{of}, {lower.precision}"
+                yield _check("correct_rows", named, required, _counted(lower), lower.correct >= least, reason)
 
 
 def official(job: Job, gate: OfficialGate, body: Body) -> Iterator[GateCheck]:

@@ -153,7 +153,7 @@ def recompute(options: Namespace) -> Result:
 
 
 def _stages(job: Job, options: Namespace) -> Iterator[Recomputation]:
-    """All that stages counted for the job: its data, evaluations, throughputs over the data, changes by int8."""
+    """All that stages counted for the job: data, evaluations, throughputs, label changes of lower precisions."""
     if options.tokenizer and options.config:
         for version, stored in job.sentinels.items():
             command = ["--data", job.data[version], "--tokenizer", options.tokenizer, "--config", options.config]
@@ -177,8 +177,8 @@ def _stages(job: Job, options: Namespace) -> Iterator[Recomputation]:
         command += ["--tokens", result.tokens, "--bs", result.batch_size]
         yield _again(throughput.main, options.scratch, result.throughput, command)
     for changes in job.label_changes:
-        outputs = ["--fp32", _joined(changes.fp32), "--int8", _joined(changes.int8)]
-        command = [*_run_options(job, changes, changes.fp32), *outputs]
+        outputs = ["--fp32", _joined(changes.fp32), "--lower", _joined(changes.lower)]
+        command = [*_run_options(job, changes, changes.fp32), "--precision", changes.precision, *outputs]
         yield _again(label_changes.main, options.scratch, changes.label_changes, command)
 
 
