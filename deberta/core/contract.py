@@ -17,6 +17,7 @@ DEV_FILES = {"match": "dev_matched.tsv", "mismatch": "dev_mismatched.tsv"}
 TRAIN_FILE = "train.tsv"
 LANGUAGES = ("en", "zh")  # of a report's pages
 PERFORMANCE_LOOPS = 100  # the guide's performance run; msame refuses more
+CPU_LOOPS = 20  # of a performance run on cpu, whose fps stands beside no published figure
 BACKENDS = ("ascend", "cpu")
 EXECUTORS = ("docker", "local")
 FP32, INT8, BF16 = PRECISIONS = ("fp32", "int8", "bf16")  # the cpu backend's; ATC's are options of its own
@@ -31,6 +32,11 @@ ONNX_IR_VERSION = 7
 ONNX_PRODUCER = ("deberta-ascend", "1")
 ONNX_MAX_BYTES = 2**31 - 1  # one protobuf file
 LARGEST_WHOLE = 10**18 - 1
+
+
+def loops_of(backend: str) -> int:
+    """Inferences of a performance run, where the user does not say how many."""
+    return CPU_LOOPS if backend == "cpu" else PERFORMANCE_LOOPS
 
 
 def has_text_names(graph: Any) -> bool:

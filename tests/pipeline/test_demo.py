@@ -47,7 +47,7 @@ def test_table_and_second_run(demonstrated: Path) -> None:
     report = (demonstrated / "results/demo/cpu/report.md").read_text()
     for version, correct in CORRECT.items():
         assert f"{'M' if version == 'match' else 'MM'}={100 * correct / ROWS:.2f} ({correct}/{ROWS})" in report
-    assert report.count(" on cpu, 11 lengths, MM=") == 1 and report.count(" on cpu |") == 4  # two accuracies, two fps
+    assert report.count(" on cpu, 11 lengths, MM=") == 1 and report.count(" on cpu, 20 loops only |") == 2
     again = invoke(demonstrated, "demo")
     # The report alone is made anew each time, of the same records to the same bytes.
     assert {line.split("]")[0] for line in again.splitlines() if "] running: " in line} == {"[assess", "[render"}

@@ -52,7 +52,7 @@ def acceptance(c: Context, options: Options) -> None:
         batch_sizes=sizes,
         versions=[options.version] if options.version else list(plan.profile.rows),
         runners=[plan.tool or contract.RUNNERS[0]],
-        loops=options.loops,
+        loops=options.loops or contract.loops_of(plan.backend),
         command=_command(plan, session, sizes, options),
         auto=[name for name, value in by_setting.items() if value == AUTO],
         gates=settings.path_of(values.gates),
@@ -183,7 +183,7 @@ def _batch_sizes(c: Context, options: Options) -> list[int]:
 def _command(plan: Plan, session: Session, sizes: Sequence[int], options: Options) -> str:
     """The command line that repeats this run, with what `auto` chose written out."""
     split = f" --version {options.version}" if options.version else ""
-    times = f" --loops {options.loops}" if options.loops != contract.PERFORMANCE_LOOPS else ""
+    times = f" --loops {options.loops}" if options.loops else ""
     limit = f" --limit {plan.limit}" if plan.limit else ""
     tool = f" --runner {plan.tool}" if plan.tool not in ("", contract.RUNNERS[0]) else ""
     choices = f"--profile {plan.profile.name} --backend {plan.backend}{tool} --executor {session.executor.name}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from invoke.context import Context
 
 from deberta import PROJECT
-from deberta.core import progress
+from deberta.core import contract, progress
 from deberta.core.errors import ConfigError
 from deberta.host.cli import output, settings
 from deberta.host.cli.command import command
@@ -81,8 +81,8 @@ def _cluster(c: Context, options: Options) -> tuple[str, ClusterSettings]:
 def _plan(c: Context, options: Options) -> capacity.CapacityDocument:
     """How long an acceptance takes, in seconds, by the figures of this workspace, the options and the settings."""
     values, profile = settings.read(c), settings.profile_of(c, options.profile)
-    sizes = options.sizes or sorted(set(values.batch_sizes))
-    work = capacity.workload(settings.workspace(c), profile, sizes, options.loops, options.fps, options.compile_seconds)
+    sizes, loops = options.sizes or sorted(set(values.batch_sizes)), options.loops or contract.PERFORMANCE_LOOPS
+    work = capacity.workload(settings.workspace(c), profile, sizes, loops, options.fps, options.compile_seconds)
     costs = capacity.Costs(
         start_seconds=options.start_seconds,
         shards=settings.shard_settings(c, options.cluster),

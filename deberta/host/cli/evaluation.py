@@ -7,6 +7,7 @@ from pathlib import Path
 
 from invoke.context import Context
 
+from deberta.core import contract
 from deberta.core.errors import ConfigError
 from deberta.host.cli import output
 from deberta.host.cli.command import DEVICE, DEVICES, RUN, command
@@ -100,7 +101,7 @@ def perf(c: Context, options: Options) -> None:
     """The guide's performance run: fps and percentiles of one batch."""
     case, session = case_of(c, options, "one"), session_of(c, options)
     with exclusive(session):
-        result = evaluation.perf(session, case, options.loops, options.buckets)
+        result = evaluation.perf(session, case, options.loops or contract.loops_of(case.plan.backend), options.buckets)
     output.add(options, result)
 
 

@@ -155,7 +155,7 @@ class Options:
     sizes: tuple[int, ...] = text((), batch_sizes)
     version: str = text(choices=contract.VERSIONS)
     limit: int = text(0, whole("--limit", 1))
-    loops: int = text(contract.PERFORMANCE_LOOPS, whole("--loops", 2, contract.PERFORMANCE_LOOPS))
+    loops: int = text(0, whole("--loops", 2, contract.PERFORMANCE_LOOPS))
     buckets: tuple[int, ...] | str = text((), bucketing.parse)
     precision: str = text(contract.FP32, choices=contract.PRECISIONS)
     profile: str = ""

@@ -55,7 +55,7 @@ def of_report(
         batch_sizes=sorted({*usual, *measurements.present(session, plan)}),
         versions=list(plan.profile.rows),
         runners=contract.RUNNERS,
-        loops=contract.PERFORMANCE_LOOPS,
+        loops=contract.loops_of(plan.backend),
         command=plan.command("report"),
         gates=gates,
         language=language,

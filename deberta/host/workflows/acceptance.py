@@ -141,9 +141,10 @@ def _check_tools(
     elsewhere = session.shards is not None and session.shards.measures
     if session.dry or elsewhere or plan.backend != "ascend" or choice not in ((), buckets.PADDED):
         return
+    loops = contract.loops_of(plan.backend)
     for cell in (cell for cell in matrix if cell not in supplied):
         case = Case(plan, cell.batch_size, cell.version).padded
-        step = steps.perf(case, contract.PERFORMANCE_LOOPS) if cell.kind == PERFORMANCE else steps.infer(case, {})[0]
+        step = steps.perf(case, loops) if cell.kind == PERFORMANCE else steps.infer(case, {})[0]
         if not session.force and not freshness.outdated(session, step):
             continue
         if absent := freshness.not_compared(session, step):

@@ -9,7 +9,7 @@ from typing import Callable, Iterator, Optional, Sequence, Type
 
 from deberta.core import files
 from deberta.core.buckets import Choice
-from deberta.core.contract import LANGUAGES, PERFORMANCE_LOOPS
+from deberta.core.contract import LANGUAGES, loops_of
 from deberta.core.errors import ConfigError, GateError
 from deberta.core.schema import Schema
 from deberta.host.plan import checks, comparison, evaluation
@@ -172,5 +172,5 @@ def run_demo(session: Session, plan: Plan, remake: bool, choice: Choice) -> None
     for version in plan.profile.rows:
         evaluate(session, [Case(plan, 8, version)], choice)
     for batch_size in (1, 8):
-        perf(session, Case(plan, batch_size, "match"), PERFORMANCE_LOOPS)
+        perf(session, Case(plan, batch_size, "match"), loops_of(plan.backend))
     write_report(session, plan, (1, 8))
