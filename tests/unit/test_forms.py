@@ -18,7 +18,7 @@ from deberta.core import files, schema
 from deberta.core.errors import ConfigError, DataError
 from deberta.stages import onnx_runtime
 from deberta.stages.compile import export_onnx
-from deberta.stages.model import checkpoint, config, tokenizer, weights
+from deberta.stages.model import checkpoint, config, label_words, tokenizer, weights
 from tests import model_helpers as helpers
 
 OURS = ("contradiction", "neutral", "entailment")
@@ -43,7 +43,7 @@ def _named(*names: str) -> config.ModelConfig:
 )
 def test_labels_that_contradict_the_profile_are_refused_by_both_orders(names: tuple[str, ...]) -> None:
     with pytest.raises(ConfigError) as caught:
-        checkpoint.label_order(OURS, _named(*names))
+        label_words.label_order(OURS, _named(*names))
     assert ", ".join(OURS) in str(caught.value) and ", ".join(names) in str(caught.value)
 
 
@@ -60,12 +60,12 @@ def test_labels_that_contradict_the_profile_are_refused_by_both_orders(names: tu
     ],
 )
 def test_labels_that_say_the_same_or_nothing_are_no_contradiction(names: tuple[str, ...]) -> None:
-    assert checkpoint.label_order(OURS, _named(*names)) == OURS
+    assert label_words.label_order(OURS, _named(*names)) == OURS
 
 
 def test_a_two_way_model_is_refused_by_its_number_of_labels() -> None:
     with pytest.raises(ConfigError, match=r"has 2 labels \(entailment, not_entailment\), and 3 are needed"):
-        checkpoint.label_order(OURS, _named("entailment", "not_entailment"))
+        label_words.label_order(OURS, _named("entailment", "not_entailment"))
 
 
 def test_a_two_way_model_is_refused_at_once_without_names(tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_label2id_is_read_and_label_0_says_nothing(said: dict[str, Any], expecte
     assert _config(**said).labels == expected
     if expected != OURS:
         with pytest.raises(ConfigError, match="the profile's labels are contradiction, neutral, entailment, and"):
-            checkpoint.label_order(OURS, _config(**said))
+            label_words.label_order(OURS, _config(**said))
 
 
 @pytest.mark.parametrize("label2id", [ENTAILMENT_FIRST, {"neutral": 0, "contradiction": 1, "entailment": 2}, {"a": 0}])

@@ -6,9 +6,10 @@ import math
 from fractions import Fraction
 
 import pytest
+from scipy import stats
 
 from deberta.core.errors import DataError
-from deberta.stages.report import intervals
+from deberta.stages.report import distributions, intervals
 
 
 @pytest.mark.parametrize(
@@ -87,3 +88,25 @@ def test_no_interval_goes_below_zero_and_the_advice_is_possible() -> None:
 def test_what_is_no_time_is_refused(times: list[float]) -> None:
     with pytest.raises(DataError, match="a time above 0 ms"):
         intervals.latency(times)
+
+
+@pytest.mark.parametrize("freedom", [1, 1.3, 2, 3.7, 9, 18.2, 98, 500.5, 1e4])
+def test_quantiles_of_students_t_are_scipys(freedom: float) -> None:
+    for share in (0.5, 0.6, 0.9, 0.975, 0.9975, 0.9999, 1 - 1e-7):
+        expected = stats.t.ppf(share, freedom)
+        assert distributions.t_quantile(share, freedom) == pytest.approx(expected, rel=1e-10, abs=1e-12)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 10, 333, 9815, 19647])
+def test_tails_and_proportions_are_scipys(rows: int) -> None:
+    """At sizes whose counts are beyond a float."""
+    for count in {0, rows // 3, rows // 2, max(0, rows // 2 - 40)}:
+        expected = stats.binom.cdf(count, rows, 0.5), stats.binom.pmf(count, rows, 0.5)
+        assert distributions.binomial_tail(count, rows) == pytest.approx(expected, rel=1e-9, abs=1e-300)
+        assert intervals.more_often_right(count, rows - count) == pytest.approx(stats.binom.sf(count - 1, rows, 0.5))
+        if rows:
+            wilson = stats.binomtest(count, rows).proportion_ci(0.95, method="wilson")
+            assert intervals.wilson(count, rows) == (round(float(wilson.low), 6), round(float(wilson.high), 6))
+    assert distributions.binomial_tail(-1, rows) == (0, 0) and distributions.binomial_tail(rows + 1, rows) == (1, 0)
+    for value in (0.0, 1.0, 3.0, 8.0):
+        assert distributions.normal_tail(value) == pytest.approx(stats.norm.sf(value), rel=1e-10)

@@ -43,12 +43,7 @@ STAGES = {  # the id of a stage, which records name, and the module that is it n
     "token-counts": "deberta.stages.data.token_counts",
 }
 # The stages that import PyTorch, themselves or by another module of ours; the image runtime-cpu does for all others.
-TORCH = frozenset(
-    [
-        "check-fp16", "compare", "convert-data", "convert-pairs", "describe-model", "export-onnx", "finetune",
-        "pytorch-reference",
-    ]
-)  # fmt: skip
+TORCH = frozenset(["check-fp16", "compare", "describe-model", "export-onnx", "finetune", "pytorch-reference"])
 LATEST = "/$T"  # stands for the folder that a run names after its time, where the run has not been yet
 _OF_PRECISION = (
     "infer",

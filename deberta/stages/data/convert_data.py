@@ -20,7 +20,7 @@ from deberta.stages import arguments
 from deberta.stages.arguments import Argument
 from deberta.stages.data import tables
 from deberta.stages.data.tables import ForeignTable
-from deberta.stages.model import checkpoint
+from deberta.stages.model import label_words
 
 TEXTS = ("premise", "hypothesis")
 NEEDED, OPTIONAL = (*TEXTS, "label"), ("genre", "id")
@@ -132,7 +132,7 @@ def _label(value: Any, words: Mapping[str, str], has_original_form: bool) -> str
     word = (number[1] if number else text).lower()
     if word in words:
         return words[word]
-    if (label := checkpoint.label_word(word)) in contract.LABELS:
+    if (label := label_words.label_word(word)) in contract.LABELS:
         return label
     if word == _NO_LABEL and has_original_form:
         return LEFT_OUT
@@ -168,11 +168,11 @@ def columns(option: str, text: str) -> dict[str, str]:
 
 
 def _words(option: str, text: str) -> dict[str, str]:
-    mapping = {word.lower(): checkpoint.label_word(label) for word, label in pairs(option, text).items()}
+    mapping = {word.lower(): label_words.label_word(label) for word, label in pairs(option, text).items()}
     if wrong := [label for label in mapping.values() if label not in (*contract.LABELS, LEFT_OUT)]:
         raise ConfigError(f"{option} names {wrong[0]!r}, which is none of {', '.join((*contract.LABELS, LEFT_OUT))}")
     for word, label in mapping.items():
-        if checkpoint.label_word(word) in contract.LABELS and label != checkpoint.label_word(word):
+        if label_words.label_word(word) in contract.LABELS and label != label_words.label_word(word):
             raise ConfigError(f"{option} says that {word!r} is {label}. Its own meaning stands")
     return mapping
 

@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 from msgspec import structs
-from scipy import stats
 
 from deberta.core.contract import LABELS, PRECISIONS, VERSIONS
 from deberta.core.differences import HIGHER, LOWER, SAME, AccuracyDifference, ChangedRow, PairedTest
@@ -18,6 +17,7 @@ from deberta.stages.diff import sides
 from deberta.stages.diff.sides import Pairs, ReportSide, RunRows
 from deberta.stages.report import intervals
 from deberta.stages.report.cells import MARGIN_DIGITS, cut
+from deberta.stages.report.distributions import normal_tail
 
 SIGNIFICANT = 0.05
 
@@ -135,7 +135,7 @@ def _unpaired(a: EvaluationCell, b: EvaluationCell) -> float:
     share = (a.correct + b.correct) / (a.rows + b.rows)
     variance = share * (1 - share) * (1 / a.rows + 1 / b.rows)
     deviation = abs(a.correct / a.rows - b.correct / b.rows)
-    return round(2 * float(stats.norm.sf(deviation / math.sqrt(variance))), intervals.DIGITS) if variance else 1.0
+    return round(2 * normal_tail(deviation / math.sqrt(variance)), intervals.DIGITS) if variance else 1.0
 
 
 def _changed(pairing: Pairing) -> list[int]:

@@ -14,7 +14,7 @@ from deberta.core import schema
 from deberta.core.contract import LABELS, SHARD_INDEX
 from deberta.core.errors import ConfigError, DataError, MissingError, run_stage, some
 from deberta.stages import arguments
-from deberta.stages.model import checkpoint, config, tokenizer, weights
+from deberta.stages.model import checkpoint, config, label_words, tokenizer, weights
 
 HUGGING_FACE, MICROSOFT = "config.json", "model_config.json"
 _OTHER_FILES = {  # what a folder without weights may hold
@@ -58,7 +58,7 @@ def describe(model: Path, labels: Sequence[str], tokenizer_path: Path | None) ->
         "dtypes": dict(loaded.dtypes),
         "notes": loaded.notes,
         "own_labels": list(settings.labels or ()),
-        "labels": [checkpoint.label_word(label) for label in order],
+        "labels": [label_words.label_word(label) for label in order],
         "config": str(config_path),
         "checkpoint": str(main_file),
         "shards": [str(path) for path in weights.shards(main_file)] if main_file.name.endswith(SHARD_INDEX) else [],
@@ -108,16 +108,16 @@ def tokenizer_of(path: Path) -> list[Path]:
 
 def _labels(path: Path, settings: config.ModelConfig, labels: Sequence[str]) -> tuple[str, ...]:
     """The label order, by the contract's words. Raises ConfigError where it is not known, or said in two ways."""
-    own = checkpoint.label_order((), settings)
+    own = label_words.label_order((), settings)
     usual = ",".join(LABELS)
     try:
-        order = checkpoint.label_order(labels, settings)
+        order = label_words.label_order(labels, settings)
     except ConfigError:
         raise ConfigError(
             f"--labels says {', '.join(labels)}, and the id2label of {path} says {', '.join(own)}. Leave --labels "
             "out, or correct the one that is wrong"
         ) from None
-    if sorted(map(checkpoint.label_word, order)) == sorted(LABELS):
+    if sorted(map(label_words.label_word, order)) == sorted(LABELS):
         return order
     if labels:
         raise ConfigError(f"--labels {','.join(labels)} is not an order of {', '.join(LABELS)}")

@@ -15,7 +15,7 @@ from deberta.core import files
 from deberta.core.contract import LABELS
 from deberta.core.errors import ConfigError, DataError, many, some
 from deberta.stages.model import config as config_module
-from deberta.stages.model import weights
+from deberta.stages.model import label_words, weights
 from deberta.stages.model.config import ModelConfig
 from deberta.stages.model.deberta import Deberta
 
@@ -32,12 +32,6 @@ FLOATS = (
 )
 _V1_PARTS = ("in_proj", "q_bias", "v_bias", "pos_proj", "pos_q_proj")
 _LANGUAGE_MODEL_HEADS = ("lm_predictions.", "mask_predictions.")
-_SYNONYMS = {
-    "contradict": "contradiction",
-    "contradictory": "contradiction",
-    "entail": "entailment",
-    "entailed": "entailment",
-}
 
 
 @dataclass(frozen=True)
@@ -84,8 +78,8 @@ def load(path: Path, config: ModelConfig, labels: Sequence[str] = ()) -> LoadedC
     """
     tensors, unused = _read(path)
     check_head(tensors, path)
-    order = label_order(labels, config)
-    permutation = label_permutation(order)
+    order = label_words.label_order(labels, config)
+    permutation = label_words.label_permutation(order)
     for values in unused.values():
         if problem := config_module.contradictions(config, values):
             raise ConfigError(f"{path} holds a config that contradicts the config file: {problem}")
@@ -99,23 +93,6 @@ def load(path: Path, config: ModelConfig, labels: Sequence[str] = ()) -> LoadedC
     return LoadedCheckpoint(model.eval(), order, tuple(sorted({*extras, *unused})), dict(sorted(dtypes.items())))
 
 
-def label_order(labels: Sequence[str], config: ModelConfig) -> tuple[str, ...]:
-    """The checkpoint's label order: `labels`, the profile's, and the config's id2label, which must not contradict.
-
-    LABEL_0 and words that are none of ours contradict nothing. Raises ConfigError naming both orders.
-    """
-    own = config.labels or ()
-    if own and len(own) != len(LABELS):
-        raise ConfigError(f"the model has {len(own)} labels ({some(own)}), and {len(LABELS)} are needed")
-    pairs = [(label_word(name), label_word(label)) for name, label in zip(own, labels, strict=False)]
-    if any(name in LABELS and name != label for name, label in pairs):
-        raise ConfigError(
-            f"the profile's labels are {', '.join(labels)}, and the config's id2label says {', '.join(own)}. "
-            "Remove `labels` from the profile in invoke.yaml, or correct the one that is wrong"
-        )
-    return tuple(labels or own)
-
-
 def check_head(state: Mapping[str, Tensor], path: Path) -> None:
     """Raise ConfigError for a model of another number of labels, or one that was only pretrained."""
     head = state.get("classifier.weight")
@@ -123,23 +100,6 @@ def check_head(state: Mapping[str, Tensor], path: Path) -> None:
         raise ConfigError(f"{path}: the model has {many(len(head), 'label')}, and {len(LABELS)} are needed")
     if head is None and any(key.startswith(("deberta.", *_LANGUAGE_MODEL_HEADS)) for key in state):
         raise DataError(f"{path} has no classifier.weight: a pretrained model, which has to be fine-tuned on NLI first")
-
-
-def label_word(label: str) -> str:
-    """A label as the contract names it: public models write upper case, and shorter or other words."""
-    word = label.strip().lower()
-    return _SYNONYMS.get(word, word)
-
-
-def label_permutation(labels: Sequence[str]) -> list[int]:
-    """For each label of the contract, its index in a checkpoint's order. Raises ConfigError."""
-    names = [label_word(label) for label in labels]
-    if sorted(names) != sorted(LABELS):
-        raise ConfigError(
-            f"the checkpoint's label order is {', '.join(labels) or 'not known'}; "
-            f"it must be an order of {', '.join(LABELS)}. Set `labels` in the profile (invoke.yaml)"
-        )
-    return [names.index(label) for label in LABELS]
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:

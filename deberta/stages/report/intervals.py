@@ -19,7 +19,6 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
 
 from deberta.ascend import msame
 from deberta.ascend.timing import nearest_ranks
@@ -27,6 +26,7 @@ from deberta.core.contract import PERFORMANCE_LOOPS
 from deberta.core.differences import FASTER, NOT_COMPARED, SAME, SLOWER
 from deberta.core.errors import DataError
 from deberta.core.report import PerformanceRun
+from deberta.stages.report.distributions import binomial_tail, normal_quantile, t_quantile
 
 CONFIDENCE = 0.95
 DIGITS = 6
@@ -77,8 +77,11 @@ class Latency:
 
 def wilson(correct: int, rows: int) -> Interval:
     """The 95 % interval of a proportion: Wilson's score interval without continuity correction (JASA 22, 1927)."""
-    interval = stats.binomtest(correct, rows).proportion_ci(CONFIDENCE, method="wilson")
-    return round(float(interval.low), DIGITS), round(float(interval.high), DIGITS)
+    square = normal_quantile((1 + CONFIDENCE) / 2) ** 2
+    half = math.sqrt(square * (4 * correct * (rows - correct) / rows + square))
+    low, high = (2 * correct + square - half, 2 * correct + square + half)
+    widths = 2 * (rows + square)
+    return round(low / widths if correct else 0.0, DIGITS), round(high / widths if correct < rows else 1.0, DIGITS)
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
@@ -89,8 +92,8 @@ def mcnemar(only_first: int, only_second: int) -> float:
     The McNemar test for binary matched-pairs data, BMC Medical Research Methodology 13:91 (2013).
     """
     rows, fewer = only_first + only_second, min(only_first, only_second)
-    p_value = 2 * stats.binom.cdf(fewer, rows, 0.5) - stats.binom.pmf(fewer, rows, 0.5)
-    return round(min(1.0, float(p_value)), DIGITS)
+    below, exactly = binomial_tail(fewer, rows)
+    return round(min(1.0, 2 * below - exactly), DIGITS)
 
 
 def more_often_right(first: int, second: int) -> float:
@@ -98,7 +101,7 @@ def more_often_right(first: int, second: int) -> float:
 
     P(X >= first), X of the binomial distribution of first + second and 1/2 (the sign test). Not rounded.
     """
-    return float(stats.binom.sf(first - 1, first + second, 0.5))
+    return binomial_tail(second, first + second)[0]  # the other half of the same symmetric distribution
 
 
 def latency(times_ms: Sequence[float]) -> Latency:
@@ -107,7 +110,8 @@ def latency(times_ms: Sequence[float]) -> Latency:
     if not len(times) or not np.isfinite(times).all() or times.min() <= 0:
         raise DataError(f"{len(times)} inferences count, and each needs a time above 0 ms. Run: invoke perf --force")
     average, median = float(times.mean()), float(np.median(times))
-    spread = float(stats.iqr(times)) / median
+    low, high = np.percentile(times, (25, 75))
+    spread = float(high - low) / median
     interval = None
     warnings = []
     if len(times) < FEW_TIMES:
@@ -115,7 +119,8 @@ def latency(times_ms: Sequence[float]) -> Latency:
     if spread > WIDE_SPREAD:
         warnings.append(f"the middle half of the times spans {100 * spread:.1f} % of the median")
     if len(times) > 1:
-        half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(times) - 1) * stats.sem(times))
+        error = float(np.std(times, ddof=1)) / math.sqrt(len(times))
+        half = t_quantile((1 + CONFIDENCE) / 2, len(times) - 1) * error
         interval = (round(max(0.0, average - half), DIGITS), round(average + half, DIGITS))
         if half > WIDE_INTERVAL * average:
             warnings.append(f"the average is known to {100 * half / average:.1f} % only")
@@ -170,10 +175,10 @@ def _noise(first: Sequence[float], second: Sequence[float], spread: Between, com
     # Welch and Satterthwaite; 1 where all times are equal
     weights = sum(part**2 / (len(values) - 1) for part, values in zip(parts, blocks, strict=True))
     freedom = sum(parts) ** 2 / weights if weights else 1.0
-    within = float(stats.t.ppf(share, freedom)) * math.sqrt(sum(parts))
+    within = t_quantile(share, freedom) * math.sqrt(sum(parts))
     if not spread.freedom:
         return max(within, FLOOR), ""
-    return max(within, float(stats.t.ppf(share, spread.freedom)) * spread.deviation * math.sqrt(2)), ""
+    return max(within, t_quantile(share, spread.freedom) * spread.deviation * math.sqrt(2)), ""
 
 
 def counted_times(run: PerformanceRun) -> Sequence[float]:
