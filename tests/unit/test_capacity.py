@@ -92,8 +92,11 @@ def test_one_device_takes_the_sum_of_its_runs() -> None:
 def test_what_bounds_it_changes_with_the_devices() -> None:
     bounds = {n: capacity.figures(GUIDE, Costs(), n).most for n in (1, 8, 64)}
     assert bounds == {1: capacity.ACCURACY, 8: capacity.PERFORMANCE, 64: capacity.PERFORMANCE}
-    one_size = replace(GUIDE, fps={1: FPS[1]})
+    one_size = replace(GUIDE, fps={8: FPS[8]}, compile_seconds={8: 300.0})
     assert capacity.figures(one_size, Costs(shared=True), 200).most == capacity.FURTHER
+    further = {n: capacity.figures(one_size, Costs(), n).parts[capacity.FURTHER] for n in (2, 8, 9, 15, 16, 999)}
+    turn = further[2]  # of a device; on all hosts at once
+    assert further == {2: turn, 8: 7 * turn, 9: 7 * turn, 15: 7 * turn, 16: 8 * turn, 999: 8 * turn}
     slow = Costs(ship_mb=5.0)
     assert capacity.figures(GUIDE, slow, 64).most == capacity.SHIPPING
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
 
+import msgspec
 import pytest
 
 from deberta.core.errors import ConfigError, DataError, MissingError, StageError
@@ -24,6 +25,7 @@ PROFILE = profiles.load("demo", {"demo": {"checkpoint": "p.bin", "config": "c.js
     "dataset": "MNLI", "labels": ["contradiction", "neutral", "entailment"], "rows": {"match": 10}}})  # fmt: skip
 CASE = Case(Plan(PROFILE, "ascend"), 8, "match")
 STEP = perf(CASE, 5)
+KNOWN = {"cann": "5.1.RC2", "program": "1"}  # of each device
 
 
 @dataclass
@@ -42,8 +44,8 @@ class Pool:
     def devices(self, step: Step) -> list[DeviceFacts]:
         self.looked.append(step.inputs)
         parts = [name.split("/") for name in self.names]
-        known = {"cann": "5.1.RC2", "program": {"program": "1"}}
-        return [DeviceFacts(host=host, device=int(number), **known) for host, number in parts]  # type: ignore[arg-type]
+        known = [DeviceFacts(host=host, device=int(number), cann="5.1.RC2") for host, number in parts]
+        return [msgspec.structs.replace(facts, program={"program": "1"}) for facts in known]
 
     def start(self, device: str, request: ShardRequest) -> None:
         self.asked.append(request)
@@ -108,6 +110,60 @@ def test_a_run_that_waits_for_its_host_is_not_silent(
     monkeypatch.setattr(pool, "wait", lambda _: [next(told, done("a/0", 1))])
     assert run(pool, patience=3).device == "a/0" and pool.dropped == []
     assert capsys.readouterr().out.count("a/0: another run has the host") == 5
+
+
+@dataclass
+class Rounds(Pool):
+    """What was asked for ends when the pool is waited for; `rounds`: which devices ran at the same time."""
+
+    rounds: list[set[str]] = field(default_factory=list)
+    running: dict[str, int] = field(default_factory=dict)
+
+    def start(self, device: str, request: ShardRequest) -> None:
+        self.asked.append(request)
+        self.running[device] = request.attempt
+
+    def wait(self, seconds: float) -> list[Event]:
+        running, self.running = self.running, {}
+        self.rounds.append({*running})
+        told = {name: self.answers[name](n) if name in self.answers else done(name, n) for name, n in running.items()}
+        return [DeviceGone("c/1", "its host lost power"), *(event for event in told.values() if event)]
+
+
+def test_further_devices_run_on_all_hosts_at_once_and_one_that_fails_is_named_once_the_others_have_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(performance, "SLOWEST", 1e9)
+    places = ["a/1", "a/2", "a/3", "b/0", "b/1", "c/0", "c/1"]
+    bad = ShardFailed("b/0", 3, "7 outputs of 8", DataError.exit_code)
+    pool = Rounds(["a/0", *places], {"b/0": lambda n: replace(bad, attempt=n), "c/0": lambda _: None})
+    cluster = ShardedRuns(lambda _: pool, ShardSettings(first_patience=0.01), measures=True)
+    session = Session(tmp_path, tmp_path, SimpleNamespace(identity=lambda step: KNOWN), str)
+    steps = [perf(CASE, 5, place) for place in places]
+    recorded: dict[str, str] = {}
+
+    def record(step: Step) -> None:
+        assert step.inference is not None
+        recorded[step.inference.place] = cluster.begun(step)
+        if step is steps[1]:
+            raise DataError("2 bytes of 96")
+
+    with pytest.raises(StageError) as error:
+        cluster.measure(session, steps, record)
+    why, _, kept = str(error.value).removeprefix("no performance of ").partition(". ")
+    assert why.startswith("c/1: its host lost power; b/0: 7 outputs of 8; ")
+    assert sorted(why.split("; ")[2:]) == ["a/2: 2 bytes of 96", "c/0: it did not answer in time"]
+    assert kept.startswith("The runs of the other 3 devices are kept. Run the same command again")
+    assert [devices for devices in pool.rounds if devices] == [
+        {"a/1", "b/0", "c/0"},
+        {"a/2", "b/1"},
+        {"a/3"},
+    ] and pool.dropped == ["c/0"]
+    assert [*recorded] == ["a/1", "a/2", "b/1", "a/3"] and all(recorded.values())
+    assert not any(cluster.begun(step) for step in steps) and pool.closed == 1
+    assert capfd.readouterr().err.index("b/0: 7 outputs of 8") > 0
+    with pytest.raises(MissingError, match=r"^z/9: none of the devices a/0, a/1"):
+        cluster.measure(session, [perf(CASE, 5, "z/9")], record)
 
 
 def test_devices_that_are_compared_are_all_others_and_on_cpu_one_of_each_other_host(tmp_path: Path) -> None:

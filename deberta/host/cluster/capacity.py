@@ -2,8 +2,8 @@
 
 Cells are measured one after another, as acceptance does. An accuracy run is cut into shards for all devices, and
 simulated with what places them. A performance run has one device, and its host to itself; the shortest one is run on
-each device, to be compared. Models are compiled on one host, and sent by one. Bins, counting and the report are left
-out.
+each device, to be compared: on all hosts at once, one device at a time on a host. Models are compiled on one host, and
+sent by one. Bins, counting and the report are left out.
 """
 
 from __future__ import annotations
@@ -178,7 +178,7 @@ def figures(work: Workload, costs: Costs, devices: int) -> CapacityFigures:
     parts = {
         ACCURACY: accuracy,
         PERFORMANCE: len(work.rows) * sum(performance),
-        FURTHER: (devices - 1) * min(performance),
+        FURTHER: _further(costs, devices) * min(performance),
         COMPILATION: sum(work.compile_seconds.values()),
         SHIPPING: hosts * sum(_shipping(work, costs, size, hosts) for size in work.fps),
         BEFORE: work.before_seconds,
@@ -203,6 +203,11 @@ def _shipping(work: Workload, costs: Costs, size: int, hosts: int) -> float:
 
 def _performance(work: Workload, costs: Costs, size: int) -> float:
     return costs.start_seconds + work.loops * work.batch_seconds(size)
+
+
+def _further(costs: Costs, devices: int) -> int:
+    """The most devices of a host that are compared with the first one, which is none of them: they take turns."""
+    return max(min(devices, costs.per_host) - 1, min(devices - costs.per_host, costs.per_host))
 
 
 def accuracy_least(batches: int, batch_seconds: float, start_seconds: float, devices: int) -> float:
@@ -233,7 +238,7 @@ def least(work: Workload, costs: Costs, devices: int) -> tuple[str, float]:
     bounds = {
         "all devices' work": device_seconds / devices,
         name: longest,
-        FURTHER: (beside - 1) * shortest,
+        FURTHER: _further(costs, devices) * shortest,
         COMPILATION: compilation + min(ends),
         BEFORE: work.before_seconds,
     }

@@ -134,7 +134,8 @@ def _run(session: Session, step: Step, console: Console) -> Record:
     provenance = session.executor.provenance(step)
     _check_cann(session, step, provenance)
     parameters, dependencies = freshness.parameters(session, step), freshness.dependencies(session, step)
-    started, clock = records.now(), time.monotonic()
+    begun, clock = session.shards.begun(step) if session.shards else "", time.monotonic()
+    started = begun or records.now()
     summary = programs.new_scratch(session.workspace, step.name) / "summary.json"
     try:
         with console.group(session.groups):
@@ -165,7 +166,7 @@ def _run(session: Session, step: Step, console: Console) -> Record:
         session.shards.recorded(session, step)
     for line in _describe_all(session, subjects):
         console.say(line)
-    console.say(f"done in {time.monotonic() - clock:.1f} s", progress.GREEN)
+    console.say(f"done in {statement.seconds if begun else time.monotonic() - clock:.1f} s", progress.GREEN)
     return statement
 
 

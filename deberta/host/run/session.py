@@ -46,6 +46,16 @@ class Shards(Protocol):
         On cpu they are further hosts. `devices`: this host's. Asks a cluster who is there, and raises its errors.
         """
 
+    def measure(self, session: Session, steps: Sequence[Step], record: Callable[[Step], object]) -> None:
+        """Make the performance runs of further devices of a cluster, on all hosts at once, one at a time on a host.
+
+        `record` is called with each step whose run is there, which `infer` then takes. Raises an error naming all
+        devices that failed, once the others have ended.
+        """
+
+    def begun(self, step: Step) -> str:
+        """When a run that `infer` will only take began, in ISO 8601; empty for all others."""
+
     def internal(self, step: Step) -> Mapping[str, Any]:
         """What the record of a step that just ran says of its shards, among its internal parameters."""
 

@@ -7,13 +7,13 @@ import time
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path, PurePosixPath
-from typing import Any, Callable, Iterator, Mapping, Sequence
+from typing import Any, Callable, Iterator, Mapping, Optional, Sequence
 
 import msgspec
 
 from deberta.ascend import programs, runs
 from deberta.core import contract, files, schema
-from deberta.core.errors import DataError, many
+from deberta.core.errors import DataError, DebertaError, MissingError, StageError, from_exit_code, many, some
 from deberta.core.job import DeviceFacts, Sharding
 from deberta.core.progress import duration
 from deberta.host.plan.plan import Step
@@ -24,7 +24,8 @@ from deberta.host.run.session import Session
 from deberta.host.shards import agreement, performance, spans, store, work
 from deberta.host.shards.client import ClientExecutor
 from deberta.host.shards.coordinate import Coordinator, ShardSettings
-from deberta.host.shards.pool import Pool, ShardRequest
+from deberta.host.shards.performance import MeasuredDevice
+from deberta.host.shards.pool import DeviceGone, Outcome, Pool, ShardDone, ShardFailed, ShardRequest
 from deberta.host.shards.store import ShardStore, StoredShard
 
 
@@ -41,6 +42,7 @@ class ShardedRuns:
     measures: bool = False
     _last: dict[str, tuple[Sharding, Path]] = field(default_factory=dict, compare=False)  # by the step's name
     _measured: dict[str, str] = field(default_factory=dict, compare=False)  # performance step -> HOST/DEVICE
+    _ready_runs: dict[str, MeasuredDevice] = field(default_factory=dict, compare=False)  # performance step -> its run
 
     def infer(
         self, session: Session, step: Step, temporary: Mapping[PurePosixPath, Path], summary: Path, console: Console
@@ -123,8 +125,13 @@ class ShardedRuns:
     ) -> Judged:
         """Have a device of the cluster run a performance step, and put its output in place."""
         assert step.inference is not None
-        with self._ready(session, step) as (pool, facts, _):
-            done = performance.run(pool, step, facts, step.inference.place, self.settings.first_patience, console.say)
+        if step.name in self._ready_runs:
+            done = self._ready_runs[step.name].outcome
+            assert isinstance(done, ShardDone)
+        else:
+            with self._ready(session, step) as (pool, facts, _):
+                patience = self.settings.first_patience
+                done = performance.run(pool, step, facts, step.inference.place, patience, console.say)
         [place] = temporary.values()
         folder = place / contract.run_folder(datetime.now())
         folder.mkdir(parents=True)
@@ -139,6 +146,41 @@ class ShardedRuns:
             files.write_text(summary, schema.text(counted))
         self._measured[step.name] = done.device
         return Judged(folder, done.log, ())
+
+    def measure(self, session: Session, steps: Sequence[Step], record: Callable[[Step], object]) -> None:
+        by_device = {step.inference.place: step for step in steps if step.inference}
+        console, failed = Console(f"perf on {many(len(by_device), 'further device')}"), list[ShardFailed]()
+        with self._ready(session, steps[0]) as (pool, facts, _):
+            names = [entry.name for entry in facts]
+            if absent := [name for name in by_device if name not in names]:
+                raise MissingError(f"{some(absent)}: none of the devices {', '.join(names)}. See: invoke cluster show")
+            for run in performance.run_each(pool, by_device, facts, self.settings.first_patience, console.say):
+                problem = _problem(run.outcome) or self._record(by_device[run.device], run, record)
+                if problem:
+                    failed.append(problem)
+                    console.say(f"{run.device}: {problem.why}")
+        if failed:
+            why = "; ".join(f"{each.device}: {each.why}" for each in failed)
+            kept = f"The runs of the other {many(len(by_device) - len(failed), 'device')} are kept. "
+            raise from_exit_code(
+                failed[0].code,
+                f"no performance of {why}. {kept if len(failed) < len(by_device) else ''}"
+                "Run the same command again, without a device that stays bad",
+            )
+
+    def _record(self, step: Step, run: MeasuredDevice, record: Callable[[Step], object]) -> Optional[ShardFailed]:
+        """Have a run recorded that is there. What it left may be none of a performance run: the device failed then."""
+        self._ready_runs[step.name] = run
+        try:
+            record(step)
+        except DebertaError as error:
+            return ShardFailed(run.device, 0, str(error), error.exit_code)
+        finally:
+            del self._ready_runs[step.name]
+        return None
+
+    def begun(self, step: Step) -> str:
+        return self._ready_runs[step.name].begun if step.name in self._ready_runs else ""
 
     def others(self, session: Session, step: Step, devices: Sequence[int]) -> dict[str, int]:
         present = {work.name_of(number): number for number in devices}
@@ -181,6 +223,13 @@ class ShardedRuns:
     def recorded(self, session: Session, step: Step) -> None:
         if step.name in self._last:
             files.remove(self._last.pop(step.name)[1])
+
+
+def _problem(outcome: Outcome) -> Optional[ShardFailed]:
+    """Why there is no run of a device's; None if there is one."""
+    if isinstance(outcome, DeviceGone):
+        return ShardFailed(outcome.device, 0, outcome.why, StageError.exit_code)
+    return outcome if isinstance(outcome, ShardFailed) else None
 
 
 def _folder(session: Session, step: Step, facts: Sequence[DeviceFacts]) -> Path:

@@ -7,13 +7,14 @@ artifact that was modified is an error and not made again (Session.strict).
 from __future__ import annotations
 
 import time
+from collections import Counter
 from dataclasses import replace
 from typing import Mapping, NamedTuple, Optional, Sequence
 
 from deberta.core import buckets, contract, files, progress
 from deberta.core.buckets import Choice
 from deberta.core.contract import batch_count
-from deberta.core.errors import MissingError
+from deberta.core.errors import MissingError, some
 from deberta.host.plan import checks
 from deberta.host.plan import evaluation as steps
 from deberta.host.plan.plan import Case, Plan
@@ -30,19 +31,19 @@ ACCURACY, PERFORMANCE = "accuracy", "performance"
 class MatrixCell(NamedTuple):
     """One measurement. `rows`: how many rows the model runs, those that fill a batch among them.
 
-    `place`: HOST/DEVICE of a performance run beside that of the first device, and `number` that of the device there.
+    `places`: of performance runs on devices beside the first: HOST/DEVICE, and the number of the device there.
     """
 
     kind: str
     batch_size: int
     version: str
     rows: int
-    place: str = ""
-    number: int = 0
+    places: tuple[tuple[str, int], ...] = ()
 
     @property
     def text(self) -> str:
-        return f"{self.kind} bs={self.batch_size} {self.version}{f' on {self.place}' if self.place else ''}"
+        on = f" on {some([place for place, _ in self.places])}" if self.places else ""
+        return f"{self.kind} bs={self.batch_size} {self.version}{on}"
 
 
 def run(
@@ -64,7 +65,7 @@ def run(
     matrix += _on_other_devices(session, plan, wanted, supplied)
     runner.run_all(session, looks)
     started, seconds, rows = time.monotonic(), 0.0, 0.0  # of the cells that ran: what was up to date tells no pace
-    devices = max(1, len(plan.devices), len({cell.place for cell in matrix}))  # they share the rows of accuracy runs
+    devices = max(len(plan.devices), 1 + len(matrix[-1].places))  # they share the rows of accuracy runs
     weights = [cell.rows / (devices if cell.kind == ACCURACY else 1) for cell in matrix]
     for number, cell in enumerate(matrix):
         if not session.dry:
@@ -72,9 +73,8 @@ def run(
             progress.say(f"[acceptance] {number + 1} of {len(matrix)}: {cell.text}{left}")
         case, before, clock = Case(plan, cell.batch_size, cell.version), len(session.ran), time.monotonic()
         try:
-            if cell.place:
-                on_device = replace(case, plan=replace(plan, devices=(cell.number,), limit=0))
-                evaluation.perf_on(session, on_device, wanted.loops, cell.place)
+            if cell.places:
+                evaluation.perf_on(session, case, wanted.loops, dict(cell.places))
             elif cell.kind == PERFORMANCE:
                 evaluation.perf(session, case, wanted.loops)
             else:
@@ -117,9 +117,9 @@ def _on_other_devices(
         return []
     step = steps.perf(Case(plan, size, version).padded, wanted.loops)
     others = session.shards.others(session, step, plan.devices)
-    return [
-        MatrixCell(PERFORMANCE, size, version, wanted.loops * size, place, number) for place, number in others.items()
-    ]
+    of_host = Counter(place.rpartition("/")[0] for place in others)  # one device after another
+    rows = wanted.loops * size * max(of_host.values(), default=0)
+    return [MatrixCell(PERFORMANCE, size, version, rows, tuple(others.items()))] if others else []
 
 
 def _is_supplied(session: Session, plan: Plan, cell: MatrixCell, choice: Choice) -> bool:

@@ -198,16 +198,26 @@ def perf(session: Session, case: Case, loops: int, choice: Choice = ()) -> Optio
     return result
 
 
-def perf_on(session: Session, case: Case, loops: int, place: str) -> None:
-    """The guide's performance run on a device beside the first, HOST/DEVICE, to be compared with that one's.
+def perf_on(session: Session, case: Case, loops: int, places: Mapping[str, int]) -> None:
+    """The guide's performance run on devices beside the first, to be compared with that one's.
 
-    The plan's device is its number.
+    `places`: HOST/DEVICE and the device's number there. Those of a cluster are measured on all its hosts at once, one
+    at a time on a host. Raises, once all others have ended, an error that names the devices that failed.
     """
-    padded = case.padded
-    step = evaluation.perf(padded, loops, place)
-    check_device(session, padded, [step])
-    bins = needed(session, [evaluation.preprocess(padded)])
-    runner.run_all(session, [*compiling(session, padded), *bins, step])
+    cases = [replace(case, plan=replace(case.plan, devices=(number,), limit=0)).padded for number in places.values()]
+    steps = [evaluation.perf(padded, loops, place) for padded, place in zip(cases, places)]
+    for padded, step in zip(cases, steps):
+        check_device(session, padded, [step])
+    bins = needed(session, [evaluation.preprocess(cases[0])])
+    runner.run_all(session, [*compiling(session, cases[0]), *bins])
+    due: list[Step] = []
+    if session.shards is not None and session.shards.measures:
+        due = [step for step in steps if session.force or freshness.outdated(session, step)]
+    for step in steps:
+        if step not in due:
+            runner.run(session, step)
+    if due and session.shards is not None:
+        session.shards.measure(session, due, lambda step: runner.run(session, step))
 
 
 def check_device(session: Session, case: Case, steps: Sequence[Step]) -> None:
