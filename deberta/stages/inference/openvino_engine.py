@@ -44,21 +44,23 @@ class OpenVinoEngine:
         return replace(self, shape=(self.shape[0], length))
 
 
-def engine_settings(threads: int, precision: str = "f32") -> dict[str, str | int | bool]:
-    """OpenVINO's properties for one inference at a time on `threads` CPUs; `precision` is f32 or bf16, as it says."""
+def engine_settings(threads: int, precision: str = "f32", at_once: int = 1) -> dict[str, str | int | bool]:
+    """OpenVINO's properties for `at_once` inferences that share `threads` CPUs. `precision`: f32 or bf16."""
     return {
         # The default is bfloat16 wherever the CPU has instructions for it, which gives other logits without a warning.
         "INFERENCE_PRECISION_HINT": precision,
         "DYNAMIC_QUANTIZATION_GROUP_SIZE": int8.GROUP,  # of int8 models alone: other weights do not use it
         "INFERENCE_NUM_THREADS": threads,
-        "NUM_STREAMS": 1,
+        "NUM_STREAMS": at_once,
         # Pinning would put every container of a host on the same first cores, whatever their quotas.
         "ENABLE_CPU_PINNING": False,
     }
 
 
-def load_model(model: Path, threads: int) -> OpenVinoEngine:
+def load_model(model: Path, threads: int, at_once: int = 1) -> OpenVinoEngine:
     """Load an OpenVINO model (.xml, weights in the .bin beside it) for this CPU, computing as the model is marked.
+
+    `at_once`: for so many inferences at the same time.
 
     Raises MissingError (no such file), DataError (unreadable, or inputs and outputs that are not the contract's),
     ConfigError (this CPU has no instructions for it) and StageError (OpenVINO would compute in another precision).
@@ -74,7 +76,7 @@ def load_model(model: Path, threads: int) -> OpenVinoEngine:
         marked = precisions.of_model(graph, model)
         check_precision(marked)
         computed = "bf16" if marked == BF16 else "f32"
-        compiled = core.compile_model(graph, "CPU", engine_settings(threads, computed))
+        compiled = core.compile_model(graph, "CPU", engine_settings(threads, computed, at_once))
     except RuntimeError as error:
         raise DataError(f"{model} is not a model that OpenVINO can load ({reason(error)}). {REBUILD}") from error
     taken = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
