@@ -61,7 +61,8 @@ class DeviceFacts(Schema, kw_only=True):
 
     device: npu-smi's column Device; on cpu the number of a process. chip: npu-smi's name; on cpu the CPU's model.
     driver: npu-smi's version. program: what runs the model, as executors identify it (msame's SHA-256, the stages'
-    packages, an image's tag). code: the digest of our own package. machine: as `uname -m` calls it.
+    packages, an image's tag). code: the digest of our own package. machine: as `uname -m` calls it. image: the digest
+    of the content of the image whose tag `program` has.
     """
 
     host: schema.Text
@@ -72,6 +73,7 @@ class DeviceFacts(Schema, kw_only=True):
     program: dict[str, str] = field(default_factory=dict)
     code: str = ""
     machine: str = ""
+    image: str = ""
 
     @property
     def name(self) -> str:

@@ -15,8 +15,10 @@ from deberta.core.job import DeviceFacts
 from deberta.host.plan import profiles
 from deberta.host.plan.evaluation import build_om, perf
 from deberta.host.plan.plan import Case, Input, Plan, Step
+from deberta.host.run.executor import Provenance
 from deberta.host.run.session import Session
 from deberta.host.shards import agreement, performance, work
+from deberta.host.shards.client import ClientExecutor
 from deberta.host.shards.coordinate import ShardSettings
 from deberta.host.shards.pool import DeviceGone, Event, ShardDone, ShardFailed, ShardRequest, ShardWaits
 from deberta.host.shards.sharded import ShardedRuns
@@ -207,6 +209,31 @@ def test_a_client_needs_nothing_of_what_runs_the_model(tmp_path: Path) -> None:
     session.executor.prepare(STEP)
     assert session.executor.identity(build_om(CASE)) == {"cann": "of atc"} and pool.closed == 1
     assert pool.looked == [()]  # no model is sent for it
+
+
+def test_devices_that_run_it_in_containers_have_images_of_the_same_content_and_the_record_says_which(
+    tmp_path: Path,
+) -> None:
+    """An image's tag says what it was built from. What came of that on each host is its content, CANN among it."""
+
+    class Docker:
+        def identity(self, step: Step) -> dict[str, str]:
+            return {"image": "deberta-ascend/runtime:1"}
+
+        def provenance(self, step: Step) -> Provenance:
+            return Provenance(internal={"cann": "5.1.RC2", "image_contents": "c" * 64, "pins": "pinned"})
+
+    on_cpu = replace(STEP, tool="", stage="run-cpu")
+    session = Session(tmp_path, tmp_path, Docker(), str)  # type: ignore[arg-type]
+    first = msgspec.structs.replace(work.facts(session, on_cpu, 0), host="a")
+    assert (first.cann, first.image, first.program) == ("5.1.RC2", "c" * 64, {"image": "deberta-ascend/runtime:1"})
+    other = msgspec.structs.replace(first, host="b", image="d" * 64)
+    with pytest.raises(ConfigError, match=r"b/0 has another content of its image than a/0: dddddddddddd, not cccccccc"):
+        agreement.check([first, other], "", different=True)
+    agreement.check_record(first, session.executor.identity(on_cpu))  # of several devices of one host
+    client = ClientExecutor(session.executor, lambda _: first)
+    assert client.identity(STEP) == session.executor.identity(STEP)  # as of one device: switching makes nothing stale
+    assert client.provenance(STEP).internal == {"cann": "5.1.RC2", "image_contents": "c" * 64}
 
 
 def test_its_log_and_output_never_have_the_names_of_the_first_devices() -> None:

@@ -15,6 +15,7 @@ import pytest
 
 from deberta.core import files
 from deberta.core.errors import INTERRUPTED
+from deberta.core.job import DeviceFacts
 from deberta.host.engine.transcript import Show
 from deberta.host.plan.plan import Inference, ModelRun, Step
 from deberta.host.run import device_locks, local
@@ -134,6 +135,21 @@ def waits_for_a_performance_run(tmp_path: Path) -> None:
         pool.close()
 
 
+def alone_has_the_executor_itself(tmp_path: Path) -> None:
+    """A sibling leaves it to another process to look after the engine and what killed runs left on it."""
+
+    class Own(Sleeper):
+        def sibling(self) -> Sleeper:
+            raise AssertionError
+
+    process = RunnerProcess(Session(tmp_path, tmp_path, Own(tmp_path), str), 0, alone=True)
+    try:
+        process.ask(STEP)
+        assert isinstance(process.facts(), DeviceFacts)
+    finally:
+        process.end()
+
+
 def in_a_process_of_its_own(check: str, *arguments: str) -> None:
     """Run a check where nothing has loaded libraries with threads, which a process that forks must not have."""
     code = f"from pathlib import Path; import signal; from tests.unit import test_runner_process as t; t.{check}"
@@ -153,6 +169,10 @@ def test_a_process_that_is_told_to_stop_ends_its_runner_and_stays(tmp_path: Path
 
 def test_a_shard_waits_for_a_performance_run_and_says_so(tmp_path: Path) -> None:
     in_a_process_of_its_own("waits_for_a_performance_run", f"Path({str(tmp_path)!r})")
+
+
+def test_a_process_alone_looks_after_the_engine_itself(tmp_path: Path) -> None:
+    in_a_process_of_its_own("alone_has_the_executor_itself", f"Path({str(tmp_path)!r})")
 
 
 def waited(condition: Callable[[], T]) -> T:

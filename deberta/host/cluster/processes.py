@@ -116,7 +116,7 @@ def _run_worker(plan: WorkerPlan, device: int, _: Sequence[str]) -> None:
     session.workspace.mkdir(mode=0o700, parents=True, exist_ok=True)
     with exclusive(session):
         # Forked before Dask starts threads. It ends with this process, and what it runs with it.
-        runner = RunnerProcess(session, device)
+        runner = RunnerProcess(session, device, alone=True)
         try:
             facts = _facts(runner, plan.tool, device)
             _run(lambda: _serve(plan, name, runner, facts))

@@ -23,6 +23,7 @@ def check(devices: Sequence[DeviceFacts], backend: str, different: bool) -> list
         _check_same("version of our code", first.name, first.code[:12], device.name, device.code[:12])
         for name in sorted({*first.program, *device.program}):
             _check_same(name, first.name, first.program.get(name, ""), device.name, device.program.get(name, ""))
+        _check_same("content of its image", first.name, first.image[:12], device.name, device.image[:12])
     unknown = []
     for name, noun in FACTS.items():
         if backend == "cpu" and name in ("cann", "driver"):
@@ -47,7 +48,7 @@ def check_record(device: DeviceFacts, identity: Mapping[str, object]) -> None:
 
     Devices of one run have the same programs, so that one of them tells of all.
     """
-    there = {**device.program, "cann": device.cann}
+    there = {**device.program, "cann": "" if "image" in device.program else device.cann}  # an image has its CANN
     here = {"cann": "", **{name: str(value) for name, value in identity.items()}}
     for name in sorted({*there, *here}):
         what = "CANN" if name == "cann" else name

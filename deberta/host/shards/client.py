@@ -34,7 +34,8 @@ class ClientExecutor:
         if not step.on_device:
             return self.own.identity(step)
         facts = self.device(step)
-        return {**({"cann": facts.cann} if facts.cann else {}), **facts.program}
+        of_host = {"cann": facts.cann} if facts.cann and "image" not in facts.program else {}
+        return {**of_host, **facts.program}
 
     def prepare(self, step: Step) -> None:
         if not step.on_device:
@@ -49,7 +50,8 @@ class ClientExecutor:
     def provenance(self, step: Step) -> Provenance:
         if not step.on_device:
             return self.own.provenance(step)
-        return Provenance(internal={"cann": self.device(step).cann})
+        facts = self.device(step)
+        return Provenance(internal={"cann": facts.cann, **({"image_contents": facts.image} if facts.image else {})})
 
     def show(self, step: Step) -> None:
         self.own.show(step)

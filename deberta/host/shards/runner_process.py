@@ -28,15 +28,19 @@ Answer = Union[DeviceFacts, ShardDone, ShardFailed]
 
 
 class RunnerProcess:
-    """`connection` is ready to be read when an answer is there, or the process has ended."""
+    """`connection` is ready to be read when an answer is there, or the process has ended.
 
-    def __init__(self, session: Session, device: int) -> None:
+    `alone`: it has the workspace to itself, so that its executor looks after what earlier runs left on an engine.
+    """
+
+    def __init__(self, session: Session, device: int, alone: bool = False) -> None:
         self.device = device
         self.connection, theirs = Pipe()
 
         def serve() -> None:
             self.connection.close()
-            _serve(replace(session, executor=session.executor.sibling()), device, theirs)
+            executor = session.executor if alone else session.executor.sibling()
+            _serve(replace(session, executor=executor), device, theirs)
 
         self.number, self._is_there = machine.fork(serve), True
         theirs.close()

@@ -73,7 +73,7 @@ def is_performance(step: Step) -> bool:
 def facts(session: Session, step: Step, device: int, wait: Callable[[str], None] = progress.say) -> DeviceFacts:
     """What can be known of a device. Raises the errors of one that is not fit to run: busy, ill, no CANN.
 
-    `wait` takes sentences on another run of ours that has the device.
+    The executor is prepared for the step. `wait` takes sentences on another run of ours that has the device.
     """
     chip, driver = machine.cpu_name(), ""
     if step.tool:
@@ -82,15 +82,18 @@ def facts(session: Session, step: Step, device: int, wait: Callable[[str], None]
             with contextlib.suppress(DebertaError), device_locks.looking(session.locks, wait):
                 driver = programs.driver_version()
     identity = session.executor.identity(step)
+    # CANN and all else that a container has is its image's, whose tag says only what it was built from.
+    in_image = session.executor.provenance(step).internal if "image" in identity else {}
     return DeviceFacts(
         host=host(),
         device=device,
         chip=chip,
-        cann=str(identity.get("cann", "")),
+        cann=str(identity.get("cann") or in_image.get("cann", "")),
         driver=driver,
         program={name: str(value) for name, value in identity.items() if name != "cann"},
         code=source_digest.of_package(PROJECT),
         machine=platform.machine(),
+        image=str(in_image.get("image_contents", "")),
     )
 
 
