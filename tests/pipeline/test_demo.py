@@ -49,8 +49,7 @@ def test_table_and_second_run(demonstrated: Path) -> None:
         assert f"{'M' if version == 'match' else 'MM'}={100 * correct / ROWS:.2f} ({correct}/{ROWS})" in report
     assert report.count(" on cpu, 11 lengths, MM=") == 1 and report.count(" on cpu, 20 loops only |") == 2
     again = invoke(demonstrated, "demo")
-    # The report alone is made anew each time, of the same records to the same bytes.
-    assert {line.split("]")[0] for line in again.splitlines() if "] running: " in line} == {"[assess", "[render"}
+    assert "] running: " not in again  # not even the report, whose job is the same
     assert again.count("up to date") == 1 and int(again.partition(" steps up to date\n")[0].splitlines()[-1]) >= 9
     head, _, _ = report.partition("\n## Performance runs\n")
     assert head in again and "## Performance runs" not in again

@@ -24,6 +24,7 @@ from deberta.host.report.measurements import Measured
 from deberta.host.run import freshness, runner
 from deberta.host.run.session import Session
 
+ACCEPTANCE, REPORT = "acceptance", "report"  # purposes
 AddBaseline = Callable[[Session, Plan, Job], Job]
 
 
@@ -51,7 +52,7 @@ def of_report(
 ) -> ReportRequest:
     """The report of everything that was measured so far, at the `usual` batch sizes and any other."""
     return ReportRequest(
-        purpose="report",
+        purpose=REPORT,
         batch_sizes=sorted({*usual, *measurements.present(session, plan)}),
         versions=list(plan.profile.rows),
         runners=contract.RUNNERS,
@@ -122,7 +123,7 @@ def make(session: Session, plan: Plan, request: ReportRequest) -> Job:
     )
     chain = Evidence(session.workspace, plan.artifacts, job=job, own=True)
     evidence.follow(chain)
-    if request.purpose == "acceptance":
+    if request.purpose == ACCEPTANCE:
         of_steps = {
             path: record for path, record in chain.records.items() if job.inputs.keys().isdisjoint(record.subjects)
         }
@@ -154,19 +155,31 @@ def publish(session: Session, plan: Plan, job: Job, add_baseline: Optional[AddBa
     return schema.read(session.workspace / report, Report, f"Run: {plan.command('report')}")
 
 
-def show(session: Session, plan: Plan, language: str) -> None:
+def show(session: Session, plan: Plan, language: str, purpose: str) -> None:
     """What `publish` would do, in a dry run."""
     session.show(f"{plan.artifacts.job()} is written by this command itself, of the records and what they name")
-    _run_stages(session, plan, None, language)
+    _run_stages(replace(session, force=True, why_forced=_why(session, purpose)), plan, None, language)
 
 
 def _run_stages(session: Session, plan: Plan, job: Optional[Job], language: str) -> Session:
-    """Always run both; returns the session that knows the digests of what they wrote."""
-    why = session.why_forced if session.force else "it is made anew each time"
-    anew = replace(session, force=True, task="", why_forced=why, strict=False)
+    """Run both; returns the session that knows the digests of what they wrote.
+
+    An acceptance's always run. Those of a report run if its job, or what that names, is another one than before: the
+    same give the same bytes. A dry run has no job yet, and shows them.
+    """
+    always = session.force or job is None or job.purpose == ACCEPTANCE
+    why = _why(session, job.purpose) if job is not None else session.why_forced
+    anew = replace(session, force=always, task="", why_forced=why, strict=False)
     for step in (checks.assess(plan, job), checks.render(plan, language)):
         runner.run(anew, step)
     return anew
+
+
+def _why(session: Session, purpose: str) -> str:
+    """Why a report's stages run, or would."""
+    if session.force:
+        return session.why_forced
+    return "it is made anew each time" if purpose == ACCEPTANCE else "it is made anew if what it is about changed"
 
 
 def one_build_of_each(step_records: Mapping[str, Record]) -> None:

@@ -85,7 +85,7 @@ def run(
         if len(session.ran) > before:
             seconds, rows = seconds + time.monotonic() - clock, rows + weights[number]
     if session.dry:
-        request.show(session, plan, wanted.language)
+        request.show(session, plan, wanted.language, wanted.purpose)
         return None
     done = "measured" if not supplied else f"there, {len(supplied)} of them {contract.SUPPLIED},"
     progress.say(

@@ -150,7 +150,7 @@ def write_report(
     if baseline:
         baseline.check(session, plan)
     if session.dry:
-        request.show(session, plan, language)
+        request.show(session, plan, language, request.REPORT)
         return
     of_report = request.of_report(session, plan, usual, gates, language)
     add_baseline = baseline.add if baseline else None
