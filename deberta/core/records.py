@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 from datetime import datetime, timezone
 from pathlib import Path, PurePosixPath
-from typing import Any, Final, Literal, Mapping, Optional, Sequence
+from typing import Any, Callable, Final, Literal, Mapping, Optional, Sequence
 
 import msgspec
 
@@ -159,11 +159,12 @@ def read(path: Path) -> Optional[Record]:
         raise DataError(f"{path} is not a record of a step: it {error}. Remove it and run the step again") from None
 
 
-class KnownDigest(msgspec.Struct, frozen=True):
-    """A remembered digest, and the sizes and times of the files it is of."""
+class KnownDigest(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A remembered digest, and the sizes and times of the files it is of; `paths` names those of a digest of code."""
 
     state: str
     digest: Digest
+    paths: list[str] = msgspec.field(default_factory=list)
 
 
 class Digests:
@@ -194,6 +195,22 @@ class Digests:
             digest = {"dirHash": files.folder_digest(absolute)} if folder else {"sha256": files.sha256_of(absolute)}
             known = self._known[str(path)] = KnownDigest(state, digest)
         return dict(known.digest)
+
+    def of_code(
+        self,
+        module: str,
+        paths: Callable[[], list[str]],
+        state: Callable[[Sequence[str]], str],
+        make: Callable[[], str],
+    ) -> str:
+        """What `make` returns, SHA-256 in hexadecimal: remembered while the `state` of the files of `paths` is one."""
+        name = f"code of {module}"
+        known = self._known.get(name)
+        if known is None or known.state != state(known.paths):
+            found = paths()
+            before = state(found)  # before they are read: a change in between is seen later
+            known = self._known[name] = KnownDigest(before, {"sha256": make()}, found)
+        return known.digest["sha256"]
 
     def resource(self, path: PurePosixPath) -> Resource:
         """An artifact, named by its path in the workspace."""

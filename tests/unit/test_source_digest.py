@@ -73,6 +73,30 @@ def _record(internal: dict[str, object]) -> records.Record:
     return records.statement([], [], {}, internal, "", now, now, None)
 
 
+def test_a_remembered_digest_is_the_present_one_after_any_change(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A content, a file that takes an import for itself, one that is gone; and nothing is parsed without a change."""
+
+    def remembered() -> str:
+        digests = records.Digests(project)
+        code = source_digest.remembered(digests, project, "deberta.stages.speak")
+        digests.save()
+        return code
+
+    package, seen = project / "deberta", {remembered()}
+    with monkeypatch.context() as patched:
+        patched.setattr(source_digest, "_parse", None)
+        assert {remembered()} == seen
+    files.write_text(package / "core" / "numbers.py", "TWO = 3\n")
+    seen.add(remembered())
+    files.write_text(package / "core" / "texts" / "shout.py", "")
+    files.write_text(package / "core" / "texts" / "__init__.py", "def read(name):\n    return name\n")
+    (package / "core" / "texts.py").unlink()
+    seen.add(remembered())
+    assert len(seen) == 3 and remembered() == digest(project)
+
+
 def test_what_hosts_compare_is_all_of_the_package_and_the_locks_of_what_runs(project: Path) -> None:
     """The CI image has those locks, and not those of our tools: it is the same as a checkout."""
     known = {source_digest.of_package(project)}

@@ -198,7 +198,7 @@ def own_parameters(session: Session, step: Step) -> dict[str, Any]:
     if step.tool:
         unchecked = {"lint": False} if step.compilation is not None and step.gate is None else {}
         return {"step": step.name, "tool": step.tool, "arguments": list(step.arguments), **unchecked}
-    code = source_digest.digest(session.project, step.module)
+    code = source_digest.remembered(session.digests, session.project, step.module)
     return {"step": step.name, "stage": step.stage, "arguments": list(step.arguments), "code": code}
 
 

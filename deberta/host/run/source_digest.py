@@ -9,12 +9,13 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
+import os
 import re
 from pathlib import Path
-from typing import Iterator, NamedTuple
+from typing import Iterator, NamedTuple, Sequence
 
 from deberta.core import files
-from deberta.core.records import Record
+from deberta.core.records import Digests, Record
 from deberta.host.environments import cluster, stages, venvs
 
 # Of the environments in which a worker and its stages run; the CI image has these, and no others.
@@ -43,9 +44,37 @@ def digest(project: Path, module: str) -> str:
     return _digest(project, _file(project, module), {})
 
 
+def remembered(digests: Digests, project: Path, module: str) -> str:
+    """The same, of the memory of `digests` while no file of the stage's changed, nor this one, which makes it."""
+
+    def paths() -> list[str]:
+        own = Path(__file__).resolve()
+        mine = [own.relative_to(project).as_posix()] if project in own.parents else [str(own)]
+        return [*(path.relative_to(project).as_posix() for path in _reached(project, module)), *mine]
+
+    return digests.of_code(module, paths, lambda paths: _state(project, paths), lambda: digest(project, module))
+
+
+def _state(root: Path, paths: Sequence[str]) -> str:
+    """Sizes, times and inodes of files below `root` and of the folders that they are in; empty if one is gone."""
+    listing = hashlib.sha256()
+    for path in [*paths, *sorted({os.path.dirname(path) for path in paths})]:
+        try:
+            entry = os.stat(os.path.join(root, path))
+        except OSError:
+            return ""
+        line = f"{path}\0{entry.st_size}\0{entry.st_mtime_ns}\0{entry.st_ino}\n"
+        listing.update(line.encode(errors="surrogateescape"))
+    return listing.hexdigest()
+
+
 def sources(project: Path, module: str) -> dict[str, str]:
     """Path and SHA-256 of `module`, of the modules of ours that it imports, directly or not, and of their data."""
-    waiting, known = [_file(project, module)], set()
+    return {path.relative_to(project).as_posix(): files.sha256_of(path) for path in _reached(project, module)}
+
+
+def _reached(project: Path, module: str) -> list[Path]:
+    waiting, known = [_file(project, module)], set[Path]()
     while waiting:
         path = waiting.pop()
         if path is None or path in known:
@@ -55,7 +84,7 @@ def sources(project: Path, module: str) -> dict[str, str]:
             parsed = _parse(path.read_text(encoding="utf-8"))
             waiting += [entry.path for entry in _imports(project, parsed)]
             waiting += [data for _, data in _data(path, parsed)]
-    return {path.relative_to(project).as_posix(): files.sha256_of(path) for path in sorted(known)}
+    return sorted(known)
 
 
 def of_package(project: Path) -> str:
