@@ -13,10 +13,11 @@ import torch
 from deberta.core.contract import INPUTS, LABELS
 from deberta.core.errors import run_stage
 from deberta.stages.compile import export_onnx
-from deberta.stages.data import preprocess
+from deberta.stages.data import bins, preprocess
 from deberta.stages.data.bins import Rows
 from deberta.stages.data.encoding import EncodedRows
-from deberta.stages.fp16 import check_fp16, emulation
+from deberta.stages.fp16 import check_fp16, emulation, keep_dtype
+from deberta.stages.fp16.emulation import EmulationResult, Float16Graph, Node
 from deberta.stages.model import checkpoint, config, deberta
 from tests import model_helpers as helpers
 from tests.cpu_model_helpers import small_onnx
@@ -168,6 +169,51 @@ def test_a_weight_beyond_the_range(place: Workplace) -> None:
     assert place.keep.read_text() == "/classifier/Gemm\n"
     assert report["logits"]["rows_not_finite"] == list(range(7))
     assert report["logits_saturated"]["rows_not_finite"] == []  # a chip that saturates says nothing
+
+
+@pytest.mark.parametrize("resume_bytes", [0, keep_dtype.RESUME_BYTES])
+def test_the_list_is_that_of_leaving_out_each_node_in_turn(
+    resume_bytes: int, place: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of all nodes of two overflowing layers, and of a divisor that vanishes, whether or not runs can go on midway."""
+    monkeypatch.setattr(keep_dtype, "RESUME_BYTES", resume_bytes)
+    made = small(layer_norm_eps=1e-12)
+    scale_layer_norm_input(made, 0)
+    scale_layer_norm_input(made, 1)
+    place.export(made)
+    graph = emulation.load(place.folder / "dynamic.onnx")
+    sample = bins.read_sample(place.bins, 4, LENGTH, graph.vocabulary, 0)
+    parts = sample.rows.split(2)
+    grown: list[set[str]] = []
+
+    keep_nearest = keep_dtype._keep_producers
+
+    def keep_producers(graph: Float16Graph, node: Node, keep: set[str]) -> set[str]:
+        kept = keep_nearest(graph, node, keep)
+        grown.append(set(keep))
+        return kept
+
+    monkeypatch.setattr(keep_dtype, "_keep_producers", keep_producers)
+    cure = keep_dtype.find(graph, parts, parts, ())
+    assert cure is not None and cure.irreducible
+
+    def clean(keep: set[str]) -> bool:
+        results: list[bool] = []
+
+        def watch(_: Node, result: EmulationResult) -> bool:
+            results.append(result.good)
+            return False
+
+        for part in parts:
+            emulation.run(graph, part, keep, watch)
+        return all(results)
+
+    keep = set(cure.nodes).union(*grown)
+    assert len(keep) > len(cure.nodes) and clean(keep)
+    for node in graph.nodes:
+        if node.name in keep and clean(keep - {node.name}):
+            keep.remove(node.name)
+    assert cure.nodes == [node.name for node in graph.nodes if node.name in keep]
 
 
 def test_flips_count_by_their_margin(place: Workplace, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Container
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +159,54 @@ def peak(x: Tensor) -> float:
     return math.nan if math.isnan(low) or math.isnan(high) else max(abs(low), abs(high))
 
 
+@dataclass
+class Computation:
+    """A run of some rows that has come as far as the node `index`, which is the next one to be computed.
+
+    It holds the values that nodes from there on read, and no others. A copy goes on by itself: two lists of nodes to
+    keep that differ from `index` on need the nodes before it once.
+    """
+
+    graph: Float16Graph
+    rows: Rows
+    values: dict[str, Tensor]
+    wide: set[str]  # the values that are not in float16
+    saturate: bool = False
+    index: int = 0
+
+    @classmethod
+    def start(cls, graph: Float16Graph, rows: Rows, saturate: bool = False) -> Computation:
+        ids, mask = torch.from_numpy(rows.ids), torch.from_numpy(rows.mask)
+        wide = {name for name, x in graph.weights.items() if x.is_floating_point()}
+        return cls(graph, rows, {**graph.weights, INPUTS[0]: ids, INPUTS[1]: mask}, wide, saturate)
+
+    def copy(self) -> Computation:
+        """Another that goes on from here; the tensors, which nothing changes, are shared."""
+        return replace(self, values=dict(self.values), wide=set(self.wide))
+
+    @property
+    def held(self) -> int:
+        """Bytes of the values that are no weights."""
+        return sum(x.numel() * x.element_size() for name, x in self.values.items() if name not in self.graph.weights)
+
+    def advance(self, end: int, keep: Container[str] | None, watch: Watch | None = None) -> None:
+        """Compute the nodes up to `end`, which is left out. `keep` and `watch` as `run` takes them."""
+        with torch.no_grad():
+            while self.index < end:
+                node = self.graph.nodes[self.index]
+                kept = keep is None or node.name in keep
+                result = _compute(self.graph, node, self.values, self.wide, kept, self.saturate)
+                if watch is not None and watch(node, result) and not result.kept:
+                    result = _compute(self.graph, node, self.values, self.wide, True, self.saturate)
+                    watch(node, result)
+                self.values[node.output] = result.value
+                if result.kept:
+                    self.wide.add(node.output)
+                for name in self.graph.done_with[self.index]:
+                    del self.values[name]
+                self.index += 1
+
+
 def run(
     graph: Float16Graph, rows: Rows, keep: Container[str] | None, watch: Watch | None = None, saturate: bool = False
 ) -> Tensor:
@@ -166,21 +214,9 @@ def run(
 
     `keep` is looked at anew for every node, so that `watch` may add to it.
     """
-    ids, mask = torch.from_numpy(rows.ids), torch.from_numpy(rows.mask)
-    values = {**graph.weights, INPUTS[0]: ids, INPUTS[1]: mask}
-    wide = {name for name, x in graph.weights.items() if x.is_floating_point()}  # what is not in float16
-    with torch.no_grad():
-        for node, done in zip(graph.nodes, graph.done_with, strict=True):
-            result = _compute(graph, node, values, wide, keep is None or node.name in keep, saturate)
-            if watch is not None and watch(node, result) and not result.kept:
-                result = _compute(graph, node, values, wide, True, saturate)
-                watch(node, result)
-            values[node.output] = result.value
-            if result.kept:
-                wide.add(node.output)
-            for name in done:
-                del values[name]
-    logits = values[OUTPUT]
+    computation = Computation.start(graph, rows, saturate)
+    computation.advance(len(graph.nodes), keep, watch)
+    logits = computation.values[OUTPUT]
     if logits.shape != (len(rows), len(LABELS)):
         raise DataError(f"the graph gives logits {list(logits.shape)} for {len(rows)} rows. {AGAIN}")
     return logits
