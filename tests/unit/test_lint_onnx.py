@@ -369,7 +369,18 @@ def test_statistics_count_what_can_be_counted_by_hand(tmp_path: Path) -> None:
     once = 2 * (8 + 20 + 5 + 10) + 8  # x, w, b and y as float16, i as it is
     assert bounds["least_seconds"] == pytest.approx(max(110, once) / 1e6)
     assert bounds["most_rows_per_second"] == pytest.approx(2 / bounds["least_seconds"])
-    assert bounds["unfused_seconds"] >= bounds["least_seconds"]
+    product = 2 * (8 + 20 + 5 + 10)  # bytes that the Gemm moves, which take less time than its 90 FLOP
+    assert bounds["fused_seconds"] == pytest.approx(max(90, product) / 1e6)
+    assert bounds["fused_rows_per_second"] == pytest.approx(2 / bounds["fused_seconds"])
+    assert bounds["unfused_seconds"] == pytest.approx((90 + max(10, 40) + (2 * 20 + 8) + max(10, 60)) / 1e6)
+
+
+def test_a_graph_of_too_many_nodes_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(graph, "MOST_NODES", 1)
+    assert _lint(_model("h = Relu(x) y = Relu(h)"), tmp_path) == 5
+    assert "has 2 nodes, and more than 1 are not judged" in capsys.readouterr().err
 
 
 def test_devices() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -45,11 +46,11 @@ class LintJob:
     batches: tuple[int, ...]
     length: int
 
-    @property
+    @functools.cached_property
     def tensors(self) -> dict[str, Tensor]:
         return self.graph.tensors(self.batches[0])
 
-    @property
+    @functools.cached_property
     def running(self) -> list[NodeProto]:
         """The nodes that are left once ATC has computed all that is constant at a fixed batch."""
         constant = self.graph.folded(self.batches[0])

@@ -19,7 +19,9 @@ from deberta.core.errors import ConfigError
 from deberta.stages.lint.graph import FLOATS, Graph, Tensor, attribute, node_cost
 from deberta.stages.lint.rules import MOVES, OPERATORS, VIEWS
 
-_COPIES = [op for op, rule in OPERATORS.items() if rule in ("copy-op", "dynamic-shape-op", "data-dependent-shape")]
+PRODUCTS = ("MatMul", "Gemm", "Conv")
+_COPYING = ("copy-op", "dynamic-shape-op", "data-dependent-shape")
+_NO_FLOP = frozenset((*VIEWS, *MOVES, *(op for op, rule in OPERATORS.items() if rule in _COPYING)))
 
 
 @dataclass(frozen=True)
@@ -75,58 +77,88 @@ def statistics(graph: Graph, batches: Sequence[int], devices: Sequence[ChipModel
 
 def _batch_statistics(graph: Graph, batch: int, devices: Sequence[ChipModel]) -> dict[str, Any]:
     tensors = graph.tensors(batch)
+    nodes = [node for node in graph.nodes if node.op_type != "Constant"]
+    sizes = (None, *(device.float_bytes for device in devices))
+    work = _work(nodes, tensors, sizes)
+    flops = [computed for computed, _ in work]
+    moved = {size: [of_sizes[i] for _, of_sizes in work] for i, size in enumerate(sizes)}
     operators: dict[str, dict[str, float]] = {}
-    for node in graph.nodes:
-        if node.op_type == "Constant":
-            continue
+    for node, computed, size in zip(nodes, flops, moved[None], strict=True):
         entry = operators.setdefault(node.op_type, {"nodes": 0, "flop": 0, "bytes": 0})
         entry["nodes"] += 1
-        entry["flop"] += flop(node, tensors)
-        entry["bytes"] += node_cost(node, tensors).bytes
+        entry["flop"] += computed
+        entry["bytes"] += size
     for entry in operators.values():
         entry["intensity"] = round(entry["flop"] / entry["bytes"], 3) if entry["bytes"] else 0.0
-    total = sum(entry["flop"] for entry in operators.values())
-    moved = sum(entry["bytes"] for entry in operators.values())
+    total, all_moved = sum(flops), sum(moved[None])
     return {
         "flop": total,
-        "bytes": moved,
-        "intensity": round(total / moved, 3) if moved else 0.0,
+        "bytes": all_moved,
+        "intensity": round(total / all_moved, 3) if all_moved else 0.0,
         "operators": dict(sorted(operators.items(), key=lambda item: (-item[1]["flop"], -item[1]["bytes"], item[0]))),
-        "devices": {device.name: _bounds(graph, batch, device) for device in devices},
+        "devices": {
+            device.name: _bounds(graph, batch, device, list(zip(nodes, flops, moved[device.float_bytes], strict=True)))
+            for device in devices
+        },
     }
 
 
-def _bounds(graph: Graph, batch: int, device: ChipModel) -> dict[str, Any]:
-    """Seconds per inference that the device cannot go below, and those it takes at its peak with nothing fused.
+def _work(
+    nodes: Sequence[NodeProto], tensors: dict[str, Tensor], sizes: Sequence[int | None]
+) -> list[tuple[int, list[int]]]:
+    """Each node's FLOP, and the bytes that it moves where a float takes so many; equal nodes are counted once."""
+    known: dict[tuple[Any, ...], tuple[int, list[int]]] = {}
+    work = []
+    for node in nodes:
+        of_inputs, of_outputs = tuple(map(tensors.get, node.input)), tuple(map(tensors.get, node.output))
+        transposed = attribute(node, "transA") if node.op_type == "Gemm" else None
+        key = (node.op_type, of_inputs, of_outputs, transposed)
+        if key not in known:
+            known[key] = flop(node, tensors), [node_cost(node, tensors, size).bytes for size in sizes]
+        work.append(known[key])
+    return work
 
-    The first: all FLOP at the peak, or each weight that is read, input and output moved once, whichever is longer.
+
+def _bounds(graph: Graph, batch: int, device: ChipModel, work: Sequence[tuple[NodeProto, int, int]]) -> dict[str, Any]:
+    """Seconds per inference that the device cannot go below, and those it takes at its peak, fused and unfused.
+
+    `work`: each node with its FLOP and the bytes that it moves. Least: all FLOP at the peak, or each weight that is
+    read, input and output moved once, whichever is longer. Fused: only matrix products take time, one after the other,
+    each its FLOP or the move of its inputs, weights and output, whichever is longer. Unfused: so every node.
     """
-    size, flops, bandwidth = device.float_bytes, device.flops, device.bandwidth
+    flops, bandwidth = device.flops, device.bandwidth
     tensors = graph.tensors(batch)
-    nodes = [node for node in graph.nodes if node.op_type != "Constant"]
-    work = [(flop(node, tensors), node_cost(node, tensors, size).bytes) for node in nodes]
-    looked_up = {node.input[0] for node in nodes if node.op_type == "Gather"}  # an embedding is not read whole
+    looked_up = {node.input[0] for node, _, _ in work if node.op_type == "Gather"}  # an embedding is not read whole
     outside = [*(set(graph.constants) - looked_up), *graph.inputs, *(v.name for v in graph.model.graph.output)]
-    once = sum(tensors[name].bytes(size) for name in outside if name in tensors)
-    least = max(sum(computed for computed, _ in work) / flops, once / bandwidth)
-    unfused = sum(max(computed / flops, moved / bandwidth) for computed, moved in work)
+    once = sum(tensors[name].bytes(device.float_bytes) for name in outside if name in tensors)
+    seconds = {
+        "least": max(sum(computed for _, computed, _ in work) / flops, once / bandwidth),
+        "fused": sum(max(c / flops, size / bandwidth) for node, c, size in work if node.op_type in PRODUCTS),
+        "unfused": sum(max(computed / flops, size / bandwidth) for _, computed, size in work),
+    }
     return {
         "peak_tflops": round(flops / 1e12, 4),
         "peak_gb_per_s": round(bandwidth / 1e9, 2),
         "source": device.source,
-        "least_seconds": least,
-        "most_rows_per_second": batch / least if least else None,
-        "unfused_seconds": unfused,
-        "unfused_rows_per_second": batch / unfused if unfused else None,
+        "least_seconds": seconds["least"],
+        "most_rows_per_second": _rate(batch, seconds["least"]),
+        "fused_seconds": seconds["fused"],
+        "fused_rows_per_second": _rate(batch, seconds["fused"]),
+        "unfused_seconds": seconds["unfused"],
+        "unfused_rows_per_second": _rate(batch, seconds["unfused"]),
     }
+
+
+def _rate(batch: int, seconds: float) -> float | None:
+    return batch / seconds if seconds else None
 
 
 def flop(node: NodeProto, tensors: dict[str, Tensor]) -> int:
     """FLOP of one node, 0 for an unknown shape."""
+    if node.op_type in _NO_FLOP or not node.input:
+        return 0
     sizes = [tensors[name].elements or 0 if name in tensors else 0 for name in node.input]
     out = sum(tensors[name].elements or 0 for name in node.output if name in tensors)
-    if node.op_type in (*VIEWS, *MOVES, *_COPIES) or not sizes:
-        return 0
     first = tensors[node.input[0]].shape if node.input[0] in tensors else None
     if node.op_type == "MatMul":
         return 2 * out * ((first or (0,))[-1] or 0)

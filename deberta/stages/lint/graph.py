@@ -6,6 +6,8 @@ Weights are read once and dropped, so that the shape inference of each batch siz
 from __future__ import annotations
 
 import contextlib
+import functools
+import math
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,13 +25,21 @@ from deberta.core.contract import ONNX_MAX_BYTES, has_text_names
 from deberta.core.errors import DataError, MissingError
 from deberta.stages.lint.rules import VIEWS
 
-# The guide's form of 12 layers has 2,537 (docs/benchmarks.md). The time to infer shapes grows faster than the nodes.
-MOST_NODES = 10_000
+MOST_NODES = 100_000  # the guide's form of 12 layers has 2,537 (docs/benchmarks.md)
 _SMALL = 1024  # elements up to which a constant keeps its values, for shapes, axes and single numbers
 _WHOLE = (TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL)
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16)
+_ITEM_BYTES = {dtype: helper.tensor_dtype_to_np_dtype(dtype).itemsize for dtype in TensorProto.DataType.values()[1:]}
 
 Array = npt.NDArray[Any]
+
+
+@functools.lru_cache(maxsize=4096)
+def _product(shape: tuple[int | None, ...] | None) -> int | None:
+    """Elements of a shape, None where unknown. A large graph asks for few shapes, a million times."""
+    if shape is None or None in shape:
+        return None
+    return math.prod(size for size in shape if size is not None)
 
 
 class Tensor(NamedTuple):
@@ -40,15 +50,11 @@ class Tensor(NamedTuple):
 
     @property
     def elements(self) -> int | None:
-        if self.shape is None or None in self.shape:
-            return None
-        return int(np.prod([size for size in self.shape if size is not None], dtype=np.int64))
+        return _product(self.shape)
 
     def bytes(self, float_bytes: int | None = None) -> int:
         """Bytes in memory, 0 for an unknown type or shape; `float_bytes`: of one float, if not its type's own."""
-        if self.dtype not in TensorProto.DataType.values()[1:]:
-            return 0
-        of_one = helper.tensor_dtype_to_np_dtype(self.dtype).itemsize
+        of_one = _ITEM_BYTES.get(self.dtype, 0)
         return (self.elements or 0) * (float_bytes if float_bytes and self.dtype in FLOATS else of_one)
 
 
@@ -84,9 +90,11 @@ class Constant:
             values = values.astype(np.float32)
         if not np.issubdtype(values.dtype, np.number):
             return cls(name, described, external, kept)
-        finite = np.isfinite(values)
-        not_finite = values.size - int(finite.sum())
-        numbers = values[finite] if not_finite else values
+        not_finite, numbers = 0, values
+        if tensor.data_type in FLOATS:
+            finite = np.isfinite(values)
+            not_finite = values.size - int(finite.sum())
+            numbers = values[finite] if not_finite else values
         low, high = (float(numbers.min()), float(numbers.max())) if numbers.size else (0.0, 0.0)
         return cls(name, described, external, kept, low, high, not_finite)
 
@@ -226,16 +234,17 @@ def node_cost(node: NodeProto, tensors: dict[str, Tensor], float_bytes: int | No
 
     A gather reads its indices and as much data as it writes; a slice reads what it writes; a view moves nothing.
     """
+    operator = node.op_type
     outputs = [tensors[name] for name in node.output if name in tensors]
-    inputs = [tensors[name] for name in node.input if name in tensors]
     elements = sum(tensor.elements or 0 for tensor in outputs)
+    if operator in VIEWS:
+        return Cost(0 if operator == "Constant" else elements, 0)
     written = sum(tensor.bytes(float_bytes) for tensor in outputs)
-    if node.op_type in VIEWS:
-        return Cost(0 if node.op_type == "Constant" else elements, 0)
-    if node.op_type in ("Gather", "GatherElements", "GatherND"):
-        return Cost(elements, 2 * written + sum(tensor.bytes(float_bytes) for tensor in inputs[1:2]))
-    if node.op_type == "Slice":
+    if operator == "Slice":
         return Cost(elements, 2 * written)
+    inputs = [tensors[name] for name in node.input if name in tensors]
+    if operator in ("Gather", "GatherElements", "GatherND"):
+        return Cost(elements, 2 * written + sum(tensor.bytes(float_bytes) for tensor in inputs[1:2]))
     return Cost(elements, written + sum(tensor.bytes(float_bytes) for tensor in inputs))
 
 
@@ -319,9 +328,13 @@ def _infer_once(path: Path, model: onnx.ModelProto) -> dict[str, Tensor]:
     except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError) as error:
         raise DataError(f"{path} is no valid ONNX: {error}") from None
     tensors = {tensor.name: Tensor(tensor.data_type, tuple(tensor.dims)) for tensor in model.graph.initializer}
+    described: dict[bytes, Tensor] = {}  # a large graph has few types, of many tensors
     for value in (*inferred.input, *inferred.value_info, *inferred.output):
         if value.type.HasField("tensor_type"):
-            tensors[value.name] = _described(value.type.tensor_type)
+            kind = value.type.tensor_type.SerializeToString()
+            if kind not in described:
+                described[kind] = _described(value.type.tensor_type)
+            tensors[value.name] = described[kind]
     return tensors
 
 

@@ -156,6 +156,8 @@ def _stats_text(stats: dict[str, Any]) -> list[str]:
             lines.append(
                 f"    on {name} ({bound['peak_tflops']} TFLOPS, {bound['peak_gb_per_s']} GB/s): at least"
                 f" {bound['least_seconds'] * 1000:.3f} ms, at most {_rate(bound['most_rows_per_second'])} rows/s; with"
+                f" only matrix products {bound['fused_seconds'] * 1000:.3f} ms,"
+                f" {_rate(bound['fused_rows_per_second'])} rows/s; with"
                 f" nothing fused {bound['unfused_seconds'] * 1000:.3f} ms,"
                 f" {_rate(bound['unfused_rows_per_second'])} rows/s"
             )
