@@ -108,7 +108,7 @@ ROOMS = {
     ),
     "benchmarks": Room(
         "The cpu backend beside what else one would run the model with; in no image.",
-        ("core", "stages", "stages.model", "stages.inference", "stages.compile"),
+        ("core", "stages", "stages.model", "stages.inference", "stages.compile", "stages.lint"),
     ),
 }
 WAY = (
