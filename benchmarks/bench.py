@@ -27,7 +27,7 @@ from benchmarks.engines import ENGINES, MAX_THREADS, OURS, REFERENCE
 from benchmarks.prepare import PEERS, BenchCase, BenchSettings, prepare, variables, workspace
 from benchmarks.processes import Failed, WorkerProcess
 from deberta.core import files
-from deberta.core.contract import LABELS, SEQUENCE_LENGTH, parse_integer
+from deberta.core.contract import FP32, LABELS, SEQUENCE_LENGTH, parse_integer
 from deberta.core.errors import ConfigError, GateError, MissingError, StageError, run_stage
 from deberta.core.machine import effective_cpus
 from deberta.core.progress import Progress
@@ -195,6 +195,8 @@ def _measure(
         results[name]["ratio"] = figures.ratio(seconds, times[OURS])
         if ENGINES[name].exact:
             results[name] |= figures.compare(logits[name], logits[REFERENCE])
+        if ENGINES[name].precision != FP32:
+            del results[name]["differs"]  # as it may
     return {
         "title": case.title,
         "batch_size": case.batch_size,

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from benchmarks import batching
 from benchmarks.batching import Array, RowBatch
-from deberta.core.contract import INPUTS, OUTPUT
+from deberta.core.contract import BF16, FP32, INPUTS, INT8, OUTPUT
 from deberta.stages import onnx_runtime
 
 # The files of a run's folder.
@@ -31,8 +31,14 @@ def ours_onnx(fixed: bool) -> str:
     return "ours.onnx" if fixed else "ours_any.onnx"
 
 
-def ours_xml(batch_size: int, fixed: bool) -> str:
-    return f"cpu/ours_bs{batch_size}.xml" if fixed else f"cpu/ours_bs{batch_size}_any.xml"
+def ours_xml(batch_size: int, fixed: bool, precision: str = FP32) -> str:
+    lower = "" if precision == FP32 else f"_{precision}"
+    return f"cpu/ours_bs{batch_size}{lower}.xml" if fixed else f"cpu/ours_bs{batch_size}_any{lower}.xml"
+
+
+def quantized_onnx(fixed: bool) -> str:
+    """Our graph as ONNX Runtime quantizes it."""
+    return "ort_int8.onnx" if fixed else "ort_int8_any.onnx"
 
 
 def floor_onnx(batch_size: int, fixed: bool) -> str:
@@ -79,13 +85,17 @@ class LoadedEngine:
 
 @dataclass(frozen=True)
 class BenchEngine:
-    """`how` is shown in the report; `batching` is that of rows of real lengths; `exact`: it computes the logits."""
+    """`how` is shown in the report; `batching` is that of rows of real lengths; `exact`: it computes the logits.
+
+    `precision` other than fp32: its logits and labels may differ from the reference's, and are shown, not judged.
+    """
 
     label: str
     how: str
     load: Callable[[BenchJob], LoadedEngine]
     batching: str
     exact: bool = True
+    precision: str = FP32
 
 
 def _filled(batch: RowBatch, rows: int, ids: Array, mask: Array) -> list[Array]:
@@ -96,7 +106,7 @@ def _load_ours(job: BenchJob) -> LoadedEngine:
     """The cpu backend's own model, loaded and run as its stages do: for 256 tokens, or for all lengths."""
     from deberta.stages.inference import openvino_engine
 
-    xml = job.file(ours_xml(job.batch_size, job.fixed))
+    xml = job.file(ours_xml(job.batch_size, job.fixed, ENGINES[job.engine].precision))
     engine = openvino_engine.load_model(xml, job.threads)
     request = engine.compiled.create_infer_request()
     openvino_engine.release_pages(xml.with_suffix(".bin"))
@@ -153,6 +163,16 @@ def _load_hf_export(job: BenchJob) -> LoadedEngine:
     return LoadedEngine(prepare, lambda inputs: np.asarray(session.run([OUTPUT], inputs)[0]))
 
 
+def _load_ort_int8(job: BenchJob) -> LoadedEngine:
+    """Our graph with its batch fixed, quantized by ONNX Runtime."""
+    session = onnx_runtime.open_session(job.file(quantized_onnx(job.fixed)), job.threads, job.batch_size)
+
+    def prepare(batch: RowBatch, ids: Array, mask: Array) -> Any:
+        return dict(zip(INPUTS, _filled(batch, job.batch_size, ids, mask), strict=True))
+
+    return LoadedEngine(prepare, lambda inputs: np.asarray(session.run([OUTPUT], inputs)[0]))
+
+
 def _load_guide(job: BenchJob) -> LoadedEngine:
     """With a dynamic batch, as exported: for a fixed one ONNX Runtime folds more indices, and is slower."""
     session = onnx_runtime.open_session(job.file(GUIDE), job.threads)
@@ -201,6 +221,7 @@ def _load_floor_ort(job: BenchJob) -> LoadedEngine:
 
 MAX_THREADS = 1024
 OURS, REFERENCE = "ours", "eager"
+OURS_BF16, OURS_INT8, ORT_INT8 = "ours-bf16", "ours-int8", "ort-int8"
 ENGINES = {
     OURS: BenchEngine(
         "deberta-ascend, cpu backend",
@@ -245,5 +266,26 @@ ENGINES = {
         _load_floor_ort,
         BY_BUCKET,
         exact=False,
+    ),
+    OURS_BF16: BenchEngine(
+        "deberta-ascend, cpu backend, bf16",
+        "the same as ours from `build-om --precision bf16`",
+        _load_ours,
+        BY_BUCKET,
+        precision=BF16,
+    ),
+    OURS_INT8: BenchEngine(
+        "deberta-ascend, cpu backend, int8",
+        "the same as ours from `build-om --precision int8`",
+        _load_ours,
+        BY_BUCKET,
+        precision=INT8,
+    ),
+    ORT_INT8: BenchEngine(
+        "our graph in ONNX Runtime's dynamic int8",
+        "our graph as `onnxruntime.quantization.quantize_dynamic` quantizes it by default, run by ONNX Runtime",
+        _load_ort_int8,
+        BY_BUCKET,
+        precision=INT8,
     ),
 }

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.engines import ENGINES, OURS, REFERENCE
+from deberta.core.contract import FP32
 from deberta.stages.inference.logits import compare_logits
 
 TOLERANCE = 1e-4  # largest difference of a logit from transformers eager, float32 both
@@ -78,6 +79,7 @@ def markdown(report: Json, plot: str | None) -> str:
         lines += [f"![Milliseconds per row of each engine]({plot})", ""]
     for case in report["cases"]:
         lines += _case(case)
+    lines += _other_precisions(report["cases"])
     lines += ["## What was compared", ""]
     lines += [_described(name, report) for name in ENGINES if name in report["engines"]]
     lines += [f"- {ENGINES[name].label}: **not measured**. {reason}" for name, reason in report["absent"].items()]
@@ -107,12 +109,49 @@ def _case(case: Json) -> list[str]:
         "|---|---|---|---|---|---|---|---|---|",
     ]
     failed = {name: result for name, result in case["results"].items() if "error" in result}
-    measured = {name: result for name, result in case["results"].items() if name not in failed}
+    measured = {
+        name: result
+        for name, result in case["results"].items()
+        if name not in failed and ENGINES[name].precision == FP32
+    }
     for name, result in sorted(measured.items(), key=lambda entry: float(entry[1]["ms_per_row"]["median"])):
         lines.append(f"| {' | '.join(_cells(name, result))} |")
     for name, result in failed.items():
         lines.append(f"| {ENGINES[name].label} | **failed** | | | | | | {_cell(result['error'])} | |")
     return [*lines, ""]
+
+
+def _other_precisions(cases: Sequence[Json]) -> list[str]:
+    """Engines in less than float32, by ours in float32, with what that changes of the logits."""
+    lines = []
+    for case in cases:
+        for name, result in case["results"].items():
+            if ENGINES[name].precision == FP32 or "error" in result:
+                continue
+            factor, difference = result["ratio"], result["max_abs_difference"]
+            cells = [
+                case["title"],
+                ENGINES[name].label,
+                f"{result['ms_per_row']['median']:.1f}",
+                f"{factor['median']:.2f} ({factor['q1']:.2f}-{factor['q3']:.2f})",
+                "not finite" if difference is None else f"{difference:.1e}",
+                f"{result['other_labels']} of {case['rows']}",
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+    if not lines:
+        return []
+    return [
+        "## In other precisions",
+        "",
+        "These compute less exactly than float32. Their time is divided by ours in float32; their logits and labels "
+        "are compared with those of transformers eager. With random weights labels change at another rate than with "
+        "trained ones.",
+        "",
+        "| case | engine | ms per row | by ours in float32 | max difference | other labels |",
+        "|---|---|---|---|---|---|",
+        *lines,
+        "",
+    ]
 
 
 def _cells(name: str, result: Json) -> list[str]:
@@ -173,7 +212,8 @@ def _how(report: Json) -> list[str]:
         "- By ours: the median (and the quartiles) over the repeats of an engine's time divided by ours in the same "
         "repeat. Memory: the most that the process had, loading included, exporting not.",
         "- Max difference and other labels are of the logits from those of transformers eager on the same rows. Above "
-        f"{settings['tolerance']:g}, or with another label, an engine is marked and left out of the first table.",
+        f"{settings['tolerance']:g}, or with another label, an engine is marked and left out of the first table. "
+        "Of engines in other precisions both are only shown, in a table of their own.",
         f"- 256 tokens: {settings['fixed_rows']} rows of random ids.",
     ]
     if not sample["rows"]:

@@ -15,11 +15,25 @@ from typing import Any
 
 import deberta
 from benchmarks import processes
-from benchmarks.engines import HF, HF_EXPORT, SUMMARY, BenchJob, ours_onnx, ours_xml
+from benchmarks.engines import (
+    ENGINES,
+    HF,
+    HF_EXPORT,
+    ORT_INT8,
+    OURS,
+    OURS_BF16,
+    OURS_INT8,
+    SUMMARY,
+    BenchJob,
+    ours_onnx,
+    ours_xml,
+    quantized_onnx,
+)
 from benchmarks.figures import INSTALL
 from deberta.core.errors import MissingError, StageError
 
 PEERS = Path(".venv-bench", "bin", "python")
+QUANTIZE = "import sys; from onnxruntime.quantization import quantize_dynamic; quantize_dynamic(*sys.argv[1:])"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +118,15 @@ def prepare(
     model = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
     random = f"random (size {settings.size}, seed {settings.seed})"
     model["weights"] = str(settings.checkpoint) if settings.checkpoint else random
-    _compile(settings, cases, folder)
+    _compile(settings, cases, folder, OURS)
+    for name in (OURS_BF16, OURS_INT8, ORT_INT8):
+        if name in settings.engines:
+            make = _quantize if name == ORT_INT8 else _compile
+            try:
+                make(settings, cases, folder, name)
+            except StageError as error:
+                absent[name] = str(error)
+                print(f"not measured: {name}: {error}", flush=True)
     versions: dict[str, str] = {}
     if "hf-export" in settings.engines:
         target = folder / HF_EXPORT
@@ -116,15 +138,24 @@ def prepare(
     return model, absent, versions
 
 
-def _compile(settings: BenchSettings, cases: Sequence[BenchCase], folder: Path) -> None:
-    """Make the cpu backend's own models, as build-om does."""
-    print("compiling ours", flush=True)
+def _compile(settings: BenchSettings, cases: Sequence[BenchCase], folder: Path, engine: str) -> None:
+    """Make the cpu backend's own models in the engine's precision, as build-om does. Raises StageError."""
+    print(f"compiling {engine}", flush=True)
+    precision = ENGINES[engine].precision
     for case in cases:
-        onnx, xml = folder / ours_onnx(case.fixed), folder / ours_xml(case.batch_size, case.fixed)
+        onnx, xml = folder / ours_onnx(case.fixed), folder / ours_xml(case.batch_size, case.fixed, precision)
         command = [sys.executable, "-m", "deberta.stages.compile.compile_cpu", "--bs", str(case.batch_size)]
         command += ["--threads", str(settings.threads), "--model", str(onnx), "--output", str(xml)]
-        command += [] if case.fixed else ["--any-length"]
-        processes.finish(command, variables(settings, folder), settings.logs / "compile_cpu.log")
+        command += ["--precision", precision, *([] if case.fixed else ["--any-length"])]
+        processes.finish(command, variables(settings, folder), settings.logs / f"compile_{engine}.log")
+
+
+def _quantize(settings: BenchSettings, cases: Sequence[BenchCase], folder: Path, engine: str) -> None:
+    """Make ONNX Runtime's dynamic int8 of our graphs; they hold every batch size. Raises StageError."""
+    print(f"quantizing {engine}", flush=True)
+    for fixed in sorted({case.fixed for case in cases}):
+        command = [sys.executable, "-c", QUANTIZE, str(folder / ours_onnx(fixed)), str(folder / quantized_onnx(fixed))]
+        processes.finish(command, variables(settings, folder), settings.logs / f"compile_{engine}.log")
 
 
 def _export_peer(settings: BenchSettings, folder: Path, target: Path) -> dict[str, str]:

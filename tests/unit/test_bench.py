@@ -111,6 +111,24 @@ def test_an_engine_that_computes_something_else_is_flagged(
     assert "ONNX Runtime: **computes something else**" in (tmp_path / "page.md").read_text()
 
 
+def test_other_precisions_are_shown_apart_and_not_judged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engines = "ours,eager,ours-bf16,ours-int8,ort-int8"
+    report = run(tmp_path, monkeypatch, {"ours-int8": "wrong", "ours-bf16": "load"}, "--engines", engines)
+    result = report["cases"][0]["results"]["ours-int8"]
+    assert "differs" not in result
+    assert report["cases"][0]["headlines"] == pytest.approx({"eager": 2})
+    assert "computes something else" not in capsys.readouterr().out
+    exact, apart = (tmp_path / "page.md").read_text().split("## What was compared")[0].split("## In other precisions")
+    assert "| deberta-ascend, cpu backend, int8 |" not in exact
+    assert "dynamic int8" not in exact
+    assert "bf16 | **failed** |" in exact
+    rows = bench.FIXED_ROWS
+    assert f"cpu backend, int8 | 56.2 | 3.00 (3.00-3.00) | 1.0e+00 | {rows - 1} of {rows} |" in apart
+    assert f"dynamic int8 | 56.2 | 3.00 (3.00-3.00) | 0.0e+00 | 0 of {rows} |" in apart
+
+
 @pytest.mark.parametrize(
     ("how", "error", "says"),
     [
@@ -291,7 +309,7 @@ def test_a_real_run_at_the_tiny_size(tmp_path: Path) -> None:
     """Real engines; the environment of the peers is missing."""
     (tmp_path / "lengths.txt").write_text("12 30 33 60")
     options = ["--size", "tiny", "--bs", "2", "--repeats", "1", "--threads", "1"]
-    options += ["--engines", "ours,eager,hf-export,guide,floor"]
+    options += ["--engines", "ours,eager,hf-export,guide,floor,ours-int8,ort-int8"]
     options += ["--lengths", "lengths.txt", "--output", "bench.json", "--markdown", "page.md", "--plot", "plot.svg"]
     command = [sys.executable, "-m", "benchmarks.bench", *options]
     settings = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
@@ -304,7 +322,7 @@ def test_a_real_run_at_the_tiny_size(tmp_path: Path) -> None:
     assert "no plot: .venv-bench/bin/python, with matplotlib, is missing" in done.stdout
     assert [case["title"] for case in report["cases"]] == ["256 tokens, batch size 2", "Real lengths, batch size 2"]
     for case in report["cases"]:
-        assert sorted(case["results"]) == ["eager", "floor", "guide", "ours"]
+        assert sorted(case["results"]) == ["eager", "floor", "guide", "ort-int8", "ours", "ours-int8"]
         assert case["results"]["ours"]["precision"] == "f32"
         assert all(not result.get("differs") for result in case["results"].values())
         assert all(2**25 < result["peak_rss_bytes"] < 2**30 for result in case["results"].values())
