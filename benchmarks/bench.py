@@ -22,19 +22,21 @@ from pathlib import Path
 from typing import Any
 
 import deberta
-from benchmarks import batching, figures, machine, processes
-from benchmarks.engines import ENGINES, MAX_THREADS, OURS, REFERENCE
+from benchmarks import batching, check, end_to_end, figures, machine, processes
+from benchmarks.engines import ENGINES, MAX_THREADS, OURS, OURS_BF16, OURS_INT8, REFERENCE
 from benchmarks.prepare import PEERS, BenchCase, BenchSettings, prepare, variables, workspace
 from benchmarks.processes import Failed, WorkerProcess
 from deberta.core import files
 from deberta.core.contract import FP32, LABELS, SEQUENCE_LENGTH, parse_integer
-from deberta.core.errors import ConfigError, GateError, MissingError, StageError, run_stage
+from deberta.core.errors import ConfigError, GateError, MissingError, StageError, run_stage, some
 from deberta.core.machine import effective_cpus
 from deberta.core.progress import Progress
 
 FIXED_ROWS = 16
+LENGTHS = Path(__file__).with_name("lengths") / "dev_matched_12k_sentencepiece.txt"
 PAUSE = 0.2  # seconds before each turn
 SIZES = ("full", "tiny")
+OF_OURS = (OURS, OURS_BF16, OURS_INT8)
 WORKER = (sys.executable, "-m", "benchmarks.worker")
 
 
@@ -55,6 +57,7 @@ def main(argv: Sequence[str]) -> None:
     with workspace(Path(".cache", "bench")) as folder:
         model, absent, peers = prepare(settings, cases, folder)
         measured = [_measure(case, settings, folder, model["vocabulary"], absent) for case in cases]
+        whole = _end_to_end(options, settings, sample, max(sizes), folder, model["vocabulary"], absent)
     report = {
         "format": 1,
         "made": started.isoformat(timespec="seconds"),
@@ -74,9 +77,12 @@ def main(argv: Sequence[str]) -> None:
         "engines": {name: ENGINES[name].label for name in settings.engines if name not in absent},
         "absent": absent,
         "cases": measured,
+        "end_to_end": whole,
     }  # fmt: skip
     _write(report, options, settings)
     _judge(report)
+    if options.check:
+        _check(report, options.check)
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -96,6 +102,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, help="in place of --lengths: a dev tsv, with --tokenizer")
     parser.add_argument("--tokenizer", type=Path)
     parser.add_argument("--rows", help="rows in the sample of real lengths, default 256")
+    parser.add_argument("--against", default="", help="a git commit whose infer takes turns with ours, end to end")
+    parser.add_argument("--check", type=Path, help="a published run, to compare the ratios with")
+    parser.add_argument("--published", type=Path, help="where this run is kept to be compared with, a JSON file")
     parser.add_argument("--seed", help="of the random weights, default 0")
     parser.add_argument("--peers-python", type=Path, default=PEERS, help="has requirements-bench.lock's packages")
     return parser.parse_args(argv)
@@ -140,7 +149,7 @@ def _sample(options: argparse.Namespace, batch_sizes: Sequence[int]) -> dict[str
         all_lengths = batching.lengths_of(options.data, options.tokenizer)
         source = f"{options.data.name} under {options.tokenizer.name}"
     else:
-        return {"rows": 0, "source": "neither --lengths nor --data was given"}
+        return {"rows": 0, "source": "neither --lengths nor --data was given", "all_lengths": []}
     lengths = batching.sample(all_lengths, min(rows, len(all_lengths)))
     return {
         "source": source,
@@ -152,6 +161,7 @@ def _sample(options: argparse.Namespace, batch_sizes: Sequence[int]) -> dict[str
         "mean_of_all": statistics.fmean(all_lengths),
         "buckets": {str(size): batching.choose(all_lengths, size) for size in batch_sizes},
         "lengths": lengths,
+        "all_lengths": all_lengths,
     }
 
 
@@ -207,6 +217,42 @@ def _measure(
     }
 
 
+def _end_to_end(
+    options: argparse.Namespace,
+    settings: BenchSettings,
+    sample: dict[str, Any],
+    batch_size: int,
+    folder: Path,
+    vocabulary: int,
+    absent: dict[str, str],
+) -> dict[str, Any] | None:
+    """The stage's rows per second from bins on disk, in each precision that is measured; None without real lengths."""
+    if not sample["rows"]:
+        return None
+    lengths = batching.sample(sample["all_lengths"], min(end_to_end.ROWS, sample["of"]))
+    precisions = [ENGINES[name].precision for name in OF_OURS if name in settings.engines and name not in absent]
+    buckets = sample["buckets"][str(batch_size)]
+    environment = variables(settings, folder)
+    return end_to_end.measure(
+        folder, batch_size, lengths, buckets, vocabulary, precisions, environment, settings.logs, options.against
+    )
+
+
+def _check(report: dict[str, Any], published: Path) -> None:
+    """Compare with a published run. Raises GateError if something got slower by more than the noise."""
+    if not published.is_file():
+        raise MissingError(f"{published} is missing. Run: invoke bench --publish")
+    before = json.loads(published.read_text(encoding="utf-8"))
+    found = list(check.changes(report, before))
+    for change in found:
+        verdict = "SLOWER" if change.slower else "as published, or within the noise"
+        print(f"{change.what}: {change.published:.2f} published, {change.now:.2f} now: {verdict}")
+    for line in check.not_compared(report, before):
+        print(f"not compared: {line}")
+    if slower := [change.what for change in found if change.slower]:
+        raise GateError(f"{len(slower)} of {len(found)} ratios got worse than {published} has: {some(slower)}")
+
+
 def _turns(
     case: BenchCase,
     order: Sequence[str],
@@ -238,12 +284,14 @@ def _shown_options(options: argparse.Namespace) -> list[str]:
     """The options that the figures depend on, as `invoke bench` takes them, where they are not the defaults."""
     values = {"size": options.size, "bs": options.bs, "repeats": options.repeats, "threads": options.threads,
              "engines": options.engines, "rows": options.rows,
-             "lengths": options.lengths.name if options.lengths else None}  # fmt: skip
+             "lengths": options.lengths.name if options.lengths and options.lengths != LENGTHS else None,
+             "against": options.against or None}  # fmt: skip
     defaults = {"size": "full", "bs": "1,8"}
     return [f"--{name} {value}" for name, value in values.items() if value is not None and value != defaults.get(name)]
 
 
 def _write(report: dict[str, Any], options: argparse.Namespace, settings: BenchSettings) -> None:
+    del report["sample"]["all_lengths"]  # they are in the file of lengths
     files.write_text(options.output, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     print(f"report: {options.output}", flush=True)
     plot = None
@@ -257,6 +305,8 @@ def _write(report: dict[str, Any], options: argparse.Namespace, settings: BenchS
     if options.markdown:
         files.write_text(options.markdown, page)
         print(f"page: {options.markdown}", flush=True)
+    if options.published:
+        files.write_text(options.published, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
 
 
 def _draw(options: argparse.Namespace, settings: BenchSettings) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from deberta.stages import onnx_runtime
 HF = "hf"  # transformers' own layout
 GUIDE = "guide.onnx"
 HF_EXPORT = "hf_export/model.onnx"
+OV_EXPORT = "hf_export/openvino_model.xml"  # optimum-intel's
 SUMMARY = "models.json"  # what benchmarks.models writes about the models
 # How an engine puts rows of real lengths into batches, see benchmarks.batching.
 AS_THEY_COME, BY_LENGTH, BY_BUCKET = "as they come", "by length", "by bucket"
@@ -154,7 +155,11 @@ def _load_transformers(job: BenchJob, compiled: bool) -> LoadedEngine:
 
 def _load_hf_export(job: BenchJob) -> LoadedEngine:
     """Batch and length are dynamic in this export, and its inputs int64."""
-    session = onnx_runtime.open_session(job.file(HF_EXPORT), job.threads)
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()  # as open_session's, which refuses the If that this export has
+    options.intra_op_num_threads, options.log_severity_level = job.threads, 3
+    session = onnxruntime.InferenceSession(str(job.file(HF_EXPORT)), options, providers=["CPUExecutionProvider"])
 
     def prepare(batch: RowBatch, ids: Array, mask: Array) -> Any:
         filled = (values.astype(np.int64) for values in _filled(batch, len(batch.rows), ids, mask))
@@ -171,6 +176,30 @@ def _load_ort_int8(job: BenchJob) -> LoadedEngine:
         return dict(zip(INPUTS, _filled(batch, job.batch_size, ids, mask), strict=True))
 
     return LoadedEngine(prepare, lambda inputs: np.asarray(session.run([OUTPUT], inputs)[0]))
+
+
+def _load_optimum_intel(job: BenchJob, settings: Mapping[str, Any]) -> LoadedEngine:
+    """optimum-intel's model with the settings that it gives OpenVINO, in one process without its PyTorch."""
+    import openvino as ov
+
+    core = ov.Core()
+    own = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": job.threads, **settings}
+    compiled = core.compile_model(core.read_model(job.file(OV_EXPORT)), "CPU", own)
+    request, names = compiled.create_infer_request(), {port.any_name for port in compiled.inputs}
+
+    def prepare(batch: RowBatch, ids: Array, mask: Array) -> Any:
+        filled = [values.astype(np.int64) for values in _filled(batch, len(batch.rows), ids, mask)]
+        inputs = dict(zip(("input_ids", "attention_mask"), filled, strict=True))
+        return {**inputs, **({"token_type_ids": filled[1] * 0} if "token_type_ids" in names else {})}
+
+    def run(inputs: Any) -> Logits:
+        request.infer(inputs, share_inputs=True, share_outputs=True)
+        return np.array(request.get_output_tensor(0).data)
+
+    def facts() -> dict[str, Any]:
+        return {"precision": compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()}
+
+    return LoadedEngine(prepare, run, facts)
 
 
 def _load_guide(job: BenchJob) -> LoadedEngine:
@@ -246,6 +275,19 @@ ENGINES = {
         "what `optimum-cli export onnx` (optimum-onnx) makes, run by ONNX Runtime itself",
         _load_hf_export,
         BY_LENGTH,
+    ),
+    "optimum-intel": BenchEngine(
+        "optimum-intel, OpenVINO in float32",
+        "what optimum-intel's `OVModelForSequenceClassification` loads and runs (export=True), told to use float32",
+        lambda job: _load_optimum_intel(job, {"INFERENCE_PRECISION_HINT": "f32"}),
+        BY_LENGTH,
+    ),
+    "optimum-intel-default": BenchEngine(
+        "optimum-intel, as it comes",
+        "the same in OpenVINO's default precision, which is bf16 on a CPU that has it",
+        lambda job: _load_optimum_intel(job, {}),
+        BY_LENGTH,
+        precision="the default",
     ),
     "guide": BenchEngine(
         "the guide's form on ONNX Runtime",

@@ -12,15 +12,18 @@ from deberta.core.contract import FP32
 from deberta.stages.inference.logits import compare_logits
 
 TOLERANCE = 1e-4  # largest difference of a logit from transformers eager, float32 both
-COMPARED = ("guide", "eager", "compile", "hf-export")  # shown by ours in the first table
+COMPARED = ("guide", "eager", "compile", "hf-export", "optimum-intel")  # shown by ours in the first table
 FLOORS = ("floor", "floor-ort")
 INSTALL = "python3.11 -m venv .venv-bench && .venv-bench/bin/pip install --require-hashes -r requirements-bench.lock"
 _RUNNING = [
-    "`invoke bench` writes `results/bench/bench.json` and prints these tables; `invoke bench --publish` writes this "
-    "page and its plot too. Rows of real lengths are taken from the profile's `dev_matched.tsv`, or from a text file "
-    "with the number of tokens of each row: `invoke bench --lengths FILE`. Hugging Face's export and the plot need an "
-    "environment of their own; where it, or a C++ compiler for torch.compile, is not there, they are reported as "
-    "missing:",
+    "`invoke bench` writes `results/bench/bench.json` and prints these tables; `invoke bench --publish` writes "
+    "this page, its plot and its figures (`benchmarks.json`) too, and `invoke bench --check` compares the ratios "
+    "of a run with those: exit code 6 if one got worse by more than 5 % and out of both runs' quartiles. Rows of "
+    "real lengths are those of the profile's `dev_matched.tsv` or else of MNLI's, whose numbers of tokens the "
+    "repository has (`benchmarks/lengths`: by a sentencepiece model of 12,000 pieces trained on the same texts); "
+    "`--lengths FILE` takes others. `--against COMMIT` has that commit's `infer` take turns with ours, end to "
+    "end. Hugging Face's exports and the plot need an environment of their own; where it, or a C++ compiler for "
+    "torch.compile, is not there, they are reported as missing:",
     "",
     f"    {INSTALL}",
 ]
@@ -80,6 +83,7 @@ def markdown(report: Json, plot: str | None) -> str:
     for case in report["cases"]:
         lines += _case(case)
     lines += _other_precisions(report["cases"])
+    lines += _end_to_end(report)
     lines += ["## What was compared", ""]
     lines += [_described(name, report) for name in ENGINES if name in report["engines"]]
     lines += [f"- {ENGINES[name].label}: **not measured**. {reason}" for name, reason in report["absent"].items()]
@@ -98,6 +102,30 @@ def _first_table(report: Json) -> list[str]:
     for case in report["cases"]:
         cells = [f"{case['headlines'][name]:.2f}" if name in case["headlines"] else "-" for name in columns]
         lines.append(f"| {case['title']} | {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
+def _end_to_end(report: Json) -> list[str]:
+    """Rows per second of `infer` from bins on disk."""
+    if not (found := report.get("end_to_end")):
+        return []
+    names = {"ours": "float32", "ours-bf16": "bf16", "ours-int8": "int8", "before": f"float32 of {found['revision']}"}
+    lines = [
+        "## infer, end to end",
+        "",
+        f"The stage as a process, from its start to its end: the model is loaded, {found['rows']} rows of real lengths "
+        f"at batch size {found['batch_size']} are read from bins, run and written. Its runs take turns; the outputs of "
+        "another commit are the same bytes.",
+        "",
+        "| infer | rows per s | seconds | by ours in float32 |",
+        "|---|---|---|---|",
+    ]
+    for name, result in found["results"].items():
+        ratio, seconds = result["ratio"], sorted(result["times_s"])
+        lines.append(
+            f"| {names[name]} | {result['rows_per_s']:.1f} | {seconds[0]:.1f}-{seconds[-1]:.1f} | "
+            f"{ratio['median']:.2f} ({ratio['q1']:.2f}-{ratio['q3']:.2f}) |"
+        )
     return [*lines, ""]
 
 
@@ -188,7 +216,7 @@ def _described(name: str, report: Json) -> str:
     if name == "floor":
         first = next(iter(model.values()))
         text += f": {first['products']} of them"
-    if name == "hf-export":
+    if name in ("hf-export", "optimum-intel"):
         text += f"; by {', '.join(f'{package} {version}' for package, version in report['peers'].items())}"
     return f"{text}."
 

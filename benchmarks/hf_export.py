@@ -11,13 +11,20 @@ import sys
 from pathlib import Path
 
 from optimum.exporters.onnx import main_export  # type: ignore[import-not-found]
+from optimum.intel import OVModelForSequenceClassification  # type: ignore[import-not-found]
 
-PACKAGES = ("optimum-onnx", "optimum", "transformers", "torch", "onnx")
+PACKAGES = ("optimum-onnx", "optimum-intel", "optimum", "transformers", "torch", "onnx")
 
 
 def main(source: str, output: str) -> None:
-    """Export to OUTPUT/model.onnx, as `optimum-cli export onnx` does without options, and say with what."""
+    """Export to OUTPUT/model.onnx, as `optimum-cli export onnx` does without options, and say with what.
+
+    Then to OUTPUT/openvino_model.xml, as optimum-intel does when a model is loaded with `export=True`.
+    """
     main_export(source, output=output, task="text-classification", do_validation=False, local_files_only=True)
+    OVModelForSequenceClassification.from_pretrained(
+        source, export=True, compile=False, load_in_8bit=False, local_files_only=True
+    ).save_pretrained(output)
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     Path(output, "versions.json").write_text(json.dumps(versions) + "\n", encoding="utf-8")
 

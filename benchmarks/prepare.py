@@ -32,6 +32,7 @@ from benchmarks.engines import (
 from benchmarks.figures import INSTALL
 from deberta.core.errors import MissingError, StageError
 
+OF_PEERS = ("hf-export", "optimum-intel", "optimum-intel-default")  # what the peers' environment exports
 PEERS = Path(".venv-bench", "bin", "python")
 QUANTIZE = "import sys; from onnxruntime.quantization import quantize_dynamic; quantize_dynamic(*sys.argv[1:])"
 
@@ -128,13 +129,13 @@ def prepare(
                 absent[name] = str(error)
                 print(f"not measured: {name}: {error}", flush=True)
     versions: dict[str, str] = {}
-    if "hf-export" in settings.engines:
+    if exported := [name for name in OF_PEERS if name in settings.engines]:
         target = folder / HF_EXPORT
         try:
             versions = _export_peer(settings, folder, target.parent)
         except (MissingError, StageError) as error:
-            absent["hf-export"] = str(error)
-            print(f"not measured: hf-export: {error}", flush=True)
+            absent.update(dict.fromkeys(exported, str(error)))
+            print(f"not measured: {', '.join(exported)}: {error}", flush=True)
     return model, absent, versions
 
 

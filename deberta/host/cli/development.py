@@ -29,19 +29,37 @@ def lint(c: Context, options: Options) -> None:
     development.lint(PROJECT, options.dry)
 
 
-@command("size", "repeats", "threads", "engines", "rows", "lengths", "publish", "profile", "dry", sizes="1,8")
+@command(
+    "size",
+    "repeats",
+    "threads",
+    "engines",
+    "rows",
+    "lengths",
+    "against",
+    "publish",
+    "check",
+    "profile",
+    "dry",
+    sizes="1,8",
+)
 def bench(c: Context, options: Options) -> None:
     """Measure the cpu backend beside other ways to run the model."""
     folder, plan = workspace(c), cpu_plan(c, options)
     data, tokenizer = (folder / path for path in (plan.profile.data_path("match"), plan.profile.tokenizer_path))
     arguments = ["--output", "results/bench/bench.json", "--size", options.size]
     arguments += ["--bs", ",".join(map(str, options.sizes)), "--config", str(PROJECT / "models/mnli/model_config.json")]
-    for name in ("repeats", "threads", "engines", "rows"):
+    for name in ("repeats", "threads", "engines", "rows", "against"):
         arguments += [f"--{name}", options.typed[name]] if name in options.typed else []
     if options.lengths:
         arguments += ["--lengths", options.lengths]
     elif data.exists() and tokenizer.exists():
         arguments += ["--data", str(data), "--tokenizer", str(tokenizer)]
+    else:
+        arguments += ["--lengths", str(PROJECT / "benchmarks/lengths/dev_matched_12k_sentencepiece.txt")]
+    if options.check:
+        arguments += ["--check", str(PROJECT / "docs/benchmarks.json")]
     if options.publish:
         arguments += ["--markdown", str(PROJECT / "docs/benchmarks.md"), "--plot", str(PROJECT / "docs/benchmarks.svg")]
+        arguments += ["--published", str(PROJECT / "docs/benchmarks.json")]
     development.bench(PROJECT, folder, stages_environment(c), arguments, options.dry)

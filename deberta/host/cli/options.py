@@ -283,7 +283,9 @@ class Options:
     threads: str = ""
     engines: str = ""
     lengths: str = text("", user_path)
+    against: str = ""
     publish: bool = False
+    check: bool = False
     slow: bool = False
     campaign: bool = False
     emulated: bool = False

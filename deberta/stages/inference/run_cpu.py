@@ -222,7 +222,11 @@ def _at_once(batches: Sequence[Batch], engine: OpenVinoEngine, count: int) -> It
     """
     free: queue.SimpleQueue[ov.InferRequest] = queue.SimpleQueue()
     for _ in range(count):
-        free.put(engine.compiled.create_infer_request())
+        infer_request = engine.compiled.create_infer_request()
+        # OpenVINO sets its use of NumPy up when an array is first asked for, under a lock that it holds while it waits
+        # for the interpreter's: two threads that do it at once would wait for each other for ever.
+        infer_request.get_tensor(INPUTS[0]).data  # noqa: B018
+        free.put(infer_request)
 
     def work(batch: Batch) -> Sequence[Interval]:
         inputs = batch.read()
