@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from benchmarks.end_to_end import BEFORE
 from benchmarks.engines import OURS
 
 Json = dict[str, Any]
 LEAST = 0.05  # a median that changed by less is no finding, whatever the quartiles say
-BEFORE = "before"  # the end-to-end run of another commit: another one each time
 
 
 class RatioChange(NamedTuple):
